@@ -1,0 +1,110 @@
+"""Every exception that crosses a boundary of vuserd, and the RPC code that each becomes.
+
+::
+
+    VuserdError
+    |-- ConfigurationError      the operator's fault: what was asked for cannot be set up
+    |   `-- BackendNotFound         no virtiofsd on this machine
+    |-- BackendError            the backend's fault                           BACKEND_DOWN
+    |   |-- BackendDown             it did not start, ended, or went away     BACKEND_DOWN
+    |   |-- BackendBroken           it broke the protocol                     BACKEND_DOWN
+    |   `-- BackendTimeout          it did not answer in time                 TIMEOUT
+    |-- FileError               what the file system says                     an errno name
+    `-- CallError               the caller's fault, or the daemon's answer    one of ErrorCode
+
+Local misuse of an interface (a programming error) is a ``ValueError`` or ``RuntimeError`` as in the
+standard library, and reaches a client as ``INTERNAL``.
+"""
+
+import errno
+import os
+from enum import StrEnum
+from typing import Any
+
+
+class ErrorCode(StrEnum):
+    """The names, beside errno names, that an RPC error's ``code`` may have."""
+
+    BAD_REQUEST = (
+        "BAD_REQUEST"  #: the frame, the parameters or their types are not what the method takes
+    )
+    UNKNOWN_METHOD = "UNKNOWN_METHOD"  #: there is no method of this name
+    UNKNOWN_EXPORT = "UNKNOWN_EXPORT"  #: there is no export of this name for this client
+    DENIED = "DENIED"  #: the client may not do this
+    CHANGED = (
+        "CHANGED"  #: the file changed while it was delivered, and again when that was repeated
+    )
+    TIMEOUT = "TIMEOUT"  #: the backend did not answer within the deadline
+    BACKEND_DOWN = "BACKEND_DOWN"  #: the export has no working backend
+    TOO_LARGE = "TOO_LARGE"  #: a frame or an amount asked for is over its limit
+    BUSY = "BUSY"  #: a resource is used up for now
+    SHUTTING_DOWN = "SHUTTING_DOWN"  #: the daemon is about to end
+    INTERNAL = "INTERNAL"  #: a fault of the daemon itself; its log says more
+
+
+class VuserdError(Exception):
+    """The base of all of them; ``code`` is what the RPC calls it, ``str()`` what a person reads."""
+
+    code: str = ErrorCode.INTERNAL
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the RPC's error map: ``code``, ``message`` and fields of the error's own."""
+        return {"code": str(self.code), "message": str(self)}
+
+
+class ConfigurationError(VuserdError):
+    """What the operator asked for cannot be set up; the message says what would be right."""
+
+
+class BackendNotFound(ConfigurationError):  # noqa: N818 - reads as the sentence it is
+    """No virtiofsd was found; the message names the package to install."""
+
+
+class BackendError(VuserdError):
+    """The backend's fault: the base of what a lost, broken or silent backend raises."""
+
+    code = ErrorCode.BACKEND_DOWN
+
+
+class BackendDown(BackendError):  # noqa: N818
+    """The backend did not start, has ended, or closed its socket."""
+
+
+class BackendBroken(BackendError):  # noqa: N818
+    """The backend broke the protocol; the session with it is over."""
+
+
+class BackendTimeout(BackendError):  # noqa: N818
+    """The backend did not answer within the deadline."""
+
+    code = ErrorCode.TIMEOUT
+
+
+class FileError(VuserdError):
+    """An errno that the file system gave, for the path that was asked for.
+
+    ``number`` is the errno, ``code`` its name (``ENOENT``).
+    """
+
+    def __init__(self, number: int, detail: str | None = None) -> None:
+        self.number = number
+        self.code = errno.errorcode.get(number, f"ERRNO_{number}")
+        strerror = os.strerror(number)
+        super().__init__(detail or strerror[:1].lower() + strerror[1:])
+
+    def to_wire(self) -> dict[str, Any]:
+        """Add ``errno``, the number on this machine."""
+        return super().to_wire() | {"errno": self.number}
+
+
+class CallError(VuserdError):
+    """A call that cannot be answered: one of :class:`ErrorCode`, a message, fields of its own."""
+
+    def __init__(self, code: ErrorCode, message: str, **fields: Any) -> None:
+        self.code = code
+        self.fields = fields
+        super().__init__(message)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Add the error's own fields."""
+        return super().to_wire() | self.fields
