@@ -1,0 +1,476 @@
+"""FUSE as virtio-fs carries it: opcodes, requests with the exact size of their replies, replies.
+
+Source: ``include/uapi/linux/fuse.h``, version 7.38. One function a request, named after it, makes
+the request and tells the exact size of its reply; ``decode_*`` decodes the reply's body. Directory
+entries have their own module, :mod:`protocol.dirent`. Numbers are in the machine's byte order.
+
+::
+
+    request  | len u32 | opcode u32 | unique u64 | nodeid u64 | uid, gid, pid u32 | 0 u32 |
+             | body: len - 40 bytes |
+    reply    | len u32 | error i32 | unique u64 | body: len - 16 bytes, none after an error |
+"""
+
+import stat
+import struct
+from collections.abc import Sequence
+from enum import IntEnum, IntFlag
+from typing import Final, NamedTuple, NewType
+
+from protocol import MalformedError
+
+#: What a backend calls an inode that was looked up; valid with its session only.
+NodeId = NewType("NodeId", int)
+#: What a backend calls an open file or directory.
+FileHandle = NewType("FileHandle", int)
+
+ROOT_ID: Final = NodeId(1)
+MAJOR: Final = 7
+MINOR: Final = 38
+#: The oldest minor whose reply to INIT is 64 bytes and whose flags this module understands.
+OLDEST_MINOR: Final = 27
+PAGE_SIZE: Final = 4096
+NAME_MAX: Final = 255
+#: Linux's largest errno; a reply's error lies in -4095..0.
+MAX_ERRNO: Final = 4095
+
+
+class Opcode(IntEnum):
+    """``enum fuse_opcode``."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    GETLK = 31
+    SETLK = 32
+    SETLKW = 33
+    ACCESS = 34
+    CREATE = 35
+    INTERRUPT = 36
+    BMAP = 37
+    DESTROY = 38
+    IOCTL = 39
+    POLL = 40
+    NOTIFY_REPLY = 41
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    SETUPMAPPING = 48
+    REMOVEMAPPING = 49
+    SYNCFS = 50
+    TMPFILE = 51
+
+
+class InitFlag(IntFlag):
+    """Capability bits of INIT that a reader has a use for; bits from 32 up travel in ``flags2``."""
+
+    ASYNC_READ = 1 << 0
+    BIG_WRITES = 1 << 5
+    DO_READDIRPLUS = 1 << 13
+    READDIRPLUS_AUTO = 1 << 14
+    PARALLEL_DIROPS = 1 << 18
+    MAX_PAGES = 1 << 22
+    SUBMOUNTS = 1 << 27
+    INIT_EXT = 1 << 30
+
+
+class AttributeFlag(IntFlag):
+    """``FUSE_ATTR_*``."""
+
+    SUBMOUNT = 1 << 0  #: the directory is the root of a mount inside the export
+
+
+_GETATTR_FH: Final = 1 << 0
+
+_IN_HEADER = struct.Struct("=IIQQIIII")
+_OUT_HEADER = struct.Struct("=IiQ")
+IN_HEADER_SIZE: Final = _IN_HEADER.size
+OUT_HEADER_SIZE: Final = _OUT_HEADER.size
+
+
+class Credentials(NamedTuple):
+    """Who asks, in the backend's eyes."""
+
+    uid: int
+    gid: int
+    pid: int
+
+
+class Request(NamedTuple):
+    """A request before it has its ``unique``.
+
+    ``reply_size`` is the exact number of bytes after the 16-byte out-header that the backend must
+    be given to write; None for a request that is never answered, which goes on the hiprio queue.
+    """
+
+    opcode: Opcode
+    node: NodeId
+    body: bytes
+    reply_size: int | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the request as encoded."""
+        return IN_HEADER_SIZE + len(self.body)
+
+    def encode(self, unique: int, who: Credentials) -> bytes:
+        """Encode header and body."""
+        return _IN_HEADER.pack(self.size, self.opcode, unique, self.node, *who, 0) + self.body
+
+
+def decode_reply_header(header: bytes, unique: int, used: int) -> int:
+    """Check an out-header against the request's ``unique`` and the ``used`` ring's length.
+
+    Returns:
+        The errno, 0 for success.
+
+    Raises:
+        MalformedError: another length, another request's reply, an error outside -4095..0, or a
+            body after an error.
+
+    """
+    if len(header) != OUT_HEADER_SIZE:
+        raise MalformedError(f"an out-header of {len(header)} bytes")
+    size, error, answered = _OUT_HEADER.unpack(header)
+    if answered != unique:
+        raise MalformedError(f"a reply to request {answered} in the buffers of request {unique}")
+    if size != used:
+        raise MalformedError(f"a reply of {size} bytes in {used} bytes used")
+    if not -MAX_ERRNO <= error <= 0:
+        raise MalformedError(f"error {error} in a reply")
+    if error and size != OUT_HEADER_SIZE:
+        raise MalformedError(f"{size - OUT_HEADER_SIZE} bytes after an error")
+    return -int(error)
+
+
+# --- INIT and DESTROY -----------------------------------------------------------------------------
+
+_INIT_IN = struct.Struct("=IIIII44x")
+_INIT_OUT = struct.Struct("=IIIIHHIIHHI28x")
+
+
+def init(flags: InitFlag, max_readahead: int) -> Request:
+    """INIT: versions and capabilities, with the second word of flags (INIT_EXT)."""
+    flags |= InitFlag.INIT_EXT
+    body = _INIT_IN.pack(MAJOR, MINOR, max_readahead, flags & 0xFFFFFFFF, flags >> 32)
+    return Request(Opcode.INIT, NodeId(0), body, _INIT_OUT.size)
+
+
+class InitReply(NamedTuple):
+    """What the backend makes of INIT."""
+
+    minor: int
+    flags: InitFlag
+    max_write: int  #: bytes
+    max_pages: int  #: of one request's payload
+
+    @property
+    def max_read(self) -> int:
+        """Bytes that one READ may ask for."""
+        return self.max_pages * PAGE_SIZE
+
+
+def decode_init(body: bytes) -> InitReply:
+    """Decode ``struct fuse_init_out``.
+
+    Raises:
+        MalformedError: a version that this module does not speak.
+
+    """
+    major, minor, _, low, _, _, max_write, _, max_pages, _, high = _unpack(_INIT_OUT, body)
+    if major != MAJOR or minor < OLDEST_MINOR:
+        raise MalformedError(f"FUSE {major}.{minor}, older than {MAJOR}.{OLDEST_MINOR}")
+    flags = InitFlag(low | (high << 32 if low & InitFlag.INIT_EXT else 0))
+    # Without MAX_PAGES the kernel's old limit of 32 pages holds.
+    return InitReply(minor, flags, max_write, max_pages if flags & InitFlag.MAX_PAGES else 32)
+
+
+def destroy() -> Request:
+    """DESTROY: the file system is unmounted. The Rust virtiofsd uses the chain with 0 bytes."""
+    return Request(Opcode.DESTROY, NodeId(0), b"", 0)
+
+
+# --- nodes ----------------------------------------------------------------------------------------
+
+_ATTRIBUTES = struct.Struct("=QQQQQQIIIIIIIIII")
+_ENTRY_HEAD = struct.Struct("=QQQQII")
+_ATTR_HEAD = struct.Struct("=QII")
+ENTRY_SIZE: Final = _ENTRY_HEAD.size + _ATTRIBUTES.size
+_MAX_SIZE: Final = (1 << 63) - 1
+
+
+class Attributes(NamedTuple):
+    """``struct fuse_attr``; sizes in bytes, ``blocks`` of 512 bytes, times in seconds."""
+
+    ino: int
+    size: int
+    blocks: int
+    atime: int
+    mtime: int
+    ctime: int
+    atime_nsec: int
+    mtime_nsec: int
+    ctime_nsec: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    blksize: int
+    flags: int
+
+
+class Entry(NamedTuple):
+    """A node that a lookup gave: one lookup count of it is ours to give back."""
+
+    node: NodeId
+    attributes: Attributes
+
+
+#: The file types that a mode can have.
+_TYPES: Final = frozenset(
+    {
+        stat.S_IFREG,
+        stat.S_IFDIR,
+        stat.S_IFLNK,
+        stat.S_IFIFO,
+        stat.S_IFSOCK,
+        stat.S_IFCHR,
+        stat.S_IFBLK,
+    }
+)
+
+
+def _attributes(body: bytes, offset: int) -> Attributes:
+    attributes = Attributes._make(_ATTRIBUTES.unpack_from(body, offset))
+    if stat.S_IFMT(attributes.mode) not in _TYPES:
+        raise MalformedError(f"a node of mode {attributes.mode:#o}")
+    if attributes.size > _MAX_SIZE:
+        raise MalformedError(f"a node of {attributes.size} bytes")
+    if max(attributes.atime_nsec, attributes.mtime_nsec, attributes.ctime_nsec) >= 1_000_000_000:
+        raise MalformedError("a time of a whole second in nanoseconds")
+    return attributes
+
+
+def decode_entry_at(buffer: bytes, offset: int) -> Entry | None:
+    """Decode ``struct fuse_entry_out`` at ``offset``; None for node id 0, which is no entry.
+
+    Raises:
+        MalformedError: the root (a lookup by name never gives it), or impossible attributes.
+
+    """
+    if len(buffer) - offset < ENTRY_SIZE:
+        raise MalformedError(f"{len(buffer) - offset} bytes where an entry of {ENTRY_SIZE} belongs")
+    node = _ENTRY_HEAD.unpack_from(buffer, offset)[0]
+    if node == 0:
+        return None
+    if node == ROOT_ID:
+        raise MalformedError("the root as an entry of a directory")
+    return Entry(NodeId(node), _attributes(buffer, offset + _ENTRY_HEAD.size))
+
+
+def _name(name: bytes) -> bytes:
+    if not 1 <= len(name) <= NAME_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
+        raise ValueError(f"not the name of a directory entry: {name!r}")
+    return name + b"\0"
+
+
+def lookup(parent: NodeId, name: bytes) -> Request:
+    """LOOKUP: the node of ``name`` in ``parent``; success gives one lookup count."""
+    return Request(Opcode.LOOKUP, parent, _name(name), ENTRY_SIZE)
+
+
+def decode_lookup(body: bytes) -> Entry | None:
+    """Decode the reply to LOOKUP; None means there is no such name."""
+    if len(body) != ENTRY_SIZE:
+        raise MalformedError(f"a reply to LOOKUP of {len(body)} bytes")
+    return decode_entry_at(body, 0)
+
+
+_FORGET = struct.Struct("=Q")
+_FORGET_ONE = struct.Struct("=QQ")
+_BATCH_FORGET_HEAD = struct.Struct("=II")
+
+
+class Forget(NamedTuple):
+    """Lookup counts of one node to give back."""
+
+    node: NodeId
+    lookups: int
+
+
+def _forgettable(node: NodeId, lookups: int) -> Forget:
+    if node in (0, ROOT_ID) or lookups < 1:
+        raise ValueError(f"FORGET of {lookups} lookups of node {node}")
+    return Forget(node, lookups)
+
+
+def forget(node: NodeId, lookups: int) -> Request:
+    """FORGET: give ``lookups`` back; never for the root, never more than were given."""
+    return Request(Opcode.FORGET, node, _FORGET.pack(_forgettable(node, lookups).lookups), None)
+
+
+def batch_forget(forgets: Sequence[Forget]) -> Request:
+    """BATCH_FORGET: many of them in one request."""
+    ones = b"".join(_FORGET_ONE.pack(*_forgettable(*one)) for one in forgets)
+    body = _BATCH_FORGET_HEAD.pack(len(forgets), 0) + ones
+    return Request(Opcode.BATCH_FORGET, NodeId(0), body, None)
+
+
+def batch_forget_capacity(size: int) -> int:
+    """How many forgets a BATCH_FORGET of ``size`` bytes holds."""
+    return (size - IN_HEADER_SIZE - _BATCH_FORGET_HEAD.size) // _FORGET_ONE.size
+
+
+_GETATTR_IN = struct.Struct("=IIQ")
+
+
+def getattr(node: NodeId, handle: FileHandle | None = None) -> Request:  # noqa: A001
+    """GETATTR: the attributes of a node, or of the open file behind ``handle``."""
+    flags, number = (0, 0) if handle is None else (_GETATTR_FH, handle)
+    body = _GETATTR_IN.pack(flags, 0, number)
+    return Request(Opcode.GETATTR, node, body, _ATTR_HEAD.size + _ATTRIBUTES.size)
+
+
+def decode_attributes(body: bytes) -> Attributes:
+    """Decode ``struct fuse_attr_out``."""
+    if len(body) != _ATTR_HEAD.size + _ATTRIBUTES.size:
+        raise MalformedError(f"a reply to GETATTR of {len(body)} bytes")
+    return _attributes(body, _ATTR_HEAD.size)
+
+
+def readlink(node: NodeId) -> Request:
+    """READLINK: the target of a symlink, without a NUL."""
+    return Request(Opcode.READLINK, node, b"", PAGE_SIZE)
+
+
+def decode_readlink(body: bytes) -> bytes:
+    """Decode a target: 1..4095 bytes without NUL, as Linux has them."""
+    if not 1 <= len(body) < PAGE_SIZE or b"\0" in body:
+        raise MalformedError(f"a link target of {len(body)} bytes that Linux cannot hold")
+    return bytes(body)
+
+
+# --- open files and directories -------------------------------------------------------------------
+
+_OPEN_IN = struct.Struct("=II")
+_OPEN_OUT = struct.Struct("=QII")
+_READ_IN = struct.Struct("=QQIIQII")
+_RELEASE_IN = struct.Struct("=QIIQ")
+
+
+def open(node: NodeId, flags: int = 0) -> Request:  # noqa: A001
+    """Make OPEN, for a regular file; ``flags`` as in open(2), O_RDONLY by default."""
+    return Request(Opcode.OPEN, node, _OPEN_IN.pack(flags, 0), _OPEN_OUT.size)
+
+
+def opendir(node: NodeId) -> Request:
+    """OPENDIR: a handle that READDIR and READDIRPLUS take."""
+    return Request(Opcode.OPENDIR, node, _OPEN_IN.pack(0, 0), _OPEN_OUT.size)
+
+
+def decode_open(body: bytes) -> FileHandle:
+    """Decode the reply to OPEN and OPENDIR: the handle, which RELEASE or RELEASEDIR gives back."""
+    return FileHandle(_unpack(_OPEN_OUT, body)[0])
+
+
+def _read(opcode: Opcode, node: NodeId, handle: FileHandle, offset: int, size: int) -> Request:
+    return Request(opcode, node, _READ_IN.pack(handle, offset, size, 0, 0, 0, 0), size)
+
+
+def read(node: NodeId, handle: FileHandle, offset: int, size: int) -> Request:
+    """READ ``size`` bytes at ``offset``; the reply's body is the bytes, fewer at the file's end."""
+    return _read(Opcode.READ, node, handle, offset, size)
+
+
+def readdir(node: NodeId, handle: FileHandle, offset: int, size: int) -> Request:
+    """READDIR: ``size`` bytes of names, types and inode numbers, from ``offset`` (opaque) on."""
+    return _read(Opcode.READDIR, node, handle, offset, size)
+
+
+def readdirplus(node: NodeId, handle: FileHandle, offset: int, size: int) -> Request:
+    """READDIRPLUS: READDIR and a LOOKUP of every entry but "." and ".."."""
+    return _read(Opcode.READDIRPLUS, node, handle, offset, size)
+
+
+def release(node: NodeId, handle: FileHandle) -> Request:
+    """RELEASE a handle of OPEN."""
+    return Request(Opcode.RELEASE, node, _RELEASE_IN.pack(handle, 0, 0, 0), 0)
+
+
+def releasedir(node: NodeId, handle: FileHandle) -> Request:
+    """RELEASEDIR a handle of OPENDIR."""
+    return Request(Opcode.RELEASEDIR, node, _RELEASE_IN.pack(handle, 0, 0, 0), 0)
+
+
+# --- the rest -------------------------------------------------------------------------------------
+
+_STATFS_OUT = struct.Struct("=QQQQQIII28x")
+
+
+class FileSystemStatistics(NamedTuple):
+    """``struct fuse_kstatfs``: counts of blocks of ``frsize`` bytes and of inodes."""
+
+    blocks: int
+    bfree: int
+    bavail: int
+    files: int
+    ffree: int
+    bsize: int
+    namelen: int
+    frsize: int
+
+
+def statfs(node: NodeId) -> Request:
+    """STATFS: the file system that holds ``node``."""
+    return Request(Opcode.STATFS, node, b"", _STATFS_OUT.size)
+
+
+def decode_statfs(body: bytes) -> FileSystemStatistics:
+    """Decode the reply to STATFS."""
+    return FileSystemStatistics._make(_unpack(_STATFS_OUT, body))
+
+
+def interrupt(unique: int) -> Request:
+    """INTERRUPT: the request of that ``unique`` is no longer wanted."""
+    return Request(Opcode.INTERRUPT, NodeId(0), struct.pack("=Q", unique), None)
+
+
+def check_empty(body: bytes) -> None:
+    """Check a reply that has no body: RELEASE, RELEASEDIR, DESTROY."""
+    if body:
+        raise MalformedError(f"{len(body)} bytes in a reply that has none")
+
+
+def _unpack(layout: struct.Struct, body: bytes) -> tuple[int, ...]:
+    if len(body) != layout.size:
+        raise MalformedError(f"a reply of {len(body)} bytes where {layout.size} belong")
+    return layout.unpack(body)
