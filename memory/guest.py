@@ -1,0 +1,76 @@
+"""Guest memory: the regions that the backend maps, and what it calls the bytes in them.
+
+A byte of a region has three names: its offset in the region, its guest-physical address (which
+descriptors use) and its user address (which SET_VRING_ADDR uses). No guest and no mapping stands
+behind the two addresses, so they are chosen far apart: one taken for the other is in no region.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from memory.region import Region
+from protocol.vhost_user import MemoryRegion, encode_memory_table
+
+_FIRST_GUEST_ADDRESS: Final = 1 << 32
+_USER_ADDRESS_OFFSET: Final = 1 << 44
+#: Regions keep this distance, so that no buffer can run from one into the next.
+_GAP: Final = 1 << 20
+
+
+class GuestRegion(NamedTuple):
+    """A region and the addresses that the backend knows it by."""
+
+    region: Region
+    guest_base: int
+
+    def guest_address(self, offset: int, length: int) -> int:
+        """Return the guest-physical address of ``length`` bytes at ``offset``."""
+        self._check(offset, length)
+        return self.guest_base + offset
+
+    def user_address(self, offset: int, length: int) -> int:
+        """Return the user address of ``length`` bytes at ``offset``."""
+        self._check(offset, length)
+        return self.guest_base + _USER_ADDRESS_OFFSET + offset
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 1 or offset + length > self.region.size:
+            raise ValueError(
+                f"{length} bytes at {offset} leave the region of {self.region.size} bytes"
+            )
+
+    def wire(self) -> MemoryRegion:
+        """Return the region as SET_MEM_TABLE and ADD_MEM_REG describe it."""
+        size = self.region.size
+        return MemoryRegion(self.guest_base, size, self.user_address(0, size), mmap_offset=0)
+
+
+class GuestMemory:
+    """The regions of one session, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self._regions: list[GuestRegion] = []
+        self._next_address = _FIRST_GUEST_ADDRESS
+
+    @property
+    def regions(self) -> Sequence[GuestRegion]:
+        """The regions the backend is told of."""
+        return tuple(self._regions)
+
+    def add(self, region: Region) -> GuestRegion:
+        """Give ``region`` addresses that no other region has or had. It becomes ours to close."""
+        placed = GuestRegion(region, self._next_address)
+        self._next_address += region.size + _GAP - region.size % _GAP
+        self._regions.append(placed)
+        return placed
+
+    def table(self) -> tuple[bytes, list[int]]:
+        """Return the payload of SET_MEM_TABLE and the descriptors to send beside it."""
+        payload = encode_memory_table([placed.wire() for placed in self._regions])
+        return payload, [placed.region.fileno() for placed in self._regions]
+
+    def close(self) -> None:
+        """Close every region."""
+        for placed in self._regions:
+            placed.region.close()
+        self._regions.clear()

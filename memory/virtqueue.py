@@ -1,0 +1,165 @@
+"""The driver's side of a split virtqueue.
+
+Source: VIRTIO 1.2, sections 2.7.13 (supplying buffers) and 2.7.14 (receiving used buffers). What
+the device can write is never trusted: chains, lengths and the free list are kept privately, and a
+used element is believed only when it names the head of a chain that is outstanding. Notifications
+are not suppressed on either side (no EVENT_IDX, flags 0 and unread): a kick for every batch costs
+less than the fence that suppression needs.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from memory.fence import fence
+from protocol import MalformedError
+from protocol.virtio_ring import DESCRIPTOR, USED_ELEMENT, DescriptorFlag, RingLayout
+
+Token = TypeVar("Token")
+
+_WRAP = 0x10000
+# Plain numbers: arithmetic on IntFlag members costs more than the rest of add().
+_NEXT = int(DescriptorFlag.NEXT)
+_WRITE = int(DescriptorFlag.WRITE)
+
+
+class Span(NamedTuple):
+    """A buffer as a descriptor names it: guest-physical address and length in bytes."""
+
+    address: int
+    length: int
+
+
+class RingFullError(Exception):
+    """Too few free descriptors for the chain; some come back when requests end."""
+
+
+class _Chain(NamedTuple, Generic[Token]):
+    """What is known of a chain that the device has."""
+
+    token: Token
+    descriptors: list[int]
+    writable: int
+
+
+class Virtqueue(Generic[Token]):
+    """A split ring in ``memory`` (zeroed here), each chain with a token of the caller's.
+
+    ``base`` is the index at which both rings begin, as told to the device by SET_VRING_BASE.
+    """
+
+    def __init__(self, memory: memoryview, layout: RingLayout, base: int = 0) -> None:
+        if len(memory) != layout.size:
+            raise ValueError(f"{len(memory)} bytes for a ring of {layout.size}")
+        self.layout = layout
+        memory[:] = bytes(layout.size)
+        # Index words are single 16-bit accesses: struct.pack_into() zeroes its target first, and a
+        # device that reads a zero index in that instant is lost.
+        self._descriptors = memory[: layout.available]
+        self._available = memory[layout.available : layout.available + 4 + 2 * layout.num].cast("H")
+        self._used_words = memory[layout.used : layout.used + 4].cast("H")
+        self._used_elements = memory[layout.used + 4 : layout.used + 4 + 8 * layout.num]
+        self._free = list(range(layout.num - 1, -1, -1))
+        self._chains: dict[int, _Chain[Token]] = {}
+        self._published = base
+        self._added = base
+        self._reaped = base
+        # The device reads used.idx when it is told of the ring, and goes on from there.
+        self._available[1] = base
+        self._used_words[1] = base
+
+    @property
+    def free(self) -> int:
+        """Free descriptors: a chain takes one a span."""
+        return len(self._free)
+
+    @property
+    def outstanding(self) -> int:
+        """Chains added and not yet reaped."""
+        return len(self._chains)
+
+    def add(self, readable: Sequence[Span], writable: Sequence[Span], token: Token) -> None:
+        """Lay a chain into the ring; the device sees it with the next :meth:`publish`.
+
+        Args:
+            readable: what the device reads, in order.
+            writable: what it may write, in order.
+            token: given back when the chain is used.
+
+        Raises:
+            RingFullError: too few free descriptors; nothing has changed.
+            ValueError: no span at all, or an empty one, which kills backends.
+
+        """
+        spans = [*readable, *writable]
+        if not spans or any(span.length < 1 for span in spans):
+            raise ValueError("a chain of no or empty spans")
+        if len(spans) > len(self._free):
+            raise RingFullError(f"{len(spans)} descriptors wanted, {len(self._free)} free")
+        slots = [self._free.pop() for _ in spans]
+        last = len(spans) - 1
+        for place, (span, slot) in enumerate(zip(spans, slots, strict=True)):
+            flags = 0 if place < len(readable) else _WRITE
+            following = 0
+            if place < last:
+                flags |= _NEXT
+                following = slots[place + 1]
+            DESCRIPTOR.pack_into(self._descriptors, slot * DESCRIPTOR.size, *span, flags, following)
+        head = slots[0]
+        capacity = sum(span.length for span in writable)
+        self._chains[head] = _Chain(token, slots, capacity)
+        self._available[2 + self._added % self.layout.num] = head
+        self._added = (self._added + 1) % _WRAP
+
+    def publish(self) -> bool:
+        """Offer all chains added since the last call; True if there are any: then kick."""
+        if self._published == self._added:
+            return False
+        # Pairs with the device's read fence after it reads avail.idx: chains first, then the index.
+        fence()
+        self._available[1] = self._published = self._added
+        return True
+
+    def reap(self) -> Iterator[tuple[Token, int]]:
+        """Yield the token and the length written of each chain that the device has used.
+
+        Raises:
+            MalformedError: what the used ring says cannot be; chains reaped before are valid, the
+                ring is not to be used again.
+
+        """
+        used = self._used_words[1]
+        # Pairs with the device's write fence before used.idx: the index first, then the elements.
+        fence()
+        step = (used - self._reaped) % _WRAP
+        if step > len(self._chains):
+            raise MalformedError(f"used.idx moved by {step} with {len(self._chains)} outstanding")
+        for _ in range(step):
+            position = self._reaped % self.layout.num
+            head, length = USED_ELEMENT.unpack_from(
+                self._used_elements, position * USED_ELEMENT.size
+            )
+            chain = self._chains.get(head)
+            if chain is None:
+                raise MalformedError(f"used id {head} is not the head of an outstanding chain")
+            if length > chain.writable:
+                raise MalformedError(f"used length {length} of {chain.writable} writable bytes")
+            del self._chains[head]
+            self._free.extend(reversed(chain.descriptors))
+            self._reaped = (self._reaped + 1) % _WRAP
+            yield chain.token, length
+
+    def abandon(self) -> list[Token]:
+        """Return the tokens of all outstanding chains: the device is gone for good."""
+        tokens = [chain.token for chain in self._chains.values()]
+        self._chains.clear()
+        return tokens
+
+    def close(self) -> None:
+        """Let go of the ring's memory."""
+        for view in (
+            self._descriptors,
+            self._available,
+            self._used_words,
+            self._used_elements,
+        ):
+            view.release()
