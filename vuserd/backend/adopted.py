@@ -1,0 +1,36 @@
+"""A backend that somebody else started: connect to its socket, leave the process alone."""
+
+import socket
+import struct
+
+import trio
+
+from vuserd.backend.base import Backend, os_reason
+from vuserd.errors import BackendDown
+
+
+class AdoptedBackend(Backend):
+    """The backend behind a unix socket. A virtiofsd takes one connection in its life."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    async def connect(self) -> trio.SocketStream:
+        """Connect, and learn the process's id from the kernel."""
+        try:
+            stream = await trio.open_unix_socket(self._path)
+        except OSError as error:
+            raise BackendDown(
+                f"no backend serves {self._path}: {os_reason(error)}; start a virtiofsd with"
+                f" --socket-path={self._path}"
+            ) from error
+        credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        self.pid = struct.unpack("=iII", credentials)[0] or None
+        return stream
+
+    def last_words(self) -> str:
+        """Return nothing: its log is its owner's."""
+        return ""
+
+    async def stop(self) -> None:
+        """Leave the process to its owner."""

@@ -1,0 +1,38 @@
+"""What the device asks of a backend, started or adopted."""
+
+import os
+from abc import ABC, abstractmethod
+
+import trio
+
+from vuserd.backend.find import BackendKind
+
+
+class Backend(ABC):
+    """One backend for one session: connect once, stop once."""
+
+    kind: BackendKind = BackendKind.UNKNOWN
+    version: str | None = None
+    pid: int | None = None
+
+    @abstractmethod
+    async def connect(self) -> trio.SocketStream:
+        """Return the one vhost-user connection; the caller closes it.
+
+        Raises:
+            BackendDown: there is nobody behind the socket.
+
+        """
+
+    @abstractmethod
+    def last_words(self) -> str:
+        """Return what is known of why it went away, for people; empty when nothing is."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """End it, if it is ours to end. The connection is closed already."""
+
+
+def os_reason(error: OSError) -> str:
+    """Return the system's words for an error, without Python's decoration."""
+    return os.strerror(error.errno).lower() if error.errno else str(error)

@@ -1,0 +1,119 @@
+"""Find a virtiofsd on this machine and tell which of the two it is."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+import trio
+
+from vuserd.errors import BackendNotFound, ConfigurationError
+
+#: Where distributions put the program: it is a helper of QEMU's, so mostly not on the PATH.
+PLACES: Final = (
+    "/usr/libexec/virtiofsd",  # Debian 13, Ubuntu 24.04, Fedora
+    "/usr/lib/virtiofsd",  # Arch
+    "/usr/lib/virtiofsd/virtiofsd",
+    "/usr/lib/qemu/virtiofsd",  # Debian 12 and Ubuntu 22.04: the C one
+    "/usr/lib/qemu/vhost-user/virtiofsd",
+    "/usr/local/libexec/virtiofsd",
+)
+
+_VERSION_TIMEOUT: Final = 10.0
+
+
+class BackendKind(StrEnum):
+    """The two implementations, and the one behind a socket that somebody else serves."""
+
+    RUST = "rust"  #: https://gitlab.com/virtio-fs/virtiofsd
+    C = "c"  #: QEMU's tools/virtiofsd, up to QEMU 7.2
+    UNKNOWN = "unknown"
+
+
+class Program(NamedTuple):
+    """A virtiofsd that can be started."""
+
+    path: str
+    kind: BackendKind
+    version: str
+
+
+def locate(configured: str | None, places: Sequence[str] = PLACES) -> str:
+    """Return the path of the program to start: the configured one, else the first one found.
+
+    Raises:
+        BackendNotFound: no such program; the message says what to install.
+
+    """
+    if configured is not None:
+        found = shutil.which(configured)
+        if found is None:
+            raise BackendNotFound(f"the backend {configured} is not an executable file")
+        return found
+    for place in places:
+        if os.path.isfile(place) and os.access(place, os.X_OK):
+            return place
+    on_path = shutil.which("virtiofsd")
+    if on_path is None:
+        raise BackendNotFound(f"no virtiofsd on this machine: {install_hint(_os_release())}")
+    return on_path
+
+
+async def identify(path: str) -> Program:
+    """Ask the program for its version.
+
+    Raises:
+        ConfigurationError: it cannot be run, does not answer, or is no virtiofsd.
+
+    """
+    try:
+        with trio.fail_after(_VERSION_TIMEOUT):
+            answer = await trio.run_process(
+                [path, "--version"],
+                capture_stdout=True,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+    except (OSError, trio.TooSlowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no answer to --version"
+        raise ConfigurationError(f"the backend {path} cannot be run: {reason}") from error
+    return parse_version(path, answer.stdout.decode(errors="replace"))
+
+
+def parse_version(path: str, text: str) -> Program:
+    """Tell kind and version from what ``--version`` printed."""
+    # C: "virtiofsd version 7.2.22 (Debian ...)", Rust: "virtiofsd 1.13.2"
+    match = re.search(r"^virtiofsd (version )?(\d[\w.+-]*)", text, re.MULTILINE)
+    if match is None:
+        said = text.strip().splitlines()[:1]
+        raise ConfigurationError(f"{path} is no virtiofsd: its version is {said or 'empty'}")
+    kind = BackendKind.C if match[1] else BackendKind.RUST
+    return Program(path, kind, match[2])
+
+
+def install_hint(release: dict[str, str]) -> str:
+    """Say how to install a virtiofsd on the system that ``/etc/os-release`` describes."""
+    family = {release.get("ID", ""), *release.get("ID_LIKE", "").split()}
+    version = release.get("VERSION_ID", "")
+    if release.get("ID") == "debian" and version.isdigit() and int(version) <= 12:
+        return "apt install qemu-system-common"
+    if release.get("ID") == "ubuntu" and version < "23.04":
+        return "apt install qemu-system-common"
+    if family & {"debian", "ubuntu"}:
+        return "apt install virtiofsd"
+    if family & {"fedora", "rhel", "centos"}:
+        return "dnf install virtiofsd"
+    if "arch" in family:
+        return "pacman -S virtiofsd"
+    return "install the package virtiofsd, or name the program with --backend"
+
+
+def _os_release() -> dict[str, str]:
+    try:
+        return platform.freedesktop_os_release()
+    except OSError:
+        return {}

@@ -1,0 +1,198 @@
+"""A virtiofsd of our own: started on a private socket, its words logged, stopped for certain."""
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple
+
+import trio
+
+from vuserd.backend.base import Backend, os_reason
+from vuserd.backend.find import BackendKind, Program
+from vuserd.errors import BackendDown
+
+_LOG = logging.getLogger(__name__)
+
+#: How long a backend whose connection was closed may take to end by itself, then after SIGTERM.
+_GRACE: Final = 2.0
+_LONGEST_LINE: Final = 4096
+_LAST_LINES: Final = 5
+
+
+class BackendOptions(NamedTuple):
+    """How to start a backend."""
+
+    #: The most descriptors it may open: one for each node that is looked up.
+    descriptors: int = 65536
+
+    def within_limits(self) -> "BackendOptions":
+        """Return what the machine grants: over its hard limit a backend does not start."""
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if hard == resource.RLIM_INFINITY:
+            return self
+        return self._replace(descriptors=min(self.descriptors, hard))
+
+
+def sandboxes(kind: BackendKind, uid: int) -> Sequence[str]:
+    """Return the sandboxes to try, best first: the next one where the machine refuses one.
+
+    Neither mode lets a file outside the directory be reached through the socket; a namespace also
+    takes the host's file system away from a backend that is broken into.
+    """
+    if uid == 0:
+        return ("namespace", "chroot")
+    return ("namespace", "none") if kind is BackendKind.RUST else ("namespace",)
+
+
+def command_line(
+    program: Program, directory: str, listener: int, sandbox: str, options: BackendOptions
+) -> list[str]:
+    """Return the command line that serves ``directory`` on the listening descriptor."""
+    common = [program.path, f"--fd={listener}", f"--rlimit-nofile={options.descriptors}"]
+    if program.kind is BackendKind.RUST:
+        served = [f"--shared-dir={directory}", f"--sandbox={sandbox}"]
+        return [*common, *served, "--readonly", "--log-level=warn"]
+    # The C one splits its options at commas, and has no way to quote one.
+    if "," in directory:
+        raise BackendDown(f"the C virtiofsd cannot share a directory with a comma: {directory}")
+    shared = f"source={directory},sandbox={sandbox},announce_submounts,log_level=warn"
+    return [*common, "-f", "-o", shared]
+
+
+def connected_listener() -> tuple[socket.socket, socket.socket]:
+    """Return a listening unix socket and a connection that already waits in its queue.
+
+    The backend takes one connection in its life, and this one is first in the queue whatever
+    happens: if this process dies, the backend finds the connection closed and ends too. The name in
+    the file system is gone before anybody else can use it.
+    """
+    with contextlib.ExitStack() as undo:
+        listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        connection = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        with tempfile.TemporaryDirectory(prefix="vuserd-") as folder:
+            path = os.path.join(folder, "s")
+            listener.bind(path)
+            listener.listen(1)
+            connection.connect(path)
+        undo.pop_all()
+        return listener, connection
+
+
+class BackendProcess(Backend):
+    """A virtiofsd in a process group of its own. Use :func:`start_backend`."""
+
+    def __init__(
+        self, program: Program, process: trio.Process, connection: socket.socket, name: str
+    ) -> None:
+        self.kind = program.kind
+        self.version = program.version
+        self.pid = process.pid
+        self._process = process
+        self._connection: socket.socket | None = connection
+        self._name = name
+        self._words: deque[str] = deque(maxlen=_LAST_LINES)
+
+    async def connect(self) -> trio.SocketStream:
+        """Hand the connection out that was made before the start."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            raise BackendDown("a backend takes one connection in its life")
+        return trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+
+    def last_words(self) -> str:
+        """Return how it ended and the last lines that it wrote."""
+        code = self._process.returncode
+        if code is None:
+            end = ""
+        elif code < 0:
+            end = f"virtiofsd was ended by {signal.Signals(-code).name}"
+        else:
+            end = f"virtiofsd ended with status {code}"
+        return ": ".join(filter(None, [end, " / ".join(self._words)]))
+
+    async def wait(self) -> None:
+        """Wait until the process has ended."""
+        await self._process.wait()
+
+    async def stop(self) -> None:
+        """End the process and all that it started: politely first, then for certain."""
+        if self._connection is not None:
+            self._connection.close()
+        for request in (None, signal.SIGTERM, signal.SIGKILL):
+            if request is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, request)
+            with trio.move_on_after(_GRACE):
+                await self._process.wait()
+                break
+        # What the namespace sandbox forked outlives a parent that was killed: take it along.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def log_words(self) -> None:
+        """Log its standard error line by line until it ends."""
+        assert self._process.stderr is not None
+        rest = b""
+        async for chunk in self._process.stderr:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._log_line(line)
+            if len(rest) > _LONGEST_LINE:
+                self._log_line(rest)
+                rest = b""
+        if rest:
+            self._log_line(rest)
+
+    def _log_line(self, line: bytes) -> None:
+        words = line.decode(errors="replace").strip()
+        if words:
+            self._words.append(words)
+            _LOG.info("export %s: virtiofsd: %s", self._name, words)
+
+
+@asynccontextmanager
+async def start_backend(
+    program: Program, directory: str, sandbox: str, options: BackendOptions, name: str
+) -> AsyncIterator[BackendProcess]:
+    """Run a virtiofsd on ``directory`` for the block's time; ``name`` is for the log.
+
+    Raises:
+        BackendDown: it cannot be started.
+
+    """
+    listener, connection = connected_listener()
+    with listener:
+        arguments = command_line(program, directory, listener.fileno(), sandbox, options)
+        try:
+            process = await trio.lowlevel.open_process(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[listener.fileno()],
+                process_group=0,
+            )
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, OSError):
+                raise BackendDown(f"{program.path}: {os_reason(error)}") from error
+            raise
+    backend = BackendProcess(program, process, connection, name)
+    _LOG.info("export %s: started %s (pid %d)", name, " ".join(arguments), process.pid)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(backend.log_words)
+        try:
+            yield backend
+        finally:
+            with trio.CancelScope(shield=True):
+                await backend.stop()
+            # Its stderr may be held open by a stray child; a second to read what is left.
+            nursery.cancel_scope.deadline = trio.current_time() + 1

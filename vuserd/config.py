@@ -1,0 +1,99 @@
+"""What the daemon is to do, checked as far as that is possible without doing it."""
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+from vuserd.backend.process import BackendOptions
+from vuserd.device.session import SessionOptions
+from vuserd.errors import ConfigurationError
+
+#: Names are spelt in front of a colon on command lines, and in logs.
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """One export: a directory of ours with a backend of ours, or a socket of somebody's backend."""
+
+    name: str
+    directory: str | None = None
+    socket: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The directory or socket, for people."""
+        return self.directory or f"unix:{self.socket}"
+
+
+@dataclass(frozen=True)
+class DaemonConfig:
+    """All that ``vuserd serve`` needs to know."""
+
+    socket: str
+    exports: tuple[ExportConfig, ...]
+    backend: str | None = None
+    backend_options: BackendOptions = field(default_factory=BackendOptions)
+    session_options: SessionOptions = field(default_factory=SessionOptions)
+    #: Nodes that nobody uses and that stay known, in each export.
+    idle_nodes: int = 4096
+    #: Seconds that calls in progress may take when the daemon is told to end.
+    drain: float = 5.0
+
+
+def parse_export(text: str) -> ExportConfig:
+    """Read ``NAME=DIR``.
+
+    Raises:
+        ConfigurationError: the form, the name or the directory is wrong; the message says how.
+
+    """
+    name, equals, directory = text.partition("=")
+    if not equals or not directory:
+        raise ConfigurationError(f"--export {text}: give it as NAME=DIR, such as kernels=/boot")
+    directory = os.path.abspath(directory)
+    if not os.path.isdir(directory):
+        what = "is not a directory" if os.path.exists(directory) else "does not exist"
+        raise ConfigurationError(f"--export {text}: {directory} {what}")
+    return ExportConfig(_checked(name), directory=directory)
+
+
+def parse_adopted(text: str) -> ExportConfig:
+    """Read ``NAME=SOCKET``. The socket may come later than the daemon.
+
+    Raises:
+        ConfigurationError: the form or the name is wrong.
+
+    """
+    name, equals, path = text.partition("=")
+    if not equals or not path:
+        raise ConfigurationError(
+            f"--adopt {text}: give it as NAME=SOCKET, such as root=/run/vfs.sock"
+        )
+    return ExportConfig(_checked(name), socket=os.path.abspath(path))
+
+
+def check_names(exports: tuple[ExportConfig, ...]) -> None:
+    """Refuse two exports of one name.
+
+    Raises:
+        ConfigurationError: naming them.
+
+    """
+    seen: dict[str, ExportConfig] = {}
+    for export in exports:
+        if export.name in seen:
+            raise ConfigurationError(
+                f"two exports are named {export.name}: {seen[export.name].source} and"
+                f" {export.source}"
+            )
+        seen[export.name] = export
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"export name {name!r}: use letters, digits, '_', '-' and '.', 64 at most"
+        )
+    return name

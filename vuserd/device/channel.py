@@ -1,0 +1,309 @@
+"""FUSE requests on the rings: submit, await, give up, and lose nothing on any of these ways.
+
+A request has a message buffer (the request, then room for its reply) and may have a payload buffer
+that its caller owns. From the moment it is published both belong to the device. A caller that gives
+up, by deadline or cancellation, leaves its request behind as an orphan: INTERRUPT is sent, and when
+the reply comes after all, ``undo`` gives back what it brought: a lookup count, an open handle.
+"""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import outcome
+import trio
+
+from memory.arena import Buffer
+from memory.virtqueue import Span, Virtqueue
+from protocol import MalformedError, fuse
+from protocol.virtio_fs import HIPRIO_QUEUE, REQUEST_QUEUE
+from vuserd.device.layout import IN_FLIGHT, PAYLOAD_SIZE, REPLY_ROOM, REQUEST_ROOM, SharedLayout
+from vuserd.device.queue import NotifiedQueue
+from vuserd.errors import BackendBroken, BackendDown, BackendError, BackendTimeout, FileError
+
+_LOG = logging.getLogger(__name__)
+
+#: Takes the body of a successful reply that nobody waits for any more.
+Undo = Callable[[bytes], None]
+
+Reply = TypeVar("Reply")
+
+_HEADER: Final = fuse.OUT_HEADER_SIZE
+
+
+class _InFlight:
+    """A request that the device has, or will have when a slot is free."""
+
+    __slots__ = ("message", "payload", "request", "task", "undo", "unique")
+
+    def __init__(self, request: fuse.Request, undo: Undo | None) -> None:
+        self.request = request
+        self.undo = undo
+        self.unique = 0
+        self.message: Buffer | None = None
+        self.payload: Buffer | None = None
+        self.task: trio.lowlevel.Task | None = None
+
+
+class FuseChannel:
+    """Any number of FUSE requests in flight on a session's two queues.
+
+    ``lost`` is called once with the reason when the backend breaks the protocol.
+    """
+
+    def __init__(
+        self, layout: SharedLayout, timeout: float, lost: Callable[[BackendError], None]
+    ) -> None:
+        self._messages = layout.messages
+        self._timeout = timeout
+        self._lost = lost
+        self._failure: BackendError | None = None
+        self._who = fuse.Credentials(os.geteuid(), os.getegid(), os.getpid())
+        self._unique = 0
+        self.requests = self._new_queue(layout, REQUEST_QUEUE, self._answered)
+        self.hiprio = self._new_queue(layout, HIPRIO_QUEUE, self._forgotten)
+        #: Free slots of the request queue. A slot is free again when the device gave it back.
+        self._slots = trio.Semaphore(IN_FLIGHT[REQUEST_QUEUE])
+        self._backlog: dict[int, deque[_InFlight]] = {
+            queue: deque() for queue in (REQUEST_QUEUE, HIPRIO_QUEUE)
+        }
+        self._idle = trio.lowlevel.ParkingLot()
+        self.submitted = 0
+
+    @staticmethod
+    def _new_queue(
+        layout: SharedLayout, queue: int, used: Callable[[_InFlight, int], None]
+    ) -> NotifiedQueue[_InFlight]:
+        ring: Virtqueue[_InFlight] = Virtqueue(
+            layout.ring_memory(queue), layout.rings[queue].layout
+        )
+        return NotifiedQueue(ring, used)
+
+    @property
+    def queues(self) -> dict[int, NotifiedQueue[_InFlight]]:
+        """The queues by their index."""
+        return {REQUEST_QUEUE: self.requests, HIPRIO_QUEUE: self.hiprio}
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that the device has, or that wait for a slot with nobody waiting for them."""
+        rings = self.requests.ring.outstanding + self.hiprio.ring.outstanding
+        return rings + sum(map(len, self._backlog.values()))
+
+    async def call(
+        self, request: fuse.Request, decode: Callable[[bytes], Reply], undo: Undo | None = None
+    ) -> Reply:
+        """Send a request whose reply has a fixed place; return the reply's body, decoded.
+
+        Raises:
+            FileError: the file system's errno.
+            BackendTimeout: no reply within the deadline.
+            BackendError: the backend is lost.
+
+        """
+        if request.reply_size is None or request.reply_size + _HEADER > REPLY_ROOM:
+            raise ValueError(f"{request.opcode.name} has no fixed reply")
+        body = await self._submit_and_wait(request, None, undo)
+        assert isinstance(body, bytes)
+        return self.decoded(decode, body)
+
+    async def call_into(
+        self, request: fuse.Request, payload: Buffer, undo: Undo | None = None
+    ) -> int:
+        """Send a request whose reply's body goes into ``payload``; return its length in bytes.
+
+        ``payload`` stays the caller's to give back, at any time.
+
+        Raises:
+            As :meth:`call`.
+
+        """
+        if request.reply_size is None or not 1 <= request.reply_size <= PAYLOAD_SIZE:
+            raise ValueError(f"{request.opcode.name} of {request.reply_size} bytes")
+        length = await self._submit_and_wait(request, payload, undo)
+        assert isinstance(length, int)
+        return length
+
+    def decoded(self, decode: Callable[[bytes], Reply], body: bytes) -> Reply:
+        """Decode what the backend wrote; what no backend may write ends the session.
+
+        Raises:
+            BackendBroken: ``decode`` refused it.
+
+        """
+        try:
+            return decode(body)
+        except MalformedError as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: MalformedError) -> BackendBroken:
+        _LOG.warning("the backend broke the protocol: %s", error)
+        reason = BackendBroken(f"the backend broke the protocol: {error}")
+        self._lost(reason)
+        return reason
+
+    def post(self, request: fuse.Request) -> None:
+        """Send a request that nobody waits for: RELEASE, FORGET, INTERRUPT and their kin.
+
+        It never waits: without a free slot it goes out as soon as there is one. After the backend
+        is lost it does nothing, because the backend's state is gone too.
+        """
+        if self._failure is not None:
+            return
+        entry = _InFlight(request, None)
+        if request.reply_size is None:
+            if self.hiprio.ring.free:
+                self._submit(HIPRIO_QUEUE, entry)
+            else:
+                self._backlog[HIPRIO_QUEUE].append(entry)
+            return
+        try:
+            self._slots.acquire_nowait()
+        except trio.WouldBlock:
+            self._backlog[REQUEST_QUEUE].append(entry)
+        else:
+            self._submit(REQUEST_QUEUE, entry)
+
+    async def drained(self) -> None:
+        """Wait until the device has nothing of ours any more, or is lost."""
+        while self.in_flight:
+            await self._idle.park()
+
+    def fail(self, reason: BackendError) -> None:
+        """Wake everybody with ``reason``: the backend is lost. What it holds never comes back."""
+        if self._failure is not None:
+            return
+        self._failure = reason
+        for backlog in self._backlog.values():
+            backlog.clear()
+        for queue in self.queues.values():
+            for entry in queue.ring.abandon():
+                if entry.task is not None:
+                    trio.lowlevel.reschedule(entry.task, outcome.Error(_again(reason)))
+                    entry.task = None
+        self._slots.release()  # the first of those who wait for a slot wakes the next
+        self._idle.unpark_all()
+
+    def close(self) -> None:
+        """Close the queues; the tasks that ran on them have ended."""
+        self.fail(BackendDown("the session with the backend is over"))
+        self.requests.close()
+        self.hiprio.close()
+
+    async def _submit_and_wait(
+        self, request: fuse.Request, payload: Buffer | None, undo: Undo | None
+    ) -> bytes | int:
+        entry = _InFlight(request, undo)
+        entry.payload = payload
+
+        def abandon(_: object) -> trio.lowlevel.Abort:
+            entry.task = None
+            self.post(fuse.interrupt(entry.unique))
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        with trio.move_on_after(self._timeout):
+            try:
+                self._slots.acquire_nowait()
+            except trio.WouldBlock:
+                await self._slots.acquire()
+            if self._failure is not None:
+                self._slots.release()
+                raise _again(self._failure)
+            try:
+                self._submit(REQUEST_QUEUE, entry)
+            except BaseException:
+                self._slots.release()
+                raise
+            entry.task = trio.lowlevel.current_task()
+            result: bytes | int = await trio.lowlevel.wait_task_rescheduled(abandon)
+            return result
+        raise BackendTimeout(
+            f"the backend did not answer {request.opcode.name} within {self._timeout:g} s"
+        )
+
+    def _submit(self, queue: int, entry: _InFlight) -> None:
+        """Put a request on the ring. There is a slot for it."""
+        request = entry.request
+        self._unique += 2  # odd numbers are the kernel's for interrupts, so they stay unused
+        entry.unique = self._unique
+        if request.size > REQUEST_ROOM:
+            raise ValueError(f"{request.opcode.name} of {request.size} bytes")
+        message = entry.message = self._messages.take(entry)
+        message.view[: request.size] = request.encode(entry.unique, self._who)
+        readable = [Span(message.address, request.size)]
+        writable: list[Span] = []
+        if request.reply_size is not None:
+            reply_at = message.address + REQUEST_ROOM
+            if entry.payload is None:
+                writable = [Span(reply_at, _HEADER + request.reply_size)]
+            else:
+                entry.payload.lend()
+                writable = [
+                    Span(reply_at, _HEADER),
+                    Span(entry.payload.address, request.reply_size),
+                ]
+        message.lend()
+        notified = self.requests if queue == REQUEST_QUEUE else self.hiprio
+        notified.ring.add(readable, writable, entry)
+        self.submitted += 1
+        notified.offer()
+
+    def _answered(self, entry: _InFlight, used: int) -> None:
+        """Take a used chain of the request queue: check the reply, wake who waits for it."""
+        message = entry.message
+        assert message is not None
+        if used < _HEADER:
+            raise MalformedError(f"{used} bytes used where an out-header belongs")
+        header = bytes(message.view[REQUEST_ROOM : REQUEST_ROOM + _HEADER])
+        error = fuse.decode_reply_header(header, entry.unique, used)
+        length = used - _HEADER
+        result: outcome.Outcome[bytes | int]
+        if error:
+            result = outcome.Error(FileError(error))
+        elif entry.payload is None:
+            start = REQUEST_ROOM + _HEADER
+            result = outcome.Value(bytes(message.view[start : start + length]))
+        else:
+            result = outcome.Value(length)
+        if entry.task is not None:
+            trio.lowlevel.reschedule(entry.task, result)
+        elif not error and entry.undo is not None:
+            # The reply's bytes are still where the device wrote them: the buffer is in quarantine.
+            late = entry.payload.view[:length] if entry.payload else result.unwrap()
+            assert not isinstance(late, int)
+            entry.undo(bytes(late))
+        if entry.payload is not None:
+            entry.payload.reclaim()
+        self._recycle(REQUEST_QUEUE, message)
+
+    def _forgotten(self, entry: _InFlight, used: int) -> None:
+        """Take a used chain of the hiprio queue, where nothing is answered."""
+        assert entry.message is not None
+        if used:
+            raise MalformedError(f"{used} bytes in reply to {entry.request.opcode.name}")
+        self._recycle(HIPRIO_QUEUE, entry.message)
+
+    def _recycle(self, queue: int, message: Buffer) -> None:
+        """Free a request's message buffer, and let the next one have its slot."""
+        message.reclaim()
+        message.give_back()
+        if self._backlog[queue]:
+            self._submit(queue, self._backlog[queue].popleft())
+        elif queue == REQUEST_QUEUE:
+            self._slots.release()
+        if self._idle and not self.in_flight:
+            self._idle.unpark_all()
+
+    async def serve_queue(self, queue: int) -> None:
+        """Reap a queue until cancelled; a used ring that lies ends the session."""
+        try:
+            await self.queues[queue].reap_calls()
+        except MalformedError as error:
+            self._broken(error)
+
+
+def _again(reason: BackendError) -> BackendError:
+    """Return an exception of the same kind and words: one that is shared grows a traceback."""
+    return type(reason)(str(reason))

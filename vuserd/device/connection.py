@@ -1,0 +1,156 @@
+"""The vhost-user socket: one message after the other, each with its reply and a deadline."""
+
+import array
+import contextlib
+import os
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from protocol import MalformedError
+from protocol.vhost_user import (
+    HEADER_SIZE,
+    MAX_DESCRIPTORS,
+    REPLIED,
+    Request,
+    check_descriptors,
+    decode_reply_header,
+    decode_u64,
+    encode_message,
+)
+from vuserd.errors import BackendBroken, BackendDown, BackendTimeout
+
+_ANCILLARY_SPACE: Final = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+
+
+class VhostUserConnection:
+    """The front-end's end of the socket.
+
+    :meth:`run` is the one reader; it ends with an exception that says why the backend is lost.
+    """
+
+    def __init__(self, stream: trio.SocketStream, timeout: float) -> None:
+        self._socket = stream.socket
+        self._timeout = timeout
+        self._turn = trio.Lock()
+        self._asked: Request | None = None
+        self._replies_in, self._replies = trio.open_memory_channel[bytes](1)
+
+    async def run(self) -> None:
+        """Read replies until the connection ends.
+
+        Raises:
+            BackendDown: the backend closed the connection.
+            BackendBroken: it sent what nobody asked for, or what the protocol does not allow.
+
+        """
+        with self._replies_in:
+            while True:
+                header = await self._receive(HEADER_SIZE)
+                try:
+                    if self._asked is None:
+                        raise MalformedError("a vhost-user message that nobody asked for")
+                    size = decode_reply_header(header, self._asked)
+                except MalformedError as error:
+                    raise BackendBroken(str(error)) from error
+                payload = await self._receive(size)
+                self._asked = None
+                self._replies_in.send_nowait(payload)
+
+    async def ask(self, request: Request, payload: bytes = b"") -> bytes:
+        """Send a request that has a reply of its own; return the reply's payload.
+
+        Raises:
+            BackendTimeout: no reply within the deadline.
+            BackendDown: the connection is gone.
+
+        """
+        if request not in REPLIED:
+            raise ValueError(f"{request.name} has no reply of its own")
+        async with self._turn:
+            return await self._exchange(request, payload, (), need_reply=False)
+
+    async def tell(
+        self, request: Request, payload: bytes = b"", descriptors: Sequence[int] = ()
+    ) -> None:
+        """Send a request, with descriptors beside it, and wait until the backend acknowledges it.
+
+        Raises:
+            BackendBroken: the backend refused it.
+            BackendTimeout: no acknowledgement within the deadline.
+            BackendDown: the connection is gone.
+
+        """
+        async with self._turn:
+            answer = await self._exchange(request, payload, descriptors, need_reply=True)
+        try:
+            status = decode_u64(answer)
+        except MalformedError as error:
+            raise BackendBroken(f"{request.name}: {error}") from error
+        if status != 0:
+            raise BackendBroken(f"the backend refused {request.name} (status {status})")
+
+    async def announce(self, request: Request, payload: bytes = b"") -> None:
+        """Send a request that is not acknowledged: what comes before REPLY_ACK is agreed on."""
+        async with self._turn:
+            await self._send(encode_message(request, payload), ())
+
+    async def _exchange(
+        self, request: Request, payload: bytes, descriptors: Sequence[int], *, need_reply: bool
+    ) -> bytes:
+        message = encode_message(request, payload, need_reply=need_reply)
+        self._asked = request
+        try:
+            with trio.fail_after(self._timeout):
+                await self._send(message, descriptors)
+                return await self._replies.receive()
+        except trio.TooSlowError:
+            raise BackendTimeout(
+                f"the backend did not answer {request.name} within {self._timeout:g} s"
+            ) from None
+        except trio.EndOfChannel:
+            raise BackendDown("the backend closed its socket") from None
+
+    async def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
+        ancillary = []
+        if descriptors:
+            rights = array.array("i", descriptors)
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+        try:
+            sent = await self._socket.sendmsg([message], ancillary)
+            # A stream socket may take a part; the descriptors went with its first byte.
+            while sent < len(message):
+                sent += await self._socket.send(message[sent:])
+        except OSError as error:
+            raise BackendDown("the backend closed its socket") from error
+
+    async def _receive(self, size: int) -> bytes:
+        """Receive exactly ``size`` bytes; descriptors that come with them are closed."""
+        received = b""
+        while len(received) < size:
+            try:
+                chunk, ancillary, _, _ = await self._socket.recvmsg(
+                    size - len(received), _ANCILLARY_SPACE, socket.MSG_CMSG_CLOEXEC
+                )
+            except OSError as error:
+                raise BackendDown("the connection to the backend was lost") from error
+            self._refuse_descriptors(ancillary)
+            if not chunk:
+                raise BackendDown("the backend closed its socket")
+            received += chunk
+        return received
+
+    def _refuse_descriptors(self, ancillary: Sequence[tuple[int, int, bytes]]) -> None:
+        descriptors = array.array("i")
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(content[: len(content) - len(content) % 4])
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        try:
+            check_descriptors(self._asked or Request.GET_FEATURES, len(descriptors))
+        except MalformedError as error:
+            raise BackendBroken(str(error)) from error

@@ -1,0 +1,183 @@
+"""A vhost-user session as one block: negotiate, share memory, start rings, FUSE INIT; then stop."""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple
+
+import trio
+
+from protocol import MalformedError, fuse
+from protocol.vhost_user import (
+    ProtocolFeature,
+    Request,
+    VringState,
+    decode_u64,
+    encode_u64,
+    encode_vring_descriptor,
+)
+from protocol.virtio_fs import QUEUES
+from protocol.virtio_ring import Feature
+from vuserd.device.channel import FuseChannel
+from vuserd.device.connection import VhostUserConnection
+from vuserd.device.layout import PAYLOAD_SIZE, SharedLayout
+from vuserd.device.payloads import PayloadPool
+from vuserd.errors import BackendBroken, BackendError, VuserdError
+
+_LOG = logging.getLogger(__name__)
+
+_FEATURES: Final = Feature.VERSION_1 | Feature.PROTOCOL_FEATURES
+_PROTOCOL_FEATURES: Final = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
+_INIT_FLAGS: Final = (
+    fuse.InitFlag.ASYNC_READ
+    | fuse.InitFlag.DO_READDIRPLUS
+    | fuse.InitFlag.PARALLEL_DIROPS
+    | fuse.InitFlag.MAX_PAGES
+    | fuse.InitFlag.SUBMOUNTS
+)
+#: 32 payload buffers then bring 8 MiB, the most that one call of the RPC may ask for.
+_LEAST_READ: Final = 256 << 10
+
+
+class SessionOptions(NamedTuple):
+    """What a session may use."""
+
+    timeout: float = 10.0  #: seconds for each reply, of vhost-user and of FUSE
+    payloads: int = 32  #: payload buffers of 1 MiB; memory is used as they are
+    drain: float = 2.0  #: seconds for requests in flight when the session ends
+
+
+class Session:
+    """A session whose rings run: ``channel`` for requests, ``payloads`` for what they bring."""
+
+    def __init__(self, stream: trio.SocketStream, options: SessionOptions) -> None:
+        self._options = options
+        self._connection = VhostUserConnection(stream, options.timeout)
+        self._layout = SharedLayout(options.payloads)
+        self.channel = FuseChannel(self._layout, options.timeout, self._lose)
+        self.payloads = PayloadPool(self._layout.payloads)
+        self.init = fuse.InitReply(0, fuse.InitFlag(0), 0, 0)
+        self._lost = trio.Event()
+        self._reason: BackendError | None = None
+
+    @property
+    def max_read(self) -> int:
+        """Bytes that one READ may ask for."""
+        return min(self.init.max_read, PAYLOAD_SIZE)
+
+    async def wait_lost(self) -> BackendError:
+        """Wait until the backend is lost; return why."""
+        await self._lost.wait()
+        assert self._reason is not None
+        return self._reason
+
+    def _lose(self, reason: BackendError) -> None:
+        if self._reason is None:
+            self._reason = reason
+            self.channel.fail(reason)
+            self._lost.set()
+
+    async def _watch_connection(self) -> None:
+        try:
+            await self._connection.run()
+        except BackendError as error:
+            self._lose(error)
+
+    async def _start(self) -> None:
+        """Negotiate, share memory and start the rings, in the order that every backend takes."""
+        ask, tell = self._connection.ask, self._connection.tell
+        offered = Feature(decode_u64(await ask(Request.GET_FEATURES)))
+        _require("virtio", _FEATURES, offered)
+        protocol_offered = ProtocolFeature(decode_u64(await ask(Request.GET_PROTOCOL_FEATURES)))
+        _require("vhost-user", _PROTOCOL_FEATURES, protocol_offered)
+        await self._connection.announce(
+            Request.SET_PROTOCOL_FEATURES, encode_u64(_PROTOCOL_FEATURES)
+        )
+        queues = decode_u64(await ask(Request.GET_QUEUE_NUM))
+        if queues < len(QUEUES):
+            raise BackendBroken(f"the backend has {queues} queues, virtio-fs needs {len(QUEUES)}")
+        await tell(Request.SET_OWNER)
+        await tell(Request.SET_FEATURES, encode_u64(_FEATURES))
+        await tell(Request.SET_MEM_TABLE, *self._layout.memory.table())
+        for queue in QUEUES:
+            await self._start_ring(queue)
+
+    async def _start_ring(self, queue: int) -> None:
+        tell = self._connection.tell
+        notified = self.channel.queues[queue]
+        index = encode_vring_descriptor(queue)
+        await tell(Request.SET_VRING_NUM, VringState(queue, notified.ring.layout.num).encode())
+        await tell(Request.SET_VRING_BASE, VringState(queue, 0).encode())
+        await tell(Request.SET_VRING_ADDR, self._layout.ring_address(queue).encode())
+        await tell(Request.SET_VRING_KICK, index, [notified.kick])
+        await tell(Request.SET_VRING_CALL, index, [notified.call])
+        await tell(Request.SET_VRING_ENABLE, VringState(queue, 1).encode())
+
+    async def _mount(self) -> None:
+        request = fuse.init(_INIT_FLAGS, max_readahead=PAYLOAD_SIZE)
+        self.init = await self.channel.call(request, fuse.decode_init)
+        if self.max_read < _LEAST_READ:
+            raise BackendBroken(f"the backend takes READs of {self.max_read} bytes only")
+        _LOG.debug("FUSE 7.%d, READs of %d bytes", self.init.minor, self.max_read)
+
+    async def _unmount(self) -> None:
+        """Let requests in flight end and stop the rings; a lost backend needs neither.
+
+        DESTROY is not sent: the Rust backend does not answer it, and either one ends with its
+        connection.
+        """
+        if self._reason is not None:
+            return
+        with contextlib.suppress(VuserdError), trio.move_on_after(self._options.drain):
+            await self.channel.drained()
+            for queue in QUEUES:
+                stop = VringState(queue, 0).encode()
+                await self._connection.ask(Request.GET_VRING_BASE, stop)
+
+    def _close(self) -> None:
+        self.channel.close()
+        self._layout.close()
+
+
+def _require(kind: str, needed: Feature | ProtocolFeature, offered: int) -> None:
+    missing = type(needed)(needed & ~offered)
+    if missing:
+        names = ", ".join(flag.name or hex(flag) for flag in missing)
+        raise BackendBroken(f"the backend lacks {kind} features: {names}")
+
+
+@asynccontextmanager
+async def open_session(
+    stream: trio.SocketStream, options: SessionOptions
+) -> AsyncIterator[Session]:
+    """Run a session on a fresh connection to a backend for the block's time.
+
+    Raises:
+        BackendError: the backend does not answer, offers too little, or breaks the protocol.
+
+    """
+    session = Session(stream, options)
+    failure: Exception | None = None
+    try:
+        async with stream, trio.open_nursery() as nursery:
+            nursery.start_soon(session._watch_connection)  # noqa: SLF001 - Session is ours
+            for index, queue in session.channel.queues.items():
+                nursery.start_soon(queue.kick_batches)
+                nursery.start_soon(session.channel.serve_queue, index)
+            try:
+                await session._start()  # noqa: SLF001
+                await session._mount()  # noqa: SLF001
+                yield session
+            # The nursery would wrap it in a group; who opened the session wants it bare.
+            except Exception as error:
+                failure = error
+            with trio.CancelScope(shield=True):
+                await session._unmount()  # noqa: SLF001
+            nursery.cancel_scope.cancel()
+    finally:
+        session._close()  # noqa: SLF001
+    if isinstance(failure, MalformedError):
+        raise BackendBroken(f"the backend broke the protocol: {failure}") from failure
+    if failure is not None:
+        raise failure

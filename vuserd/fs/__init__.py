@@ -1,0 +1,1 @@
+"""The file system behind a session: nodes, paths, operations, and an export's life."""

@@ -1,0 +1,34 @@
+"""Run a few calls at once and have their results, or the first one's exception, bare."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import trio
+
+Result = TypeVar("Result")
+
+
+async def gather(calls: Sequence[Callable[[], Awaitable[Result]]]) -> list[Result]:
+    """Run all calls in parallel; return their results in order.
+
+    When one fails, the others are cancelled and its exception is raised.
+    """
+    if len(calls) == 1:
+        return [await calls[0]()]
+    results: dict[int, Result] = {}
+    failure: Exception | None = None
+
+    async def run(index: int, call: Callable[[], Awaitable[Result]]) -> None:
+        nonlocal failure
+        try:
+            results[index] = await call()
+        except Exception as error:
+            failure = failure or error
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for index, call in enumerate(calls):
+            nursery.start_soon(run, index, call)
+    if failure is not None:
+        raise failure
+    return [results[index] for index in range(len(calls))]

@@ -1,0 +1,139 @@
+"""Nodes that the backend looked up for us, and the lookup counts that it is owed back.
+
+Each LOOKUP and each entry of READDIRPLUS adds one to a node's lookup count in the backend, which
+keeps a descriptor for the node until all of them are given back by FORGET. Here the counts are kept
+exactly; a node that nobody uses stays known for a while (idle, least recently used first) and is
+forgotten in batches on the hiprio queue.
+"""
+
+import stat
+from collections import OrderedDict
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+from protocol import fuse
+from protocol.fuse import Attributes, Entry, Forget, NodeId
+
+#: Forgets that wait to go out together. Small: each keeps a descriptor open in the backend.
+_BATCH: Final = 64
+
+
+class Node:
+    """A node of this session: ``lookups`` counts are ours, ``users`` holds keep it from FORGET."""
+
+    __slots__ = ("attributes", "id", "lookups", "users")
+
+    def __init__(self, entry: Entry) -> None:
+        self.id = entry.node
+        #: As the latest LOOKUP told them.
+        self.attributes = entry.attributes
+        self.lookups = 0
+        self.users = 0
+
+
+class NodeTable:
+    """All nodes of one session but the root, which is never looked up and never forgotten.
+
+    Args:
+        idle_limit: how many nodes that nobody uses stay known.
+        post: sends a request that nobody waits for.
+        batch_limit: the most forgets in one BATCH_FORGET.
+
+    """
+
+    def __init__(
+        self, idle_limit: int, post: Callable[[fuse.Request], None], batch_limit: int
+    ) -> None:
+        self._idle_limit = idle_limit
+        self._post = post
+        self._batch = min(_BATCH, batch_limit)
+        self._nodes: dict[NodeId, Node] = {}
+        self._idle: OrderedDict[NodeId, Node] = OrderedDict()
+        self._forgets: list[Forget] = []
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    @property
+    def lookups(self) -> int:
+        """Lookup counts that the backend is owed, forgets on their way not counted."""
+        return sum(node.lookups for node in self._nodes.values())
+
+    def add(self, entry: Entry) -> Node:
+        """Take over one lookup count; the node gets one user, to be ended by :meth:`leave`."""
+        node = self._nodes.get(entry.node)
+        if node is None:
+            node = self._nodes[entry.node] = Node(entry)
+        elif node.users == 0:
+            del self._idle[node.id]
+        node.attributes = entry.attributes
+        node.lookups += 1
+        node.users += 1
+        return node
+
+    def leave(self, node: Node) -> None:
+        """End one use of a node; unused it is idle, and the oldest idle one may have to go."""
+        node.users -= 1
+        if node.users:
+            return
+        self._idle[node.id] = node
+        while len(self._idle) > self._idle_limit:
+            _, oldest = self._idle.popitem(last=False)
+            del self._nodes[oldest.id]
+            self.forget(oldest.id, oldest.lookups)
+
+    def forget(self, node: NodeId, lookups: int = 1) -> None:
+        """Give lookup counts back that no node of the table holds; :meth:`flush` sends the rest."""
+        self._forgets.append(Forget(node, lookups))
+        if len(self._forgets) >= self._batch:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send the forgets that wait."""
+        if self._forgets:
+            self._post(fuse.batch_forget(self._forgets))
+            self._forgets = []
+
+    def forget_idle(self) -> None:
+        """Forget every node that nobody uses."""
+        for node in self._idle.values():
+            del self._nodes[node.id]
+            self.forget(node.id, node.lookups)
+        self._idle.clear()
+        self.flush()
+
+
+class Hold:
+    """The nodes that one call uses, left together at the end of its ``with`` block."""
+
+    def __init__(self, table: NodeTable) -> None:
+        self._table = table
+        self._nodes: list[Node] = []
+
+    def add(self, entry: Entry) -> Node:
+        """Take over the lookup count of ``entry`` for the block's time."""
+        node = self._table.add(entry)
+        self._nodes.append(node)
+        return node
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for node in self._nodes:
+            self._table.leave(node)
+
+
+def root_node() -> Node:
+    """Return the root as a node: a directory that belongs to no table and owes nothing.
+
+    It has no name to look up, so its other attributes are only known from GETATTR.
+    """
+    nothing_known = Attributes._make([0] * len(Attributes._fields))
+    return Node(Entry(fuse.ROOT_ID, nothing_known._replace(mode=stat.S_IFDIR)))
