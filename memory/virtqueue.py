@@ -59,7 +59,9 @@ class Virtqueue(Generic[Token]):
         self._used_words = memory[layout.used : layout.used + 4].cast("H")
         self._used_elements = memory[layout.used + 4 : layout.used + 4 + 8 * layout.num]
         self._free = list(range(layout.num - 1, -1, -1))
+        #: By their heads: chains the device was told of, and those that wait for publish().
         self._chains: dict[int, _Chain[Token]] = {}
+        self._unpublished: dict[int, _Chain[Token]] = {}
         self._published = base
         self._added = base
         self._reaped = base
@@ -75,7 +77,7 @@ class Virtqueue(Generic[Token]):
     @property
     def outstanding(self) -> int:
         """Chains added and not yet reaped."""
-        return len(self._chains)
+        return len(self._chains) + len(self._unpublished)
 
     def add(self, readable: Sequence[Span], writable: Sequence[Span], token: Token) -> None:
         """Lay a chain into the ring; the device sees it with the next :meth:`publish`.
@@ -90,30 +92,41 @@ class Virtqueue(Generic[Token]):
             ValueError: no span at all, or an empty one, which kills backends.
 
         """
-        spans = [*readable, *writable]
-        if not spans or any(span.length < 1 for span in spans):
+        count = len(readable) + len(writable)
+        if count > len(self._free):
+            raise RingFullError(f"{count} descriptors wanted, {len(self._free)} free")
+        if not count or min(span[1] for span in (*readable, *writable)) < 1:
             raise ValueError("a chain of no or empty spans")
-        if len(spans) > len(self._free):
-            raise RingFullError(f"{len(spans)} descriptors wanted, {len(self._free)} free")
-        slots = [self._free.pop() for _ in spans]
-        last = len(spans) - 1
-        for place, (span, slot) in enumerate(zip(spans, slots, strict=True)):
-            flags = 0 if place < len(readable) else _WRITE
-            following = 0
-            if place < last:
-                flags |= _NEXT
-                following = slots[place + 1]
-            DESCRIPTOR.pack_into(self._descriptors, slot * DESCRIPTOR.size, *span, flags, following)
+        slots = self._free[-count:]
+        # Each descriptor points to the one after it; the last one's flags say that there is none.
+        place = 0
+        capacity = 0
+        for address, length in readable:
+            place += 1
+            flags, following = (_NEXT, slots[place]) if place < count else (0, 0)
+            self._describe(slots[place - 1], address, length, flags, following)
+        for address, length in writable:
+            place += 1
+            capacity += length
+            flags, following = (_NEXT, slots[place]) if place < count else (0, 0)
+            self._describe(slots[place - 1], address, length, flags | _WRITE, following)
+        del self._free[-count:]
         head = slots[0]
-        capacity = sum(span.length for span in writable)
-        self._chains[head] = _Chain(token, slots, capacity)
+        self._unpublished[head] = _Chain(token, slots, capacity)
         self._available[2 + self._added % self.layout.num] = head
         self._added = (self._added + 1) % _WRAP
+
+    def _describe(self, slot: int, address: int, length: int, flags: int, following: int) -> None:
+        """Write a descriptor that the device does not know of yet."""
+        at = slot * DESCRIPTOR.size
+        DESCRIPTOR.pack_into(self._descriptors, at, address, length, flags, following)
 
     def publish(self) -> bool:
         """Offer all chains added since the last call; True if there are any: then kick."""
         if self._published == self._added:
             return False
+        self._chains |= self._unpublished
+        self._unpublished.clear()
         # Pairs with the device's read fence after it reads avail.idx: chains first, then the index.
         fence()
         self._available[1] = self._published = self._added
@@ -144,14 +157,15 @@ class Virtqueue(Generic[Token]):
             if length > chain.writable:
                 raise MalformedError(f"used length {length} of {chain.writable} writable bytes")
             del self._chains[head]
-            self._free.extend(reversed(chain.descriptors))
+            self._free += chain.descriptors
             self._reaped = (self._reaped + 1) % _WRAP
             yield chain.token, length
 
     def abandon(self) -> list[Token]:
         """Return the tokens of all outstanding chains: the device is gone for good."""
-        tokens = [chain.token for chain in self._chains.values()]
+        tokens = [chain.token for chain in (*self._chains.values(), *self._unpublished.values())]
         self._chains.clear()
+        self._unpublished.clear()
         return tokens
 
     def close(self) -> None:

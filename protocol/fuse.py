@@ -153,12 +153,12 @@ def decode_reply_header(header: bytes, unique: int, used: int) -> int:
         The errno, 0 for success.
 
     Raises:
-        MalformedError: another length, another request's reply, an error outside -4095..0, or a
-            body after an error.
+        MalformedError: another length than the header's or less than a header, another
+            request's reply, an error outside -4095..0, or a body after an error.
 
     """
-    if len(header) != OUT_HEADER_SIZE:
-        raise MalformedError(f"an out-header of {len(header)} bytes")
+    if len(header) != OUT_HEADER_SIZE or used < OUT_HEADER_SIZE:
+        raise MalformedError(f"{used} bytes used where an out-header belongs")
     size, error, answered = _OUT_HEADER.unpack(header)
     if answered != unique:
         raise MalformedError(f"a reply to request {answered} in the buffers of request {unique}")
@@ -220,7 +220,8 @@ def destroy() -> Request:
 
 # --- nodes ----------------------------------------------------------------------------------------
 
-_ATTRIBUTES = struct.Struct("=QQQQQQIIIIIIIIII")
+# Times before 1970 are negative: the kernel casts these fields, declared unsigned, to time64_t.
+_ATTRIBUTES = struct.Struct("=QQQqqqIIIIIIIIII")
 _ENTRY_HEAD = struct.Struct("=QQQQII")
 _ATTR_HEAD = struct.Struct("=QII")
 ENTRY_SIZE: Final = _ENTRY_HEAD.size + _ATTRIBUTES.size
