@@ -10,7 +10,8 @@
     |   |-- BackendBroken           it broke the protocol                     BACKEND_DOWN
     |   `-- BackendTimeout          it did not answer in time                 TIMEOUT
     |-- FileError               what the file system says                     an errno name
-    `-- CallError               the caller's fault, or the daemon's answer    one of ErrorCode
+    |-- CallError               the caller's fault, or the daemon's answer    one of ErrorCode
+    `-- ClientError             what a client of the daemon sees: see vuserd.client.errors
 
 Local misuse of an interface (a programming error) is a ``ValueError`` or ``RuntimeError`` as in the
 standard library, and reaches a client as ``INTERNAL``.

@@ -1,6 +1,5 @@
 """Find a virtiofsd on this machine and tell which of the two it is."""
 
-import os
 import platform
 import re
 import shutil
@@ -42,25 +41,37 @@ class Program(NamedTuple):
     version: str
 
 
-def locate(configured: str | None, places: Sequence[str] = PLACES) -> str:
-    """Return the path of the program to start: the configured one, else the first one found.
+async def find_program(configured: str | None, uid: int, places: Sequence[str] = PLACES) -> Program:
+    """Return the program to start as ``uid``: the configured one, else the first one that serves.
 
     Raises:
         BackendNotFound: no such program; the message says what to install.
+        ConfigurationError: what was found cannot be used.
 
     """
     if configured is not None:
-        found = shutil.which(configured)
-        if found is None:
+        path = shutil.which(configured)
+        if path is None:
             raise BackendNotFound(f"the backend {configured} is not an executable file")
-        return found
-    for place in places:
-        if os.path.isfile(place) and os.access(place, os.X_OK):
-            return place
-    on_path = shutil.which("virtiofsd")
-    if on_path is None:
-        raise BackendNotFound(f"no virtiofsd on this machine: {install_hint(_os_release())}")
-    return on_path
+        return _usable(await identify(path), uid)
+    unusable: ConfigurationError | None = None
+    for path in filter(None, [shutil.which("virtiofsd"), *map(shutil.which, places)]):
+        try:
+            return _usable(await identify(path), uid)
+        except ConfigurationError as error:
+            unusable = unusable or error
+    if unusable is not None:
+        raise unusable
+    raise BackendNotFound(f"no virtiofsd on this machine: {install_hint(_os_release())}")
+
+
+def _usable(program: Program, uid: int) -> Program:
+    if program.kind is BackendKind.C and uid != 0:
+        raise ConfigurationError(
+            f"{program.path} is the C virtiofsd, which only root can run: install the Rust one"
+            " (Debian 13, Ubuntu 24.04, Fedora and Arch package it as virtiofsd)"
+        )
+    return program
 
 
 async def identify(path: str) -> Program:

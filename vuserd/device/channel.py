@@ -36,7 +36,7 @@ _HEADER: Final = fuse.OUT_HEADER_SIZE
 class _InFlight:
     """A request that the device has, or will have when a slot is free."""
 
-    __slots__ = ("message", "payload", "request", "task", "undo", "unique")
+    __slots__ = ("deadline", "message", "payload", "request", "task", "undo", "unique")
 
     def __init__(self, request: fuse.Request, undo: Undo | None) -> None:
         self.request = request
@@ -44,7 +44,9 @@ class _InFlight:
         self.unique = 0
         self.message: Buffer | None = None
         self.payload: Buffer | None = None
+        #: Who waits for the reply, and until when.
         self.task: trio.lowlevel.Task | None = None
+        self.deadline = 0.0
 
 
 class FuseChannel:
@@ -69,6 +71,9 @@ class FuseChannel:
         self._backlog: dict[int, deque[_InFlight]] = {
             queue: deque() for queue in (REQUEST_QUEUE, HIPRIO_QUEUE)
         }
+        #: Requests that somebody waits for, by their unique: the oldest deadline is the first.
+        self._awaited: dict[int, _InFlight] = {}
+        self._more_awaited = trio.lowlevel.ParkingLot()
         self._idle = trio.lowlevel.ParkingLot()
         self.submitted = 0
 
@@ -179,10 +184,10 @@ class FuseChannel:
         for backlog in self._backlog.values():
             backlog.clear()
         for queue in self.queues.values():
-            for entry in queue.ring.abandon():
-                if entry.task is not None:
-                    trio.lowlevel.reschedule(entry.task, outcome.Error(_again(reason)))
-                    entry.task = None
+            queue.ring.abandon()
+        for entry in self._awaited.values():
+            self._wake(entry, outcome.Error(_again(reason)))
+        self._awaited.clear()
         self._slots.release()  # the first of those who wait for a slot wakes the next
         self._idle.unpark_all()
 
@@ -199,29 +204,71 @@ class FuseChannel:
         entry.payload = payload
 
         def abandon(_: object) -> trio.lowlevel.Abort:
-            entry.task = None
-            self.post(fuse.interrupt(entry.unique))
+            self._orphan(entry)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        with trio.move_on_after(self._timeout):
-            try:
-                self._slots.acquire_nowait()
-            except trio.WouldBlock:
-                await self._slots.acquire()
-            if self._failure is not None:
-                self._slots.release()
-                raise _again(self._failure)
-            try:
-                self._submit(REQUEST_QUEUE, entry)
-            except BaseException:
-                self._slots.release()
-                raise
-            entry.task = trio.lowlevel.current_task()
-            result: bytes | int = await trio.lowlevel.wait_task_rescheduled(abandon)
-            return result
-        raise BackendTimeout(
+        try:
+            self._slots.acquire_nowait()
+        except trio.WouldBlock:
+            await self._wait_for_slot(request)
+        if self._failure is not None:
+            self._slots.release()
+            raise _again(self._failure)
+        try:
+            self._submit(REQUEST_QUEUE, entry)
+        except BaseException:
+            self._slots.release()
+            raise
+        entry.task = trio.lowlevel.current_task()
+        entry.deadline = trio.current_time() + self._timeout
+        self._awaited[entry.unique] = entry
+        if self._more_awaited:
+            self._more_awaited.unpark_all()
+        result: bytes | int = await trio.lowlevel.wait_task_rescheduled(abandon)
+        return result
+
+    async def _wait_for_slot(self, request: fuse.Request) -> None:
+        with trio.move_on_after(self._timeout) as patience:
+            await self._slots.acquire()
+        if patience.cancelled_caught:
+            raise self._timed_out(request)
+
+    def _timed_out(self, request: fuse.Request) -> BackendTimeout:
+        return BackendTimeout(
             f"the backend did not answer {request.opcode.name} within {self._timeout:g} s"
         )
+
+    @staticmethod
+    def _wake(entry: _InFlight, result: outcome.Outcome[bytes | int]) -> None:
+        assert entry.task is not None
+        trio.lowlevel.reschedule(entry.task, result)
+        entry.task = None
+
+    def _orphan(self, entry: _InFlight) -> None:
+        """Leave a request to the device: nobody waits for it any more."""
+        entry.task = None
+        del self._awaited[entry.unique]
+        self.post(fuse.interrupt(entry.unique))
+
+    async def watch_deadlines(self) -> None:
+        """Wake those whose request is overdue; runs until cancelled, sleeps while there are none.
+
+        All requests have the same time, so the oldest one's deadline is the next: one task with one
+        timer costs a request less than a cancel scope of its own.
+        """
+        while True:
+            if not self._awaited:
+                await self._more_awaited.park()
+                continue
+            oldest = next(iter(self._awaited.values()))
+            await trio.sleep_until(oldest.deadline)
+            now = trio.current_time()
+            while self._awaited:
+                oldest = next(iter(self._awaited.values()))
+                if oldest.deadline > now:
+                    break
+                self._wake(oldest, outcome.Error(self._timed_out(oldest.request)))
+                self._orphan(oldest)
 
     def _submit(self, queue: int, entry: _InFlight) -> None:
         """Put a request on the ring. There is a slot for it."""
@@ -254,8 +301,6 @@ class FuseChannel:
         """Take a used chain of the request queue: check the reply, wake who waits for it."""
         message = entry.message
         assert message is not None
-        if used < _HEADER:
-            raise MalformedError(f"{used} bytes used where an out-header belongs")
         header = bytes(message.view[REQUEST_ROOM : REQUEST_ROOM + _HEADER])
         error = fuse.decode_reply_header(header, entry.unique, used)
         length = used - _HEADER
@@ -268,7 +313,8 @@ class FuseChannel:
         else:
             result = outcome.Value(length)
         if entry.task is not None:
-            trio.lowlevel.reschedule(entry.task, result)
+            del self._awaited[entry.unique]
+            self._wake(entry, result)
         elif not error and entry.undo is not None:
             # The reply's bytes are still where the device wrote them: the buffer is in quarantine.
             late = entry.payload.view[:length] if entry.payload else result.unwrap()

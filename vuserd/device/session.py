@@ -162,18 +162,23 @@ async def open_session(
     try:
         async with stream, trio.open_nursery() as nursery:
             nursery.start_soon(session._watch_connection)  # noqa: SLF001 - Session is ours
+            nursery.start_soon(session.channel.watch_deadlines)
             for index, queue in session.channel.queues.items():
                 nursery.start_soon(queue.kick_batches)
                 nursery.start_soon(session.channel.serve_queue, index)
+            # The nursery would wrap exceptions in a group; who opened the session wants them bare.
             try:
                 await session._start()  # noqa: SLF001
                 await session._mount()  # noqa: SLF001
-                yield session
-            # The nursery would wrap it in a group; who opened the session wants it bare.
             except Exception as error:
                 failure = error
-            with trio.CancelScope(shield=True):
-                await session._unmount()  # noqa: SLF001
+            else:
+                try:
+                    yield session
+                except Exception as error:
+                    failure = error
+                with trio.CancelScope(shield=True):
+                    await session._unmount()  # noqa: SLF001
             nursery.cancel_scope.cancel()
     finally:
         session._close()  # noqa: SLF001

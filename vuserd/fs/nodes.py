@@ -2,21 +2,29 @@
 
 Each LOOKUP and each entry of READDIRPLUS adds one to a node's lookup count in the backend, which
 keeps a descriptor for the node until all of them are given back by FORGET. Here the counts are kept
-exactly; a node that nobody uses stays known for a while (idle, least recently used first) and is
-forgotten in batches on the hiprio queue.
+exactly. A node that nobody uses stays known for a while with one count (idle; the least recently
+used goes first), and what is given back goes out in batches on the hiprio queue.
 """
 
 import stat
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import starmap
 from types import TracebackType
 from typing import Final, Self
 
 from protocol import fuse
 from protocol.fuse import Attributes, Entry, Forget, NodeId
 
-#: Forgets that wait to go out together. Small: each keeps a descriptor open in the backend.
+#: Nodes whose forgets go out together. Few: each may keep a descriptor open in the backend.
 _BATCH: Final = 64
+
+
+#: The root before GETATTR: a directory, that is all.
+_ROOT: Final = Entry(
+    fuse.ROOT_ID,
+    Attributes._make([0] * len(Attributes._fields))._replace(mode=stat.S_IFDIR),
+)
 
 
 class Node:
@@ -50,7 +58,7 @@ class NodeTable:
         self._batch = min(_BATCH, batch_limit)
         self._nodes: dict[NodeId, Node] = {}
         self._idle: OrderedDict[NodeId, Node] = OrderedDict()
-        self._forgets: list[Forget] = []
+        self._forgets: dict[NodeId, int] = {}
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -78,6 +86,9 @@ class NodeTable:
         if node.users:
             return
         self._idle[node.id] = node
+        if node.lookups > 1:
+            self.forget(node.id, node.lookups - 1)
+            node.lookups = 1
         while len(self._idle) > self._idle_limit:
             _, oldest = self._idle.popitem(last=False)
             del self._nodes[oldest.id]
@@ -85,15 +96,15 @@ class NodeTable:
 
     def forget(self, node: NodeId, lookups: int = 1) -> None:
         """Give lookup counts back that no node of the table holds; :meth:`flush` sends the rest."""
-        self._forgets.append(Forget(node, lookups))
+        self._forgets[node] = self._forgets.get(node, 0) + lookups
         if len(self._forgets) >= self._batch:
             self.flush()
 
     def flush(self) -> None:
         """Send the forgets that wait."""
         if self._forgets:
-            self._post(fuse.batch_forget(self._forgets))
-            self._forgets = []
+            self._post(fuse.batch_forget([*starmap(Forget, self._forgets.items())]))
+            self._forgets.clear()
 
     def forget_idle(self) -> None:
         """Forget every node that nobody uses."""
@@ -135,5 +146,4 @@ def root_node() -> Node:
 
     It has no name to look up, so its other attributes are only known from GETATTR.
     """
-    nothing_known = Attributes._make([0] * len(Attributes._fields))
-    return Node(Entry(fuse.ROOT_ID, nothing_known._replace(mode=stat.S_IFDIR)))
+    return Node(_ROOT)

@@ -1,0 +1,80 @@
+"""The daemon: the one place that puts exports, methods and sockets together."""
+
+import logging
+import os
+import time
+from typing import Any
+
+import trio
+
+from vuserd import __version__
+from vuserd.backend.find import Program, find_program
+from vuserd.config import DaemonConfig
+from vuserd.errors import ConfigurationError
+from vuserd.fs.export import Export
+from vuserd.rpc.listener import listening
+from vuserd.rpc.methods import Methods
+from vuserd.rpc.server import Server
+
+_LOG = logging.getLogger(__name__)
+
+
+class Daemon:
+    """Serves a configuration until :meth:`stop`."""
+
+    def __init__(self, config: DaemonConfig) -> None:
+        self._config = config
+        self._started = time.monotonic()
+        self._exports: dict[str, Export] = {}
+        self._server = Server(Methods(self._exports, self.status))
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start every export, then serve calls; started once clients can connect.
+
+        An export that cannot be brought up is in state ``failed`` and the others serve.
+
+        Raises:
+            ConfigurationError: the socket cannot be had.
+
+        """
+        config = self._config
+        program = await self._find_program()
+        with listening(config.socket) as listener:
+            async with trio.open_nursery() as nursery:
+                for export_config in config.exports:
+                    export = Export(export_config, config, program)
+                    self._exports[export_config.name] = export
+                async with trio.open_nursery() as starting:
+                    for export in self._exports.values():
+                        starting.start_soon(nursery.start, export.run)
+                _LOG.info("serving on %s", config.socket)
+                task_status.started()
+                await self._server.serve([listener], config.drain)
+                for export in self._exports.values():
+                    export.stop()
+
+    def stop(self) -> None:
+        """End in good order: calls in progress first, then the exports."""
+        self._server.stop()
+
+    def status(self) -> dict[str, Any]:
+        """Return what ``vuserctl status`` shows."""
+        counters = self._server.counters
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": time.monotonic() - self._started,
+            "socket": self._config.socket,
+            "exports": [export.describe_fully() for export in self._exports.values()],
+            "connections": self._server.connections,
+            "requests": counters.requests,
+            "errors": counters.errors,
+            "bytes_read": counters.bytes_read,
+        }
+
+    async def _find_program(self) -> Program | ConfigurationError:
+        """Find the virtiofsd that directories need; adopted backends do without."""
+        try:
+            return await find_program(self._config.backend, os.geteuid())
+        except ConfigurationError as error:
+            return error

@@ -1,0 +1,326 @@
+"""MessagePack-RPC, bytes in and values out: what both ends of the socket share.
+
+A message is one MessagePack array (https://github.com/msgpack-rpc/msgpack-rpc/blob/master/spec.md)::
+
+    request       [0, msgid, method, params]
+    response      [1, msgid, error, result]
+    notification  [2, method, params]
+
+This module opens no socket and knows no method.  What the peer did wrong comes in two kinds:
+
+- :class:`FramingError`: where the next message begins is not known, the connection is lost.
+- :class:`InvalidMessage`: MessagePack that is no RPC message; the next message follows it.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import msgpack
+
+from vuserd.rpc.framing import NEED_DATA, FrameCutter, FramingError, Limits, NeedData
+
+__all__ = [
+    "BIN_HEAD_MAX",
+    "MSGID_MAX",
+    "NEED_DATA",
+    "BinHead",
+    "FramingError",
+    "InvalidMessage",
+    "Limits",
+    "Message",
+    "MessageDecoder",
+    "NeedData",
+    "Notification",
+    "Request",
+    "Response",
+    "encode_bin_response_head",
+    "encode_notification",
+    "encode_request",
+    "encode_response",
+    "name_bytes",
+    "parse_bin_response_head",
+    "wire_name",
+]
+
+MSGID_MAX: Final = 2**32 - 1
+REQUEST: Final = 0
+RESPONSE: Final = 1
+NOTIFICATION: Final = 2
+
+
+# -- msgpack, which ships no types -----------------------------------------------------------------
+
+
+def _pack(value: object, *, unicode_errors: str = "strict") -> bytes:
+    packed: bytes = msgpack.packb(value, use_bin_type=True, unicode_errors=unicode_errors)
+    return packed
+
+
+def _unpack(frame: bytes) -> Any:
+    """Decode one whole MessagePack value; raise ValueError for what is refused inside it."""
+    return msgpack.unpackb(
+        frame, raw=False, use_list=True, strict_map_key=True, unicode_errors="surrogateescape"
+    )
+
+
+# -- messages --------------------------------------------------------------------------------------
+
+
+class Request(NamedTuple):
+    """A call that wants an answer with the same ``msgid``."""
+
+    msgid: int
+    method: str
+    params: list[Any]
+
+
+class Response(NamedTuple):
+    """The answer to request ``msgid``: ``error`` is nil, or it says why there is no ``result``."""
+
+    msgid: int
+    error: Any
+    result: Any
+
+
+class Notification(NamedTuple):
+    """A call that wants no answer."""
+
+    method: str
+    params: list[Any]
+
+
+class InvalidMessage(NamedTuple):
+    """Well-formed MessagePack that is no RPC message.
+
+    ``msgid`` is that of the request or response it was meant to be, None where it cannot be told.
+    """
+
+    msgid: int | None
+    reason: str
+
+
+Message: TypeAlias = Request | Response | Notification | InvalidMessage
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def wire_name(name: bytes) -> str | bytes:
+    """Give a file name the type it has on the wire: ``str`` where it is UTF-8, else ``bytes``."""
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name
+
+
+def name_bytes(value: object) -> bytes:
+    """Give the bytes of a name that came over the wire as ``str`` or ``bin``.
+
+    Raises TypeError for any other type, ValueError for a str that no bytes stand for (a surrogate
+    that is no escape).
+    """
+    if isinstance(value, str):
+        return value.encode(errors="surrogateescape")
+    if isinstance(value, bytes):
+        return value
+    raise TypeError(f"a name is str or bin, not {type(value).__name__}")
+
+
+# -- encoding --------------------------------------------------------------------------------------
+
+
+def encode_request(msgid: int, method: str, params: list[Any]) -> bytes:
+    """Encode ``[0, msgid, method, params]``."""
+    return _pack([REQUEST, msgid, method, params])
+
+
+def encode_notification(method: str, params: list[Any]) -> bytes:
+    """Encode ``[2, method, params]``."""
+    return _pack([NOTIFICATION, method, params])
+
+
+def encode_response(msgid: int, error: object, result: object) -> bytes:
+    """Encode ``[1, msgid, error, result]``.
+
+    Text in ``error`` is for people: what UTF-8 cannot say in it (an escaped byte of a file name) is
+    written as a backslash escape. In ``result`` it is a fault of the caller's and a ValueError:
+    names go through :func:`wire_name`.
+    """
+    return b"".join(
+        (b"\x94\x01", _pack(msgid), _pack(error, unicode_errors="backslashreplace"), _pack(result))
+    )
+
+
+# The head of a response that carries a bin, in the bytes that msgpack itself would write:
+#
+#     94 01 | msgid: 00..7f, or cc u8, cd u16, ce u32 | c0 | c4 u8, c5 u16 or c6 u32: the length
+#
+# All numbers are big-endian.  6 bytes at least, 13 at most.
+BIN_HEAD_MAX: Final = 13
+
+_UNSIGNED: Final = {1: struct.Struct(">B"), 2: struct.Struct(">H"), 4: struct.Struct(">I")}
+_UINT_WIDTHS: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4}
+_BIN_WIDTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+
+
+class BinHead(NamedTuple):
+    """What stands before the payload of a response whose result is a bin."""
+
+    msgid: int
+    head_size: int  #: bytes before the payload
+    length: int  #: bytes of payload
+
+
+def encode_bin_response_head(msgid: int, length: int) -> bytes:
+    """Encode all of a successful response but its payload, a bin of ``length`` bytes.
+
+    The sender lets the payload follow from wherever it lies.
+    """
+    if not 0 <= length <= 0xFFFF_FFFF:
+        raise ValueError(f"a bin cannot have {length} bytes")
+    if length <= 0xFF:
+        bin_head = struct.pack(">BB", 0xC4, length)
+    elif length <= 0xFFFF:
+        bin_head = struct.pack(">BH", 0xC5, length)
+    else:
+        bin_head = struct.pack(">BI", 0xC6, length)
+    return b"".join((b"\x94\x01", _pack(msgid), b"\xc0", bin_head))
+
+
+def parse_bin_response_head(view: bytes | bytearray | memoryview) -> BinHead | NeedData | None:
+    """Tell whether a frame begins as a successful response that carries a bin.
+
+    None means that it does not, or that another encoder wrote it at greater length than needed:
+    :class:`MessageDecoder` understands it all the same. NEED_DATA means that it may.
+    """
+    size = len(view)
+    if bytes(view[:2]) != b"\x94\x01"[:size]:
+        return None
+    if size < 3:
+        return NEED_DATA
+    msgid, position = view[2], 3
+    if msgid > 0x7F:
+        width = _UINT_WIDTHS.get(msgid)
+        if width is None:
+            return None
+        position += width
+        if size < position:
+            return NEED_DATA
+        msgid = _UNSIGNED[width].unpack_from(view, 3)[0]
+    if size == position:
+        return NEED_DATA
+    if view[position] != 0xC0:
+        return None
+    position += 1
+    if size == position:
+        return NEED_DATA
+    width = _BIN_WIDTHS.get(view[position])
+    if width is None:
+        return None
+    position += 1
+    if size < position + width:
+        return NEED_DATA
+    length = _UNSIGNED[width].unpack_from(view, position)[0]
+    return BinHead(msgid, position + width, length)
+
+
+# -- decoding --------------------------------------------------------------------------------------
+
+
+class MessageDecoder:
+    """Cuts a stream of bytes into messages: :meth:`feed`, then :meth:`next_message` or iterate.
+
+    It keeps what it was fed and has not yet given out, so at most one frame once it has said
+    NEED_DATA. After a :class:`FramingError` every further use raises that error again.
+    """
+
+    def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008 - it is immutable
+        self._frames = FrameCutter(limits)
+
+    @property
+    def buffered(self) -> int:
+        """How many bytes wait inside; 0 at the end of a stream means that it ended cleanly."""
+        return self._frames.buffered
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes of the stream."""
+        self._frames.feed(data)
+
+    def __iter__(self) -> Iterator[Message]:
+        """Give the messages that are complete, and stop where more bytes are needed."""
+        while (message := self.next_message()) is not NEED_DATA:
+            yield message
+
+    def next_message(self) -> Message | NeedData:
+        """Give the next message, or NEED_DATA where no whole frame is there."""
+        frame = self._frames.next_frame()
+        if frame is NEED_DATA:
+            return NEED_DATA
+        if frame.has_ext:
+            return InvalidMessage(_salvage_msgid(frame.data), "extension types are not used here")
+        try:
+            value = _unpack(frame.data)
+        except ValueError as error:
+            return InvalidMessage(_salvage_msgid(frame.data), str(error))
+        return _to_message(value)
+
+    def peek_bin_response_head(self) -> BinHead | NeedData | None:
+        """Do what :func:`parse_bin_response_head` does, for the frame that comes next."""
+        return parse_bin_response_head(self._frames.peek(BIN_HEAD_MAX))
+
+    def take(self, size: int) -> bytes:
+        """Remove ``size`` bytes, or as many as there are; what follows them must begin a frame."""
+        return self._frames.take(size)
+
+
+def _is_msgid(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MSGID_MAX  # a bool is an int, and no msgid
+
+
+def _to_message(value: object) -> Message:
+    """Give the message that a decoded value is."""
+    if not isinstance(value, list) or not value:
+        return InvalidMessage(None, "a message is an array")
+    kind, size = value[0], len(value)
+    if type(kind) is not int or kind not in (REQUEST, RESPONSE, NOTIFICATION):
+        return InvalidMessage(None, "a message begins with 0, 1 or 2")
+    if kind == NOTIFICATION:
+        msgid = None
+    else:
+        msgid = value[1] if size > 1 else None
+        if not _is_msgid(msgid):
+            return InvalidMessage(None, f"a msgid is an integer from 0 to {MSGID_MAX}")
+    expected = 3 if kind == NOTIFICATION else 4
+    if size != expected:
+        return InvalidMessage(msgid, f"this message has {expected} elements, not {size}")
+    if kind == RESPONSE:
+        return Response(*value[1:])
+    method, params = _to_method(value[-2]), value[-1]
+    if method is None:
+        return InvalidMessage(msgid, "a method's name is a str in UTF-8")
+    if not isinstance(params, list):
+        return InvalidMessage(msgid, f"params are an array, not {type(params).__name__}")
+    return Notification(method, params) if msgid is None else Request(msgid, method, params)
+
+
+def _to_method(value: object) -> str | None:
+    """Give a method's name, which older MessagePack writes as raw bytes."""
+    try:
+        return name_bytes(value).decode()
+    except (TypeError, ValueError):
+        return None
+
+
+def _salvage_msgid(frame: bytes) -> int | None:
+    """Give the msgid of a frame that is whole but cannot be decoded, where it can be told."""
+    unpacker: Any = msgpack.Unpacker(max_buffer_size=len(frame))
+    unpacker.feed(frame)
+    try:
+        size = unpacker.read_array_header()
+        kind, msgid = unpacker.unpack(), unpacker.unpack()
+    except (ValueError, msgpack.OutOfData):
+        return None
+    if size < 2 or type(kind) is not int or kind not in (REQUEST, RESPONSE):
+        return None
+    return msgid if _is_msgid(msgid) else None

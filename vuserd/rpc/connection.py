@@ -1,0 +1,224 @@
+"""One client: its requests become tasks, its replies go out as they are ready.
+
+A client has a bounded number of requests and of payload bytes in the daemon, counted from the
+moment a request is read until its reply has left; over them, nothing more is read from it.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import trio
+
+from vuserd.budget import Budget
+from vuserd.errors import CallError, ErrorCode, VuserdError
+from vuserd.fs.filesystem import FileContent
+from vuserd.rpc.codec import (
+    FramingError,
+    InvalidMessage,
+    Limits,
+    MessageDecoder,
+    Request,
+    encode_bin_response_head,
+    encode_notification,
+    encode_response,
+)
+from vuserd.rpc.methods import READ_MAX, Methods
+
+_LOG = logging.getLogger(__name__)
+
+_RECEIVE_SIZE: Final = 64 << 10
+#: One sendmsg takes this many pieces (UIO_MAXIOV is 1,024).
+_PIECES: Final = 256
+
+
+class ConnectionLimits(NamedTuple):
+    """What one client may use."""
+
+    requests: int = 64  #: in flight
+    payload: int = 2 * READ_MAX  #: bytes in flight
+    frame: int = 1 << 20  #: bytes of one request
+    depth: int = 16  #: nesting of one request
+    stall: float = 30.0  #: seconds without progress before a client that does not read is dropped
+
+
+class Counters:
+    """What all connections have done so far."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.requests = 0
+        self.errors = 0
+        self.bytes_read = 0
+
+
+class _Reply(NamedTuple):
+    """Pieces to send, and what to give back when they are gone."""
+
+    pieces: Sequence[bytes | memoryview]
+    content: FileContent | None
+    requests: int
+    payload: int
+
+
+class Connection:
+    """A client's connection; :meth:`run` serves it until it ends."""
+
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        methods: Methods,
+        limits: ConnectionLimits,
+        counters: Counters,
+    ) -> None:
+        self._stream = stream
+        self._methods = methods
+        self._limits = limits
+        self._counters = counters
+        self._requests = Budget(limits.requests)
+        self._payload = Budget(limits.payload)
+        self._outgoing: deque[_Reply] = deque()
+        self._wake_writer = trio.Event()
+        self._last_request_read = trio.Event()
+        self._shutting_down = False
+
+    def shut_down(self) -> None:
+        """Refuse new requests from here on, and end when those in progress are answered."""
+        self._shutting_down = True
+        self._last_request_read.set()
+
+    async def run(self) -> None:
+        """Serve the client until it goes away, loses its framing, or stops reading."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write_replies, nursery.cancel_scope)
+                nursery.start_soon(self._read_requests, nursery)
+                await self._last_request_read.wait()
+                # All of the budget is free when all replies have left.
+                await self._requests.take(self._requests.total)
+                nursery.cancel_scope.cancel()
+        finally:
+            for reply in self._outgoing:
+                self._sent(reply)
+            self._outgoing.clear()
+
+    async def _read_requests(self, nursery: trio.Nursery) -> None:
+        decoder = MessageDecoder(Limits(self._limits.frame, self._limits.depth))
+        while True:
+            try:
+                received = await self._stream.receive_some(_RECEIVE_SIZE)
+            except trio.BrokenResourceError:
+                nursery.cancel_scope.cancel()
+                return
+            if not received:
+                # The client has shut its side, and still reads what it asked for.
+                self._last_request_read.set()
+                return
+            try:
+                decoder.feed(received)
+                for message in decoder:
+                    if isinstance(message, Request):
+                        await self._requests.take(1)
+                        self._counters.requests += 1
+                        if self._shutting_down:
+                            end = CallError(ErrorCode.SHUTTING_DOWN, "the daemon is about to end")
+                            self._refuse_request(message, end.to_wire(), reserved=0)
+                        else:
+                            nursery.start_soon(self._answer, message)
+                    elif isinstance(message, InvalidMessage):
+                        await self._requests.take(1)
+                        self._refuse(message)
+                    # A notification wants no answer and none of the methods is of use without one.
+            except FramingError as error:
+                await self._requests.take(1)
+                refusal = CallError(ErrorCode(error.code), str(error))
+                self._send([encode_notification("error", [refusal.to_wire()])])
+                self._last_request_read.set()
+                return
+
+    def _refuse(self, message: InvalidMessage) -> None:
+        self._counters.errors += 1
+        refusal = CallError(ErrorCode.BAD_REQUEST, message.reason).to_wire()
+        if message.msgid is None:
+            self._send([encode_notification("error", [refusal])])
+        else:
+            self._send([encode_response(message.msgid, refusal, None)])
+
+    async def _answer(self, request: Request) -> None:
+        reserved = 0
+        try:
+            method = self._methods.find(request.method)
+            arguments, options = method.bind(request.params)
+            if method.name == "read":
+                reserved = min(arguments[-1], READ_MAX)
+                await self._payload.take(reserved)
+            result = await method.handler(*arguments, **options)
+        except VuserdError as error:
+            self._refuse_request(request, error.to_wire(), reserved)
+        except Exception:
+            _LOG.exception("fault in %s", request.method)
+            fault = CallError(ErrorCode.INTERNAL, "a fault of the daemon's; its log says more")
+            self._refuse_request(request, fault.to_wire(), reserved)
+        else:
+            self._answer_with(request, result, reserved)
+
+    def _refuse_request(self, request: Request, error: dict[str, Any], reserved: int) -> None:
+        self._counters.errors += 1
+        self._send([encode_response(request.msgid, error, None)], payload=reserved)
+
+    def _answer_with(self, request: Request, result: Any, reserved: int) -> None:
+        if isinstance(result, FileContent):
+            head = encode_bin_response_head(request.msgid, result.length)
+            self._counters.bytes_read += result.length
+            self._send([head, *result.views()], content=result, payload=reserved)
+        else:
+            self._send([encode_response(request.msgid, None, result)], payload=reserved)
+
+    def _send(
+        self,
+        pieces: Sequence[bytes | memoryview],
+        content: FileContent | None = None,
+        payload: int = 0,
+    ) -> None:
+        self._outgoing.append(_Reply(pieces, content, 1, payload))
+        self._wake_writer.set()
+
+    def _sent(self, reply: _Reply) -> None:
+        """Give back what a reply held, now that it has left or never will."""
+        if reply.content is not None:
+            reply.content.give_back()
+        self._payload.give_back(reply.payload)
+        self._requests.give_back(reply.requests)
+
+    async def _write_replies(self, cancel: trio.CancelScope) -> None:
+        while True:
+            while not self._outgoing:
+                self._wake_writer = trio.Event()
+                await self._wake_writer.wait()
+            batch: list[_Reply] = []
+            pieces: list[bytes | memoryview] = []
+            while self._outgoing and len(pieces) < _PIECES:
+                batch.append(self._outgoing.popleft())
+                pieces += batch[-1].pieces
+            try:
+                await self._send_pieces(pieces)
+            except (OSError, trio.TooSlowError) as error:
+                _LOG.info("a client was dropped: %s", error or "it does not read")
+                cancel.cancel()
+                return
+            finally:
+                for reply in batch:
+                    self._sent(reply)
+
+    async def _send_pieces(self, pieces: list[bytes | memoryview]) -> None:
+        """Send all pieces in order; each send has to make progress within the stall time."""
+        first = 0
+        while first < len(pieces):
+            with trio.fail_after(self._limits.stall):
+                sent = await self._stream.socket.sendmsg(pieces[first : first + _PIECES])
+            while first < len(pieces) and sent >= len(pieces[first]):
+                sent -= len(pieces[first])
+                first += 1
+            if sent:
+                pieces[first] = memoryview(pieces[first])[sent:]

@@ -1,0 +1,190 @@
+"""Where one MessagePack value of a stream ends: frames cut, and kept within limits.
+
+The first byte of a MessagePack value tells its size, or how wide the length or count is that
+follows it (https://github.com/msgpack/msgpack/blob/master/spec.md).  :class:`FrameCutter` walks
+from head to head and so knows a frame's size, depth and number of values before one object is made
+of it.  It does not know what a frame means, and looks at no payload.
+"""
+
+import struct
+from enum import Enum
+from typing import Final, NamedTuple, TypeAlias
+
+
+class _NeedData(Enum):
+    NEED_DATA = "NEED_DATA"
+
+
+#: Stands for "the bytes so far do not tell"; compare with ``is``.
+NEED_DATA: Final = _NeedData.NEED_DATA
+NeedData: TypeAlias = _NeedData
+
+
+class FramingError(Exception):
+    """The stream can no longer be cut into messages; ``code`` is BAD_REQUEST or TOO_LARGE."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class Limits(NamedTuple):
+    """What one frame may be. The defaults are those for requests, that is for a server."""
+
+    frame_bytes: int = 1 << 20
+    depth: int = 16  #: containers inside each other, the message's own array being the first
+    values: int = 16_384  #: MessagePack values in a frame; bounds the objects made of it
+
+
+class Frame(NamedTuple):
+    """One whole MessagePack value; ``has_ext`` tells of an extension type anywhere in it."""
+
+    data: bytes
+    has_ext: bool
+
+
+def _fixed_sizes() -> tuple[int, ...]:
+    """Give, for each first byte, the size of the value where this byte alone tells it, else 0."""
+    sizes = [0] * 256
+    sizes[0x00:0x80] = [1] * 0x80  # positive fixint
+    sizes[0xE0:0x100] = [1] * 0x20  # negative fixint
+    sizes[0xA0:0xC0] = range(1, 0x21)  # fixstr
+    sizes[0xC0] = sizes[0xC2] = sizes[0xC3] = 1  # nil, false, true
+    sizes[0xCA], sizes[0xCB] = 5, 9  # float 32, float 64
+    sizes[0xCC:0xD0] = sizes[0xD0:0xD4] = [2, 3, 5, 9]  # uint 8 to 64, int 8 to 64
+    return tuple(sizes)
+
+
+_FIXED_SIZES: Final = _fixed_sizes()
+#: First byte -> width of the length that follows it, bytes between that length and the payload.
+_SIZED: Final = {
+    0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0),  # bin
+    0xD9: (1, 0), 0xDA: (2, 0), 0xDB: (4, 0),  # str
+    0xC7: (1, 1), 0xC8: (2, 1), 0xC9: (4, 1),  # ext
+}  # fmt: skip
+#: First byte -> width of the count that follows it, values for each count.
+_CONTAINERS: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
+_FIXEXT_SIZES: Final = {0xD4: 3, 0xD5: 4, 0xD6: 6, 0xD7: 10, 0xD8: 18}
+_UNSIGNED: Final = {1: struct.Struct(">B"), 2: struct.Struct(">H"), 4: struct.Struct(">I")}
+_RESERVED: Final = 0xC1
+
+
+class FrameCutter:
+    """Cuts a stream of bytes into frames: :meth:`feed`, then :meth:`next_frame` until NEED_DATA.
+
+    A frame over a limit is refused at the head that says so, which may be long before its end has
+    arrived.  After a :class:`FramingError` every further use raises that error again.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._buffer = bytearray()  # begins where a frame begins
+        self._failure: FramingError | None = None
+        self._begin_frame()
+
+    def _begin_frame(self) -> None:
+        self._position = 0  # of the first value that was not walked over yet
+        self._missing = 1  # values still to come in the innermost open container
+        self._outer: list[int] = []  # the same for the containers around it
+        self._values = 1
+        self._has_ext = False
+
+    @property
+    def buffered(self) -> int:
+        """How many bytes wait inside."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes of the stream."""
+        if self._failure is not None:
+            raise self._failure
+        self._buffer += data
+
+    def next_frame(self) -> Frame | NeedData:
+        """Give the next frame, or NEED_DATA where it is not whole."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            complete = self._walk()
+        except FramingError as error:
+            self._failure = error
+            self._buffer.clear()
+            raise
+        if not complete:
+            return NEED_DATA
+        has_ext = self._has_ext
+        return Frame(self.take(self._position), has_ext)
+
+    def peek(self, size: int) -> bytes:
+        """Give the first bytes of the frame that comes next, as many of ``size`` as there are."""
+        return bytes(self._buffer[:size])
+
+    def take(self, size: int) -> bytes:
+        """Remove ``size`` bytes, or as many as there are; what follows them must begin a frame."""
+        with memoryview(self._buffer) as view:
+            taken = bytes(view[:size])
+        del self._buffer[:size]
+        self._begin_frame()
+        return taken
+
+    def _walk(self) -> bool:
+        """Walk from head to head; True when the frame is whole, and ends at ``_position``."""
+        buffer, end = self._buffer, len(self._buffer)
+        position, missing, outer = self._position, self._missing, self._outer
+        while missing or outer:
+            if not missing:
+                missing = outer.pop()
+                continue
+            if position >= end:
+                break
+            head = buffer[position]
+            if size := _FIXED_SIZES[head] or self._sized_value(head, position):
+                position += size
+                missing -= 1
+                continue
+            if 0x80 <= head <= 0x9F:  # fixmap, fixarray
+                position += 1
+                count = (head & 0x0F) * (2 if head < 0x90 else 1)
+            else:
+                width, each = _CONTAINERS.get(head, (0, 0))
+                if not width or end - position <= width:
+                    break
+                count = _UNSIGNED[width].unpack_from(buffer, position + 1)[0] * each
+                position += 1 + width
+            outer.append(missing - 1)
+            missing = count
+            self._check_container(count)
+            self._check_size(position + count)  # no value is shorter than a byte
+        self._position, self._missing = position, missing
+        self._check_size(position)
+        return not missing and not outer and position <= end
+
+    def _sized_value(self, head: int, position: int) -> int:
+        """Give the size of a str, bin or ext; 0 for a container, or while its length is missing."""
+        if head == _RESERVED:
+            raise FramingError("BAD_REQUEST", "not MessagePack: a value begins with 0xc1")
+        if head in _FIXEXT_SIZES:
+            self._has_ext = True
+            return _FIXEXT_SIZES[head]
+        width, extra = _SIZED.get(head, (0, 0))
+        if not width or len(self._buffer) - position <= width:
+            return 0
+        if extra:
+            self._has_ext = True
+        length: int = _UNSIGNED[width].unpack_from(self._buffer, position + 1)[0]
+        return 1 + width + extra + length
+
+    def _check_container(self, count: int) -> None:
+        self._values += count
+        if self._values > self._limits.values:
+            limit = f"{self._limits.values} values"
+        elif len(self._outer) > self._limits.depth:
+            limit = f"{self._limits.depth} levels"
+        else:
+            return
+        raise FramingError("TOO_LARGE", f"a message may have {limit} at most")
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.frame_bytes:
+            limit = f"{self._limits.frame_bytes} bytes"
+            raise FramingError("TOO_LARGE", f"a message may have {limit} at most")

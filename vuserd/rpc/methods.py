@@ -1,0 +1,172 @@
+"""The methods of the RPC: from checked parameters to file operations, and back to the wire."""
+
+import errno
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from protocol.dirent import DirectoryEntry
+from protocol.fuse import AttributeFlag, Attributes
+from vuserd import __version__
+from vuserd.errors import CallError, ErrorCode
+from vuserd.fs.export import Export
+from vuserd.fs.filesystem import FileContent, FileSystem, type_name
+from vuserd.rpc.codec import wire_name
+from vuserd.rpc.signature import FLAG, PATH, TEXT, TOKEN, Method, Option, integer
+
+#: Goes up with each addition; a client that needs level N works with every daemon of N or more...
+API_LEVEL: Final = 1
+#: ... that is compatible with N: the oldest level whose clients this daemon still serves.
+API_COMPATIBLE: Final = 1
+
+#: The most bytes that one read gives.
+READ_MAX: Final = 8 << 20
+#: The most entries of one page.
+PAGE_MAX: Final = 10_000
+
+_NANOSECONDS: Final = 1_000_000_000
+_SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
+#: Where a directory goes on: its inode number, and the backend's offset.
+_TOKEN: Final = struct.Struct(">QQ")
+
+
+class Methods:
+    """All methods over a set of exports.
+
+    Args:
+        exports: by name.
+        status: what ``status`` returns.
+
+    """
+
+    def __init__(self, exports: Mapping[str, Export], status: Callable[[], dict[str, Any]]) -> None:
+        self._exports = exports
+        self._status = status
+        of_file = {"export": TEXT, "path": PATH}
+        table = (
+            Method("api_info", self.api_info, {}, {}, "map"),
+            Method("exports", self.exports, {}, {}, "array of map"),
+            Method("stat", self.stat, of_file, {"follow": Option(FLAG, default=True)}, "map"),
+            Method("readlink", self.readlink, of_file, {}, "str or bin"),
+            Method(
+                "readdir",
+                self.readdir,
+                of_file,
+                {
+                    "attrs": Option(FLAG, default=False),
+                    "limit": Option(integer(1, PAGE_MAX), 1000),
+                    "after": Option(TOKEN, None),
+                },
+                "map of entries, next",
+            ),
+            Method(
+                "read",
+                self.read,
+                of_file | {"offset": integer(), "length": integer()},
+                {},
+                "bin",
+            ),
+            Method("statfs", self.statfs, {"export": TEXT}, {}, "map"),
+            Method("status", self.status, {}, {}, "map"),
+        )
+        self.table: Mapping[str, Method] = {method.name: method for method in table}
+
+    def find(self, name: str) -> Method:
+        """Return the method of this name.
+
+        Raises:
+            CallError: UNKNOWN_METHOD.
+
+        """
+        method = self.table.get(name)
+        if method is None:
+            raise CallError(
+                ErrorCode.UNKNOWN_METHOD, f"there is no method {name!r}; api_info lists them"
+            )
+        return method
+
+    def _filesystem(self, export: str) -> FileSystem:
+        found = self._exports.get(export)
+        if found is None:
+            raise CallError(ErrorCode.UNKNOWN_EXPORT, f"there is no export {export!r}")
+        return found.filesystem
+
+    async def api_info(self) -> dict[str, Any]:
+        """Tell what this daemon can do."""
+        return {
+            "version": __version__,
+            "api_level": API_LEVEL,
+            "api_compatible": API_COMPATIBLE,
+            "methods": [method.describe() for method in self.table.values()],
+            "errors": [*ErrorCode, *errno.errorcode.values()],
+        }
+
+    async def exports(self) -> list[dict[str, Any]]:
+        """Tell which exports there are and how they are."""
+        return [export.describe() for export in self._exports.values()]
+
+    async def stat(self, export: str, path: bytes, *, follow: bool) -> dict[str, Any]:
+        """Return a file's attributes."""
+        return stat_map(await self._filesystem(export).stat(path, follow=follow))
+
+    async def readlink(self, export: str, path: bytes) -> str | bytes:
+        """Return a symlink's target."""
+        return wire_name(await self._filesystem(export).readlink(path))
+
+    async def readdir(
+        self, export: str, path: bytes, *, attrs: bool, limit: int, after: bytes | None
+    ) -> dict[str, Any]:
+        """Return a page of a directory."""
+        if after is not None and len(after) != _TOKEN.size:
+            raise CallError(ErrorCode.BAD_REQUEST, "readdir after: not a token of this daemon's")
+        begin = None if after is None else _TOKEN.unpack(after)
+        page = await self._filesystem(export).readdir(
+            path, attributes=attrs, limit=limit, after=begin
+        )
+        following = None if page.next is None else _TOKEN.pack(page.ino, page.next)
+        return {"entries": [_entry_map(entry) for entry in page.entries], "next": following}
+
+    async def read(self, export: str, path: bytes, offset: int, length: int) -> FileContent:
+        """Return bytes of a regular file; the receiver gives their buffers back."""
+        if length > READ_MAX:
+            raise CallError(
+                ErrorCode.TOO_LARGE, f"read gives {READ_MAX} bytes at most", limit=READ_MAX
+            )
+        return await self._filesystem(export).read(path, offset, length)
+
+    async def statfs(self, export: str) -> dict[str, Any]:
+        """Return the statistics of the export's file system."""
+        return (await self._filesystem(export).statfs())._asdict()
+
+    async def status(self) -> dict[str, Any]:
+        """Return how the daemon does."""
+        return self._status()
+
+
+def stat_map(attributes: Attributes) -> dict[str, Any]:
+    """Return attributes as the RPC shows them: ``mode`` is a whole st_mode, times are in ns."""
+    shown = {
+        "type": type_name(attributes.mode),
+        "mode": attributes.mode,
+        "size": attributes.size,
+        "ino": attributes.ino,
+        "nlink": attributes.nlink,
+        "uid": attributes.uid,
+        "gid": attributes.gid,
+        "rdev": attributes.rdev,
+        "blocks": attributes.blocks,
+        "blksize": attributes.blksize,
+        "atime_ns": attributes.atime * _NANOSECONDS + attributes.atime_nsec,
+        "mtime_ns": attributes.mtime * _NANOSECONDS + attributes.mtime_nsec,
+        "ctime_ns": attributes.ctime * _NANOSECONDS + attributes.ctime_nsec,
+    }
+    if attributes.flags & _SUBMOUNT:
+        shown["submount"] = True
+    return shown
+
+
+def _entry_map(entry: DirectoryEntry) -> dict[str, Any]:
+    name = wire_name(entry.name)
+    if entry.entry is None:
+        return {"name": name, "type": type_name(entry.type << 12), "ino": entry.ino}
+    return {"name": name, **stat_map(entry.entry.attributes)}

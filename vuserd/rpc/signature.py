@@ -1,0 +1,133 @@
+"""What a method takes and gives, checked on every call and told by ``api_info``."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vuserd.errors import CallError, ErrorCode
+from vuserd.rpc.codec import name_bytes
+
+_MAX_INT = (1 << 63) - 1
+
+
+class Kind(NamedTuple):
+    """A type of parameter: its name in ``api_info``, and the check that gives the value to use."""
+
+    name: str
+    #: Raises TypeError or ValueError whose text completes "NAME: ...".
+    check: Callable[[Any], Any]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a str is wanted, not {type(value).__name__}")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"a bool is wanted, not {type(value).__name__}")
+    return value
+
+
+def _path(value: Any) -> bytes:
+    path = name_bytes(value)
+    if b"\0" in path:
+        raise ValueError("a path cannot contain a NUL byte")
+    return path
+
+
+def _token(value: Any) -> bytes | None:
+    if value is not None and not isinstance(value, bytes):
+        raise TypeError("the token of the page before is wanted, or nil")
+    return value
+
+
+def integer(least: int = 0, most: int = _MAX_INT) -> Kind:
+    """Return the kind of an integer in a range."""
+
+    def check(value: Any) -> int:
+        if type(value) is not int:
+            raise TypeError(f"an integer is wanted, not {type(value).__name__}")
+        if not least <= value <= most:
+            raise ValueError(f"{value} is not in {least}..{most}")
+        return value
+
+    return Kind("int", check)
+
+
+TEXT = Kind("str", _text)
+FLAG = Kind("bool", _flag)
+PATH = Kind("path", _path)
+TOKEN = Kind("token", _token)
+
+
+class Option(NamedTuple):
+    """An entry of a method's trailing options map."""
+
+    kind: Kind
+    default: Any
+
+
+class Method(NamedTuple):
+    """A method of the RPC: the handler is called with the parameters, options by keyword."""
+
+    name: str
+    handler: Callable[..., Awaitable[Any]]
+    params: Mapping[str, Kind]
+    options: Mapping[str, Option]
+    returns: str
+    since: int = 1
+
+    def describe(self) -> dict[str, Any]:
+        """Return the method as ``api_info`` shows it."""
+        params: list[dict[str, Any]] = [
+            {"name": name, "type": kind.name} for name, kind in self.params.items()
+        ]
+        if self.options:
+            params.append({"name": "options", "type": "map", "options": self._described_options()})
+        return {"name": self.name, "params": params, "returns": self.returns, "since": self.since}
+
+    def _described_options(self) -> list[dict[str, Any]]:
+        return [
+            {"name": name, "type": option.kind.name, "default": option.default}
+            for name, option in self.options.items()
+        ]
+
+    def bind(self, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Check a call's parameters; return the handler's arguments.
+
+        Raises:
+            CallError: BAD_REQUEST, saying which parameter is wrong and what it should be.
+
+        """
+        most = len(self.params) + bool(self.options)
+        if not len(self.params) <= len(values) <= most:
+            raise self._refused(f"takes {self._usage()}; {len(values)} parameters were given")
+        arguments = [
+            self._checked(name, kind, value)
+            for (name, kind), value in zip(self.params.items(), values, strict=False)
+        ]
+        given = values[len(self.params)] if len(values) > len(self.params) else {}
+        if not isinstance(given, dict):
+            raise self._refused(f"options: a map is wanted, not {type(given).__name__}")
+        options = {name: option.default for name, option in self.options.items()}
+        for name, value in given.items():
+            if name not in self.options:
+                raise self._refused(f"has no option {name!r}, only {', '.join(self.options)}")
+            options[name] = self._checked(name, self.options[name].kind, value)
+        return arguments, options
+
+    def _checked(self, name: str, kind: Kind, value: Any) -> Any:
+        try:
+            return kind.check(value)
+        except (TypeError, ValueError) as error:
+            raise self._refused(f"{name}: {error}") from None
+
+    def _refused(self, reason: str) -> CallError:
+        return CallError(ErrorCode.BAD_REQUEST, f"{self.name} {reason}")
+
+    def _usage(self) -> str:
+        names = list(self.params)
+        if self.options:
+            names.append("{" + ", ".join(self.options) + "}")
+        return f"({', '.join(names)})"
