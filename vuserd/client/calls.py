@@ -1,0 +1,97 @@
+"""The methods of the daemon: how each call is written and its answer read.
+
+Every function here gives a :class:`Call`; the clients only carry it there and back.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+
+from vuserd.client.records import (
+    ApiInfo,
+    DirectoryPage,
+    ExportInfo,
+    FsStat,
+    Stat,
+    exports_from_wire,
+    to_map,
+    to_name,
+)
+from vuserd.rpc.codec import wire_name
+
+T = TypeVar("T")
+
+#: A path inside an export; relative ones begin at its root.
+RemotePath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
+#: What a payload can be received into.
+WritableBuffer: TypeAlias = bytearray | memoryview
+
+PAGE_ENTRIES = 1000
+
+
+class Call(NamedTuple, Generic[T]):
+    """One call: ``decode`` turns the result on the wire into the one for the user.
+
+    With ``buffer`` the result on the wire is a bin of at most its size, which goes straight into
+    it; ``decode`` is then given the number of bytes.
+    """
+
+    method: str
+    params: list[Any]
+    decode: Callable[[Any], T]
+    buffer: memoryview | None = None
+
+
+def _wire(name: RemotePath) -> str | bytes:
+    return wire_name(os.fsencode(name))
+
+
+def api_info() -> Call[ApiInfo]:
+    """Ask for versions, methods and error names."""
+    return Call("api_info", [], ApiInfo.from_wire)
+
+
+def exports() -> Call[list[ExportInfo]]:
+    """Ask for the exports and their state."""
+    return Call("exports", [], exports_from_wire)
+
+
+def stat(export: str, path: RemotePath, *, follow: bool = True) -> Call[Stat]:
+    """Ask for a file's attributes; with ``follow`` those of what a symlink leads to."""
+    return Call("stat", [_wire(export), _wire(path), {"follow": follow}], Stat.from_wire)
+
+
+def readlink(export: str, path: RemotePath) -> Call[str]:
+    """Ask for a symlink's target."""
+    return Call("readlink", [_wire(export), _wire(path)], to_name)
+
+
+def readdir(
+    export: str,
+    path: RemotePath,
+    *,
+    attrs: bool = False,
+    limit: int = PAGE_ENTRIES,
+    after: Any = None,
+) -> Call[DirectoryPage]:
+    """Ask for ``limit`` entries of a directory, after those that gave the token ``after``."""
+    options = {"attrs": attrs, "limit": limit, "after": after}
+    return Call("readdir", [_wire(export), _wire(path), options], DirectoryPage.from_wire)
+
+
+def read_into(export: str, path: RemotePath, offset: int, buffer: WritableBuffer) -> Call[int]:
+    """Ask for as many bytes of a file, from ``offset`` on, as ``buffer`` holds."""
+    view = memoryview(buffer).cast("B")
+    if view.readonly:
+        raise ValueError("the buffer to read into is read-only")
+    return Call("read", [_wire(export), _wire(path), offset, len(view)], int, view)
+
+
+def statfs(export: str) -> Call[FsStat]:
+    """Ask for the size and use of an export's file system."""
+    return Call("statfs", [_wire(export)], FsStat.from_wire)
+
+
+def status() -> Call[dict[str, Any]]:
+    """Ask for the daemon's own state."""
+    return Call("status", [], to_map)

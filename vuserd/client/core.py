@@ -1,0 +1,284 @@
+"""One connection to the daemon without its socket: calls in, bytes out; bytes in, answers out.
+
+Both clients drive it in the same way::
+
+    ticket = core.begin(call)
+    n = socket.send(core.outgoing); core.sent(n)
+    n = socket.recv_into(core.receive_buffer()); core.received(n)
+    ticket.result()
+
+A large payload is received where the caller wants it: at the beginning of a frame
+``receive_buffer`` asks for no more than a response's head while payloads are due, and then for the
+payload itself, in the caller's buffer.
+"""
+
+from typing import Any, Generic, TypeVar
+
+from vuserd.client.calls import Call
+from vuserd.client.errors import BadReply, ConnectionLost, RemoteError
+from vuserd.rpc.codec import (
+    BIN_HEAD_MAX,
+    MSGID_MAX,
+    NEED_DATA,
+    BinHead,
+    FramingError,
+    InvalidMessage,
+    Limits,
+    Message,
+    MessageDecoder,
+    Notification,
+    Request,
+    Response,
+    encode_request,
+)
+
+T = TypeVar("T")
+
+#: What the daemon may send in a frame: pages of directories, and payloads of other encoders.
+REPLY_LIMITS = Limits(frame_bytes=64 << 20, depth=16, values=4 << 20)
+
+_SCRATCH_BYTES = 64 << 10
+
+
+class Ticket(Generic[T]):
+    """A call that was begun; ``done`` once there is a :meth:`result`."""
+
+    __slots__ = ("_call", "_error", "_value", "done", "msgid")
+
+    def __init__(self, msgid: int, call: Call[T]) -> None:
+        self.msgid = msgid
+        self.done = False
+        self._call: Call[T] | None = call
+        self._value: Any = None
+        self._error: Exception | None = None
+
+    def result(self) -> T:
+        """Give what the call returned, or raise the error it met."""
+        if not self.done:
+            raise RuntimeError("the call is not done")
+        if self._error is not None:
+            raise self._error
+        value: T = self._value
+        return value
+
+    @property
+    def buffer(self) -> memoryview | None:
+        """Where the payload goes, while it is awaited."""
+        return self._call.buffer if self._call is not None else None
+
+    def succeed(self, wire_result: object) -> None:
+        """Settle it with the result that came over the wire."""
+        assert self._call is not None
+        try:
+            value = self._call.decode(wire_result)
+        except BadReply as error:
+            self.fail(error)
+        except Exception as error:  # whatever decode stumbles over came from outside
+            self.fail(BadReply(f"the daemon's answer to {self._call.method}: {error!r}"))
+        else:
+            self._settle(value, None)
+
+    def fail(self, error: Exception) -> None:
+        """Settle it with an error."""
+        self._settle(None, error)
+
+    def _settle(self, value: Any, error: Exception | None) -> None:
+        self._value, self._error = value, error
+        self._call = None  # lets the caller's buffer go
+        self.done = True
+
+
+class _Payload:
+    """A payload on its way: into the caller's buffer, or nowhere once nobody waits for it."""
+
+    __slots__ = ("arrived", "length", "ticket")
+
+    def __init__(self, ticket: Ticket[Any] | None, length: int) -> None:
+        self.ticket = ticket
+        self.length = length
+        self.arrived = 0
+
+    def view(self, scratch: memoryview) -> memoryview:
+        missing = self.length - self.arrived
+        buffer = self.ticket.buffer if self.ticket is not None else None
+        if buffer is None:
+            return scratch[:missing]
+        return buffer[self.arrived : self.length]
+
+
+class ClientCore:
+    """The calls in flight on one connection. It is over after :meth:`lost`, for good."""
+
+    def __init__(self) -> None:
+        #: Bytes to send next; :meth:`sent` takes away what was.
+        self.outgoing = bytearray()
+        self._decoder = MessageDecoder(REPLY_LIMITS)
+        self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        self._pending: dict[int, Ticket[Any]] = {}
+        self._payloads_due: set[int] = set()  # msgids whose success is a bin, awaited or not
+        self._abandoned: set[int] = set()
+        self._payload: _Payload | None = None
+        self._next_msgid = 1
+        self._loss: str | None = None
+
+    def begin(self, call: Call[T]) -> Ticket[T]:
+        """Queue a call's request; raise ConnectionLost where there is no connection any more."""
+        if self._loss is not None:
+            raise ConnectionLost(self._loss)
+        msgid = self._new_msgid()
+        request = encode_request(msgid, call.method, call.params)
+        ticket = Ticket(msgid, call)
+        self._pending[msgid] = ticket
+        if call.buffer is not None:
+            self._payloads_due.add(msgid)
+        self.outgoing += request
+        return ticket
+
+    def _new_msgid(self) -> int:
+        while True:
+            msgid = self._next_msgid
+            self._next_msgid = (msgid + 1) & MSGID_MAX
+            if msgid not in self._pending and msgid not in self._abandoned:
+                return msgid
+
+    def abandon(self, ticket: Ticket[Any]) -> None:
+        """Forget a call whose caller went away; its answer will be dropped, the rest goes on."""
+        if self._pending.get(ticket.msgid) is not ticket:
+            return
+        del self._pending[ticket.msgid]
+        if self._payload is not None and self._payload.ticket is ticket:
+            self._payload.ticket = None
+        else:
+            self._abandoned.add(ticket.msgid)
+        ticket.fail(ConnectionLost("the call was given up"))
+
+    def sent(self, count: int) -> None:
+        """Note that so many of the outgoing bytes are sent."""
+        del self.outgoing[:count]
+
+    @property
+    def in_payload(self) -> bool:
+        """True while what :meth:`receive_buffer` asks for is part of one payload, to its end."""
+        return self._payload is not None
+
+    def receive_buffer(self) -> memoryview:
+        """Give where the next bytes are to be received; it is never empty."""
+        if self._payload is not None:
+            return self._payload.view(self._scratch)
+        if self._payloads_due and self._decoder.buffered < BIN_HEAD_MAX:
+            return self._scratch[:BIN_HEAD_MAX]
+        return self._scratch
+
+    def received(self, count: int) -> list[Ticket[Any]]:
+        """Take note of ``count`` bytes in :meth:`receive_buffer`; give the calls now done.
+
+        0 is the end of the stream.
+        """
+        if not count:
+            return self.lost("the daemon closed the connection")
+        done: list[Ticket[Any]] = []
+        if self._payload is not None:
+            self._advance(count, done)
+            return done
+        try:
+            self._decoder.feed(self._scratch[:count])
+            while self._next_frame(done):
+                pass
+        except FramingError as error:
+            done += self.lost(f"what the daemon sent is not its protocol: {error}")
+        return done
+
+    def lost(self, reason: str) -> list[Ticket[Any]]:
+        """End the connection: every call in flight fails. Give those calls."""
+        if self._loss is None:
+            self._loss = reason
+        tickets = list(self._pending.values())
+        self._pending.clear()
+        self._abandoned.clear()
+        self._payloads_due.clear()
+        self._payload = None
+        self.outgoing.clear()
+        for ticket in tickets:
+            ticket.fail(ConnectionLost(self._loss))
+        return tickets
+
+    def _next_frame(self, done: list[Ticket[Any]]) -> bool:
+        """Take in one more frame, or the head of one; False where more bytes are needed."""
+        if self._payloads_due:
+            head = self._decoder.peek_bin_response_head()
+            if head is NEED_DATA:
+                return False
+            if head is not None and head.msgid in self._payloads_due:
+                return self._begin_payload(head, done)
+        message = self._decoder.next_message()
+        if message is NEED_DATA:
+            return False
+        self._dispatch(message, done)
+        return self._loss is None
+
+    def _begin_payload(self, head: BinHead, done: list[Ticket[Any]]) -> bool:
+        """Direct a payload to its buffer, beginning with what has come of it; True at its end."""
+        self._payloads_due.discard(head.msgid)
+        self._abandoned.discard(head.msgid)
+        ticket = self._pending.get(head.msgid)
+        if ticket is not None and ticket.buffer is not None and head.length > len(ticket.buffer):
+            del self._pending[head.msgid]
+            ticket.fail(BadReply("the daemon sent more bytes than were asked for"))
+            done.append(ticket)
+            ticket = None
+        self._decoder.take(head.head_size)
+        self._payload = payload = _Payload(ticket, head.length)
+        begun = self._decoder.take(payload.length)
+        if ticket is not None and ticket.buffer is not None:
+            ticket.buffer[: len(begun)] = begun
+        self._advance(len(begun), done)
+        return self._payload is None
+
+    def _advance(self, count: int, done: list[Ticket[Any]]) -> None:
+        assert self._payload is not None
+        payload = self._payload
+        payload.arrived += count
+        if payload.arrived < payload.length:
+            return
+        self._payload = None
+        if payload.ticket is not None:
+            del self._pending[payload.ticket.msgid]
+            payload.ticket.succeed(payload.length)
+            done.append(payload.ticket)
+
+    def _dispatch(self, message: Message, done: list[Ticket[Any]]) -> None:
+        match message:
+            case Notification():
+                return  # the daemon sends none yet; a later one may
+            case Request():
+                done += self.lost("the daemon sent a request")
+                return
+            case Response(msgid) | InvalidMessage(msgid):
+                pass
+        if msgid is not None:
+            self._payloads_due.discard(msgid)
+            if msgid in self._abandoned:
+                self._abandoned.discard(msgid)
+                return
+        ticket = self._pending.pop(msgid, None) if msgid is not None else None
+        if ticket is None:
+            done += self.lost("the daemon answered what it was not asked")
+            return
+        done.append(ticket)
+        if isinstance(message, InvalidMessage):
+            ticket.fail(BadReply(f"the daemon's answer is not understood: {message.reason}"))
+        elif message.error is not None:
+            ticket.fail(RemoteError.from_wire(message.error))
+        elif (buffer := ticket.buffer) is not None:
+            _fill(ticket, buffer, message.result)
+        else:
+            ticket.succeed(message.result)
+
+
+def _fill(ticket: Ticket[Any], buffer: memoryview, result: object) -> None:
+    """Settle a call for a payload that came the long way, in a frame of another encoder's."""
+    if not isinstance(result, bytes) or len(result) > len(buffer):
+        ticket.fail(BadReply("the daemon's answer is not the bytes that were asked for"))
+        return
+    buffer[: len(result)] = result
+    ticket.succeed(len(result))

@@ -1,0 +1,93 @@
+"""``vuserctl get`` and ``cat``: a file to a file, whole or not at all; a file to standard output.
+
+``get`` writes to a temporary file beside the target and renames it when all of it is there, so that
+nobody ever sees half a file under the target's name.
+"""
+
+import os
+import stat as modes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from vuserd.client.output import printable
+from vuserd.client.sync_client import Client
+from vuserd.client.target import Target
+from vuserd.client.transfer import Progress
+
+
+def cat(client: Client, target: Target, progress: Progress | None = None) -> None:
+    """Write a file to standard output, with no more of it in memory than is in flight."""
+    output = sys.stdout.buffer
+    sys.stdout.flush()
+    client.stream(target.export, target.path, output.write, progress=progress)
+    output.flush()
+
+
+def get(client: Client, target: Target, destination: str | None) -> None:
+    """Fetch a file to ``destination``: a file, a directory, or '-' for standard output.
+
+    The new file has the other's modification time, and its permissions as far as the umask allows.
+    A destination that is no regular file (a device, a pipe) is written to, never replaced.
+    """
+    if destination == "-":
+        with progress_bar(target.name) as progress:
+            cat(client, target, progress)
+        return
+    local = _local_path(target, destination)
+    path = os.path.realpath(local)  # as cp does: what a symlink leads to is replaced, not the link
+    fetch = _fetch_into if os.path.exists(path) and not os.path.isfile(path) else _fetch_beside
+    try:
+        with progress_bar(target.name) as progress:
+            fetch(client, target, path, progress)
+    except OSError as error:  # about the user's name for it, not that of a temporary file
+        raise OSError(error.errno, error.strerror, local) from None
+
+
+def _local_path(target: Target, destination: str | None) -> str:
+    if destination is None:
+        return target.name
+    return os.path.join(destination, target.name) if os.path.isdir(destination) else destination
+
+
+def _fetch_into(client: Client, target: Target, path: str, progress: Progress | None) -> None:
+    with open(path, "wb") as device:
+        client.stream(target.export, target.path, device.write, progress=progress)
+
+
+def _fetch_beside(client: Client, target: Target, path: str, progress: Progress | None) -> None:
+    permissions = modes.S_IMODE(client.stat(target.export, target.path).mode) & 0o777
+    # A name of its own: the target's may be as long as a name can be.
+    temporary = os.path.join(os.path.dirname(path), f".vuserctl-{os.urandom(8).hex()}.part")
+    try:
+        fileno = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, permissions
+        )
+        try:
+            found = client.download(target.export, target.path, fileno, progress=progress)
+            os.utime(fileno, ns=(found.atime_ns, found.mtime_ns))
+        finally:
+            os.close(fileno)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+@contextmanager
+def progress_bar(name: str) -> Iterator[Progress | None]:
+    """Show progress while someone may be looking: give None where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # no thread
+    with tqdm(desc=printable(name), unit="B", unit_scale=True, unit_divisor=1024) as bar:
+
+        def show(there: int, total: int) -> None:
+            bar.total = total
+            bar.update(there - bar.n)
+
+        yield show

@@ -1,0 +1,78 @@
+"""What a client raises: the daemon's own answer, or that there is no talking to it.
+
+::
+
+    VuserdError
+    `-- ClientError
+        |-- RemoteError         the daemon answered with an error
+        |-- CannotConnect       no daemon was reached
+        |-- ConnectionLost      the connection ended before the answer
+        `-- BadReply            the answer is not what the method returns
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vuserd.errors import ErrorCode, VuserdError
+
+
+class ClientError(VuserdError):
+    """The base of all that a client's call raises on account of the daemon."""
+
+
+class RemoteError(ClientError):
+    """The daemon answered with an error.
+
+    ``code`` is an errno name or an :class:`vuserd.errors.ErrorCode`, ``message`` the text without
+    it, ``fields`` whatever else the answer held.
+    """
+
+    def __init__(self, code: str, message: str, fields: Mapping[str, Any] | None = None) -> None:
+        self.code = code
+        self.message = message
+        self.fields = dict(fields or {})
+        super().__init__(f"{message} ({code})")
+
+    @classmethod
+    def from_wire(cls, error: object) -> "RemoteError":
+        """Make it of a response's error, whatever that is."""
+        if not isinstance(error, dict):
+            return cls(ErrorCode.INTERNAL, str(error))
+        fields = {str(key): value for key, value in error.items()}
+        code = str(fields.pop("code", ErrorCode.INTERNAL))
+        return cls(code, str(fields.pop("message", "no message")), fields)
+
+
+class CannotConnect(ClientError):  # noqa: N818 - reads as the sentence it is
+    """No daemon was reached; the message names each socket that was tried and what to do."""
+
+    def __init__(self, attempts: Sequence[tuple[str, OSError]]) -> None:
+        self.addresses = tuple(address for address, _ in attempts)
+        tried = "; ".join(f"{address}: {_reason(error)}" for address, error in attempts)
+        super().__init__(
+            f"cannot connect to the daemon ({tried}). Is it running? Start it with 'vuserd serve', "
+            "or name its socket with --socket or VUSERD_SOCKET"
+        )
+
+
+class ConnectionLost(ClientError):  # noqa: N818
+    """The connection ended before the answer; whether the call took effect is not known."""
+
+
+class BadReply(ClientError):  # noqa: N818
+    """The daemon's answer is not what the method returns: client and daemon may not match."""
+
+
+def describe_loss(error: OSError) -> str:
+    """Say why a connection is lost, for ConnectionLost."""
+    if isinstance(error, BlockingIOError):  # of a blocking socket: its time-out
+        return "the daemon does not answer"
+    if isinstance(error, ConnectionResetError):
+        return "the daemon closed the connection"
+    return f"the connection to the daemon: {_reason(error)}"
+
+
+def _reason(error: OSError) -> str:
+    text = os.strerror(error.errno) if error.errno else str(error)
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,147 @@
+"""What vuserctl prints: names a terminal can show, tables, columns of ls, sizes, times, JSON."""
+
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from vuserd.client.records import Entry, Stat
+
+_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def printable(text: str) -> str:
+    """Escape what would not print, byte by byte, as ``ls -b`` does."""
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(map(_escape, text))
+
+
+def _escape(character: str) -> str:
+    if character in _ESCAPES:
+        return _ESCAPES[character]
+    if character.isprintable():
+        return character
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
+
+
+def shown(text: str) -> str:
+    """Give a name as it is printed: escaped on a terminal, as it is into a pipe."""
+    return printable(text) if sys.stdout.isatty() else text
+
+
+def emit(line: str = "") -> None:
+    """Print one line."""
+    sys.stdout.write(line + "\n")
+
+
+def emit_json(value: object) -> None:
+    """Print a value as JSON; a byte that is no UTF-8 is a lone surrogate, as in Python's names."""
+    import json  # not needed by most calls, and slow to load
+
+    emit(json.dumps(value, indent=2, default=_json_default, skipkeys=True))
+
+
+def _json_default(value: object) -> object:
+    return os.fsdecode(value) if isinstance(value, bytes) else str(value)
+
+
+def emit_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; columns as wide as they need to be, None as a dash."""
+    table = [[*head], *([cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        emit("  ".join(map(str.ljust, row, widths)).rstrip())
+
+
+def cell(value: object) -> str:
+    """Give the text of one value in a table."""
+    if value is None or value == "":
+        return "-"
+    return shown(os.fsdecode(value) if isinstance(value, bytes) else str(value))
+
+
+def entry_fields(entry: Entry, target: str | None = None) -> dict[str, Any]:
+    """Give an entry as one flat map, for JSON."""
+    fields: dict[str, Any] = {"name": entry.name, "type": entry.type, "ino": entry.ino}
+    if entry.stat is not None:
+        fields |= entry.stat._asdict()
+    if target is not None:
+        fields["target"] = target
+    return fields
+
+
+def emit_long(entries: Iterable[Entry], targets: Mapping[str, str]) -> None:
+    """Print entries as ``ls -l`` does, aligned; ``targets`` are those of the symlinks."""
+    rows = [(*_long_columns(entry.stat), entry.name) for entry in entries]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for mode, links, uid, gid, size, mtime, name in rows:
+        columns = (
+            mode,
+            links.rjust(widths[1]),
+            uid.ljust(widths[2]),
+            gid.ljust(widths[3]),
+            size.rjust(widths[4]),
+            mtime.ljust(widths[5]),
+            with_target(name, targets.get(name)),
+        )
+        emit(" ".join(columns))
+
+
+def with_target(name: str, target: str | None) -> str:
+    """Give a name, and where it points to if it does."""
+    return shown(name) if target is None else f"{shown(name)} -> {shown(target)}"
+
+
+def _long_columns(attributes: Stat | None) -> tuple[str, str, str, str, str, str]:
+    if attributes is None:  # it went away, or may not be looked at
+        return ("??????????", "?", "?", "?", "?", "?")
+    return (
+        stat.filemode(attributes.mode),
+        str(attributes.nlink),
+        str(attributes.uid),
+        str(attributes.gid),
+        size_or_device(attributes),
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(attributes.mtime_ns // 10**9)),
+    )
+
+
+def size_or_device(attributes: Stat) -> str:
+    """Give the size in bytes, or a device's major and minor number."""
+    if attributes.type in ("char", "block"):
+        return f"{os.major(attributes.rdev)}, {os.minor(attributes.rdev)}"
+    return str(attributes.size)
+
+
+def long_time(time_ns: int) -> str:
+    """Give a time to the nanosecond, in the local zone, as ``stat`` prints it."""
+    seconds, fraction = divmod(time_ns, 10**9)
+    local = time.localtime(seconds)
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', local)}.{fraction:09} {time.strftime('%z', local)}"
+
+
+def binary_size(count: object) -> str:
+    """Give a number of bytes with a binary unit."""
+    if not isinstance(count, int):
+        return cell(count)
+    size, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def duration(seconds: object) -> str:
+    """Give a time span in its two largest units."""
+    if not isinstance(seconds, int | float):
+        return cell(seconds)
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    units = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    while len(units) > 1 and not units[0][0]:
+        del units[0]
+    return " ".join(f"{count} {unit}" for count, unit in units[:2])

@@ -1,0 +1,202 @@
+"""What the methods return, as typed records made of values from the wire.
+
+Names and link targets are ``str`` as :func:`os.fsdecode` gives them: :func:`os.fsencode` gives the
+bytes back.  Keys that a newer daemon adds are ignored; a missing or mistyped one is a
+:class:`BadReply`.
+"""
+
+import os
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeVar
+
+from vuserd.client.errors import BadReply
+from vuserd.rpc.codec import name_bytes
+
+T = TypeVar("T")
+
+_STAT_NUMBERS = itemgetter(
+    "mode", "size", "ino", "nlink", "uid", "gid", "rdev", "blocks", "blksize",
+    "atime_ns", "mtime_ns", "ctime_ns",
+)  # fmt: skip
+
+
+class Stat(NamedTuple):
+    """The attributes of a file, with the host's numbers; times are nanoseconds since 1970."""
+
+    type: str  #: one of file, dir, symlink, fifo, socket, char, block
+    mode: int  #: type and permission bits, as ``st_mode``
+    size: int
+    ino: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    blocks: int  #: of 512 bytes
+    blksize: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    submount: bool = False  #: another file system is mounted here
+
+    @classmethod
+    def from_wire(cls, value: Any) -> "Stat":
+        """Make it of the map that ``stat`` returns."""
+        try:
+            numbers: tuple[Any, ...] = _STAT_NUMBERS(value)
+            kind, submount = value["type"], value.get("submount", False)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadReply(f"an incomplete stat from the daemon: {error!r}") from None
+        if set(map(type, numbers)) != {int} or not isinstance(kind, str):
+            raise BadReply("a stat from the daemon has a field of the wrong type")
+        return cls(*(kind, *numbers, bool(submount)))
+
+    def same_file(self, other: "Stat") -> bool:
+        """Tell whether the other look at a file saw the same content, as far as a stat can say."""
+        return bool(_IDENTITY(self) == _IDENTITY(other))
+
+
+_IDENTITY = itemgetter(*map(Stat._fields.index, ("ino", "size", "mtime_ns", "ctime_ns")))
+
+
+class Entry(NamedTuple):
+    """One name in a directory; ``stat`` where attributes were asked for and could be had."""
+
+    name: str
+    type: str  #: as Stat.type, or unknown
+    ino: int
+    stat: Stat | None = None
+
+    @classmethod
+    def from_wire(cls, value: Any) -> "Entry":
+        """Make it of an element of a page's ``entries``."""
+        stat = Stat.from_wire(value) if isinstance(value, dict) and "mode" in value else None
+        return cls(
+            _field(value, "name", to_name), _field(value, "type", str), _field(value, "ino"), stat
+        )
+
+
+class DirectoryPage(NamedTuple):
+    """Some entries of a directory, and the token that asks for those after them."""
+
+    entries: list[Entry]
+    next: Any  #: opaque; None after the last page
+
+    @classmethod
+    def from_wire(cls, value: Any) -> "DirectoryPage":
+        """Make it of what ``readdir`` returns."""
+        entries = _field(value, "entries", to_list)
+        return cls([Entry.from_wire(entry) for entry in entries], value.get("next"))
+
+
+class Backend(NamedTuple):
+    """The virtiofsd behind an export."""
+
+    kind: str
+    version: str | None
+    pid: int | None
+    generation: int | None
+
+
+class ExportInfo(NamedTuple):
+    """A directory that the daemon publishes; ``reason`` says why its state is ``failed``."""
+
+    name: str
+    state: str
+    backend: Backend | None = None
+    reason: str | None = None
+
+    @classmethod
+    def from_wire(cls, value: Any) -> "ExportInfo":
+        """Make it of an element of what ``exports`` returns."""
+        name, state = _field(value, "name", to_name), _field(value, "state", str)
+        backend = value.get("backend")
+        if backend is not None:
+            backend = Backend(
+                _field(backend, "kind", str),
+                backend.get("version"),
+                backend.get("pid"),
+                backend.get("generation"),
+            )
+        return cls(name, state, backend, value.get("reason"))
+
+
+class FsStat(NamedTuple):
+    """The file system an export's path is on; sizes in units of ``frsize``."""
+
+    blocks: int
+    bfree: int
+    bavail: int
+    files: int
+    ffree: int
+    bsize: int
+    frsize: int
+    namelen: int
+
+    @classmethod
+    def from_wire(cls, value: Any) -> "FsStat":
+        """Make it of what ``statfs`` returns."""
+        return cls(*(_field(value, name) for name in cls._fields))
+
+
+class ApiInfo(NamedTuple):
+    """What the daemon speaks; ``methods`` are maps with name, params, returns and since."""
+
+    version: str
+    api_level: int
+    api_compatible: int
+    methods: list[dict[str, Any]]
+    errors: list[Any]
+
+    @classmethod
+    def from_wire(cls, value: Any) -> "ApiInfo":
+        """Make it of what ``api_info`` returns."""
+        return cls(
+            _field(value, "version", str),
+            _field(value, "api_level"),
+            _field(value, "api_compatible"),
+            _field(value, "methods", to_list),
+            _field(value, "errors", to_list),
+        )
+
+
+def to_name(value: object) -> str:
+    """Give a name or a link target from the wire as ``str``."""
+    try:
+        return os.fsdecode(name_bytes(value))
+    except (TypeError, ValueError) as error:
+        raise BadReply(f"a name from the daemon: {error}") from None
+
+
+def to_list(value: object) -> list[Any]:
+    """Give the array that it has to be."""
+    return _typed(value, list)
+
+
+def to_map(value: object) -> dict[str, Any]:
+    """Give the map that it has to be."""
+    return _typed(value, dict)
+
+
+def exports_from_wire(value: object) -> list[ExportInfo]:
+    """Make the records of what ``exports`` returns."""
+    return [ExportInfo.from_wire(export) for export in to_list(value)]
+
+
+def _typed(value: object, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise BadReply(f"the daemon sent {type(value).__name__} in place of {kind.__name__}")
+    return value
+
+
+def _to_int(value: object) -> int:
+    return _typed(value, int)
+
+
+def _field(value: Any, key: str, convert: Callable[[Any], Any] = _to_int) -> Any:
+    """Give one field of a map from the wire."""
+    try:
+        field = value[key]
+    except (KeyError, TypeError, IndexError):
+        raise BadReply(f"the daemon's answer has no {key!r}") from None
+    return _typed(field, str) if convert is str else convert(field)

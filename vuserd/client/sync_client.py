@@ -1,0 +1,326 @@
+"""The synchronous client: one blocking socket, several calls in flight."""
+
+import os
+import select
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from vuserd.address import socket_candidates, to_sockaddr
+from vuserd.client import calls
+from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
+from vuserd.client.core import ClientCore, Ticket
+from vuserd.client.errors import CannotConnect, describe_loss
+from vuserd.client.records import ApiInfo, DirectoryPage, Entry, ExportInfo, FsStat, Stat
+from vuserd.client.transfer import (
+    ATTEMPTS,
+    TICK_SECONDS,
+    Chunk,
+    FileChanged,
+    Progress,
+    Transfer,
+    changed,
+    is_settled,
+    write_at,
+)
+
+T = TypeVar("T")
+
+_SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+
+class Client:
+    """A connection to the daemon, for one thread: ``with Client.connect() as client: ...``.
+
+    Every call may raise a :class:`vuserd.client.errors.ClientError`, mostly a RemoteError with the
+    daemon's answer.  For several calls in flight, :meth:`begin` them and :meth:`finish` each.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Talk over a connected, blocking stream socket, which is the client's from now on."""
+        self._socket = sock
+        self._core = ClientCore()
+
+    @classmethod
+    def connect(cls, address: str | None = None, *, timeout: float | None = None) -> "Client":
+        """Connect to the daemon at ``address``, by default where :mod:`vuserd.address` says.
+
+        With ``timeout`` the connection counts as lost when it stands still for so many seconds.
+        Raises CannotConnect.
+        """
+        attempts = []
+        for candidate in socket_candidates(address):
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                if timeout is not None:
+                    _set_timeout(sock, timeout)
+                sock.connect(to_sockaddr(candidate))
+            except OSError as error:
+                sock.close()
+                attempts.append((candidate, error))
+            else:
+                return cls(sock)
+        raise CannotConnect(attempts)
+
+    def close(self) -> None:
+        """Close the connection; calls in flight fail with ConnectionLost."""
+        self._core.lost("the client was closed")
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- the methods of the daemon -----------------------------------------------------------------
+
+    def api_info(self) -> ApiInfo:
+        """Give the daemon's version, API level, methods and error names."""
+        return self.call(calls.api_info())
+
+    def exports(self) -> list[ExportInfo]:
+        """Give the exports and their state."""
+        return self.call(calls.exports())
+
+    def stat(self, export: str, path: RemotePath, *, follow: bool = True) -> Stat:
+        """Give a file's attributes; with ``follow`` those of what a symlink leads to."""
+        return self.call(calls.stat(export, path, follow=follow))
+
+    def readlink(self, export: str, path: RemotePath) -> str:
+        """Give a symlink's target."""
+        return self.call(calls.readlink(export, path))
+
+    def readdir(
+        self,
+        export: str,
+        path: RemotePath,
+        *,
+        attrs: bool = False,
+        limit: int = PAGE_ENTRIES,
+        after: Any = None,
+    ) -> DirectoryPage:
+        """Give one page of a directory: ``limit`` entries at most, after the token ``after``."""
+        return self.call(calls.readdir(export, path, attrs=attrs, limit=limit, after=after))
+
+    def iterdir(self, export: str, path: RemotePath, *, attrs: bool = False) -> Iterator[Entry]:
+        """Give all entries of a directory, page by page, in the backend's order."""
+        after = None
+        while True:
+            page = self.readdir(export, path, attrs=attrs, after=after)
+            yield from page.entries
+            if (after := page.next) is None:
+                return
+
+    def read(self, export: str, path: RemotePath, offset: int, length: int) -> bytes:
+        """Give ``length`` bytes of a file, fewer only at its end."""
+        buffer = bytearray(length)
+        count = self.read_into(export, path, offset, buffer)
+        return bytes(memoryview(buffer)[:count])
+
+    def read_into(self, export: str, path: RemotePath, offset: int, buffer: WritableBuffer) -> int:
+        """Fill ``buffer`` from a file; give the number of bytes, fewer only at its end."""
+        return self.call(calls.read_into(export, path, offset, buffer))
+
+    def statfs(self, export: str) -> FsStat:
+        """Give the size and use of an export's file system."""
+        return self.call(calls.statfs(export))
+
+    def status(self) -> dict[str, Any]:
+        """Give the daemon's own state, as it came."""
+        return self.call(calls.status())
+
+    # -- whole files -------------------------------------------------------------------------------
+
+    def download(
+        self, export: str, path: RemotePath, fileno: int, *, progress: Progress | None = None
+    ) -> Stat:
+        """Write a file, whole, to the regular file open at ``fileno``; give its attributes.
+
+        A file that changes meanwhile is fetched again, ``ATTEMPTS`` times in all; then RemoteError
+        CHANGED.
+        """
+
+        def write(payload: memoryview, offset: int) -> None:
+            write_at(fileno, payload, offset)
+
+        for _ in range(ATTEMPTS):
+            before = self._settled_stat(export, path)
+            if before is None:
+                continue
+            os.ftruncate(fileno, before.size)
+            try:
+                self._transfer(export, path, before.size, write, progress)
+            except FileChanged:
+                continue
+            after = self.stat(export, path)
+            if after.same_file(before):
+                return after
+        raise changed()
+
+    def stream(
+        self,
+        export: str,
+        path: RemotePath,
+        write: Callable[[memoryview], object],
+        *,
+        progress: Progress | None = None,
+    ) -> Stat:
+        """Hand a file's bytes to ``write``, in their order; give its attributes.
+
+        ``write`` has to take all it is given, and may take as long as it likes (a pager's pipe).
+        What was written cannot be taken back: RemoteError CHANGED after the first change.
+        """
+        before = self._settled_stat(export, path)
+        if before is None:
+            raise changed()
+        try:
+            self._transfer(
+                export,
+                path,
+                before.size,
+                lambda payload, _offset: write(payload),
+                progress,
+                unhurried=True,
+            )
+        except FileChanged:
+            raise changed() from None
+        after = self.stat(export, path)
+        if not after.same_file(before):
+            raise changed()
+        return after
+
+    def _settled_stat(self, export: str, path: RemotePath) -> Stat | None:
+        """Stat a file, once more a tick later where it is too young; None if it still is."""
+        for _ in range(2):
+            asked_ns = time.time_ns()
+            stat = self.stat(export, path)
+            if is_settled(stat, asked_ns, time.time_ns()):
+                return stat
+            time.sleep(TICK_SECONDS)
+        return None
+
+    def _transfer(
+        self,
+        export: str,
+        path: RemotePath,
+        size: int,
+        write: Callable[[memoryview, int], object],
+        progress: Progress | None,
+        *,
+        unhurried: bool = False,
+    ) -> None:
+        """Hand each chunk to ``write``; if that is ``unhurried``, with nothing on its way.
+
+        For the daemon drops a client that does not take what it asked for.
+        """
+        transfer = Transfer(export, path, size)
+        in_flight: deque[tuple[Chunk, Ticket[int]]] = deque()
+        try:
+            while True:
+                while (chunk := transfer.next_chunk()) is not None:
+                    in_flight.append((chunk, self.begin(chunk.call)))
+                if not in_flight:
+                    return
+                chunk, ticket = in_flight.popleft()
+                payload = transfer.arrived(chunk, self.finish(ticket))
+                if unhurried:
+                    for _, other in in_flight:
+                        self.finish(other)
+                write(payload, chunk.offset)
+                there = transfer.release(chunk)
+                if progress is not None:
+                    progress(there, size)
+        finally:
+            for _, ticket in in_flight:
+                self._core.abandon(ticket)
+
+    # -- calls in flight ---------------------------------------------------------------------------
+
+    def call(self, call: Call[T]) -> T:
+        """Do one call of :mod:`vuserd.client.calls` and wait for it."""
+        return self.finish(self.begin(call))
+
+    def begin(self, call: Call[T]) -> Ticket[T]:
+        """Send one call without waiting for its answer; :meth:`finish` or :meth:`abandon` it."""
+        ticket = self._core.begin(call)
+        with _Unbroken(self._core):
+            self._send()
+        return ticket
+
+    def finish(self, ticket: Ticket[T]) -> T:
+        """Wait for a call that was begun. Answers to others may come first, and are kept."""
+        with _Unbroken(self._core):
+            while not ticket.done:
+                if self._core.outgoing:
+                    self._exchange()
+                else:
+                    self._receive()
+        return ticket.result()
+
+    def abandon(self, ticket: Ticket[Any]) -> None:
+        """Forget a call that was begun."""
+        self._core.abandon(ticket)
+
+    def _send(self) -> None:
+        """Send what the socket takes without waiting."""
+        try:
+            while self._core.outgoing:
+                self._core.sent(self._socket.send(self._core.outgoing, _SEND_FLAGS))
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            self._core.outgoing.clear()  # what it said before it went away can still be received
+        except OSError as error:
+            self._core.lost(describe_loss(error))
+
+    def _exchange(self) -> None:
+        """Wait until the daemon takes or gives something: it may do neither while we do not."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | select.POLLOUT)
+        for _, event in poll.poll():
+            if event & select.POLLOUT:
+                self._send()
+            if event & ~select.POLLOUT:
+                self._receive()
+
+    def _receive(self) -> None:
+        """Wait for bytes and take them in; a payload to its end, which saves system calls."""
+        flags = socket.MSG_WAITALL if self._core.in_payload else 0
+        try:
+            count = self._socket.recv_into(self._core.receive_buffer(), 0, flags)
+        except OSError as error:
+            self._core.lost(describe_loss(error))
+        else:
+            self._core.received(count)
+
+
+class _Unbroken:
+    """Ends the connection when KeyboardInterrupt or the like comes between its bytes."""
+
+    def __init__(self, core: ClientCore) -> None:
+        self._core = core
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._core.lost("an exchange with the daemon was interrupted")
+
+
+def _set_timeout(sock: socket.socket, seconds: float) -> None:
+    """Limit each wait in the kernel: the socket stays blocking, as MSG_WAITALL needs it."""
+    whole, fraction = divmod(seconds, 1)
+    timeval = struct.pack("@ll", int(whole), int(fraction * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)

@@ -1,0 +1,32 @@
+"""How vuserctl's command line names a file: EXPORT:PATH, as scp does."""
+
+import posixpath
+from typing import NamedTuple
+
+
+class Target(NamedTuple):
+    """A path inside an export; ``str()`` of it is what the user wrote."""
+
+    export: str
+    path: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Target":
+        """Take EXPORT:PATH apart at the first colon; raise ValueError where there is none."""
+        export, colon, path = text.partition(":")
+        if not export or not colon:
+            raise ValueError(f"{text!r} is not EXPORT:PATH")
+        return cls(export, path)
+
+    def child(self, name: str) -> "Target":
+        """Give the target of a name in this directory."""
+        return Target(self.export, posixpath.join(self.path, name))
+
+    @property
+    def name(self) -> str:
+        """The last component of the path; empty where that names no file (``kernels:``, ``..``)."""
+        name = posixpath.basename(self.path.rstrip("/"))
+        return "" if name in (".", "..") else name
+
+    def __str__(self) -> str:
+        return f"{self.export}:{self.path}"
