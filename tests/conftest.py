@@ -1,0 +1,51 @@
+"""What tests of several folders share: the real backends, and a daemon of their own."""
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running import RunningDaemon, adopt_orphans, find_backend, leftovers
+
+
+@pytest.fixture(scope="session", params=["rust", "c"])
+def virtiofsd(request: pytest.FixtureRequest) -> str:
+    """Each real virtiofsd in turn; skipped where this machine has none of its kind."""
+    kind: str = request.param
+    return _backend(kind)
+
+
+@pytest.fixture(scope="session")
+def rust_virtiofsd() -> str:
+    return _backend("rust")
+
+
+def _backend(kind: str) -> str:
+    program = find_backend(kind)
+    if program is not None:
+        return program
+    reason = f"no {kind} virtiofsd on this machine: make backends"
+    if kind in os.environ.get("VUSERD_TEST_REQUIRE", "").split(","):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def daemon(virtiofsd: str, tmp_path: Path) -> Iterator[RunningDaemon]:
+    """Serve the folder ``files`` of ``tmp_path`` as the export ``files``."""
+    files = tmp_path / "files"
+    files.mkdir()
+    with RunningDaemon({"files": files}, tmp_path / "vuserd.sock", virtiofsd) as running:
+        yield running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    """Fail the run when it leaves a process or a descriptor behind."""
+    adopt_orphans()
+    before = leftovers()
+    yield
+    gc.collect()  # a fake backend and its own methods keep each other
+    assert leftovers() == before

@@ -1,0 +1,51 @@
+"""A directory of 100,000 entries, with a backend that may open 4,096 descriptors."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.running import RunningDaemon, open_descriptors
+from vuserd.client import Client
+
+ENTRIES = 100_000
+DESCRIPTORS = 4096
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("big")
+    (folder / "big").mkdir()
+    descriptor = os.open(folder / "big", os.O_RDONLY)
+    for number in range(ENTRIES):
+        os.mknod(f"entry-{number}", dir_fd=descriptor)
+    os.close(descriptor)
+    return folder
+
+
+def test_it_is_listed_whole_and_leaves_nothing_in_the_backend(
+    directory: Path, virtiofsd: str, tmp_path: Path
+) -> None:
+    expected = {f"entry-{number}" for number in range(ENTRIES)}
+    socket = tmp_path / "s"
+    exports = {"big": directory}
+    with (
+        RunningDaemon(exports, socket, virtiofsd, descriptors=DESCRIPTORS) as daemon,
+        Client.connect(daemon.socket) as client,
+    ):
+        client.stat("big", "big")  # looked up once, and known from here on
+        before = client.status()["exports"][0]
+        pid = before["backend"]["pid"]
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert f"Max open files            {DESCRIPTORS}" in limits
+        open_before = open_descriptors(pid)
+
+        for attributes in (False, True):
+            names = [entry.name for entry in client.iterdir("big", "big", attrs=attributes)]
+            assert len(names) == ENTRIES
+            assert set(names) == expected
+
+        after = client.status()["exports"][0]
+        assert after["nodes"] == before["nodes"]
+        assert after["lookups"] == before["lookups"]
+        assert open_descriptors(pid) == open_before

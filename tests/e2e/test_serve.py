@@ -1,0 +1,179 @@
+"""``vuserd serve`` as its operator meets it: starts, failures, sockets, ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.running import REPOSITORY, RunningDaemon
+from vuserd.client import Client, calls
+from vuserd.client.errors import RemoteError
+
+
+def vuserd(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vuserd.cli", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=30, env=environment, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "nothing to serve"),
+        (["--export", "kernels"], "give it as NAME=DIR"),
+        (["--export", "kernels=/no/such/place"], "/no/such/place does not exist"),
+        (["--export", "kernels=/etc/passwd"], "/etc/passwd is not a directory"),
+        (["--export", "a:b=/etc"], "export name 'a:b'"),
+        (["--export", "a=/etc", "--export", "a=/usr"], "two exports are named a"),
+        (["--adopt", "a"], "give it as NAME=SOCKET"),
+    ],
+)
+def test_wrong_usage_is_refused_with_what_would_be_right(arguments: list[str], words: str) -> None:
+    ended = vuserd("serve", *arguments)
+    assert ended.returncode == 2
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_export_that_cannot_start_fails_alone(rust_virtiofsd: str, tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    adopt = ["--adopt", f"gone={tmp_path}/nobody.sock"]
+    with (
+        RunningDaemon({"files": files}, tmp_path / "s", rust_virtiofsd, *adopt) as daemon,
+        Client.connect(daemon.socket) as client,
+    ):
+        states = {export.name: export for export in client.exports()}
+        assert states["files"].state == "up"
+        assert states["gone"].state == "failed"
+        assert "nobody.sock: no such file or directory" in (states["gone"].reason or "")
+        with pytest.raises(RemoteError, match="no backend serves") as down:
+            client.stat("gone", "/")
+        assert down.value.code == "BACKEND_DOWN"
+        assert client.stat("files", "/").type == "dir"
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"),
+    [
+        ("/bin/false", "is no virtiofsd"),
+        ("/nowhere/virtiofsd", "is not an executable file"),
+        ("exits", "ended with status 3"),
+        ("closes", "closed its socket"),
+    ],
+)
+def test_a_backend_that_does_not_work_is_told_with_the_reason(
+    tmp_path: Path, backend: str, words: str
+) -> None:
+    if not backend.startswith("/"):
+        program = tmp_path / backend
+        end = "echo no luck >&2; exit 3" if backend == "exits" else "exit 0"
+        program.write_text(
+            f'#!/bin/sh\n[ "$1" = --version ] && {{ echo virtiofsd 1.13.2; exit; }}\n{end}\n'
+        )
+        program.chmod(0o755)
+        backend = str(program)
+    with (
+        RunningDaemon({"files": tmp_path}, tmp_path / "s", backend) as daemon,
+        Client.connect(daemon.socket) as client,
+    ):
+        [export] = client.exports()
+        assert export.state == "failed"
+        assert words in (export.reason or "")
+
+
+def test_a_backend_that_dies_takes_its_export_down_and_nothing_else(
+    rust_virtiofsd: str, tmp_path: Path
+) -> None:
+    exports = {"one": tmp_path, "two": tmp_path}
+    with (
+        RunningDaemon(exports, tmp_path / "s", rust_virtiofsd) as daemon,
+        Client.connect(daemon.socket) as client,
+    ):
+        pid = client.status()["exports"][0]["backend"]["pid"]
+        os.killpg(pid, signal.SIGKILL)
+        while client.exports()[0].state == "up":
+            pass
+        with pytest.raises(RemoteError) as down:
+            client.stat("one", "/")
+        assert down.value.code == "BACKEND_DOWN"
+        assert client.stat("two", "/").type == "dir"
+        state = client.exports()[0]
+        assert state.state == "failed"
+        assert "SIGKILL" in (state.reason or "")
+
+
+def test_a_backend_of_somebody_elses_is_adopted(rust_virtiofsd: str, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "hello").write_text("hello\n")
+    listening = tmp_path / "virtiofsd.sock"
+    command = [rust_virtiofsd, f"--socket-path={listening}", "--sandbox=none"]
+    command += [f"--shared-dir={tmp_path}/shared", "--log-level=warn", "--rlimit-nofile=4096"]
+    with subprocess.Popen(command) as virtiofsd:
+        while not listening.exists():
+            assert virtiofsd.poll() is None
+        adopt = ["--adopt", f"theirs={listening}"]
+        with (
+            RunningDaemon({}, tmp_path / "s", None, *adopt) as daemon,
+            Client.connect(daemon.socket) as client,
+        ):
+            backend = client.exports()[0].backend
+            assert backend is not None
+            assert backend.pid == virtiofsd.pid
+            assert client.read("theirs", "hello", 0, 100) == b"hello\n"
+        assert virtiofsd.wait(timeout=20) == 0  # it ends with its one connection
+
+
+def test_a_live_socket_is_not_stolen(rust_virtiofsd: str, tmp_path: Path) -> None:
+    with RunningDaemon({"files": tmp_path}, tmp_path / "s", rust_virtiofsd) as daemon:
+        ended = vuserd("serve", "--export", f"b={tmp_path}", "--socket", daemon.socket)
+        assert ended.returncode == 1
+        assert "another daemon serves" in ended.stderr
+        with Client.connect(daemon.socket) as client:
+            assert client.exports()[0].name == "files"
+
+
+def test_a_stale_socket_is_replaced_and_another_file_is_not(
+    rust_virtiofsd: str, tmp_path: Path
+) -> None:
+    stale = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(stale))
+    with RunningDaemon({"files": tmp_path}, stale, rust_virtiofsd):
+        pass
+    precious = tmp_path / "precious"
+    precious.write_text("data")
+    ended = vuserd("serve", "--export", f"b={tmp_path}", "--socket", str(precious))
+    assert ended.returncode == 1
+    assert "is no socket" in ended.stderr
+    assert precious.read_text() == "data"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_status_0_and_replies_come_first(
+    rust_virtiofsd: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    content = os.urandom(8 << 20)
+    (tmp_path / "big").write_bytes(content)
+    daemon = RunningDaemon({"files": tmp_path}, tmp_path / "s", rust_virtiofsd)
+    buffer = bytearray(8 << 20)
+    with (
+        daemon,
+        Client.connect(daemon.socket) as client,
+        Client.connect(daemon.socket) as observer,
+    ):
+        reading = client.begin(calls.read_into("files", "big", 0, buffer))
+        # The reply is longer than the socket's buffer: it stays in progress until it is read.
+        while not observer.status()["exports"][0]["payloads"]:
+            pass
+        daemon.process.send_signal(number)
+        assert client.finish(reading) == 8 << 20
+        assert daemon.process.wait(timeout=20) == 0
+    assert buffer == content
+    assert "ending on" in daemon.log

@@ -1,0 +1,266 @@
+"""A daemon for the clients' tests: files in memory, served in a thread over a real unix socket.
+
+It works, so tests need not script each answer; what goes wrong is asked for by its attributes.
+"""
+
+import os
+import socket
+import stat as modes
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from vuserd.rpc.codec import (
+    MessageDecoder,
+    Request,
+    encode_bin_response_head,
+    encode_response,
+    name_bytes,
+    wire_name,
+)
+
+_FORMATS = {
+    "file": modes.S_IFREG,
+    "dir": modes.S_IFDIR,
+    "symlink": modes.S_IFLNK,
+    "fifo": modes.S_IFIFO,
+    "char": modes.S_IFCHR,
+}
+
+
+#: The content of the one file of some size.
+IMAGE = os.urandom(300_001)
+
+
+@dataclass
+class Node:
+    """A file; ``content`` is a link's target, too, and a directory has ``children``."""
+
+    type: str = "file"
+    content: bytes = b""
+    children: dict[bytes, "Node"] = field(default_factory=dict)
+    permissions: int = 0o644
+    mtime_ns: int = 1_600_000_000_123_456_789
+    ctime_ns: int = 1_600_000_000_123_456_789
+    rdev: int = 0
+
+    def stat(self) -> dict[str, Any]:
+        return {
+            "type": self.type,
+            "mode": _FORMATS[self.type] | self.permissions,
+            "size": len(self.content),
+            "ino": id(self) & 0xFFFF_FFFF,
+            "nlink": 1,
+            "uid": 1000,
+            "gid": 100,
+            "rdev": self.rdev,
+            "blocks": -(-len(self.content) // 512),
+            "blksize": 4096,
+            "atime_ns": 1_500_000_000_000_000_001,
+            "mtime_ns": self.mtime_ns,
+            "ctime_ns": self.ctime_ns,
+        }
+
+
+def directory(**children: Node) -> Node:
+    return Node("dir", children={name.encode(): node for name, node in children.items()})
+
+
+class FaultError(Exception):
+    """An answer that is an error map."""
+
+    def __init__(self, code: str, message: str, **fields: Any) -> None:
+        self.wire = {"code": code, "message": message, **fields}
+
+
+class FakeDaemon:
+    """``with FakeDaemon(path, root) as daemon: ...``: exports ``root`` as ``kernels``."""
+
+    def __init__(self, address: str, root: Node) -> None:
+        self.address = address
+        self.root = root
+        #: Reply only when so many requests have come, to the last one first.
+        self.hold = 1
+        #: Send in pieces of so many bytes; None for as large as they come.
+        self.piece: int | None = None
+        #: Close a connection once it has been sent so many bytes.
+        self.cut_after: int | None = None
+        #: Called with each request before it is answered.
+        self.before: Callable[[Request], None] = lambda _request: None
+        #: Whole responses, in place of what these methods would answer.
+        self.raw: dict[str, Callable[[Request], bytes]] = {}
+        #: Results, in place of what these methods would answer.
+        self.results: dict[str, Any] = {}
+        self.requests: list[Request] = []
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._threads: list[threading.Thread] = []
+        self._connections: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        self._listener.bind(self.address)
+        self._listener.listen()
+        self._start(self._accept)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for sock in (self._listener, *self._connections):
+            with suppress(OSError):  # the client was first
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for sock in (self._listener, *self._connections):
+            sock.close()
+
+    def _start(self, target: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self._connections.append(connection)
+            self._start(self._serve, connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        decoder = MessageDecoder()
+        held: list[Request] = []
+        left = self.cut_after if self.cut_after is not None else 1 << 60
+        try:
+            while data := connection.recv(65536):
+                decoder.feed(data)
+                for message in decoder:
+                    assert isinstance(message, Request)
+                    self.requests.append(message)
+                    held.append(message)
+                if len(held) < self.hold:
+                    continue
+                for request in reversed(held):
+                    frame = self._answer(request)
+                    self._send(connection, frame[:left])
+                    left -= len(frame)
+                    if left <= 0:
+                        connection.shutdown(socket.SHUT_RDWR)
+                        return
+                held.clear()
+        except OSError:
+            pass  # the client went away
+
+    def _send(self, connection: socket.socket, frame: bytes) -> None:
+        step = self.piece or len(frame)
+        for start in range(0, len(frame), step or 1):
+            connection.sendall(frame[start : start + step])
+
+    def _answer(self, request: Request) -> bytes:
+        self.before(request)
+        msgid, method, params = request
+        if method in self.raw:
+            return self.raw[method](request)
+        if method in self.results:
+            return encode_response(msgid, None, self.results[method])
+        try:
+            result = getattr(self, "do_" + method)(*params)
+        except FaultError as fault:
+            return encode_response(msgid, fault.wire, None)
+        if isinstance(result, bytes) and method == "read":
+            return encode_bin_response_head(msgid, len(result)) + result
+        return encode_response(msgid, None, result)
+
+    def find(self, export: object, path: object, *, follow: bool = True) -> Node:
+        if export != "kernels":
+            raise FaultError("UNKNOWN_EXPORT", f"no export {export}", export=export)
+        node, trail = self.root, [self.root]
+        for name in filter(None, name_bytes(path).split(b"/")):
+            if node.type != "dir":
+                raise FaultError("ENOTDIR", "not a directory", errno=20)
+            if name not in node.children:
+                raise FaultError("ENOENT", "no such file or directory", errno=2)
+            node = node.children[name]
+            trail.append(node)
+        if follow and node.type == "symlink":
+            return self.find(export, node.content)
+        return node
+
+    def do_api_info(self) -> Any:
+        methods = [{"name": "read", "params": [], "returns": "bin", "since": 1}]
+        return {
+            "version": "9.9",
+            "api_level": 1,
+            "api_compatible": 1,
+            "methods": methods,
+            "errors": ["CHANGED"],
+            "later": "ignored",
+        }
+
+    def do_exports(self) -> Any:
+        backend = {"kind": "rust", "version": "1.13.2", "pid": 42, "generation": 1}
+        return [
+            {"name": "kernels", "state": "ready", "backend": backend},
+            {"name": "broken", "state": "failed", "backend": None, "reason": "no virtiofsd"},
+        ]
+
+    def do_stat(self, export: object, path: object, options: dict[str, Any]) -> Any:
+        return self.find(export, path, follow=options.get("follow", True)).stat()
+
+    def do_readlink(self, export: object, path: object) -> Any:
+        node = self.find(export, path, follow=False)
+        if node.type != "symlink":
+            raise FaultError("EINVAL", "not a symbolic link", errno=22)
+        return wire_name(node.content)
+
+    def do_readdir(self, export: object, path: object, options: dict[str, Any]) -> Any:
+        node = self.find(export, path)
+        if node.type != "dir":
+            raise FaultError("ENOTDIR", "not a directory", errno=20)
+        first = options["after"] or 0
+        page = list(node.children.items())[first : first + options["limit"]]
+        entries = []
+        for name, child in page:
+            entry = {"name": wire_name(name), "type": child.type, "ino": id(child) & 0xFFFF_FFFF}
+            entries.append(entry | child.stat() if options["attrs"] else entry)
+        more = first + len(page) < len(node.children)
+        return {"entries": entries, "next": first + len(page) if more else None}
+
+    def do_read(self, export: object, path: object, offset: int, length: int) -> bytes:
+        node = self.find(export, path)
+        if node.type != "file":
+            raise FaultError("EISDIR" if node.type == "dir" else "EINVAL", f"it is a {node.type}")
+        return node.content[offset : offset + length]
+
+    def do_statfs(self, export: object) -> Any:
+        self.find(export, "")
+        keys = ("blocks", "bfree", "bavail", "files", "ffree", "bsize", "frsize", "namelen")
+        return {key: number for number, key in enumerate(keys)}
+
+    def do_status(self) -> Any:
+        export = {
+            "name": "kernels",
+            "state": "ready",
+            "source": "/srv/kernels",
+            "backend": {"kind": "rust", "version": "1.13.2"},
+            "nodes": 3,
+            "lookups": 4,
+            "in_flight": 0,
+            "requests": 99,
+        }
+        return {
+            "version": "9.9",
+            "pid": os.getpid(),
+            "uptime_s": 3723.5,
+            "socket": self.address,
+            "exports": [export, {"name": "broken", "state": "failed", "reason": "no virtiofsd"}],
+            "connections": 1,
+            "requests": 100,
+            "bytes_read": 5 << 20,
+        }

@@ -1,0 +1,172 @@
+"""Directories survive the way through an independent encoder, and broken ones are refused."""
+
+from typing import Final
+
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from protocol import MalformedError
+from protocol.dirent import LONGEST_RECORD, DirectoryEntry, decode_directory
+from protocol.fuse import Attributes, Entry, NodeId
+
+_TYPES: Final = (0o010000, 0o020000, 0o040000, 0o060000, 0o100000, 0o120000, 0o140000)
+
+u32 = st.integers(0, 2**32 - 1)
+u64 = st.integers(0, 2**64 - 1)
+names = (
+    st.binary(min_size=1, max_size=255)
+    .map(lambda name: name.translate(bytes.maketrans(b"/\0", b"-0")))
+    .filter(lambda name: name not in (b".", b".."))
+)
+
+
+def possible_attributes(raw: bytes) -> Attributes:
+    """Make attributes of 88 bytes, each field brought into its range."""
+    quads = [int.from_bytes(raw[at : at + 8], "little") for at in range(0, 48, 8)]
+    words = [int.from_bytes(raw[at : at + 4], "little") for at in range(48, 88, 4)]
+    ino, size, blocks, *times = quads
+    mode = _TYPES[words[3] % len(_TYPES)] | words[3] >> 16 & 0o7777
+    return Attributes._make(
+        (
+            ino,
+            size % 2**63,
+            blocks,
+            *(time % 2**63 for time in times),
+            *(nanoseconds % 10**9 for nanoseconds in words[:3]),
+            mode,
+            *words[4:],
+        )
+    )
+
+
+attributes = st.binary(min_size=88, max_size=88).map(possible_attributes)
+nodes = st.builds(Entry, st.integers(2, 2**64 - 1).map(NodeId), attributes)
+dots = st.builds(
+    DirectoryEntry, st.sampled_from([b".", b".."]), u64, u64, st.integers(0, 15), st.none()
+)
+
+
+def entries(*, plus: bool) -> st.SearchStrategy[list[DirectoryEntry]]:
+    node = st.none() | nodes if plus else st.none()
+    found = st.builds(DirectoryEntry, names, u64, u64, st.integers(0, 15), node)
+    return st.lists(found | dots, max_size=5)
+
+
+def encode(directory: list[DirectoryEntry], *, plus: bool) -> bytes:
+    """Write a reply as the backend does, field by field of fuse_direntplus and fuse_dirent."""
+    reply = bytearray()
+    for entry in directory:
+        if plus:
+            reply += encode_entry(entry.entry)
+        reply += entry.ino.to_bytes(8, "little")
+        reply += entry.offset.to_bytes(8, "little")
+        reply += len(entry.name).to_bytes(4, "little")
+        reply += entry.type.to_bytes(4, "little")
+        reply += entry.name
+        while len(reply) % 8:
+            reply.append(0)
+    return bytes(reply)
+
+
+def encode_entry(entry: Entry | None) -> bytes:
+    if entry is None:
+        return bytes(128)
+    head = entry.node.to_bytes(8, "little") + bytes(32)
+    quads, words = entry.attributes[:6], entry.attributes[6:]
+    return b"".join(
+        (
+            head,
+            *(quad.to_bytes(8, "little") for quad in quads),
+            *(word.to_bytes(4, "little") for word in words),
+        )
+    )
+
+
+def decode_or_refuse(
+    reply: bytes, *, plus: bool, after: int
+) -> tuple[list[DirectoryEntry], int | None] | None:
+    """Decode; None if MalformedError came out. Any other exception fails the test."""
+    try:
+        return decode_directory(reply, plus=plus, after=after)
+    except MalformedError:
+        return None
+
+
+def assert_sound(found: tuple[list[DirectoryEntry], int | None], after: int) -> None:
+    """Check what has to hold for whatever comes out of the decoder."""
+    directory, following = found
+    assert following != after
+    for entry in directory:
+        assert 1 <= len(entry.name) <= 255
+        assert b"/" not in entry.name
+        assert b"\0" not in entry.name
+        assert entry.name not in (b".", b"..")
+        assert entry.entry is None or entry.entry.node > 1
+
+
+@given(st.data(), st.booleans(), u64)
+@settings(deadline=None)
+def test_correct_directory_is_decoded_without_dot_and_dot_dot(
+    data: st.DataObject, plus: bool, after: int
+) -> None:
+    directory = data.draw(entries(plus=plus))
+    assume(not directory or directory[-1].offset != after)
+    found, following = decode_directory(encode(directory, plus=plus), plus=plus, after=after)
+    assert found == [entry for entry in directory if entry.name not in (b".", b"..")]
+    assert following == (directory[-1].offset if directory else None)
+
+
+@given(st.data(), st.booleans())
+@settings(deadline=None)
+def test_directory_that_ends_where_it_began_is_refused(data: st.DataObject, plus: bool) -> None:
+    directory = data.draw(entries(plus=plus).filter(bool))
+    reply = encode(directory, plus=plus)
+    assert decode_or_refuse(reply, plus=plus, after=directory[-1].offset) is None
+
+
+@given(names, nodes)
+@settings(deadline=None)
+def test_no_record_is_longer_than_the_longest(name: bytes, node: Entry) -> None:
+    record = encode([DirectoryEntry(name, 1, 1, 8, node)], plus=True)
+    assert len(record) <= LONGEST_RECORD
+    assert (len(record) == LONGEST_RECORD) is (len(name) > 248)
+
+
+@given(st.binary(max_size=600), st.booleans(), u64)
+@settings(deadline=None)
+def test_any_bytes_are_a_directory_or_refused(reply: bytes, plus: bool, after: int) -> None:
+    found = decode_or_refuse(reply, plus=plus, after=after)
+    if found is not None:
+        assert_sound(found, after)
+
+
+@given(st.data(), st.booleans(), u64)
+@settings(deadline=None, max_examples=200)
+def test_damaged_directory_is_a_directory_or_refused(
+    data: st.DataObject, plus: bool, after: int
+) -> None:
+    reply = bytearray(encode(data.draw(entries(plus=plus).filter(bool)), plus=plus))
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(reply)))
+        match data.draw(st.sampled_from(["change", "cut", "take out", "put in"])):
+            case "change":
+                reply[place : place + 1] = data.draw(st.binary(min_size=1, max_size=1))
+            case "cut":
+                del reply[place:]
+            case "take out":
+                del reply[place : place + data.draw(st.integers(1, 40))]
+            case _:
+                reply[place:place] = data.draw(st.binary(min_size=1, max_size=40))
+    found = decode_or_refuse(bytes(reply), plus=plus, after=after)
+    if found is not None:
+        assert_sound(found, after)
+
+
+@given(st.data(), st.booleans())
+@settings(deadline=None)
+def test_directory_cut_within_a_record_is_refused(data: st.DataObject, plus: bool) -> None:
+    directory = data.draw(entries(plus=plus).filter(bool))
+    before = encode(directory[:-1], plus=plus)
+    reply = encode(directory, plus=plus)
+    cut = data.draw(st.integers(len(before) + 1, len(reply) - 1))
+    assert decode_or_refuse(reply[:cut], plus=plus, after=directory[-1].offset ^ 1) is None

@@ -1,0 +1,149 @@
+"""A real daemon in a process of its own, and what a run of the suite may not leave behind."""
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+REPOSITORY: Final = Path(__file__).parent.parent
+_PLACES: Final = {
+    "rust": (REPOSITORY / ".cache/virtiofsd-rust/virtiofsd", Path("/usr/libexec/virtiofsd")),
+    "c": (Path("/usr/lib/qemu/virtiofsd"),),
+}
+_START: Final = 20.0
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+# Become another user once Python has started: it may be installed where only root can read.
+_BECOME: Final = """
+import os, sys, vuserd.cli
+os.setgroups([]); os.setgid({user}); os.setuid({user})
+sys.exit(vuserd.cli.main())
+"""
+
+
+def find_backend(kind: str) -> str | None:
+    """Return the virtiofsd of a kind; $VUSERD_TEST_RUST and $VUSERD_TEST_C come first."""
+    configured = os.environ.get(f"VUSERD_TEST_{kind.upper()}")
+    if configured:
+        return configured
+    for place in _PLACES[kind]:
+        if os.access(place, os.X_OK):
+            return str(place)
+    return None
+
+
+class RunningDaemon:
+    """``vuserd serve`` for the block's time; ended by SIGTERM, which has to give status 0.
+
+    ``log`` is its standard error, complete after the block.
+    """
+
+    def __init__(
+        self,
+        exports: Mapping[str, Path],
+        socket_path: Path,
+        backend: str | None,
+        *arguments: str,
+        descriptors: int | None = None,
+        user: int | None = None,
+    ) -> None:
+        self.socket = str(socket_path)
+        self.backend = backend
+        self.log = ""
+        start = ["-m", "vuserd.cli"] if user is None else ["-c", _BECOME.format(user=user)]
+        self._command = [sys.executable, *start, "serve", "--socket", self.socket]
+        for name, directory in exports.items():
+            self._command += ["--export", f"{name}={directory}"]
+        if backend is not None:
+            self._command += ["--backend", backend]
+        self._command += arguments
+        self._descriptors = descriptors
+        self._log_path = Path(f"{self.socket}.log")
+        self._temporary = Path(f"{self.socket}.tmp")
+
+    def __enter__(self) -> Self:
+        self._temporary.mkdir()
+        self._temporary.chmod(0o777)
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(self._temporary)}
+        with self._log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                env=environment,
+                preexec_fn=self._limit if self._descriptors else None,
+            )
+        deadline = time.monotonic() + _START
+        while not self._reachable():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                self.process.wait()
+                raise RuntimeError(f"the daemon did not start: {self._log_path.read_text()}")
+            time.sleep(0.01)  # there is nothing to wait on before the socket is there
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(timeout=30)
+        self.log = self._log_path.read_text()
+        if error is None:
+            assert status == 0, self.log
+            assert "Traceback" not in self.log, self.log
+            assert not os.path.exists(self.socket)
+            self._temporary.rmdir()  # and nothing is left in it
+
+    def _limit(self) -> None:
+        assert self._descriptors is not None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._descriptors, self._descriptors))
+
+    def _reachable(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            probe.connect(self.socket)
+            return True
+        return False
+
+
+def open_descriptors(process: int) -> int:
+    """Return how many descriptors a process has open, with those of the processes it forked."""
+    own = len(os.listdir(f"/proc/{process}/fd"))
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return own + sum(open_descriptors(int(child)) for child in children)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process whose own parent ends: so none is lost from sight."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def leftovers() -> dict[str, set[str]]:
+    """Return the child processes and shared-memory descriptors of this process."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    processes = set()
+    for child in children:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                os.waitpid(int(child), 0)  # an orphan that has ended: init would reap it
+                continue
+            command = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            processes.add(f"{child} {command}")
+    descriptors = set()
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{entry}")
+            if "memfd:" in target or "eventfd" in target:
+                descriptors.add(f"{entry} {target}")
+    return {"processes": processes, "descriptors": descriptors}

@@ -1,0 +1,39 @@
+"""Fixtures for the tests of both clients and of vuserctl: a small tree behind the fake daemon."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
+from vuserd.client import transfer
+
+
+@pytest.fixture
+def fake_daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
+    root = directory(
+        image=Node(content=IMAGE),
+        empty=Node(),
+        boot=directory(a=Node(), b=Node()),
+        link=Node("symlink", b"/image"),
+        pipe=Node("fifo"),
+    )
+    root.children[b"\xff"] = Node(content=b"odd")
+    root.children[b"odd"] = Node("symlink", b"\xff")
+    with FakeDaemon(str(tmp_path / "d.sock"), root) as served:
+        yield served
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", 10_000)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Iterator[BinaryIO]:
+    """Give a file to download to, which holds something else already."""
+    with open(tmp_path / "copy", "w+b") as opened:
+        opened.write(b"older and longer " * 30_000)
+        opened.seek(0)
+        yield opened

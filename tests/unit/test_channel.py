@@ -1,0 +1,213 @@
+"""Requests on the rings: in batches, in any number, given up without a loss."""
+
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from protocol import fuse
+from protocol.fuse import NodeId, Opcode
+from tests.fake.backend import Answer, FakeBackend, FuseRequest
+from vuserd.device.session import Session
+from vuserd.errors import BackendBroken, BackendDown, BackendTimeout, FileError
+
+ROOT = fuse.ROOT_ID
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend({b"Image": bytes(range(256)) * 16})
+
+
+@pytest.fixture
+async def session(backend: FakeBackend) -> AsyncIterator[Session]:
+    async with backend.session() as session:
+        yield session
+
+
+class Withheld:
+    """Makes a backend keep requests of one kind until they are let go."""
+
+    def __init__(self, backend: FakeBackend, opcode: Opcode) -> None:
+        self._backend = backend
+        self._opcode = opcode
+        self.requests: list[FuseRequest] = []
+        backend.answer = self._answer
+
+    def _answer(self, request: FuseRequest) -> Answer | None:
+        if request.opcode is not self._opcode:
+            return self._backend.serve_files(request)
+        self.requests.append(request)
+        return None
+
+    def let_go(self) -> None:
+        for request in self.requests:
+            answer = self._backend.serve_files(request)
+            assert answer is not None
+            self._backend.reply(request, answer)
+        self.requests.clear()
+
+
+async def give_up(call: Callable[[], Awaitable[object]]) -> None:
+    """Begin a call and cancel it once everything stands still."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    await wait_all_tasks_blocked()
+
+
+async def test_requests_of_one_pass_go_out_with_one_kick(
+    backend: FakeBackend, session: Session
+) -> None:
+    before = backend.kicks[1]
+
+    async def getattr_root() -> None:
+        await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(getattr_root)
+    assert len(backend.named(Opcode.GETATTR)) == 100
+    # The first finds the ring idle and goes at once; the rest go together.
+    assert backend.kicks[1] - before == 2
+
+
+async def test_more_requests_than_the_ring_holds_wait_for_their_turn(
+    backend: FakeBackend, session: Session
+) -> None:
+    done = 0
+
+    async def lookup() -> None:
+        nonlocal done
+        entry = await session.channel.call(fuse.lookup(ROOT, b"Image"), fuse.decode_lookup)
+        assert entry is not None
+        assert entry.attributes.size == 4096
+        done += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2000):
+            nursery.start_soon(lookup)
+    assert done == 2000
+    assert backend.lookups[2] == 2000
+    assert session.channel.in_flight == 0
+
+
+async def test_posted_requests_wait_for_a_slot_too(backend: FakeBackend, session: Session) -> None:
+    for _ in range(1000):
+        session.channel.post(fuse.release(NodeId(2), fuse.FileHandle(7)))
+        session.channel.post(fuse.interrupt(9))
+    await session.channel.drained()
+    assert len(backend.named(Opcode.RELEASE)) == 1000
+    assert len(backend.named(Opcode.INTERRUPT)) == 1000
+
+
+async def test_an_errno_is_the_callers(session: Session) -> None:
+    with pytest.raises(FileError, match="no such file") as missing:
+        await session.channel.call(fuse.lookup(ROOT, b"nothing"), fuse.decode_lookup)
+    assert missing.value.code == "ENOENT"
+
+
+async def test_a_lookup_given_up_is_interrupted_and_its_count_given_back(
+    backend: FakeBackend, session: Session
+) -> None:
+    withheld = Withheld(backend, Opcode.LOOKUP)
+    undone: list[bytes] = []
+    free = session._layout.messages.available
+
+    async def lookup() -> None:
+        await session.channel.call(fuse.lookup(ROOT, b"Image"), fuse.decode_lookup, undone.append)
+
+    await give_up(lookup)
+    [request] = withheld.requests
+    [interrupt] = backend.named(Opcode.INTERRUPT)
+    assert interrupt.body == struct.pack("=Q", request.unique)
+    assert session._layout.messages.available == free - 1  # the device still has it
+    withheld.let_go()
+    await wait_all_tasks_blocked()
+    assert [fuse.decode_lookup(body) is not None for body in undone] == [True]
+    assert session._layout.messages.available == free
+
+
+async def test_a_payload_given_up_stays_the_devices_until_it_comes_back(
+    backend: FakeBackend, session: Session
+) -> None:
+    withheld = Withheld(backend, Opcode.READ)
+
+    async def read() -> None:
+        [buffer] = await session.payloads.take(1, "test")
+        try:
+            request = fuse.read(NodeId(2), fuse.FileHandle(1), 0, 4096)
+            await session.channel.call_into(request, buffer)
+        finally:
+            buffer.give_back()
+
+    await give_up(read)
+    assert session.payloads.taken == 1
+    withheld.let_go()
+    await wait_all_tasks_blocked()
+    assert session.payloads.taken == 0
+
+
+async def test_an_overdue_request_times_out_and_is_interrupted(
+    backend: FakeBackend,
+    session: Session,
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - ten seconds pass at once
+) -> None:
+    withheld = Withheld(backend, Opcode.STATFS)
+    begin = trio.current_time()
+    with pytest.raises(BackendTimeout, match="did not answer STATFS within 10 s"):
+        await session.channel.call(fuse.statfs(ROOT), fuse.decode_statfs)
+    assert 10 <= trio.current_time() - begin < 10.05
+    await wait_all_tasks_blocked()
+    assert len(backend.named(Opcode.INTERRUPT)) == 1
+    # Others are served all the same, and the late reply harms nobody.
+    await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
+    backend.reply(withheld.requests[0], Answer(error=4))
+    await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
+    assert session.channel.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("lie", "words"),
+    [
+        (Answer(bytes(104), unique=999), "reply to request 999"),
+        (Answer(bytes(104), length=50), "a reply of 50 bytes in 120"),
+        (Answer(bytes(104), used=8), "8 bytes used"),
+        (Answer(b"", error=5000), "error -5000"),
+        (Answer(b"body", error=5), "4 bytes after an error"),
+        (Answer(bytes(100)), "a reply to GETATTR of 100 bytes"),
+        (Answer(bytes(104)), "a node of mode 0"),
+    ],
+)
+async def test_a_reply_that_lies_ends_the_session(
+    backend: FakeBackend, session: Session, lie: Answer, words: str
+) -> None:
+    backend.answer = lambda _: lie
+    with pytest.raises(BackendBroken, match=words):
+        await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
+    assert isinstance(await session.wait_lost(), BackendBroken)
+    with pytest.raises(BackendBroken):
+        await session.channel.call(fuse.statfs(ROOT), fuse.decode_statfs)
+
+
+async def test_the_death_of_the_backend_wakes_everybody(
+    backend: FakeBackend, session: Session
+) -> None:
+    Withheld(backend, Opcode.GETATTR)
+    woken = 0
+
+    async def getattr_root() -> None:
+        nonlocal woken
+        with pytest.raises(BackendDown):
+            await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
+        woken += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(1000):  # in flight, and waiting for a slot
+            nursery.start_soon(getattr_root)
+        await wait_all_tasks_blocked()
+        backend.die()
+    assert woken == 1000

@@ -1,0 +1,223 @@
+"""The clients' core and records, without a socket."""
+
+from typing import Any
+
+import msgpack
+import pytest
+
+from tests.fake.rpc_server import Node
+from vuserd.address import SYSTEM_SOCKET, socket_address, socket_candidates, to_sockaddr
+from vuserd.client import calls
+from vuserd.client.core import ClientCore, Ticket
+from vuserd.client.errors import (
+    BadReply,
+    ConnectionLost,
+    RemoteError,
+)
+from vuserd.rpc.codec import encode_notification, encode_request, encode_response
+
+
+def receive(core: ClientCore, data: bytes) -> list[Ticket[Any]]:
+    """Hand ``data`` to the core as a socket would."""
+    done = []
+    while data:
+        buffer = core.receive_buffer()
+        count = min(len(buffer), len(data))
+        buffer[:count] = data[:count]
+        data = data[count:]
+        done += core.received(count)
+    return done
+
+
+class TestAddress:
+    def test_order(self) -> None:
+        environ = {"VUSERD_SOCKET": "/v", "XDG_RUNTIME_DIR": "/run/user/1"}
+        assert socket_candidates("/e", environ) == ("/e",)
+        assert socket_candidates(None, environ) == ("/v",)
+        del environ["VUSERD_SOCKET"]
+        assert socket_candidates(None, environ) == ("/run/user/1/vuserd.sock", SYSTEM_SOCKET)
+        assert socket_address(None, environ) == "/run/user/1/vuserd.sock"
+        assert socket_address(None, {}) == SYSTEM_SOCKET
+        assert socket_address(None, {"VUSERD_SOCKET": ""}) == SYSTEM_SOCKET
+
+    def test_abstract(self) -> None:
+        assert to_sockaddr("@vuserd") == "\0vuserd"
+        assert to_sockaddr("/run/x") == "/run/x"
+
+
+class TestCore:
+    def test_replies_in_any_order_and_any_pieces(self) -> None:
+        core = ClientCore()
+        tickets = [core.begin(calls.readlink("k", str(n))) for n in range(3)]
+        size = len(core.outgoing)
+        core.sent(3)
+        assert len(core.outgoing) == size - 3
+        frames = b"".join(encode_response(t.msgid, None, f"to {t.msgid}") for t in tickets[::-1])
+        done: list[Ticket[Any]] = []
+        for byte in frames:
+            done += receive(core, bytes([byte]))
+        assert done == tickets[::-1]
+        assert [t.result() for t in tickets] == [f"to {t.msgid}" for t in tickets]
+
+    @pytest.mark.parametrize("piece", [1, 2, 7, 13, 1000])
+    def test_payloads_go_straight_to_their_buffers(self, piece: int) -> None:
+        core = ClientCore()
+        buffers = [bytearray(10), bytearray(10), bytearray(10)]
+        reads = [core.begin(calls.read_into("k", "f", 0, buffer)) for buffer in buffers]
+        link = core.begin(calls.readlink("k", "l"))
+        frames = (
+            encode_response(reads[1].msgid, None, b"0123456789")
+            + encode_response(link.msgid, None, "target")
+            + encode_response(reads[0].msgid, None, b"")
+            + encode_response(reads[2].msgid, None, b"abc")
+        )
+        for start in range(0, len(frames), piece):
+            receive(core, frames[start : start + piece])
+        assert [read.result() for read in reads] == [0, 10, 3]
+        assert buffers[1] == b"0123456789"
+        assert buffers[2][:3] == b"abc"
+        assert link.result() == "target"
+        buffers[1].clear()  # no view of it is left
+
+    def test_the_buffer_itself_is_received_into(self) -> None:
+        core = ClientCore()
+        destination = bytearray(100_000)
+        ticket = core.begin(calls.read_into("k", "f", 0, destination))
+        frame = encode_response(ticket.msgid, None, bytes(100_000))
+        assert len(core.receive_buffer()) == 13
+        receive(core, frame[:13])
+        assert core.in_payload
+        view = core.receive_buffer()
+        assert view.obj is destination
+        assert len(view) == len(frame) - 13
+
+    @pytest.mark.parametrize("arrived", [0, 5, 40, 80])
+    def test_an_abandoned_payload_is_dropped(self, arrived: int) -> None:
+        core = ClientCore()
+        buffer = bytearray(80)
+        ticket = core.begin(calls.read_into("k", "f", 0, buffer))
+        other = core.begin(calls.readlink("k", "l"))
+        frames = encode_response(ticket.msgid, None, b"x" * 80)
+        receive(core, frames[:arrived])
+        core.abandon(ticket)
+        core.abandon(ticket)
+        before = bytes(buffer)
+        receive(core, frames[arrived:] + encode_response(other.msgid, None, "to"))
+        assert other.result() == "to"
+        assert bytes(buffer) == before
+        buffer.clear()
+        with pytest.raises(ConnectionLost, match="given up"):
+            ticket.result()
+
+    def test_an_abandoned_calls_error_is_dropped(self) -> None:
+        core = ClientCore()
+        ticket = core.begin(calls.read_into("k", "f", 0, bytearray(8)))
+        core.abandon(ticket)
+        assert receive(core, encode_response(ticket.msgid, {"code": "EIO"}, None)) == []
+        assert core.begin(calls.status()).msgid != ticket.msgid
+
+    def test_more_bytes_than_asked_for(self) -> None:
+        core = ClientCore()
+        ticket = core.begin(calls.read_into("k", "f", 0, bytearray(4)))
+        other = core.begin(calls.readlink("k", "l"))
+        receive(core, encode_response(ticket.msgid, None, b"12345"))
+        receive(core, encode_response(other.msgid, None, "to"))
+        with pytest.raises(BadReply, match="more bytes"):
+            ticket.result()
+        assert other.result() == "to"
+
+    @pytest.mark.parametrize(("result", "good"), [(b"1234", True), (b"12345", False), (7, False)])
+    def test_a_payload_of_another_encoders(self, result: Any, good: bool) -> None:
+        core = ClientCore()
+        buffer = bytearray(4)
+        ticket = core.begin(calls.read_into("k", "f", 0, buffer))
+        wide_msgid = b"\xcf" + ticket.msgid.to_bytes(8, "big")
+        receive(core, b"\x94\x01" + wide_msgid + b"\xc0" + msgpack.packb(result))
+        if good:
+            assert ticket.result() == 4
+            assert buffer == result
+        else:
+            with pytest.raises(BadReply):
+                ticket.result()
+
+    @pytest.mark.parametrize(
+        "frame",
+        [
+            b"\xc1",
+            b"\x05",
+            encode_request(1, "m", []),
+            encode_response(99, None, None),
+        ],
+    )
+    def test_what_no_daemon_sends_ends_the_connection(self, frame: bytes) -> None:
+        core = ClientCore()
+        ticket = core.begin(calls.exports())
+        assert receive(core, frame) == [ticket]
+        with pytest.raises(ConnectionLost):
+            ticket.result()
+        with pytest.raises(ConnectionLost):
+            core.begin(calls.exports())
+
+    def test_a_notification_is_passed_over(self) -> None:
+        core = ClientCore()
+        ticket = core.begin(calls.exports())
+        receive(core, encode_notification("later", []) + encode_response(ticket.msgid, None, []))
+        assert ticket.result() == []
+
+    @pytest.mark.parametrize(
+        ("call", "result"),
+        [
+            (calls.exports(), {}),
+            (calls.exports(), [{"name": "k"}]),
+            (calls.exports(), [5]),
+            (calls.stat("k", ""), {}),
+            (calls.stat("k", ""), None),
+            (calls.stat("k", ""), Node().stat() | {"size": "1"}),
+            (calls.stat("k", ""), Node().stat() | {"type": 1}),
+            (calls.readlink("k", ""), 5),
+            (calls.readdir("k", ""), {"entries": 5}),
+            (calls.readdir("k", ""), {"entries": [{"name": "x", "type": 5, "ino": 1}]}),
+            (calls.readdir("k", ""), []),
+            (calls.statfs("k"), {"blocks": 1}),
+            (calls.status(), []),
+            (calls.api_info(), None),
+        ],
+    )
+    def test_an_answer_of_another_shape(self, call: calls.Call[Any], result: Any) -> None:
+        core = ClientCore()
+        ticket = core.begin(call)
+        receive(core, encode_response(ticket.msgid, None, result))
+        with pytest.raises(BadReply):
+            ticket.result()
+
+    def test_an_answer_that_cannot_be_decoded(self) -> None:
+        core = ClientCore()
+        ticket = core.begin(calls.status())
+        receive(core, msgpack.packb([1, ticket.msgid, None, {5: 5}]))
+        with pytest.raises(BadReply):
+            ticket.result()
+
+    def test_result_before_it_is_there(self) -> None:
+        with pytest.raises(RuntimeError):
+            ClientCore().begin(calls.exports()).result()
+
+    def test_msgids_come_round(self) -> None:
+        core = ClientCore()
+        core._next_msgid = 2**32 - 1
+        tickets = [core.begin(calls.exports()) for _ in range(3)]
+        core._next_msgid = tickets[0].msgid
+        assert [t.msgid for t in [*tickets, core.begin(calls.exports())]] == [2**32 - 1, 0, 1, 2]
+
+    def test_a_read_only_buffer(self) -> None:
+        with pytest.raises(ValueError, match="read-only"):
+            calls.read_into("k", "f", 0, memoryview(b"abc"))
+
+    def test_errors_of_any_shape(self) -> None:
+        error = RemoteError.from_wire({"code": "ENOENT", "message": "no such file", "errno": 2})
+        assert (error.code, error.fields, str(error)) == (
+            "ENOENT",
+            {"errno": 2},
+            "no such file (ENOENT)",
+        )
+        assert RemoteError.from_wire("oops").message == "oops"
+        assert RemoteError.from_wire({}).code == "INTERNAL"

@@ -1,0 +1,295 @@
+"""The MessagePack-RPC codec: bytes worked out from the two specifications."""
+
+import msgpack
+import pytest
+
+from vuserd.rpc.codec import (
+    BIN_HEAD_MAX,
+    NEED_DATA,
+    BinHead,
+    FramingError,
+    InvalidMessage,
+    Limits,
+    Message,
+    MessageDecoder,
+    Notification,
+    Request,
+    Response,
+    encode_bin_response_head,
+    encode_notification,
+    encode_request,
+    encode_response,
+    name_bytes,
+    parse_bin_response_head,
+    wire_name,
+)
+
+# array of 4 | 0 | msgid 5 | "stat" | ["k", "/a"]
+STAT = bytes.fromhex("94 00 05 a4") + b"stat" + bytes.fromhex("92 a1 6b a2 2f 61")
+
+
+def decode(frame: bytes, limits: Limits | None = None) -> list[Message]:
+    decoder = MessageDecoder(limits or Limits())
+    decoder.feed(frame)
+    messages = list(decoder)
+    assert decoder.buffered == 0
+    return messages
+
+
+def decode_one(*elements: object) -> Message:
+    packed: bytes = msgpack.packb(list(elements))
+    [message] = decode(packed)
+    return message
+
+
+def refused(frame: bytes, limits: Limits | None = None) -> FramingError:
+    decoder = MessageDecoder(limits or Limits())
+    decoder.feed(frame)
+    with pytest.raises(FramingError) as caught:
+        list(decoder)
+    return caught.value
+
+
+class TestMessages:
+    def test_request(self) -> None:
+        assert encode_request(5, "stat", ["k", "/a"]) == STAT
+        assert decode(STAT) == [Request(5, "stat", ["k", "/a"])]
+
+    def test_notification(self) -> None:
+        frame = bytes.fromhex("93 02 a2 68 69 90")
+        assert encode_notification("hi", []) == frame
+        assert decode(frame) == [Notification("hi", [])]
+
+    def test_response(self) -> None:
+        frame = bytes.fromhex("94 01 cd 01 2c c0 c3")
+        assert encode_response(300, None, True) == frame
+        assert decode(frame) == [Response(300, None, True)]
+
+    def test_several_in_one_feed_and_one_in_several(self) -> None:
+        decoder = MessageDecoder()
+        decoder.feed(STAT + STAT + STAT[:3])
+        assert len(list(decoder)) == 2
+        assert decoder.buffered == 3
+        for byte in STAT[3:-1]:
+            decoder.feed(bytes([byte]))
+            assert decoder.next_message() is NEED_DATA
+        decoder.feed(STAT[-1:])
+        assert isinstance(decoder.next_message(), Request)
+        assert decoder.buffered == 0
+
+    def test_method_as_bytes(self) -> None:
+        assert decode_one(0, 1, b"stat", []) == Request(1, "stat", [])
+
+    def test_text_that_is_not_utf8_is_taken_as_a_name(self) -> None:
+        frame = bytes.fromhex("94 00 01 a1 6d 91 a2 61 ff")
+        [message] = decode(frame)
+        assert isinstance(message, Request)
+        assert name_bytes(message.params[0]) == b"a\xff"
+
+    def test_error_text_with_an_escaped_byte_is_still_utf8(self) -> None:
+        frame = encode_response(1, {"message": "no export \udcff"}, None)
+        assert msgpack.unpackb(frame)[2] == {"message": "no export \\udcff"}
+        with pytest.raises(ValueError, match="surrogates"):
+            encode_response(1, None, "\udcff")
+
+    @pytest.mark.parametrize("msgid", [0, 0x7F, 0x80, 0xFF, 0x100, 0xFFFF, 0x10000, 0xFFFFFFFF])
+    def test_msgids(self, msgid: int) -> None:
+        assert decode(encode_request(msgid, "m", [])) == [Request(msgid, "m", [])]
+
+
+class TestInvalidMessages:
+    @pytest.mark.parametrize(
+        ("elements", "msgid"),
+        [
+            ([], None),
+            ([3, 1, "m", []], None),
+            ([True, 1, "m", []], None),
+            ([-1, 1, "m", []], None),
+            ([0.0, 1, "m", []], None),
+            ([0], None),
+            ([0, True, "m", []], None),
+            ([0, -1, "m", []], None),
+            ([0, 2**32, "m", []], None),
+            ([0, "1", "m", []], None),
+            ([0, 1], 1),
+            ([0, 1, "m"], 1),
+            ([0, 1, "m", [], 1], 1),
+            ([0, 1, 2, []], 1),
+            ([0, 1, None, []], 1),
+            ([0, 1, b"\xff", []], 1),
+            ([0, 1, "m", {}], 1),
+            ([0, 1, "m", None], 1),
+            ([0, 1, "m", "params"], 1),
+            ([0, 1, "m", [msgpack.ExtType(4, b"x")]], 1),
+            ([0, 1, "m", [msgpack.ExtType(4, b"x" * 17)]], 1),
+            ([0, 1, "m", [msgpack.Timestamp(1, 1)]], 1),
+            ([0, 1, "m", [{1: 2}]], 1),
+            ([0, 1, "m", [{None: 2}]], 1),
+            ([0, -1, "m", [{None: 2}]], None),
+            ([msgpack.Timestamp(1), 1, "m", []], None),
+            ([{1: 1}, 1, "m", []], None),
+            ([1, 7, {5: 5}, None], 7),
+            ([2, "m", [{5: 5}]], None),
+            ([1, 7, None], 7),
+            ([2, "m"], None),
+            ([2, 5, []], None),
+            ([2, "m", 5], None),
+        ],
+    )
+    def test_is_told_with_its_msgid(self, elements: list[object], msgid: int | None) -> None:
+        message = decode_one(*elements)
+        assert isinstance(message, InvalidMessage)
+        assert message.msgid == msgid
+        assert message.reason
+
+    @pytest.mark.parametrize("value", [None, 7, "text", {}, b""])
+    def test_is_no_array(self, value: object) -> None:
+        assert isinstance(decode(msgpack.packb(value))[0], InvalidMessage)
+
+    def test_invalid_method_text(self) -> None:
+        [message] = decode(bytes.fromhex("94 00 01 a1 ff 90"))
+        assert message == InvalidMessage(1, "a method's name is a str in UTF-8")
+
+    def test_a_map_whose_key_is_a_map(self) -> None:
+        [message] = decode(bytes.fromhex("94 00 01 a1 6d 91 81 80 01"))
+        assert isinstance(message, InvalidMessage)
+        assert message.msgid == 1
+
+    def test_a_timestamp_of_a_size_that_there_is_not(self) -> None:
+        [message] = decode(bytes.fromhex("94 00 01 a1 6d 91 c7 01 ff 00"))
+        assert isinstance(message, InvalidMessage)
+
+    def test_the_next_message_follows(self) -> None:
+        messages = decode(msgpack.packb([0, 1, "m", {}]) + STAT)
+        assert [type(message) for message in messages] == [InvalidMessage, Request]
+
+
+class TestLimits:
+    def test_reserved_byte(self) -> None:
+        assert refused(b"\xc1").code == "BAD_REQUEST"
+        assert refused(b"\x94\x00\x01\xa1m\x91\xc1").code == "BAD_REQUEST"
+
+    def test_messages_before_the_fault_are_given_out(self) -> None:
+        decoder = MessageDecoder()
+        decoder.feed(STAT + b"\xc1")
+        assert isinstance(decoder.next_message(), Request)
+        with pytest.raises(FramingError):
+            decoder.next_message()
+
+    def test_a_failed_decoder_stays_failed(self) -> None:
+        decoder = MessageDecoder()
+        decoder.feed(b"\xc1" + STAT)
+        for _ in range(2):
+            with pytest.raises(FramingError):
+                decoder.next_message()
+        with pytest.raises(FramingError):
+            decoder.feed(STAT)
+
+    def test_frame_size_to_the_byte(self) -> None:
+        assert decode(STAT, Limits(frame_bytes=len(STAT)))
+        error = refused(STAT, Limits(frame_bytes=len(STAT) - 1))
+        assert error.code == "TOO_LARGE"
+
+    def test_frame_size_is_a_frames_own(self) -> None:
+        assert len(decode(STAT * 100, Limits(frame_bytes=len(STAT)))) == 100
+
+    @pytest.mark.parametrize(
+        "head",
+        [
+            "c6 ffffffff",  # bin
+            "db 00100000",  # str
+            "c9 ffffffff 00",  # ext
+            "dd ffffffff",  # array
+            "df ffffffff",  # map
+        ],
+    )
+    def test_a_frame_too_large_is_refused_at_its_head(self, head: str) -> None:
+        assert refused(bytes.fromhex("94 00 01 a1 6d 91" + head)).code == "TOO_LARGE"
+
+    def test_a_frame_too_large_in_small_values(self) -> None:
+        decoder = MessageDecoder(Limits(frame_bytes=1000))
+        decoder.feed(bytes.fromhex("dc 00c8"))  # 200 values
+        for _ in range(110):  # 993 bytes
+            decoder.feed(bytes.fromhex("cf 0000000000000000"))
+            assert decoder.next_message() is NEED_DATA
+        decoder.feed(bytes.fromhex("cf 0000000000000000"))
+        with pytest.raises(FramingError) as caught:
+            decoder.next_message()
+        assert caught.value.code == "TOO_LARGE"
+
+    def test_depth(self) -> None:
+        def nested(levels: int) -> bytes:
+            return b"\x94\x00\x01\xa1m" + b"\x91" * (levels - 2) + b"\x90"
+
+        assert decode(nested(16)) != []
+        assert refused(nested(17)).code == "TOO_LARGE"
+        assert refused(b"\x91" * 500_000).code == "TOO_LARGE"
+        assert refused(b"\x81\xa1k" * 17).code == "TOO_LARGE"
+
+    def test_number_of_values(self) -> None:
+        frame = encode_request(1, "m", [[]] * 100)
+        assert decode(frame, Limits(values=105))
+        assert refused(frame, Limits(values=104)).code == "TOO_LARGE"
+
+
+class TestNames:
+    def test_wire_name(self) -> None:
+        assert wire_name("ä".encode()) == "ä"
+        assert wire_name(b"\xff") == b"\xff"
+
+    def test_name_bytes(self) -> None:
+        assert name_bytes("ä") == "ä".encode()
+        assert name_bytes(b"\xff") == b"\xff"
+        assert name_bytes("\udcff") == b"\xff"
+        with pytest.raises(TypeError, match="not int"):
+            name_bytes(3)
+        with pytest.raises(ValueError, match="surrogates"):
+            name_bytes("\ud800")
+
+
+class TestBinHead:
+    @pytest.mark.parametrize("msgid", [0, 0x7F, 0x80, 0xFF, 0x100, 0xFFFF, 0x10000, 0xFFFFFFFF])
+    @pytest.mark.parametrize("length", [0, 1, 0xFF, 0x100, 0xFFFF, 0x10000])
+    def test_is_what_msgpack_writes(self, msgid: int, length: int) -> None:
+        payload = bytes(length)
+        head = encode_bin_response_head(msgid, length)
+        assert head + payload == encode_response(msgid, None, payload)
+        assert len(head) <= BIN_HEAD_MAX
+        assert parse_bin_response_head(head) == BinHead(msgid, len(head), length)
+        assert parse_bin_response_head(memoryview(head + payload)) == (msgid, len(head), length)
+        for size in range(len(head)):
+            assert parse_bin_response_head(head[:size]) is NEED_DATA
+
+    def test_lengths(self) -> None:
+        assert encode_bin_response_head(1, 0xFFFFFFFF)[-5:] == b"\xc6\xff\xff\xff\xff"
+        for length in (-1, 2**32):
+            with pytest.raises(ValueError, match="bytes"):
+                encode_bin_response_head(1, length)
+
+    @pytest.mark.parametrize(
+        "frame",
+        [
+            STAT,
+            b"\x93",
+            b"\x94\x00",
+            encode_response(1, None, "text"),
+            encode_response(1, None, None),
+            encode_response(300, {"code": "ENOENT"}, None),
+            b"\x94\x01\xcf\x00\x00\x00\x00\x00\x00\x00\x01\xc0\xc4\x00",
+            b"\x94\x01\xff\xc0\xc4\x00",
+        ],
+    )
+    def test_anything_else(self, frame: bytes) -> None:
+        assert parse_bin_response_head(frame) is None
+
+    def test_peek_and_take(self) -> None:
+        decoder = MessageDecoder()
+        assert decoder.peek_bin_response_head() is NEED_DATA
+        head = encode_bin_response_head(9, 4)
+        decoder.feed(head + b"pay")
+        assert decoder.next_message() is NEED_DATA
+        assert decoder.peek_bin_response_head() == BinHead(9, len(head), 4)
+        assert decoder.take(len(head)) == head
+        assert decoder.take(4) == b"pay"
+        decoder.feed(STAT)
+        assert isinstance(decoder.next_message(), Request)

@@ -1,0 +1,221 @@
+"""Operations on a fake backend: nothing owed is kept, nothing is delivered in two versions."""
+
+import stat
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from protocol.fuse import Opcode
+from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
+from vuserd.device.session import Session
+from vuserd.errors import CallError, FileError
+from vuserd.fs.filesystem import FileContent, FileSystem
+
+CONTENT = bytes(range(256)) * 8192  # 2 MiB: three READs of 1 MiB show that it ends
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    files: dict[bytes, File | bytes] = {b"file-%d" % number: b"%d" % number for number in range(50)}
+    return FakeBackend({b"Image": CONTENT, **files})
+
+
+@pytest.fixture
+async def session(backend: FakeBackend) -> AsyncIterator[Session]:
+    async with backend.session() as session:
+        yield session
+
+
+@pytest.fixture
+def files(session: Session) -> FileSystem:
+    return FileSystem(session, idle_nodes=10)
+
+
+def taken(content: FileContent) -> bytes:
+    """Return the bytes, and give their buffers back."""
+    whole = b"".join(content.views())
+    content.give_back()
+    return whole
+
+
+async def test_a_file_is_read_whole_and_in_parts(files: FileSystem, session: Session) -> None:
+    assert taken(await files.read(b"Image", 0, 8 << 20)) == CONTENT
+    assert taken(await files.read(b"Image", 1_000_000, 500_000)) == CONTENT[1_000_000:1_500_000]
+    assert taken(await files.read(b"Image", len(CONTENT) - 3, 10)) == CONTENT[-3:]
+    assert taken(await files.read(b"Image", len(CONTENT), 10)) == b""
+    assert taken(await files.read(b"Image", len(CONTENT) + 10, 10)) == b""
+    assert taken(await files.read(b"Image", 5, 0)) == b""
+    assert session.payloads.taken == 0
+
+
+async def test_handles_are_released(files: FileSystem, backend: FakeBackend) -> None:
+    taken(await files.read(b"Image", 0, 100))
+    await files.readdir(b"", attributes=True, limit=5, after=None)
+    with pytest.raises(FileError):
+        await files.read(b"", 0, 100)
+    await wait_all_tasks_blocked()
+    assert backend.open_handles == set()
+
+
+async def test_a_file_of_untrue_size_is_read_to_its_end(
+    files: FileSystem, backend: FakeBackend
+) -> None:
+    """As in procfs: the size is 0, the content is not."""
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.READ:
+            return Answer(b"Linux version 6\n")
+        return backend.serve_files(request)
+
+    backend.files[b"version"] = File()
+    backend.answer = answer
+    assert taken(await files.read(b"version", 0, 1 << 20)) == b"Linux version 6\n"
+
+
+async def test_lookup_counts_are_exact(files: FileSystem, backend: FakeBackend) -> None:
+    for round_number in range(3):
+        for number in range(50):
+            await files.stat(b"file-%d" % number, follow=True)
+        await files.readdir(b"", attributes=True, limit=7 + round_number, after=None)
+    # Idle nodes keep one count each; the rest is given back, or waits to be.
+    assert len(files.nodes) == files.nodes.lookups == 10
+    files.nodes.flush()
+    await wait_all_tasks_blocked()
+    assert +backend.lookups == {node: 1 for node in backend.lookups if backend.lookups[node]}
+    assert sum(backend.lookups.values()) == 10
+    files.close()
+    await wait_all_tasks_blocked()
+    assert not +backend.lookups
+    assert len(files.nodes) == 0
+
+
+async def test_forgets_go_in_batches(files: FileSystem, backend: FakeBackend) -> None:
+    await files.readdir(b"", attributes=True, limit=1000, after=None)
+    await wait_all_tasks_blocked()
+    assert len(backend.named(Opcode.BATCH_FORGET)) == 1
+    assert backend.named(Opcode.FORGET) == []
+    assert not +backend.lookups
+
+
+@pytest.mark.parametrize("opcode", [Opcode.LOOKUP, Opcode.OPEN, Opcode.READ, Opcode.READDIRPLUS])
+async def test_a_call_given_up_at_any_step_owes_nothing(
+    files: FileSystem, backend: FakeBackend, session: Session, opcode: Opcode
+) -> None:
+    held: list[FuseRequest] = []
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is opcode:
+            held.append(request)
+            return None
+        return backend.serve_files(request)
+
+    async def call() -> None:
+        if opcode is Opcode.READDIRPLUS:
+            await files.readdir(b"", attributes=True, limit=20, after=None)
+        else:
+            taken(await files.read(b"Image", 0, 4 << 20))
+
+    backend.answer = answer
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    backend.answer = backend.serve_files
+    assert held
+    for request in held:
+        late = backend.serve_files(request)
+        assert late is not None
+        backend.reply(request, late)
+    await wait_all_tasks_blocked()
+    files.close()
+    await session.channel.drained()
+    assert not +backend.lookups
+    assert backend.open_handles == set()
+    assert session.payloads.taken == 0
+    assert session.channel.in_flight == 0
+
+
+async def test_a_file_that_changes_once_is_read_again(
+    files: FileSystem, backend: FakeBackend
+) -> None:
+    def answer(request: FuseRequest) -> Answer | None:
+        reply = backend.serve_files(request)
+        if request.opcode is Opcode.READ:
+            backend.files[b"Image"] = File(b"new", mtime=2_000_000, ctime=2_000_000)
+        return reply
+
+    backend.answer = answer
+    assert taken(await files.read(b"Image", 0, 8 << 20)) == b"new"
+
+
+async def test_a_file_that_goes_on_changing_is_reported(
+    files: FileSystem, backend: FakeBackend, session: Session
+) -> None:
+    def answer(request: FuseRequest) -> Answer | None:
+        reply = backend.serve_files(request)
+        if request.opcode is Opcode.READ:
+            now = backend.files[b"Image"].ctime + 1
+            backend.files[b"Image"] = File(CONTENT, mtime=now, ctime=now)
+        return reply
+
+    backend.answer = answer
+    with pytest.raises(CallError, match="changed in each of 3 attempts") as changed:
+        await files.read(b"Image", 0, 8 << 20)
+    assert changed.value.code == "CHANGED"
+    assert session.payloads.taken == 0
+
+
+async def test_a_file_of_this_tick_is_looked_at_again_after_it(
+    files: FileSystem, backend: FakeBackend
+) -> None:
+    class JustNow:
+        """A ctime that is now when it is asked for first, and stays."""
+
+        def __init__(self) -> None:
+            self.stamp = 0
+
+        def attributes(self, request: FuseRequest) -> Answer | None:
+            answer = backend.serve_files(request)
+            if request.opcode not in (Opcode.LOOKUP, Opcode.GETATTR) or answer is None:
+                return answer
+            self.stamp = self.stamp or time.time_ns()
+            at = len(answer.body) - 88
+            seconds, nanoseconds = divmod(self.stamp, 1_000_000_000)
+            body = bytearray(answer.body)
+            body[at + 40 : at + 48] = seconds.to_bytes(8, "little")
+            body[at + 56 : at + 60] = nanoseconds.to_bytes(4, "little")
+            return Answer(bytes(body))
+
+    backend.answer = JustNow().attributes
+    assert taken(await files.read(b"file-7", 0, 10)) == b"7"
+    kinds = [request.opcode for request in backend.requests if request.opcode is not Opcode.INIT]
+    assert kinds[:3] == [Opcode.LOOKUP, Opcode.GETATTR, Opcode.OPEN]
+
+
+async def test_pages_follow_each_other(files: FileSystem) -> None:
+    names: list[bytes] = []
+    after = None
+    while True:
+        page = await files.readdir(b"", attributes=False, limit=9, after=after)
+        assert len(page.entries) <= 9
+        names += [entry.name for entry in page.entries]
+        if page.next is None:
+            break
+        after = (page.ino, page.next)
+    assert names == [b"Image", *(b"file-%d" % number for number in range(50))]
+
+
+async def test_a_page_of_another_directory_is_refused(files: FileSystem) -> None:
+    with pytest.raises(CallError) as refused:
+        await files.readdir(b"", attributes=False, limit=9, after=(4711, 3))
+    assert refused.value.code == "CHANGED"
+
+
+async def test_only_regular_files_are_opened(files: FileSystem, backend: FakeBackend) -> None:
+    backend.files[b"fifo"] = File(mode=stat.S_IFIFO | 0o644)
+    with pytest.raises(FileError, match="not a regular file but a fifo"):
+        await files.read(b"fifo", 0, 1)
+    assert backend.named(Opcode.OPEN) == []

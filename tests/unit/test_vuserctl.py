@@ -1,0 +1,585 @@
+"""vuserctl against the fake daemon: what it prints, its exit codes, the files it leaves."""
+
+import json
+import os
+import pty
+import signal
+import stat
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node, directory
+from vuserd.client import output, vuserctl
+from vuserd.client.completion import candidates, script
+from vuserd.client.target import Target
+from vuserd.rpc.codec import Request
+
+Run = Callable[..., tuple[int, str, str]]
+
+MTIME_NS = 1_600_000_000_123_456_789
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.fixture
+def run(fake_daemon: FakeDaemon, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
+    def run_it(*arguments: str, socket: bool = True) -> tuple[int, str, str]:
+        address = ("--socket", fake_daemon.address) if socket else ()
+        try:
+            code = vuserctl.run([*address, *arguments])
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else 99
+        out, err = capfdbinary.readouterr()
+        return code, os.fsdecode(out), os.fsdecode(err)
+
+    return run_it
+
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start(fake_daemon: FakeDaemon) -> Iterator[Start]:
+    """Start vuserctl as a process of its own, which ends with the test."""
+    code = "import sys; from vuserd.client.vuserctl import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "--socket", fake_daemon.address]
+    with ExitStack() as stack:
+
+        def start_it(*arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
+            process = subprocess.Popen([*command, *arguments], **options)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start_it
+
+
+class TestTarget:
+    def test_parts(self) -> None:
+        target = Target.parse("kernels:/boot/Image:1")
+        assert target == ("kernels", "/boot/Image:1")
+        assert str(target) == "kernels:/boot/Image:1"
+        assert target.name == "Image:1"
+        assert str(Target.parse("k:").child("a").child("b")) == "k:a/b"
+        assert str(Target.parse("k:/").child("a")) == "k:/a"
+
+    @pytest.mark.parametrize("text", ["", "kernels", ":/x", "/a/b"])
+    def test_none(self, text: str) -> None:
+        with pytest.raises(ValueError, match="is not EXPORT:PATH"):
+            Target.parse(text)
+
+    @pytest.mark.parametrize("text", ["k:", "k:/", "k:a/..", "k:."])
+    def test_no_name(self, text: str) -> None:
+        assert Target.parse(text).name == ""
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            [],
+            ["nonsense"],
+            ["ls"],
+            ["ls", "kernels"],
+            ["ls", ":/boot"],
+            ["ls", "--no-such", "kernels:"],
+            ["get", "kernels:"],
+            ["get", "kernels:boot/.."],
+            ["completion", "tcsh"],
+        ],
+    )
+    def test_wrong(self, run: Run, arguments: list[str]) -> None:
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("usage: vuserctl")
+
+    def test_help_and_version(self, run: Run) -> None:
+        assert run("--version") == (0, "vuserctl 0.1.0\n", "")
+        code, out, _ = run("--help")
+        assert code == 0
+        assert "__complete" not in out
+        for command in ("exports", "ls", "tree", "stat", "cat", "get", "status", "completion"):
+            assert f"\n    {command} " in out
+
+
+class TestFaults:
+    def test_the_form_of_messages(self, run: Run) -> None:
+        expected = "vuserctl: kernels:/boot/Image: no such file or directory (ENOENT)\n"
+        for command in ("ls", "tree", "stat", "cat", "get"):
+            assert run(command, "kernels:/boot/Image") == (1, "", expected)
+        code, _, err = run("ls", "nothing:")
+        assert (code, err) == (1, "vuserctl: nothing:: no export nothing (UNKNOWN_EXPORT)\n")
+
+    def test_without_a_target(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        def refuse(_request: Request) -> None:
+            raise AssertionError
+
+        fake_daemon.raw["status"] = lambda request: (
+            b"\x94\x01%c\x81\xa4code\xa4BUSY\xc0" % (request.msgid)
+        )
+        fake_daemon.before = lambda _: None
+        assert run("status") == (1, "", "vuserctl: no message (BUSY)\n")
+
+    def test_no_daemon(self, run: Run, tmp_path: Path) -> None:
+        code, _, err = run("--socket", str(tmp_path / "none"), "exports", socket=False)
+        assert code == 1
+        assert err.startswith("vuserctl: cannot connect to the daemon (")
+        assert "vuserd serve" in err
+
+    def test_a_daemon_that_goes_away(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.cut_after = 20
+        assert run("ls", "kernels:") == (1, "", "vuserctl: the daemon closed the connection\n")
+
+    def test_a_daemon_that_speaks_something_else(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.raw["exports"] = lambda _: b"\xc1"
+        code, _, err = run("exports")
+        assert code == 1
+        assert "not its protocol" in err
+
+    def test_unprintable_names_are_escaped(self, run: Run) -> None:
+        _, _, err = run("cat", "kernels:a\x1b[31m\udcff")
+        assert "kernels:a\\033[31m\\377: no such" in err
+
+    def test_standard_output_is_full(self, start: Start) -> None:
+        with open("/dev/full", "wb") as full:
+            process = start("ls", "kernels:", stdout=full, stderr=subprocess.PIPE)
+            _, err = process.communicate()
+        assert process.returncode == 1
+        assert err == b"vuserctl: standard output: no space left on device (ENOSPC)\n"
+
+
+class TestExports:
+    def test_table(self, run: Run) -> None:
+        assert run("exports")[1].splitlines() == [
+            "NAME     STATE   BACKEND  VERSION  PID  REASON",
+            "kernels  ready   rust     1.13.2   42   -",
+            "broken   failed  -        -        -    no virtiofsd",
+        ]
+
+    @pytest.mark.parametrize("arguments", [["--json", "exports"], ["exports", "--json"]])
+    def test_json(self, run: Run, arguments: list[str]) -> None:
+        ready, broken = json.loads(run(*arguments)[1])
+        assert ready["backend"] == {
+            "kind": "rust",
+            "version": "1.13.2",
+            "pid": 42,
+            "generation": 1,
+        }
+        assert (broken["backend"], broken["reason"]) == (None, "no virtiofsd")
+
+
+class TestStatus:
+    def test_text(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        lines = run("status")[1].splitlines()
+        assert lines[0] == f"vuserd 9.9, pid {os.getpid()}, up 1 h 2 min"
+        assert lines[1] == f"socket       {fake_daemon.address}"
+        assert lines[4] == "bytes read   5.0 MiB"
+        assert lines[6].startswith("EXPORT   STATE")
+        assert "rust 1.13.2" in lines[7]
+        assert "failed: no virtiofsd" in lines[8]
+        assert lines[8].endswith("-")
+
+    @pytest.mark.parametrize(
+        "status", [{}, {"exports": [5, {}], "uptime_s": "x"}, {b"x": 1}, {"exports": None}]
+    )
+    def test_whatever_is_missing(self, run: Run, fake_daemon: FakeDaemon, status: Any) -> None:
+        fake_daemon.results["status"] = status
+        code, out, err = run("status")
+        assert (code, err) == (0, "")
+        assert out.startswith("vuserd -, pid -, up ")
+        assert run("status", "--json")[0] == 0
+
+    def test_json(self, run: Run) -> None:
+        assert json.loads(run("status", "--json")[1])["bytes_read"] == 5 << 20
+
+
+class TestLs:
+    def test_names(self, run: Run) -> None:
+        assert run("ls", "kernels:")[1].splitlines() == [
+            "boot", "empty", "image", "link", "odd", "pipe", "\udcff",
+        ]  # fmt: skip
+        assert run("ls", "kernels:/boot/")[1] == "a\nb\n"
+        assert run("ls", "kernels:image")[1] == "image\n"
+
+    def test_long(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.root.children[b"null"] = Node("char", rdev=os.makedev(1, 3))
+        out = run("ls", "-l", "kernels:")[1].splitlines()
+        assert out[0] == "drw-r--r-- 1 1000 100      0 2020-09-13 12:26 boot"
+        assert out[2] == "-rw-r--r-- 1 1000 100 300001 2020-09-13 12:26 image"
+        assert out[3] == "lrw-r--r-- 1 1000 100      6 2020-09-13 12:26 link -> /image"
+        assert out[4] == "crw-r--r-- 1 1000 100   1, 3 2020-09-13 12:26 null"
+        assert out[5].endswith("odd -> \udcff")
+
+    def test_long_of_a_link_and_of_nothing(self, run: Run) -> None:
+        assert run("ls", "-l", "kernels:link/")[1].endswith("link/ -> /image\n")
+        assert run("mkdir", "kernels:")[0] == 2
+
+    def test_empty(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.root.children.clear()
+        assert run("ls", "kernels:") == (0, "", "")
+        assert run("ls", "-l", "kernels:") == (0, "", "")
+        assert run("ls", "--json", "kernels:") == (0, "[]\n", "")
+
+    def test_many_links_one_of_which_goes_away(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        links = {b"%03d" % n: Node("symlink", b"to %d" % n) for n in range(100)}
+        fake_daemon.root.children = links
+
+        def remove(request: Request) -> None:
+            if request.method == "readlink":
+                links.pop(b"050", None)
+
+        fake_daemon.before = remove
+        out = run("ls", "-l", "kernels:")[1].splitlines()
+        assert len(out) == 100
+        assert out[49].endswith("049 -> to 49")
+        assert out[50].endswith("050")
+
+    def test_an_entry_without_attributes(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        entry = {"name": "gone", "type": "file", "ino": 5}
+        fake_daemon.results["readdir"] = {"entries": [entry], "next": None}
+        assert run("ls", "-l", "kernels:")[1] == "?????????? ? ? ? ? ? gone\n"
+
+    def test_json(self, run: Run) -> None:
+        by_name = {entry["name"]: entry for entry in json.loads(run("ls", "--json", "kernels:")[1])}
+        assert by_name["image"]["size"] == len(IMAGE)
+        assert by_name["image"]["mtime_ns"] == MTIME_NS
+        assert by_name["link"]["target"] == "/image"
+        assert "\udcff" in by_name
+
+    def test_on_a_terminal_names_are_escaped(
+        self, run: Run, fake_daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake_daemon.root.children = {
+            b"a\nb\x1b\\": Node(),
+            b"\xffz": Node(),
+            "ä b".encode(): Node(),
+        }
+        assert run("ls", "kernels:")[1] == "a\nb\x1b\\\nä b\n\udcffz\n"
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        assert run("ls", "kernels:")[1] == "a\\nb\\033\\\\\nä b\n\\377z\n"
+
+
+class TestTree:
+    def test_drawing(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        del fake_daemon.root.children[b"\xff"]
+        fake_daemon.root.children[b"boot"].children[b"z"] = directory(inner=Node())
+        code, out, _ = run("tree", "kernels:")
+        assert code == 0
+        assert out.splitlines() == [
+            "kernels:",
+            "├── boot",
+            "│   ├── a",
+            "│   ├── b",
+            "│   └── z",
+            "│       └── inner",
+            "├── empty",
+            "├── image",
+            "├── link -> /image",
+            "├── odd -> \udcff",
+            "└── pipe",
+            "",
+            "2 directories, 8 files",
+        ]
+
+    def test_empty_and_one(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.root.children = {b"d": directory()}
+        assert run("tree", "kernels:/d")[1] == "kernels:/d\n\n0 directories, 0 files\n"
+        fake_daemon.root.children[b"d"].children[b"f"] = Node()
+        assert run("tree", "kernels:")[1].endswith("1 directory, 1 file\n")
+
+    def test_json(self, run: Run) -> None:
+        root = json.loads(run("tree", "--json", "kernels:")[1])
+        assert root["name"] == "kernels:"
+        boot = root["entries"][0]
+        assert (boot["name"], boot["type"]) == ("boot", "dir")
+        assert [entry["name"] for entry in boot["entries"]] == ["a", "b"]
+        assert root["entries"][3]["target"] == "/image"
+        assert json.loads(run("tree", "--json", "kernels:boot")[1])["entries"]
+
+    @pytest.mark.parametrize("as_json", [False, True])
+    def test_a_directory_that_may_not_be_listed(
+        self, run: Run, fake_daemon: FakeDaemon, as_json: bool
+    ) -> None:
+        def refuse(request: Request) -> None:
+            if request.method == "readdir" and request.params[1] == "boot":
+                fake_daemon.root.children[b"boot"].type = "file"
+
+        fake_daemon.before = refuse
+        code, out, err = run("tree", "kernels:", *(["--json"] if as_json else []))
+        assert (code, err) == (1, "")
+        if as_json:
+            assert json.loads(out)["entries"][0]["error"]["code"] == "ENOTDIR"
+        else:
+            assert "├── boot [not a directory (ENOTDIR)]\n├── empty" in out
+
+    def test_types_that_the_listing_does_not_tell(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        entries = [{"name": name, "type": "unknown", "ino": 1} for name in ("gone", "image")]
+        fake_daemon.results["readdir"] = {"entries": entries, "next": None}
+        out = json.loads(run("tree", "--json", "kernels:")[1])
+        assert [entry["type"] for entry in out["entries"]] == ["unknown", "file"]
+
+    def test_deep(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        node = Node()
+        for _ in range(1050):
+            node = directory(d=node)
+        fake_daemon.root = node
+        code, out, _ = run("tree", "--json", "kernels:")
+        assert (code, out.count('"entries"')) == (0, 1050)
+
+    def test_where_there_are_no_box_characters(self, run: Run) -> None:
+        reconfigure = sys.stdout.reconfigure  # type: ignore[union-attr]
+        encoding = sys.stdout.encoding
+        reconfigure(encoding="ascii")
+        try:
+            assert "|-- a\n`-- b\n" in run("tree", "kernels:boot")[1]
+        finally:
+            reconfigure(encoding=encoding)
+
+
+class TestStat:
+    def test_text(self, run: Run) -> None:
+        out = run("stat", "kernels:/link")[1]
+        assert "file  kernels:/link -> /image\n" in out
+        assert "type  symlink\n" in out
+        out = run("stat", "-L", "kernels:/link")[1]
+        assert "size  300001\n" in out
+        assert "mode  -rw-r--r-- (0644)\n" in out
+        assert "modified  2020-09-13 12:26:40.123456789 +0000\n" in out
+
+    def test_devices_and_mount_points(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        node = Node("char", rdev=os.makedev(1, 3))
+        fake_daemon.results["stat"] = node.stat() | {"submount": True}
+        out = run("stat", "kernels:/null")[1]
+        assert "  device  1, 3\n" in out
+        assert "type  char, a mount point\n" in out
+
+    def test_json(self, run: Run) -> None:
+        found = json.loads(run("stat", "--json", "kernels:link")[1])
+        assert (found["type"], found["target"], found["mtime_ns"]) == (
+            "symlink",
+            "/image",
+            MTIME_NS,
+        )
+
+
+class TestCat:
+    def test_files(self, start: Start) -> None:
+        process = start("cat", "kernels:image", "kernels:link", stdout=subprocess.PIPE)
+        assert process.communicate()[0] == IMAGE * 2
+        assert process.returncode == 0
+
+    def test_one_is_missing(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.root.children[b"image"].content = b"text\n"
+        code, out, err = run("cat", "kernels:no", "kernels:image")
+        assert (code, out) == (1, "text\n")
+        assert err == "vuserctl: kernels:no: no such file or directory (ENOENT)\n"
+
+    def test_nobody_reads(self, fake_daemon: FakeDaemon, start: Start) -> None:
+        fake_daemon.root.children[b"image"].content = bytes(5_000_000)
+        process = start("cat", "kernels:image", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        process.stderr.close()
+        assert process.wait() == -signal.SIGPIPE
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Work in an empty directory, under an ordinary umask."""
+    working = tmp_path / "here"
+    working.mkdir()
+    monkeypatch.chdir(working)
+    umask = os.umask(0o022)
+    yield working
+    os.umask(umask)
+
+
+class TestGet:
+    def test_to_the_working_directory(self, run: Run, here: Path, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.root.children[b"image"].permissions = 0o4577
+        assert run("get", "kernels:/image") == (0, "", "")
+        assert (here / "image").read_bytes() == IMAGE
+        found = (here / "image").stat()
+        assert found.st_mtime_ns == MTIME_NS
+        assert stat.S_IMODE(found.st_mode) == 0o555
+        assert os.listdir(here) == ["image"]
+
+    def test_to_a_directory_and_to_a_name(self, run: Run, here: Path) -> None:
+        (here / "sub").mkdir()
+        assert run("get", "kernels:image", "sub")[0] == 0
+        assert run("get", "kernels:image", "sub/other")[0] == 0
+        assert sorted(os.listdir(here / "sub")) == ["image", "other"]
+        assert (here / "sub/other").read_bytes() == IMAGE
+
+    def test_over_another_file(self, run: Run, here: Path) -> None:
+        (here / "real").write_text("old")
+        (here / "image").symlink_to("real")
+        assert run("get", "kernels:image")[0] == 0
+        assert (here / "image").is_symlink()
+        assert (here / "real").read_bytes() == IMAGE
+
+    def test_a_long_name(self, run: Run, here: Path, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.root.children[b"\xff" * 255] = Node(content=b"x")
+        assert run("get", "kernels:" + "\udcff" * 255)[0] == 0
+        assert os.listdir(os.fsencode(here)) == [b"\xff" * 255]
+
+    def test_to_standard_output(self, start: Start) -> None:
+        process = start("get", "kernels:image", "-", stdout=subprocess.PIPE)
+        assert process.communicate()[0] == IMAGE
+
+    def test_to_what_is_no_regular_file(self, run: Run, here: Path) -> None:
+        (here / "null").symlink_to("/dev/null")
+        assert run("get", "kernels:image", "null") == (0, "", "")
+        assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+        assert run("get", "kernels:image", "/dev/full") == (
+            1,
+            "",
+            "vuserctl: /dev/full: no space left on device (ENOSPC)\n",
+        )
+
+    @pytest.mark.parametrize("path", ["boot", "pipe", "missing"])
+    def test_what_cannot_be_had(self, run: Run, here: Path, path: str) -> None:
+        code, _, err = run("get", f"kernels:{path}")
+        assert code == 1
+        assert err.startswith(f"vuserctl: kernels:{path}: ")
+        assert os.listdir(here) == []
+
+    def test_a_connection_that_is_cut(self, run: Run, here: Path, fake_daemon: FakeDaemon) -> None:
+        (here / "image").write_text("old")
+        fake_daemon.cut_after = 100_000
+        assert run("get", "kernels:image")[0] == 1
+        assert os.listdir(here) == ["image"]
+        assert (here / "image").read_text() == "old"
+
+    @pytest.mark.usefixtures("here")
+    def test_where_one_may_not_write(self, run: Run) -> None:
+        code, _, err = run("get", "kernels:image", "no/such/place")
+        assert code == 1
+        assert err == "vuserctl: no/such/place: no such file or directory (ENOENT)\n"
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    def test_a_signal(
+        self, here: Path, fake_daemon: FakeDaemon, start: Start, number: signal.Signals
+    ) -> None:
+        left: list[list[str]] = []
+
+        def interrupt(request: Request) -> None:
+            if request.method == "read" and not left:
+                left.append(os.listdir(here))
+                process.send_signal(number)
+                process.wait()
+
+        fake_daemon.before = interrupt
+        process = start("get", "kernels:image", stderr=subprocess.PIPE)
+        assert process.communicate()[1] == b""
+        assert process.returncode == -number
+        assert left[0][0].startswith(".vuserctl-")
+        assert os.listdir(here) == []
+
+    def test_progress_on_a_terminal(self, here: Path, start: Start) -> None:
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (24, 80))
+        process = start("get", "kernels:image", stderr=theirs)
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # how Linux says that the other side is closed
+            while piece := os.read(ours, 4096):
+                shown += piece
+        os.close(ours)
+        assert process.wait() == 0
+        assert b"image: 100%" in shown
+        assert (here / "image").read_bytes() == IMAGE
+
+
+class TestCompletion:
+    def complete(self, fake_daemon: FakeDaemon, *words: str) -> list[str]:
+        return candidates(["--socket", fake_daemon.address, *words])
+
+    def test_commands_and_options(self) -> None:
+        assert candidates(["s"]) == ["stat", "status"]
+        assert "completion" in candidates([])
+        assert candidates(["--v"]) == ["--version"]
+        assert candidates(["ls", "-"]) == ["--json", "--socket", "-l"]
+        assert candidates(["completion", ""]) == ["bash", "fish", "zsh"]
+        assert candidates(["--socket", ""]) == []
+        assert candidates(["exports", ""]) == []
+        assert candidates(["nonsense", "-"]) == []
+
+    def test_exports_and_paths(self, fake_daemon: FakeDaemon) -> None:
+        assert self.complete(fake_daemon, "ls", "") == ["kernels:", "broken:"]
+        assert self.complete(fake_daemon, "ls", "-l", "ker") == ["kernels:"]
+        assert self.complete(fake_daemon, "get", "kernels:b") == ["kernels:boot/"]
+        assert self.complete(fake_daemon, "get", "kernels:/b") == ["kernels:/boot/"]
+        assert self.complete(fake_daemon, "cat", "x", "kernels:boot/") == [
+            "kernels:boot/a",
+            "kernels:boot/b",
+        ]
+        assert self.complete(fake_daemon, "get", "kernels:image", "") == []
+        assert candidates(["--socket=" + fake_daemon.address, "ls", "k"]) == ["kernels:"]
+
+    def test_faults_say_nothing(self, fake_daemon: FakeDaemon, tmp_path: Path) -> None:
+        assert candidates(["--socket", str(tmp_path / "none"), "ls", ""]) == []
+        assert self.complete(fake_daemon, "ls", "nothing:") == []
+
+    def test_the_hidden_command(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        words = ("--socket", fake_daemon.address, "ls", "kernels:")
+        _, out, _ = run("__complete", *words, socket=False)
+        assert out.splitlines()[0] == "kernels:boot/"
+        assert "\udcff" not in out
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_scripts(self, run: Run, shell: str) -> None:
+        code, out, _ = run("completion", shell, socket=False)
+        assert (code, out) == (0, script(shell))
+        assert "__complete" in out
+
+    def test_in_bash(self, fake_daemon: FakeDaemon) -> None:
+        code = "from vuserd.client.vuserctl import main; main()"
+        lines = [
+            script("bash"),
+            f"vuserctl() {{ {sys.executable} -c '{code}' \"$@\"; }}",
+            "compopt() { :; }",
+            f"export VUSERD_SOCKET={fake_daemon.address}",
+            "COMP_WORDBREAKS=' :'",
+            "COMP_LINE='vuserctl ls kernels:boot/' COMP_POINT=25",
+            "_vuserctl",
+            'printf "<%s>" "${COMPREPLY[@]}"',
+        ]
+        shell = subprocess.run(
+            ["bash", "-c", "\n".join(lines)], capture_output=True, check=True, cwd=os.getcwd()
+        )
+        assert shell.stdout == b"<boot/a><boot/b>"
+
+
+class TestOutput:
+    @pytest.mark.parametrize(
+        ("count", "text"),
+        [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 << 40, "5.0 TiB"), (None, "-")],
+    )
+    def test_sizes(self, count: object, text: str) -> None:
+        assert output.binary_size(count) == text
+
+    @pytest.mark.parametrize(
+        ("seconds", "text"),
+        [(0, "0 s"), (61, "1 min 1 s"), (90_000, "1 d 1 h"), (3600, "1 h 0 min"), (None, "-")],
+    )
+    def test_durations(self, seconds: object, text: str) -> None:
+        assert output.duration(seconds) == text
+
+
+def test_the_fault_of_a_fake_is_an_error_map() -> None:
+    assert FaultError("EIO", "x", errno=5).wire == {"code": "EIO", "message": "x", "errno": 5}
