@@ -90,8 +90,7 @@ class FileError(VuserdError):
     def __init__(self, number: int, detail: str | None = None) -> None:
         self.number = number
         self.code = errno.errorcode.get(number, f"ERRNO_{number}")
-        strerror = os.strerror(number)
-        super().__init__(detail or strerror[:1].lower() + strerror[1:])
+        super().__init__(detail or _in_a_sentence(os.strerror(number)))
 
     def to_wire(self) -> dict[str, Any]:
         """Add ``errno``, the number on this machine."""
@@ -109,3 +108,12 @@ class CallError(VuserdError):
     def to_wire(self) -> dict[str, Any]:
         """Add the error's own fields."""
         return super().to_wire() | self.fields
+
+
+def os_reason(error: OSError) -> str:
+    """Return the system's words for an error, without Python's decoration of them."""
+    return _in_a_sentence(os.strerror(error.errno) if error.errno else str(error))
+
+
+def _in_a_sentence(words: str) -> str:
+    return words[:1].lower() + words[1:]

@@ -5,8 +5,8 @@ import struct
 
 import trio
 
-from vuserd.backend.base import Backend, os_reason
-from vuserd.errors import BackendDown
+from vuserd.backend.base import Backend
+from vuserd.errors import BackendDown, os_reason
 
 
 class AdoptedBackend(Backend):

@@ -1,6 +1,5 @@
 """What the device asks of a backend, started or adopted."""
 
-import os
 from abc import ABC, abstractmethod
 
 import trio
@@ -31,8 +30,3 @@ class Backend(ABC):
     @abstractmethod
     async def stop(self) -> None:
         """End it, if it is ours to end. The connection is closed already."""
-
-
-def os_reason(error: OSError) -> str:
-    """Return the system's words for an error, without Python's decoration."""
-    return os.strerror(error.errno).lower() if error.errno else str(error)

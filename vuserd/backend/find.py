@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from vuserd.errors import BackendNotFound, ConfigurationError
+from vuserd.errors import BackendNotFound, ConfigurationError, os_reason
 
 #: Where distributions put the program: it is a helper of QEMU's, so mostly not on the PATH.
 PLACES: Final = (
@@ -90,7 +90,7 @@ async def identify(path: str) -> Program:
                 check=False,
             )
     except (OSError, trio.TooSlowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no answer to --version"
+        reason = os_reason(error) if isinstance(error, OSError) else "no answer to --version"
         raise ConfigurationError(f"the backend {path} cannot be run: {reason}") from error
     return parse_version(path, answer.stdout.decode(errors="replace"))
 

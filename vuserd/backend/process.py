@@ -15,9 +15,9 @@ from typing import Final, NamedTuple
 
 import trio
 
-from vuserd.backend.base import Backend, os_reason
+from vuserd.backend.base import Backend
 from vuserd.backend.find import BackendKind, Program
-from vuserd.errors import BackendDown
+from vuserd.errors import BackendDown, os_reason
 
 _LOG = logging.getLogger(__name__)
 

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 import trio
 
 from vuserd.address import to_sockaddr
-from vuserd.backend.base import os_reason
-from vuserd.errors import ConfigurationError
+from vuserd.errors import ConfigurationError, os_reason
 
 _BACKLOG = 128
 
