@@ -10,9 +10,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
+from vuserd.delivery.inline import FileContent, read_inline
 from vuserd.device.session import Session
 from vuserd.errors import CallError, FileError
-from vuserd.fs.filesystem import FileContent, FileSystem
+from vuserd.fs.filesystem import FileSystem
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB: three READs of 1 MiB show that it ends
 
@@ -42,20 +43,23 @@ def taken(content: FileContent) -> bytes:
 
 
 async def test_a_file_is_read_whole_and_in_parts(files: FileSystem, session: Session) -> None:
-    assert taken(await files.read(b"Image", 0, 8 << 20)) == CONTENT
-    assert taken(await files.read(b"Image", 1_000_000, 500_000)) == CONTENT[1_000_000:1_500_000]
-    assert taken(await files.read(b"Image", len(CONTENT) - 3, 10)) == CONTENT[-3:]
-    assert taken(await files.read(b"Image", len(CONTENT), 10)) == b""
-    assert taken(await files.read(b"Image", len(CONTENT) + 10, 10)) == b""
-    assert taken(await files.read(b"Image", 5, 0)) == b""
+    assert taken(await read_inline(files, b"Image", 0, 8 << 20)) == CONTENT
+    assert (
+        taken(await read_inline(files, b"Image", 1_000_000, 500_000))
+        == CONTENT[1_000_000:1_500_000]
+    )
+    assert taken(await read_inline(files, b"Image", len(CONTENT) - 3, 10)) == CONTENT[-3:]
+    assert taken(await read_inline(files, b"Image", len(CONTENT), 10)) == b""
+    assert taken(await read_inline(files, b"Image", len(CONTENT) + 10, 10)) == b""
+    assert taken(await read_inline(files, b"Image", 5, 0)) == b""
     assert session.payloads.taken == 0
 
 
 async def test_handles_are_released(files: FileSystem, backend: FakeBackend) -> None:
-    taken(await files.read(b"Image", 0, 100))
+    taken(await read_inline(files, b"Image", 0, 100))
     await files.readdir(b"", attributes=True, limit=5, after=None)
     with pytest.raises(FileError):
-        await files.read(b"", 0, 100)
+        await read_inline(files, b"", 0, 100)
     await wait_all_tasks_blocked()
     assert backend.open_handles == set()
 
@@ -72,7 +76,7 @@ async def test_a_file_of_untrue_size_is_read_to_its_end(
 
     backend.files[b"version"] = File()
     backend.answer = answer
-    assert taken(await files.read(b"version", 0, 1 << 20)) == b"Linux version 6\n"
+    assert taken(await read_inline(files, b"version", 0, 1 << 20)) == b"Linux version 6\n"
 
 
 async def test_lookup_counts_are_exact(files: FileSystem, backend: FakeBackend) -> None:
@@ -116,7 +120,7 @@ async def test_a_call_given_up_at_any_step_owes_nothing(
         if opcode is Opcode.READDIRPLUS:
             await files.readdir(b"", attributes=True, limit=20, after=None)
         else:
-            taken(await files.read(b"Image", 0, 4 << 20))
+            taken(await read_inline(files, b"Image", 0, 4 << 20))
 
     backend.answer = answer
     async with trio.open_nursery() as nursery:
@@ -148,7 +152,7 @@ async def test_a_file_that_changes_once_is_read_again(
         return reply
 
     backend.answer = answer
-    assert taken(await files.read(b"Image", 0, 8 << 20)) == b"new"
+    assert taken(await read_inline(files, b"Image", 0, 8 << 20)) == b"new"
 
 
 async def test_a_file_that_goes_on_changing_is_reported(
@@ -163,7 +167,7 @@ async def test_a_file_that_goes_on_changing_is_reported(
 
     backend.answer = answer
     with pytest.raises(CallError, match="changed in each of 3 attempts") as changed:
-        await files.read(b"Image", 0, 8 << 20)
+        await read_inline(files, b"Image", 0, 8 << 20)
     assert changed.value.code == "CHANGED"
     assert session.payloads.taken == 0
 
@@ -190,7 +194,7 @@ async def test_a_file_of_this_tick_is_looked_at_again_after_it(
             return Answer(bytes(body))
 
     backend.answer = JustNow().attributes
-    assert taken(await files.read(b"file-7", 0, 10)) == b"7"
+    assert taken(await read_inline(files, b"file-7", 0, 10)) == b"7"
     kinds = [request.opcode for request in backend.requests if request.opcode is not Opcode.INIT]
     assert kinds[:3] == [Opcode.LOOKUP, Opcode.GETATTR, Opcode.OPEN]
 
@@ -217,5 +221,5 @@ async def test_a_page_of_another_directory_is_refused(files: FileSystem) -> None
 async def test_only_regular_files_are_opened(files: FileSystem, backend: FakeBackend) -> None:
     backend.files[b"fifo"] = File(mode=stat.S_IFIFO | 0o644)
     with pytest.raises(FileError, match="not a regular file but a fifo"):
-        await files.read(b"fifo", 0, 1)
+        await read_inline(files, b"fifo", 0, 1)
     assert backend.named(Opcode.OPEN) == []

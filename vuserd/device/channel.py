@@ -10,7 +10,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import outcome
 import trio
@@ -33,17 +33,31 @@ Reply = TypeVar("Reply")
 _HEADER: Final = fuse.OUT_HEADER_SIZE
 
 
+class Target(Protocol):
+    """Where the body of a reply goes: a payload buffer, or memory that a client attached."""
+
+    @property
+    def address(self) -> int:
+        """Its guest-physical address."""
+
+    def lend(self) -> None:
+        """Take note that the device may write there from now on."""
+
+    def reclaim(self) -> None:
+        """Take note that the device is done with it."""
+
+
 class _InFlight:
     """A request that the device has, or will have when a slot is free."""
 
-    __slots__ = ("deadline", "message", "payload", "request", "task", "undo", "unique")
+    __slots__ = ("deadline", "message", "request", "target", "task", "undo", "unique")
 
     def __init__(self, request: fuse.Request, undo: Undo | None) -> None:
         self.request = request
         self.undo = undo
         self.unique = 0
         self.message: Buffer | None = None
-        self.payload: Buffer | None = None
+        self.target: Target | None = None
         #: Who waits for the reply, and until when.
         self.task: trio.lowlevel.Task | None = None
         self.deadline = 0.0
@@ -115,11 +129,11 @@ class FuseChannel:
         return self.decoded(decode, body)
 
     async def call_into(
-        self, request: fuse.Request, payload: Buffer, undo: Undo | None = None
+        self, request: fuse.Request, target: Target, undo: Undo | None = None
     ) -> int:
-        """Send a request whose reply's body goes into ``payload``; return its length in bytes.
+        """Send a request whose reply's body goes into ``target``; return its length in bytes.
 
-        ``payload`` stays the caller's to give back, at any time.
+        A buffer stays the caller's to give back, at any time. ``undo`` needs one.
 
         Raises:
             As :meth:`call`.
@@ -127,7 +141,7 @@ class FuseChannel:
         """
         if request.reply_size is None or not 1 <= request.reply_size <= PAYLOAD_SIZE:
             raise ValueError(f"{request.opcode.name} of {request.reply_size} bytes")
-        length = await self._submit_and_wait(request, payload, undo)
+        length = await self._submit_and_wait(request, target, undo)
         assert isinstance(length, int)
         return length
 
@@ -198,10 +212,10 @@ class FuseChannel:
         self.hiprio.close()
 
     async def _submit_and_wait(
-        self, request: fuse.Request, payload: Buffer | None, undo: Undo | None
+        self, request: fuse.Request, target: Target | None, undo: Undo | None
     ) -> bytes | int:
         entry = _InFlight(request, undo)
-        entry.payload = payload
+        entry.target = target
 
         def abandon(_: object) -> trio.lowlevel.Abort:
             self._orphan(entry)
@@ -283,13 +297,13 @@ class FuseChannel:
         writable: list[Span] = []
         if request.reply_size is not None:
             reply_at = message.address + REQUEST_ROOM
-            if entry.payload is None:
+            if entry.target is None:
                 writable = [Span(reply_at, _HEADER + request.reply_size)]
             else:
-                entry.payload.lend()
+                entry.target.lend()
                 writable = [
                     Span(reply_at, _HEADER),
-                    Span(entry.payload.address, request.reply_size),
+                    Span(entry.target.address, request.reply_size),
                 ]
         message.lend()
         notified = self.requests if queue == REQUEST_QUEUE else self.hiprio
@@ -307,7 +321,7 @@ class FuseChannel:
         result: outcome.Outcome[bytes | int]
         if error:
             result = outcome.Error(FileError(error))
-        elif entry.payload is None:
+        elif entry.target is None:
             start = REQUEST_ROOM + _HEADER
             result = outcome.Value(bytes(message.view[start : start + length]))
         else:
@@ -317,11 +331,12 @@ class FuseChannel:
             self._wake(entry, result)
         elif not error and entry.undo is not None:
             # The reply's bytes are still where the device wrote them: the buffer is in quarantine.
-            late = entry.payload.view[:length] if entry.payload else result.unwrap()
+            buffer = entry.target
+            late = buffer.view[:length] if isinstance(buffer, Buffer) else result.unwrap()
             assert not isinstance(late, int)
             entry.undo(bytes(late))
-        if entry.payload is not None:
-            entry.payload.reclaim()
+        if entry.target is not None:
+            entry.target.reclaim()
         self._recycle(REQUEST_QUEUE, message)
 
     def _forgotten(self, entry: _InFlight, used: int) -> None:

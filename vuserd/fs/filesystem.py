@@ -1,4 +1,4 @@
-"""What can be asked of an export's file system, in terms of FUSE: stat, readlink, readdir, read."""
+"""What can be asked of an export's file system, in terms of FUSE: stat, readlink, readdir, open."""
 
 import errno
 import functools
@@ -9,7 +9,6 @@ from typing import Final, NamedTuple
 
 import trio
 
-from memory.arena import Buffer
 from protocol import fuse
 from protocol.dirent import LONGEST_RECORD, DirectoryEntry, decode_directory
 from protocol.fuse import Attributes, FileHandle, FileSystemStatistics
@@ -17,13 +16,10 @@ from vuserd.device.layout import REQUEST_ROOM
 from vuserd.device.payloads import given_back
 from vuserd.device.session import Session
 from vuserd.errors import CallError, ErrorCode, FileError
-from vuserd.fs.gather import gather
 from vuserd.fs.nodes import Hold, Node, NodeTable, root_node
+from vuserd.fs.openfile import OpenFile
 from vuserd.fs.paths import resolve
 from vuserd.fs.version import Version, time_to_settle
-
-#: How often a file that changes while it is read is read again before that is reported.
-_ATTEMPTS: Final = 3
 
 _TYPE_NAMES: Final = {
     stat.S_IFREG: "file",
@@ -46,25 +42,6 @@ _DESCRIPTIONS: Final = {
 def type_name(mode: int) -> str:
     """Return the RPC's word for the file type in ``mode``."""
     return _TYPE_NAMES.get(stat.S_IFMT(mode), "unknown")
-
-
-class FileContent:
-    """Bytes of a file where the backend wrote them; whoever has this gives the buffers back."""
-
-    def __init__(self, buffers: list[Buffer], lengths: list[int]) -> None:
-        self._buffers = buffers
-        self._lengths = lengths
-        self.length = sum(lengths)
-
-    def views(self) -> list[memoryview]:
-        """Return the bytes in order."""
-        pairs = zip(self._buffers, self._lengths, strict=False)
-        return [buffer.view[:length] for buffer, length in pairs if length]
-
-    def give_back(self) -> None:
-        """Give the buffers back; a second call does nothing."""
-        while self._buffers:
-            self._buffers.pop().give_back()
 
 
 class DirectoryPage(NamedTuple):
@@ -140,31 +117,27 @@ class FileSystem:
                     node, handle, attributes=attributes, limit=limit, start=after[1] if after else 0
                 )
 
-    async def read(self, path: bytes, offset: int, length: int) -> FileContent:
-        """Read ``length`` bytes of a regular file; fewer only where the file ends.
-
-        The bytes are of one version of the file: one that changes meanwhile is read again.
+    @asynccontextmanager
+    async def opened(self, path: bytes) -> AsyncIterator[OpenFile]:
+        """Open the regular file at ``path`` for the block's time.
 
         Raises:
             FileError: EISDIR and EINVAL for what is no regular file, and what the backend says.
-            CallError: CHANGED when it went on changing.
 
         """
-        for _ in range(_ATTEMPTS):
-            with Hold(self.nodes) as hold:
-                node = await self._resolve(path, hold, follow=True)
-                _require_regular(node.attributes)
-                before = await self._settled_version(node)
-                content = await self._read_node(node, before.size, offset, length)
-                try:
-                    after = Version.of(await self._getattr(node))
-                except BaseException:
-                    content.give_back()
-                    raise
-            if after == before:
-                return content
-            content.give_back()
-        raise CallError(ErrorCode.CHANGED, f"the file changed in each of {_ATTEMPTS} attempts")
+        with Hold(self.nodes) as hold:
+            node = await self._resolve(path, hold, follow=True)
+            _require_regular(node.attributes)
+            version = await self._settled_version(node)
+
+            def release(body: bytes) -> None:
+                self._channel.post(fuse.release(node.id, fuse.decode_open(body)))
+
+            handle = await self._channel.call(fuse.open(node.id), fuse.decode_open, release)
+            try:
+                yield OpenFile(self._session, node.id, handle, version)
+            finally:
+                self._channel.post(fuse.release(node.id, handle))
 
     # --- nodes ------------------------------------------------------------------------------------
 
@@ -274,44 +247,6 @@ class FileSystem:
         for entry in entries:
             if entry.entry is not None:
                 self.nodes.forget(entry.entry.node)
-
-    # --- files ------------------------------------------------------------------------------------
-
-    async def _read_node(self, node: Node, size: int, offset: int, length: int) -> FileContent:
-        """Read from a regular file of ``size`` bytes, as many READs at once as it takes."""
-        chunk = self._session.max_read
-        # A size of 0 can be untrue, as procfs has it: one READ tells.
-        wanted = min(length, max(size - offset, 0) or (chunk if size == 0 else 0))
-        if wanted == 0:
-            return FileContent([], [])
-        # Asking beyond the end, where the caller does, lets a short answer show that it is there.
-        sizes = [min(chunk, length - at) for at in range(0, wanted, chunk)]
-
-        def release(body: bytes) -> None:
-            self._channel.post(fuse.release(node.id, fuse.decode_open(body)))
-
-        handle = await self._channel.call(fuse.open(node.id), fuse.decode_open, release)
-        try:
-            with given_back(await self._session.payloads.take(len(sizes), self)) as buffers:
-                reads = [
-                    functools.partial(
-                        self._channel.call_into,
-                        fuse.read(node.id, handle, offset + index * chunk, bytes_here),
-                        buffers[index],
-                    )
-                    for index, bytes_here in enumerate(sizes)
-                ]
-                lengths = await gather(reads)
-                # After a short READ the file ends, whatever a later one found.
-                for index, (got, bytes_here) in enumerate(zip(lengths, sizes, strict=True)):
-                    if got < bytes_here:
-                        lengths[index + 1 :] = [0] * (len(lengths) - index - 1)
-                        break
-                content = FileContent(buffers[:], lengths)
-                buffers.clear()
-                return content
-        finally:
-            self._channel.post(fuse.release(node.id, handle))
 
 
 def _require_regular(attributes: Attributes) -> None:

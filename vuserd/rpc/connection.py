@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from vuserd.budget import Budget
+from vuserd.delivery.inline import FileContent
 from vuserd.errors import CallError, ErrorCode, VuserdError
-from vuserd.fs.filesystem import FileContent
 from vuserd.rpc.codec import (
     FramingError,
     InvalidMessage,

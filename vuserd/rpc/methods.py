@@ -8,9 +8,10 @@ from typing import Any, Final
 from protocol.dirent import DirectoryEntry
 from protocol.fuse import AttributeFlag, Attributes
 from vuserd import __version__
+from vuserd.delivery.inline import FileContent, read_inline
 from vuserd.errors import CallError, ErrorCode
 from vuserd.fs.export import Export
-from vuserd.fs.filesystem import FileContent, FileSystem, type_name
+from vuserd.fs.filesystem import FileSystem, type_name
 from vuserd.rpc.codec import wire_name
 from vuserd.rpc.signature import FLAG, PATH, TEXT, TOKEN, Method, Option, integer
 
@@ -132,7 +133,7 @@ class Methods:
             raise CallError(
                 ErrorCode.TOO_LARGE, f"read gives {READ_MAX} bytes at most", limit=READ_MAX
             )
-        return await self._filesystem(export).read(path, offset, length)
+        return await read_inline(self._filesystem(export), path, offset, length)
 
     async def statfs(self, export: str) -> dict[str, Any]:
         """Return the statistics of the export's file system."""

@@ -1,0 +1,1 @@
+"""How a file's bytes reach a client: inline in a reply, as a sealed memfd, in its own memory."""

@@ -1,0 +1,48 @@
+"""An open regular file: READs of it, and whether it is still the version that was opened."""
+
+from protocol import fuse
+from protocol.fuse import FileHandle, NodeId
+from vuserd.device.channel import Target
+from vuserd.device.session import Session
+from vuserd.fs.version import Version
+
+
+class OpenFile:
+    """A file that :meth:`~vuserd.fs.filesystem.FileSystem.opened` holds open.
+
+    ``version`` is what it was when it was opened, ``size`` the number of bytes that says.
+    """
+
+    def __init__(
+        self, session: Session, node: NodeId, handle: FileHandle, version: Version
+    ) -> None:
+        self.session = session
+        self.version = version
+        self._node = node
+        self._handle = handle
+
+    @property
+    def size(self) -> int:
+        """Bytes, by its attributes: 0 can be untrue, as procfs has it."""
+        return self.version.size
+
+    @property
+    def max_read(self) -> int:
+        """The most bytes of one :meth:`read_into`."""
+        return self.session.max_read
+
+    async def read_into(self, target: Target, offset: int, length: int) -> int:
+        """Have the backend write ``length`` bytes at ``offset`` into ``target``.
+
+        Returns:
+            How many it wrote: fewer where the file ends.
+
+        """
+        request = fuse.read(self._node, self._handle, offset, length)
+        return await self.session.channel.call_into(request, target)
+
+    async def unchanged(self) -> bool:
+        """Ask whether it is still the version that was opened."""
+        request = fuse.getattr(self._node)
+        attributes = await self.session.channel.call(request, fuse.decode_attributes)
+        return Version.of(attributes) == self.version
