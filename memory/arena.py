@@ -79,16 +79,27 @@ class Buffer:
 
 
 class Pool:
-    """Buffers of one size. The one that was given back last is taken first: its pages are warm."""
+    """Buffers of one size. The one that was given back last is taken first: its pages are warm.
 
-    def __init__(self, placed: GuestRegion, offset: int, size: int, count: int) -> None:
+    Args:
+        view: all bytes of the region.
+        placed: the region's addresses.
+        offset: where the first buffer begins in it.
+        size: bytes of each buffer.
+        count: how many there are.
+
+    """
+
+    def __init__(
+        self, view: memoryview, placed: GuestRegion, offset: int, size: int, count: int
+    ) -> None:
         self.buffer_size = size
         self.count = count
         self._closed = False
         #: Called whenever a buffer becomes free; whoever waits for one looks again.
         self.on_free: Callable[[], None] | None = None
         self._free = [
-            Buffer(self, placed.region.view[at : at + size], placed.guest_address(at, size))
+            Buffer(self, view[at : at + size], placed.guest_address(at, size))
             for at in range(offset + (count - 1) * size, offset - 1, -size)
         ]
 

@@ -5,22 +5,29 @@ descriptors use) and its user address (which SET_VRING_ADDR uses). No guest and 
 behind the two addresses, so they are chosen far apart: one taken for the other is in no region.
 """
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-from memory.region import Region
 from protocol.vhost_user import MemoryRegion, encode_memory_table
 
 _FIRST_GUEST_ADDRESS: Final = 1 << 32
-_USER_ADDRESS_OFFSET: Final = 1 << 44
+_USER_ADDRESS_OFFSET: Final = 1 << 60
 #: Regions keep this distance, so that no buffer can run from one into the next.
 _GAP: Final = 1 << 20
+
+
+class Shareable(Protocol):
+    """A memfd of a size that stays: a Region of ours, or a ForeignRegion of a client's."""
+
+    size: int
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
 
 
 class GuestRegion(NamedTuple):
     """A region and the addresses that the backend knows it by."""
 
-    region: Region
+    region: Shareable
     guest_base: int
 
     def guest_address(self, offset: int, length: int) -> int:
@@ -40,37 +47,33 @@ class GuestRegion(NamedTuple):
             )
 
     def wire(self) -> MemoryRegion:
-        """Return the region as SET_MEM_TABLE and ADD_MEM_REG describe it."""
+        """Return the region as SET_MEM_TABLE, ADD_MEM_REG and REM_MEM_REG describe it."""
         size = self.region.size
         return MemoryRegion(self.guest_base, size, self.user_address(0, size), mmap_offset=0)
 
 
 class GuestMemory:
-    """The regions of one session, in the order in which they were added."""
+    """The regions of one session. They stay their makers': whoever adds one closes it."""
 
     def __init__(self) -> None:
         self._regions: list[GuestRegion] = []
         self._next_address = _FIRST_GUEST_ADDRESS
 
-    @property
-    def regions(self) -> Sequence[GuestRegion]:
-        """The regions the backend is told of."""
-        return tuple(self._regions)
+    def __len__(self) -> int:
+        return len(self._regions)
 
-    def add(self, region: Region) -> GuestRegion:
-        """Give ``region`` addresses that no other region has or had. It becomes ours to close."""
+    def add(self, region: Shareable) -> GuestRegion:
+        """Give ``region`` addresses that no other region has or had."""
         placed = GuestRegion(region, self._next_address)
         self._next_address += region.size + _GAP - region.size % _GAP
         self._regions.append(placed)
         return placed
 
+    def remove(self, placed: GuestRegion) -> None:
+        """Forget a region."""
+        self._regions.remove(placed)
+
     def table(self) -> tuple[bytes, list[int]]:
         """Return the payload of SET_MEM_TABLE and the descriptors to send beside it."""
         payload = encode_memory_table([placed.wire() for placed in self._regions])
         return payload, [placed.region.fileno() for placed in self._regions]
-
-    def close(self) -> None:
-        """Close every region."""
-        for placed in self._regions:
-            placed.region.close()
-        self._regions.clear()

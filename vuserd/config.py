@@ -38,6 +38,8 @@ class DaemonConfig:
     session_options: SessionOptions = field(default_factory=SessionOptions)
     #: Nodes that nobody uses and that stay known, in each export.
     idle_nodes: int = 4096
+    #: Bytes of sealed images that are kept for a next fetch; 0 keeps none.
+    image_cache: int = 1 << 30
     #: Seconds that calls in progress may take when the daemon is told to end.
     drain: float = 5.0
 

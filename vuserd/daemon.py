@@ -10,6 +10,7 @@ import trio
 from vuserd import __version__
 from vuserd.backend.find import Program, find_program
 from vuserd.config import DaemonConfig
+from vuserd.delivery.images import ImageStore
 from vuserd.errors import ConfigurationError
 from vuserd.fs.export import Export
 from vuserd.rpc.listener import listening
@@ -26,7 +27,9 @@ class Daemon:
         self._config = config
         self._started = time.monotonic()
         self._exports: dict[str, Export] = {}
-        self._server = Server(Methods(self._exports, self.status))
+        self._server: Server | None = None
+        self._images: ImageStore | None = None
+        self._stopping = False
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start every export, then serve calls; started once clients can connect.
@@ -41,6 +44,8 @@ class Daemon:
         program = await self._find_program()
         with listening(config.socket) as listener:
             async with trio.open_nursery() as nursery:
+                self._images = ImageStore(config.image_cache, nursery)
+                self._server = Server(Methods(self._exports, self._images, self.status))
                 for export_config in config.exports:
                     export = Export(export_config, config, program)
                     self._exports[export_config.name] = export
@@ -49,16 +54,22 @@ class Daemon:
                         starting.start_soon(nursery.start, export.run)
                 _LOG.info("serving on %s", config.socket)
                 task_status.started()
-                await self._server.serve([listener], config.drain)
+                if not self._stopping:
+                    await self._server.serve([listener], config.drain)
                 for export in self._exports.values():
                     export.stop()
+                self._images.close()
 
     def stop(self) -> None:
         """End in good order: calls in progress first, then the exports."""
-        self._server.stop()
+        self._stopping = True
+        if self._server is not None:
+            self._server.stop()
 
     def status(self) -> dict[str, Any]:
         """Return what ``vuserctl status`` shows."""
+        assert self._server is not None
+        assert self._images is not None
         counters = self._server.counters
         return {
             "version": __version__,
@@ -70,6 +81,12 @@ class Daemon:
             "requests": counters.requests,
             "errors": counters.errors,
             "bytes_read": counters.bytes_read,
+            "images": {
+                "count": len(self._images),
+                "bytes": self._images.bytes,
+                "hits": self._images.hits,
+                "misses": self._images.misses,
+            },
         }
 
     async def _find_program(self) -> Program | ConfigurationError:

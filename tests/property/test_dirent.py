@@ -31,7 +31,7 @@ def possible_attributes(raw: bytes) -> Attributes:
             ino,
             size % 2**63,
             blocks,
-            *(time % 2**63 for time in times),
+            *(time - 2**63 for time in times),
             *(nanoseconds % 10**9 for nanoseconds in words[:3]),
             mode,
             *words[4:],
@@ -72,11 +72,12 @@ def encode_entry(entry: Entry | None) -> bytes:
     if entry is None:
         return bytes(128)
     head = entry.node.to_bytes(8, "little") + bytes(32)
-    quads, words = entry.attributes[:6], entry.attributes[6:]
+    sizes, times, words = entry.attributes[:3], entry.attributes[3:6], entry.attributes[6:]
     return b"".join(
         (
             head,
-            *(quad.to_bytes(8, "little") for quad in quads),
+            *(size.to_bytes(8, "little") for size in sizes),
+            *(time.to_bytes(8, "little", signed=True) for time in times),
             *(word.to_bytes(4, "little") for word in words),
         )
     )

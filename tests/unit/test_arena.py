@@ -11,20 +11,24 @@ from memory.guest import GuestMemory, GuestRegion
 from memory.region import Region
 
 PAGE = mmap.PAGESIZE
-NAME = "test-arena"
 
 
 @pytest.fixture
-def placed() -> Iterator[GuestRegion]:
-    memory = GuestMemory()
-    yield memory.add(Region(4 * PAGE, NAME))
-    memory.close()
+def region() -> Iterator[Region]:
+    region = Region(4 * PAGE)
+    yield region
+    region.close()
 
 
 @pytest.fixture
-def pool(placed: GuestRegion) -> Iterator[Pool]:
+def placed(region: Region) -> GuestRegion:
+    return GuestMemory().add(region)
+
+
+@pytest.fixture
+def pool(region: Region, placed: GuestRegion) -> Iterator[Pool]:
     """Three buffers of 1,024 bytes, from the region's second page on."""
-    pool = Pool(placed, PAGE, 1024, 3)
+    pool = Pool(region.view, placed, PAGE, 1024, 3)
     yield pool
     pool.close()
 
@@ -43,13 +47,13 @@ def in_state(pool: Pool, state: BufferState) -> Buffer:
 
 class TestBuffers:
     def test_buffer_is_bytes_of_the_region_with_their_guest_address(
-        self, pool: Pool, placed: GuestRegion
+        self, pool: Pool, region: Region, placed: GuestRegion
     ) -> None:
         buffer = pool.take("the owner")
         assert buffer.size == len(buffer.view) == pool.buffer_size == 1024
         assert buffer.address == placed.guest_address(PAGE, 1024)
         buffer.view[:4] = b"here"
-        assert bytes(placed.region.view[PAGE : PAGE + 4]) == b"here"
+        assert bytes(region.view[PAGE : PAGE + 4]) == b"here"
 
     def test_buffers_do_not_overlap(self, pool: Pool, placed: GuestRegion) -> None:
         addresses = sorted(pool.take(None).address for _ in range(3))
@@ -65,13 +69,13 @@ class TestBuffers:
         ],
     )
     def test_pool_that_leaves_the_region_is_refused(
-        self, placed: GuestRegion, offset: int, size: int, count: int
+        self, region: Region, placed: GuestRegion, offset: int, size: int, count: int
     ) -> None:
         with pytest.raises(ValueError, match="leave the region"):
-            Pool(placed, offset, size, count)
+            Pool(region.view, placed, offset, size, count)
 
-    def test_pool_may_fill_the_region(self, placed: GuestRegion) -> None:
-        pool = Pool(placed, 0, 1024, 16)
+    def test_pool_may_fill_the_region(self, region: Region, placed: GuestRegion) -> None:
+        pool = Pool(region.view, placed, 0, 1024, 16)
         assert pool.available == 16
         pool.close()
 
@@ -213,12 +217,12 @@ class TestClose:
 
     def test_mapping_goes_with_the_last_buffer_that_was_out(self) -> None:
         name = "test-arena-last"
-        memory = GuestMemory()
-        pool = Pool(memory.add(Region(PAGE, name)), 0, 1024, 4)
+        region = Region(PAGE, name)
+        pool = Pool(region.view, GuestMemory().add(region), 0, 1024, 4)
         buffer = pool.take(None)
         buffer.view[:4] = b"kept"
         pool.close()
-        memory.close()
+        region.close()
         assert f"/memfd:{name} " in Path("/proc/self/maps").read_text()
         assert bytes(buffer.view[:4]) == b"kept"
         buffer.give_back()

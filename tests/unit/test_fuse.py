@@ -474,10 +474,15 @@ class TestReplyHeader:
     @pytest.mark.parametrize(
         ("header", "used", "complaint"),
         [
-            pytest.param("", 16, "of 0 bytes", id="nothing"),
-            pytest.param("10000000 00000000 88776655443322", 16, "of 15 bytes", id="a byte short"),
+            pytest.param("", 16, "out-header belongs", id="nothing"),
             pytest.param(
-                "10000000 00000000 8877665544332211 00", 16, "of 17 bytes", id="a byte too long"
+                "10000000 00000000 88776655443322", 16, "out-header belongs", id="a byte short"
+            ),
+            pytest.param(
+                "10000000 00000000 8877665544332211 00",
+                16,
+                "out-header belongs",
+                id="a byte too long",
             ),
             pytest.param(
                 "10000000 00000000 8977665544332211", 16, "in the buffers of", id="another unique"
@@ -509,11 +514,11 @@ class TestReplyHeader:
         with pytest.raises(MalformedError, match=complaint):
             fuse.decode_reply_header(bytes.fromhex(header), UNIQUE, used)
 
-    @pytest.mark.xfail(strict=True, reason="left to the caller, which must not forget it")
-    def test_reply_shorter_than_its_header_is_refused(self) -> None:
-        header = bytes.fromhex("08000000 00000000 8877665544332211")
-        with pytest.raises(MalformedError):
-            fuse.decode_reply_header(header, UNIQUE, 8)
+    @pytest.mark.parametrize("used", [0, 8, 15])
+    def test_reply_shorter_than_its_header_is_refused(self, used: int) -> None:
+        header = used.to_bytes(4, "little") + bytes.fromhex("00000000 8877665544332211")
+        with pytest.raises(MalformedError, match=f"{used} bytes used where an out-header belongs"):
+            fuse.decode_reply_header(header, UNIQUE, used)
 
 
 @little_endian
@@ -550,10 +555,10 @@ class TestReplies:
     def test_attributes(self) -> None:
         assert fuse.decode_attributes(ATTR_OUT) == DECODED_ATTRIBUTES
 
-    @pytest.mark.xfail(strict=True, reason="times are read as unsigned numbers")
-    def test_time_before_1970_is_negative(self) -> None:
-        body = patched(ATTR_OUT, 16 + 32, "ffffffffffffffff")
-        assert fuse.decode_attributes(body).mtime == -1
+    @pytest.mark.parametrize(("offset", "field"), [(24, "atime"), (32, "mtime"), (40, "ctime")])
+    def test_time_before_1970_is_negative(self, offset: int, field: str) -> None:
+        body = patched(ATTR_OUT, 16 + offset, "feffffffffffffff")
+        assert fuse.decode_attributes(body) == DECODED_ATTRIBUTES._replace(**{field: -2})
 
     def test_largest_size_of_a_file_is_accepted(self) -> None:
         body = patched(ATTR_OUT, 16 + 8, "ffffffffffffff7f")

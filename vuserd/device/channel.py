@@ -21,7 +21,7 @@ from protocol import MalformedError, fuse
 from protocol.virtio_fs import HIPRIO_QUEUE, REQUEST_QUEUE
 from vuserd.device.layout import IN_FLIGHT, PAYLOAD_SIZE, REPLY_ROOM, REQUEST_ROOM, SharedLayout
 from vuserd.device.queue import NotifiedQueue
-from vuserd.errors import BackendBroken, BackendDown, BackendError, BackendTimeout, FileError
+from vuserd.errors import BackendBroken, BackendError, BackendTimeout, FileError
 
 _LOG = logging.getLogger(__name__)
 
@@ -207,7 +207,6 @@ class FuseChannel:
 
     def close(self) -> None:
         """Close the queues; the tasks that ran on them have ended."""
-        self.fail(BackendDown("the session with the backend is over"))
         self.requests.close()
         self.hiprio.close()
 

@@ -1,6 +1,5 @@
 """The vhost-user socket: one message after the other, each with its reply and a deadline."""
 
-import array
 import contextlib
 import os
 import socket
@@ -20,9 +19,10 @@ from protocol.vhost_user import (
     decode_u64,
     encode_message,
 )
+from vuserd.descriptors import ancillary_space, ancillary_with, received_descriptors
 from vuserd.errors import BackendBroken, BackendDown, BackendTimeout
 
-_ANCILLARY_SPACE: Final = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+_ANCILLARY_SPACE: Final = ancillary_space(MAX_DESCRIPTORS)
 
 
 class VhostUserConnection:
@@ -103,7 +103,9 @@ class VhostUserConnection:
         message = encode_message(request, payload, need_reply=need_reply)
         self._asked = request
         try:
-            with trio.fail_after(self._timeout):
+            # Shielded, since it ends in time: the reply to a request that was given up would be
+            # taken for the next one's.
+            with trio.fail_after(self._timeout, shield=True):
                 await self._send(message, descriptors)
                 return await self._replies.receive()
         except trio.TooSlowError:
@@ -114,12 +116,8 @@ class VhostUserConnection:
             raise BackendDown("the backend closed its socket") from None
 
     async def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
-        ancillary = []
-        if descriptors:
-            rights = array.array("i", descriptors)
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
         try:
-            sent = await self._socket.sendmsg([message], ancillary)
+            sent = await self._socket.sendmsg([message], ancillary_with(descriptors))
             # A stream socket may take a part; the descriptors went with its first byte.
             while sent < len(message):
                 sent += await self._socket.send(message[sent:])
@@ -143,10 +141,7 @@ class VhostUserConnection:
         return received
 
     def _refuse_descriptors(self, ancillary: Sequence[tuple[int, int, bytes]]) -> None:
-        descriptors = array.array("i")
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                descriptors.frombytes(content[: len(content) - len(content) % 4])
+        descriptors = received_descriptors(ancillary)
         for descriptor in descriptors:
             with contextlib.suppress(OSError):
                 os.close(descriptor)

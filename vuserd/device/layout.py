@@ -54,14 +54,16 @@ class SharedLayout:
 
         self.memory = GuestMemory()
         size = payloads_at + payloads * PAYLOAD_SIZE
-        self._placed: GuestRegion = self.memory.add(Region(size, "vuserd-device"))
-        self.messages = Pool(self._placed, messages_at, MESSAGE_SIZE, message_count)
-        self.payloads = Pool(self._placed, payloads_at, PAYLOAD_SIZE, payloads)
+        self._region = Region(size, "vuserd-device")
+        self._placed: GuestRegion = self.memory.add(self._region)
+        view = self._region.view
+        self.messages = Pool(view, self._placed, messages_at, MESSAGE_SIZE, message_count)
+        self.payloads = Pool(view, self._placed, payloads_at, PAYLOAD_SIZE, payloads)
 
     def ring_memory(self, queue: int) -> memoryview:
         """Return the bytes of a queue's ring."""
         layout, offset = self.rings[queue]
-        return self._placed.region.view[offset : offset + layout.size]
+        return self._region.view[offset : offset + layout.size]
 
     def ring_address(self, queue: int) -> VringAddress:
         """Return what SET_VRING_ADDR says of a queue's ring."""
@@ -80,4 +82,4 @@ class SharedLayout:
         """Let go of the region; payloads on their way to a client keep their pages until sent."""
         self.messages.close()
         self.payloads.close()
-        self.memory.close()
+        self._region.close()

@@ -8,12 +8,14 @@ from typing import Final, NamedTuple
 
 import trio
 
+from memory.guest import GuestRegion, Shareable
 from protocol import MalformedError, fuse
 from protocol.vhost_user import (
     ProtocolFeature,
     Request,
     VringState,
     decode_u64,
+    encode_memory_region,
     encode_u64,
     encode_vring_descriptor,
 )
@@ -23,12 +25,21 @@ from vuserd.device.channel import FuseChannel
 from vuserd.device.connection import VhostUserConnection
 from vuserd.device.layout import PAYLOAD_SIZE, SharedLayout
 from vuserd.device.payloads import PayloadPool
-from vuserd.errors import BackendBroken, BackendError, VuserdError
+from vuserd.errors import (
+    BackendBroken,
+    BackendDown,
+    BackendError,
+    CallError,
+    ErrorCode,
+    VuserdError,
+)
 
 _LOG = logging.getLogger(__name__)
 
 _FEATURES: Final = Feature.VERSION_1 | Feature.PROTOCOL_FEATURES
 _PROTOCOL_FEATURES: Final = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
+#: Taken where it is offered: memory of clients cannot be attached without it.
+_MEMORY_SLOTS: Final = ProtocolFeature.CONFIGURE_MEM_SLOTS
 _INIT_FLAGS: Final = (
     fuse.InitFlag.ASYNC_READ
     | fuse.InitFlag.DO_READDIRPLUS
@@ -58,6 +69,8 @@ class Session:
         self.channel = FuseChannel(self._layout, options.timeout, self._lose)
         self.payloads = PayloadPool(self._layout.payloads)
         self.init = fuse.InitReply(0, fuse.InitFlag(0), 0, 0)
+        #: Regions that the backend can map.
+        self._slots = 1
         self._lost = trio.Event()
         self._reason: BackendError | None = None
 
@@ -65,6 +78,49 @@ class Session:
     def max_read(self) -> int:
         """Bytes that one READ may ask for."""
         return min(self.init.max_read, PAYLOAD_SIZE)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the session is over: what the backend mapped or holds matters no more."""
+        return self._reason is not None
+
+    @property
+    def regions(self) -> int:
+        """Memory regions that the backend has mapped, the session's own among them."""
+        return len(self._layout.memory)
+
+    async def add_region(self, region: Shareable) -> GuestRegion:
+        """Let the backend map one more region, which stays the caller's.
+
+        Raises:
+            CallError: BUSY when the backend has no slot left for it.
+            BackendError: the backend refused it, or is lost.
+
+        """
+        if self.regions >= self._slots:
+            raise CallError(
+                ErrorCode.BUSY,
+                f"the backend has {self._slots} memory slots, and all are in use",
+                limit=self._slots,
+            )
+        placed = self._layout.memory.add(region)
+        try:
+            payload = encode_memory_region(placed.wire())
+            await self._connection.tell(Request.ADD_MEM_REG, payload, [region.fileno()])
+        except BaseException:
+            self._layout.memory.remove(placed)
+            raise
+        return placed
+
+    async def remove_region(self, placed: GuestRegion) -> None:
+        """Have the backend unmap a region; no request that is in flight may touch it.
+
+        Raises:
+            BackendError: the backend refused, or is lost.
+
+        """
+        self._layout.memory.remove(placed)
+        await self._connection.tell(Request.REM_MEM_REG, encode_memory_region(placed.wire()))
 
     async def wait_lost(self) -> BackendError:
         """Wait until the backend is lost; return why."""
@@ -91,12 +147,13 @@ class Session:
         _require("virtio", _FEATURES, offered)
         protocol_offered = ProtocolFeature(decode_u64(await ask(Request.GET_PROTOCOL_FEATURES)))
         _require("vhost-user", _PROTOCOL_FEATURES, protocol_offered)
-        await self._connection.announce(
-            Request.SET_PROTOCOL_FEATURES, encode_u64(_PROTOCOL_FEATURES)
-        )
+        taken = _PROTOCOL_FEATURES | (protocol_offered & _MEMORY_SLOTS)
+        await self._connection.announce(Request.SET_PROTOCOL_FEATURES, encode_u64(taken))
         queues = decode_u64(await ask(Request.GET_QUEUE_NUM))
         if queues < len(QUEUES):
             raise BackendBroken(f"the backend has {queues} queues, virtio-fs needs {len(QUEUES)}")
+        if taken & _MEMORY_SLOTS:
+            self._slots = decode_u64(await ask(Request.GET_MAX_MEM_SLOTS))
         await tell(Request.SET_OWNER)
         await tell(Request.SET_FEATURES, encode_u64(_FEATURES))
         await tell(Request.SET_MEM_TABLE, *self._layout.memory.table())
@@ -136,6 +193,7 @@ class Session:
                 await self._connection.ask(Request.GET_VRING_BASE, stop)
 
     def _close(self) -> None:
+        self._lose(BackendDown("the session with the backend is over"))
         self.channel.close()
         self._layout.close()
 

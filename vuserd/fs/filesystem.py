@@ -117,6 +117,18 @@ class FileSystem:
                     node, handle, attributes=attributes, limit=limit, start=after[1] if after else 0
                 )
 
+    async def version(self, path: bytes) -> Version:
+        """Return which version of the regular file at ``path`` there is now.
+
+        Raises:
+            FileError: EISDIR and EINVAL for what is no regular file, and what the backend says.
+
+        """
+        with Hold(self.nodes) as hold:
+            node = await self._resolve(path, hold, follow=True)
+            _require_regular(node.attributes)
+            return await self._settled_version(node)
+
     @asynccontextmanager
     async def opened(self, path: bytes) -> AsyncIterator[OpenFile]:
         """Open the regular file at ``path`` for the block's time.

@@ -5,6 +5,8 @@ moment a request is read until its reply has left; over them, nothing more is re
 """
 
 import logging
+import os
+import socket
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -12,8 +14,13 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from vuserd.budget import Budget
+from vuserd.delivery.attached import MemoryTable
+from vuserd.delivery.image import SealedImage
+from vuserd.delivery.images import Fetched
 from vuserd.delivery.inline import FileContent
-from vuserd.errors import CallError, ErrorCode, VuserdError
+from vuserd.descriptors import ancillary_space, ancillary_with, received_descriptors
+from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
+from vuserd.rpc.caller import Caller
 from vuserd.rpc.codec import (
     FramingError,
     InvalidMessage,
@@ -24,17 +31,25 @@ from vuserd.rpc.codec import (
     encode_notification,
     encode_response,
 )
-from vuserd.rpc.methods import READ_MAX, Methods
+from vuserd.rpc.methods import READ_MAX, Methods, fetched_map
 
 _LOG = logging.getLogger(__name__)
 
 _RECEIVE_SIZE: Final = 64 << 10
 #: One sendmsg takes this many pieces (UIO_MAXIOV is 1,024).
 _PIECES: Final = 256
+#: Descriptors that may wait for the request that they came with; the kernel passes 253 at most.
+_MOST_DESCRIPTORS: Final = 16
+_ANCILLARY_SPACE: Final = ancillary_space(_MOST_DESCRIPTORS)
+#: Seconds for a backend to return what it was lent for a client that is gone.
+_FAREWELL: Final = 30.0
 
 
 class ConnectionLimits(NamedTuple):
     """What one client may use."""
+
+    memories: int = 8  #: attached
+    memory: int = 16 << 30  #: bytes of them
 
     requests: int = 64  #: in flight
     payload: int = 2 * READ_MAX  #: bytes in flight
@@ -54,11 +69,11 @@ class Counters:
 
 
 class _Reply(NamedTuple):
-    """Pieces to send, and what to give back when they are gone."""
+    """Pieces to send, a descriptor beside the first, and what to give back when they are gone."""
 
     pieces: Sequence[bytes | memoryview]
-    content: FileContent | None
-    requests: int
+    descriptor: int | None
+    content: FileContent | SealedImage | None
     payload: int
 
 
@@ -80,6 +95,9 @@ class Connection:
         self._payload = Budget(limits.payload)
         self._outgoing: deque[_Reply] = deque()
         self._wake_writer = trio.Event()
+        self._caller = Caller(MemoryTable(limits.memories, limits.memory))
+        #: Descriptors that came and whose request has not come yet, in order.
+        self._descriptors: deque[int] = deque()
         self._last_request_read = trio.Event()
         self._shutting_down = False
 
@@ -102,20 +120,28 @@ class Connection:
             for reply in self._outgoing:
                 self._sent(reply)
             self._outgoing.clear()
+            self._drop_descriptors()
+            with trio.move_on_after(_FAREWELL, shield=True):
+                await self._caller.close()
 
     async def _read_requests(self, nursery: trio.Nursery) -> None:
         decoder = MessageDecoder(Limits(self._limits.frame, self._limits.depth))
         while True:
             try:
-                received = await self._stream.receive_some(_RECEIVE_SIZE)
-            except trio.BrokenResourceError:
+                received, ancillary, flags, _ = await self._stream.socket.recvmsg(
+                    _RECEIVE_SIZE, _ANCILLARY_SPACE, socket.MSG_CMSG_CLOEXEC
+                )
+            except OSError:
                 nursery.cancel_scope.cancel()
                 return
             if not received:
                 # The client has shut its side, and still reads what it asked for.
                 self._last_request_read.set()
                 return
+            self._descriptors.extend(received_descriptors(ancillary))
             try:
+                if flags & socket.MSG_CTRUNC or len(self._descriptors) > _MOST_DESCRIPTORS:
+                    raise FramingError("TOO_LARGE", "too many descriptors came with a request")
                 decoder.feed(received)
                 for message in decoder:
                     if isinstance(message, Request):
@@ -125,17 +151,30 @@ class Connection:
                             end = CallError(ErrorCode.SHUTTING_DOWN, "the daemon is about to end")
                             self._refuse_request(message, end.to_wire(), reserved=0)
                         else:
-                            nursery.start_soon(self._answer, message)
+                            nursery.start_soon(self._answer, message, self._claimed(message))
                     elif isinstance(message, InvalidMessage):
                         await self._requests.take(1)
                         self._refuse(message)
                     # A notification wants no answer and none of the methods is of use without one.
+                if not decoder.buffered:
+                    self._drop_descriptors()  # they came with requests that take none
             except FramingError as error:
                 await self._requests.take(1)
                 refusal = CallError(ErrorCode(error.code), str(error))
                 self._send([encode_notification("error", [refusal.to_wire()])])
                 self._last_request_read.set()
                 return
+
+    def _claimed(self, request: Request) -> int | None:
+        """Return the descriptor that came with a request which takes one."""
+        method = self._methods.table.get(request.method)
+        if method is not None and method.descriptor and self._descriptors:
+            return self._descriptors.popleft()
+        return None
+
+    def _drop_descriptors(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
 
     def _refuse(self, message: InvalidMessage) -> None:
         self._counters.errors += 1
@@ -145,7 +184,7 @@ class Connection:
         else:
             self._send([encode_response(message.msgid, refusal, None)])
 
-    async def _answer(self, request: Request) -> None:
+    async def _answer(self, request: Request, descriptor: int | None) -> None:
         reserved = 0
         try:
             method = self._methods.find(request.method)
@@ -153,7 +192,13 @@ class Connection:
             if method.name == "read":
                 reserved = min(arguments[-1], READ_MAX)
                 await self._payload.take(reserved)
-            result = await method.handler(*arguments, **options)
+            if method.descriptor:
+                if descriptor is None:
+                    raise CallError(
+                        ErrorCode.BAD_REQUEST, f"{method.name} takes a descriptor, and none came"
+                    )
+                options["descriptor"], descriptor = descriptor, None
+            result = await method.handler(self._caller, *arguments, **options)
         except VuserdError as error:
             self._refuse_request(request, error.to_wire(), reserved)
         except Exception:
@@ -162,6 +207,9 @@ class Connection:
             self._refuse_request(request, fault.to_wire(), reserved)
         else:
             self._answer_with(request, result, reserved)
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
     def _refuse_request(self, request: Request, error: dict[str, Any], reserved: int) -> None:
         self._counters.errors += 1
@@ -172,37 +220,50 @@ class Connection:
             head = encode_bin_response_head(request.msgid, result.length)
             self._counters.bytes_read += result.length
             self._send([head, *result.views()], content=result, payload=reserved)
+        elif isinstance(result, Fetched):
+            self._answer_with_image(request, result)
         else:
             self._send([encode_response(request.msgid, None, result)], payload=reserved)
+
+    def _answer_with_image(self, request: Request, fetched: Fetched) -> None:
+        try:
+            descriptor = fetched.image.reopen()
+        except OSError as error:
+            fetched.image.give_back()
+            refusal = FileError(error.errno or 0, f"no descriptor for the image: {error.strerror}")
+            self._refuse_request(request, refusal.to_wire(), reserved=0)
+            return
+        head = encode_response(request.msgid, None, fetched_map(fetched))
+        self._send([head], descriptor=descriptor, content=fetched.image)
 
     def _send(
         self,
         pieces: Sequence[bytes | memoryview],
-        content: FileContent | None = None,
+        descriptor: int | None = None,
+        content: FileContent | SealedImage | None = None,
         payload: int = 0,
     ) -> None:
-        self._outgoing.append(_Reply(pieces, content, 1, payload))
+        self._outgoing.append(_Reply(pieces, descriptor, content, payload))
         self._wake_writer.set()
 
     def _sent(self, reply: _Reply) -> None:
         """Give back what a reply held, now that it has left or never will."""
         if reply.content is not None:
             reply.content.give_back()
+        if reply.descriptor is not None:
+            os.close(reply.descriptor)
         self._payload.give_back(reply.payload)
-        self._requests.give_back(reply.requests)
+        self._requests.give_back(1)
 
     async def _write_replies(self, cancel: trio.CancelScope) -> None:
         while True:
             while not self._outgoing:
                 self._wake_writer = trio.Event()
                 await self._wake_writer.wait()
-            batch: list[_Reply] = []
-            pieces: list[bytes | memoryview] = []
-            while self._outgoing and len(pieces) < _PIECES:
-                batch.append(self._outgoing.popleft())
-                pieces += batch[-1].pieces
+            batch = self._next_batch()
+            pieces = [piece for reply in batch for piece in reply.pieces]
             try:
-                await self._send_pieces(pieces)
+                await self._send_pieces(pieces, batch[0].descriptor)
             except (OSError, trio.TooSlowError) as error:
                 _LOG.info("a client was dropped: %s", error or "it does not read")
                 cancel.cancel()
@@ -211,12 +272,24 @@ class Connection:
                 for reply in batch:
                     self._sent(reply)
 
-    async def _send_pieces(self, pieces: list[bytes | memoryview]) -> None:
+    def _next_batch(self) -> list[_Reply]:
+        """Take replies that go out together: a descriptor goes with the first byte of its own."""
+        batch = [self._outgoing.popleft()]
+        pieces = len(batch[0].pieces)
+        while self._outgoing and pieces < _PIECES and self._outgoing[0].descriptor is None:
+            batch.append(self._outgoing.popleft())
+            pieces += len(batch[-1].pieces)
+        return batch
+
+    async def _send_pieces(self, pieces: list[bytes | memoryview], descriptor: int | None) -> None:
         """Send all pieces in order; each send has to make progress within the stall time."""
+        ancillary = ancillary_with([] if descriptor is None else [descriptor])
         first = 0
         while first < len(pieces):
             with trio.fail_after(self._limits.stall):
-                sent = await self._stream.socket.sendmsg(pieces[first : first + _PIECES])
+                part = pieces[first : first + _PIECES]
+                sent = await self._stream.socket.sendmsg(part, ancillary)
+            ancillary = []
             while first < len(pieces) and sent >= len(pieces[first]):
                 sent -= len(pieces[first])
                 first += 1

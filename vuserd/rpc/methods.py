@@ -8,12 +8,14 @@ from typing import Any, Final
 from protocol.dirent import DirectoryEntry
 from protocol.fuse import AttributeFlag, Attributes
 from vuserd import __version__
+from vuserd.delivery.images import Fetched, ImageStore
 from vuserd.delivery.inline import FileContent, read_inline
 from vuserd.errors import CallError, ErrorCode
 from vuserd.fs.export import Export
 from vuserd.fs.filesystem import FileSystem, type_name
+from vuserd.rpc.caller import Caller
 from vuserd.rpc.codec import wire_name
-from vuserd.rpc.signature import FLAG, PATH, TEXT, TOKEN, Method, Option, integer
+from vuserd.rpc.signature import FLAG, PATH, TEXT, TOKEN, Method, Option, integer, optional
 
 #: Goes up with each addition; a client that needs level N works with every daemon of N or more...
 API_LEVEL: Final = 1
@@ -36,12 +38,19 @@ class Methods:
 
     Args:
         exports: by name.
+        images: where ``fetch`` gets them.
         status: what ``status`` returns.
 
     """
 
-    def __init__(self, exports: Mapping[str, Export], status: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        exports: Mapping[str, Export],
+        images: ImageStore,
+        status: Callable[[], dict[str, Any]],
+    ) -> None:
         self._exports = exports
+        self._images = images
         self._status = status
         of_file = {"export": TEXT, "path": PATH}
         table = (
@@ -68,6 +77,19 @@ class Methods:
                 "bin",
             ),
             Method("statfs", self.statfs, {"export": TEXT}, {}, "map"),
+            Method("fetch", self.fetch, of_file, {}, "map, and a descriptor"),
+            Method("attach", self.attach, {"size": integer(1)}, {}, "int", descriptor=True),
+            Method(
+                "load",
+                self.load,
+                {"memory": integer(), "address": integer()} | of_file,
+                {
+                    "offset": Option(integer(), 0),
+                    "length": Option(optional(integer()), None),
+                },
+                "map of length",
+            ),
+            Method("detach", self.detach, {"memory": integer()}, {}, "nil"),
             Method("status", self.status, {}, {}, "map"),
         )
         self.table: Mapping[str, Method] = {method.name: method for method in table}
@@ -92,7 +114,7 @@ class Methods:
             raise CallError(ErrorCode.UNKNOWN_EXPORT, f"there is no export {export!r}")
         return found.filesystem
 
-    async def api_info(self) -> dict[str, Any]:
+    async def api_info(self, _: Caller) -> dict[str, Any]:
         """Tell what this daemon can do."""
         return {
             "version": __version__,
@@ -102,20 +124,27 @@ class Methods:
             "errors": [*ErrorCode, *errno.errorcode.values()],
         }
 
-    async def exports(self) -> list[dict[str, Any]]:
+    async def exports(self, _: Caller) -> list[dict[str, Any]]:
         """Tell which exports there are and how they are."""
         return [export.describe() for export in self._exports.values()]
 
-    async def stat(self, export: str, path: bytes, *, follow: bool) -> dict[str, Any]:
+    async def stat(self, _: Caller, export: str, path: bytes, *, follow: bool) -> dict[str, Any]:
         """Return a file's attributes."""
         return stat_map(await self._filesystem(export).stat(path, follow=follow))
 
-    async def readlink(self, export: str, path: bytes) -> str | bytes:
+    async def readlink(self, _: Caller, export: str, path: bytes) -> str | bytes:
         """Return a symlink's target."""
         return wire_name(await self._filesystem(export).readlink(path))
 
     async def readdir(
-        self, export: str, path: bytes, *, attrs: bool, limit: int, after: bytes | None
+        self,
+        _: Caller,
+        export: str,
+        path: bytes,
+        *,
+        attrs: bool,
+        limit: int,
+        after: bytes | None,
     ) -> dict[str, Any]:
         """Return a page of a directory."""
         if after is not None and len(after) != _TOKEN.size:
@@ -127,7 +156,9 @@ class Methods:
         following = None if page.next is None else _TOKEN.pack(page.ino, page.next)
         return {"entries": [_entry_map(entry) for entry in page.entries], "next": following}
 
-    async def read(self, export: str, path: bytes, offset: int, length: int) -> FileContent:
+    async def read(
+        self, _: Caller, export: str, path: bytes, offset: int, length: int
+    ) -> FileContent:
         """Return bytes of a regular file; the receiver gives their buffers back."""
         if length > READ_MAX:
             raise CallError(
@@ -135,13 +166,52 @@ class Methods:
             )
         return await read_inline(self._filesystem(export), path, offset, length)
 
-    async def statfs(self, export: str) -> dict[str, Any]:
+    async def statfs(self, _: Caller, export: str) -> dict[str, Any]:
         """Return the statistics of the export's file system."""
         return (await self._filesystem(export).statfs())._asdict()
 
-    async def status(self) -> dict[str, Any]:
+    async def fetch(self, _: Caller, export: str, path: bytes) -> Fetched:
+        """Return a sealed image of a file; the receiver gives it back."""
+        return await self._images.fetch(export, self._filesystem(export), path)
+
+    async def attach(self, caller: Caller, size: int, *, descriptor: int) -> int:
+        """Take a client's memory; return the id to load files into it."""
+        return caller.memories.attach(descriptor, size)
+
+    async def load(
+        self,
+        caller: Caller,
+        memory: int,
+        address: int,
+        export: str,
+        path: bytes,
+        *,
+        offset: int,
+        length: int | None,
+    ) -> dict[str, Any]:
+        """Put a file's bytes into attached memory."""
+        attached = caller.memories.find(memory)
+        filesystem = self._filesystem(export)
+        return {"length": await attached.load(filesystem, path, address, offset, length)}
+
+    async def detach(self, caller: Caller, memory: int) -> None:
+        """Let go of attached memory, once loads into it have ended."""
+        await caller.memories.detach(memory)
+
+    async def status(self, _: Caller) -> dict[str, Any]:
         """Return how the daemon does."""
         return self._status()
+
+
+def fetched_map(fetched: Fetched) -> dict[str, Any]:
+    """Return what the RPC says of an image, beside its descriptor."""
+    version = fetched.image.version
+    return {
+        "size": fetched.image.size,
+        "mtime_ns": version.mtime_ns,
+        "ino": version.ino,
+        "cached": fetched.cached,
+    }
 
 
 def stat_map(attributes: Attributes) -> dict[str, Any]:

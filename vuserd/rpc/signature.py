@@ -61,6 +61,11 @@ PATH = Kind("path", _path)
 TOKEN = Kind("token", _token)
 
 
+def optional(kind: Kind) -> Kind:
+    """Return a kind that may also be nil."""
+    return Kind(f"{kind.name} or nil", lambda value: None if value is None else kind.check(value))
+
+
 class Option(NamedTuple):
     """An entry of a method's trailing options map."""
 
@@ -69,7 +74,12 @@ class Option(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A method of the RPC: the handler is called with the parameters, options by keyword."""
+    """A method of the RPC.
+
+    The handler is called with the :class:`~vuserd.rpc.caller.Caller` and the parameters, options by
+    keyword; with ``descriptor`` also with the descriptor that came with the request, which it takes
+    over.
+    """
 
     name: str
     handler: Callable[..., Awaitable[Any]]
@@ -77,6 +87,7 @@ class Method(NamedTuple):
     options: Mapping[str, Option]
     returns: str
     since: int = 1
+    descriptor: bool = False
 
     def describe(self) -> dict[str, Any]:
         """Return the method as ``api_info`` shows it."""
@@ -85,7 +96,13 @@ class Method(NamedTuple):
         ]
         if self.options:
             params.append({"name": "options", "type": "map", "options": self._described_options()})
-        return {"name": self.name, "params": params, "returns": self.returns, "since": self.since}
+        described = {
+            "name": self.name,
+            "params": params,
+            "returns": self.returns,
+            "since": self.since,
+        }
+        return described | ({"descriptor": "with the request"} if self.descriptor else {})
 
     def _described_options(self) -> list[dict[str, Any]]:
         return [

@@ -1,0 +1,31 @@
+"""Descriptors that travel beside bytes on a unix socket (SCM_RIGHTS, unix(7))."""
+
+import array
+import socket
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+#: What ``sendmsg`` takes and ``recvmsg`` gives beside the bytes.
+Ancillary: TypeAlias = "list[tuple[int, int, array.array[int]]]"
+
+
+def ancillary_space(count: int) -> int:
+    """Return the room that ``recvmsg`` needs for so many descriptors."""
+    return socket.CMSG_SPACE(count * array.array("i").itemsize)
+
+
+def ancillary_with(descriptors: Sequence[int]) -> Ancillary:
+    """Return what ``sendmsg`` takes to send descriptors; nothing for none."""
+    if not descriptors:
+        return []
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+
+
+def received_descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    """Return the descriptors in what ``recvmsg`` gave; they are the receiver's to close."""
+    descriptors = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            # The kernel cuts the list short where there is no room for it.
+            descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+    return list(descriptors)
