@@ -93,6 +93,8 @@ class Pool:
     def __init__(
         self, view: memoryview, placed: GuestRegion, offset: int, size: int, count: int
     ) -> None:
+        if len(view) != placed.region.size:
+            raise ValueError(f"{len(view)} bytes of a region of {placed.region.size}")
         self.buffer_size = size
         self.count = count
         self._closed = False

@@ -8,6 +8,7 @@ order; elsewhere a real fence is needed, and Python's nearest one is C11's, expo
 import ctypes
 import ctypes.util
 import platform
+import sys
 from collections.abc import Callable
 
 _STRONGLY_ORDERED = frozenset({"x86_64", "AMD64", "i386", "i686"})
@@ -18,13 +19,16 @@ def _nothing() -> None:
     """Order nothing: the machine does."""
 
 
-def find_fence(machine: str) -> Callable[[], None]:
+def find_fence(machine: str, byteorder: str = sys.byteorder) -> Callable[[], None]:
     """Return the function that orders the accesses around it on ``machine`` (as ``uname -m``).
 
     Raises:
-        OSError: the machine needs a fence and has no libatomic; the message names the package.
+        OSError: the machine needs a fence and has no libatomic (the message names the package), or
+            has its bytes in the other order than virtqueues do.
 
     """
+    if byteorder != "little":
+        raise OSError(f"virtqueues are little-endian, this machine ({machine}) is not")
     if machine in _STRONGLY_ORDERED:
         return _nothing
     try:

@@ -3,6 +3,10 @@
 import fcntl
 import mmap
 import os
+from typing import Final
+
+#: No new writable mapping (Linux 5.1); Python 3.11 has no name for it.
+_F_SEAL_FUTURE_WRITE: Final = 0x10
 
 
 class UnfitMemoryError(Exception):
@@ -56,7 +60,7 @@ def _check(descriptor: int, size: int) -> None:
         raise UnfitMemoryError("the descriptor is no memfd: make one with memfd_create") from error
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
         raise UnfitMemoryError("the memfd is not open for reading and writing")
-    if seals & fcntl.F_SEAL_WRITE:
+    if seals & (fcntl.F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE):
         raise UnfitMemoryError("the memfd is sealed against writing")
     if not seals & fcntl.F_SEAL_SHRINK:
         try:
@@ -66,8 +70,9 @@ def _check(descriptor: int, size: int) -> None:
                 "the memfd can be cut under its users, and cannot be sealed against that:"
                 " make it with MFD_ALLOW_SEALING"
             ) from error
-    if size <= 0 or size % mmap.PAGESIZE:
-        raise UnfitMemoryError(f"{size} bytes are not a whole number of pages")
-    there = os.fstat(descriptor).st_size
-    if there < size:
-        raise UnfitMemoryError(f"the memfd has {there} bytes, not {size}")
+    status = os.fstat(descriptor)
+    page = max(mmap.PAGESIZE, status.st_blksize)  # with MFD_HUGETLB the huge page
+    if size <= 0 or size % page:
+        raise UnfitMemoryError(f"{size} bytes are not a whole number of pages of {page} bytes")
+    if status.st_size < size:
+        raise UnfitMemoryError(f"the memfd has {status.st_size} bytes, not {size}")

@@ -11,8 +11,8 @@ from protocol.vhost_user import MemoryRegion, encode_memory_table
 
 _FIRST_GUEST_ADDRESS: Final = 1 << 32
 _USER_ADDRESS_OFFSET: Final = 1 << 60
-#: Regions keep this distance, so that no buffer can run from one into the next.
-_GAP: Final = 1 << 20
+#: Regions begin at multiples of this and never touch, so no buffer runs from one into the next.
+_ALIGNMENT: Final = 1 << 20
 
 
 class Shareable(Protocol):
@@ -65,7 +65,7 @@ class GuestMemory:
     def add(self, region: Shareable) -> GuestRegion:
         """Give ``region`` addresses that no other region has or had."""
         placed = GuestRegion(region, self._next_address)
-        self._next_address += region.size + _GAP - region.size % _GAP
+        self._next_address += region.size + _ALIGNMENT - region.size % _ALIGNMENT
         self._regions.append(placed)
         return placed
 

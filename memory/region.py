@@ -35,8 +35,9 @@ class Region:
     def close(self) -> None:
         """Close the descriptor and let go of the mapping; a second call does nothing.
 
-        The pages stay mapped until the last memoryview that was cut from ``view`` is gone: a
-        payload on its way to a client outlives the backend that wrote it.
+        The pages stay mapped, and a descriptor of the mapping's own open, until the last memoryview
+        that was cut from ``view`` is gone: a payload on its way to a client outlives the backend
+        that wrote it.
         """
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:

@@ -157,8 +157,10 @@ def decode_reply_header(header: bytes, unique: int, used: int) -> int:
             request's reply, an error outside -4095..0, or a body after an error.
 
     """
-    if len(header) != OUT_HEADER_SIZE or used < OUT_HEADER_SIZE:
+    if used < OUT_HEADER_SIZE:
         raise MalformedError(f"{used} bytes used where an out-header belongs")
+    if len(header) != OUT_HEADER_SIZE:
+        raise MalformedError(f"an out-header of {len(header)} bytes")
     size, error, answered = _OUT_HEADER.unpack(header)
     if answered != unique:
         raise MalformedError(f"a reply to request {answered} in the buffers of request {unique}")
@@ -210,7 +212,10 @@ def decode_init(body: bytes) -> InitReply:
         raise MalformedError(f"FUSE {major}.{minor}, older than {MAJOR}.{OLDEST_MINOR}")
     flags = InitFlag(low | (high << 32 if low & InitFlag.INIT_EXT else 0))
     # Without MAX_PAGES the kernel's old limit of 32 pages holds.
-    return InitReply(minor, flags, max_write, max_pages if flags & InitFlag.MAX_PAGES else 32)
+    pages = max_pages if flags & InitFlag.MAX_PAGES else 32
+    if not pages:
+        raise MalformedError("requests of no pages at all")
+    return InitReply(minor, flags, max_write, pages)
 
 
 def destroy() -> Request:

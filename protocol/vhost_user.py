@@ -121,7 +121,7 @@ class ProtocolFeature(IntFlag):
     DEVICE_STATE = 1 << 19
 
 
-#: Requests that the backend answers with a payload of their own, NEED_REPLY or not.
+#: Requests of ours that the backend answers with a payload of their own, NEED_REPLY or not.
 REPLIED: Final = frozenset(
     {
         Request.GET_FEATURES,
@@ -228,8 +228,11 @@ class VringState(NamedTuple):
 
     @classmethod
     def decode(cls, payload: bytes) -> "VringState":
-        """Decode the reply to GET_VRING_BASE."""
-        return cls(*_unpack(_VRING_STATE, payload))
+        """Decode the reply to GET_VRING_BASE: a split ring's index has 16 bits."""
+        state = cls(*_unpack(_VRING_STATE, payload))
+        if state.num > 0xFFFF:
+            raise MalformedError(f"a ring at index {state.num}")
+        return state
 
 
 _VRING_ADDRESS = struct.Struct("=IIQQQQ")
@@ -330,8 +333,15 @@ class DeviceStateReply(NamedTuple):
 
 
 def decode_device_state_reply(payload: bytes) -> DeviceStateReply:
-    """Decode: bits 0-7 are 0 for success, bit 8 (the invalid-descriptor flag) for "use yours"."""
+    """Decode: bits 0-7 are 0 for success, bit 8 (the invalid-descriptor flag) for "use yours".
+
+    Raises:
+        MalformedError: a failure that brings a descriptor, which the specification rules out.
+
+    """
     value = decode_u64(payload)
+    if value & 0xFF and not value & VRING_NO_DESCRIPTOR:
+        raise MalformedError(f"a device state transfer that failed ({value:#x}) with a descriptor")
     return DeviceStateReply(value & 0xFF == 0, value & VRING_NO_DESCRIPTOR == 0)
 
 

@@ -94,3 +94,8 @@ def test_this_machine_has_a_fence() -> None:
 @pytest.mark.skipif(ctypes.util.find_library("atomic") is None, reason="libatomic is not installed")
 def test_fence_of_the_real_libatomic_can_be_called() -> None:
     find_fence(f"not {platform.machine()}")()
+
+
+def test_a_machine_of_the_other_byte_order_is_refused() -> None:
+    with pytest.raises(OSError, match="little-endian"):
+        find_fence("s390x", "big")

@@ -474,14 +474,14 @@ class TestReplyHeader:
     @pytest.mark.parametrize(
         ("header", "used", "complaint"),
         [
-            pytest.param("", 16, "out-header belongs", id="nothing"),
+            pytest.param("", 16, "an out-header of", id="nothing"),
             pytest.param(
-                "10000000 00000000 88776655443322", 16, "out-header belongs", id="a byte short"
+                "10000000 00000000 88776655443322", 16, "an out-header of", id="a byte short"
             ),
             pytest.param(
                 "10000000 00000000 8877665544332211 00",
                 16,
-                "out-header belongs",
+                "an out-header of",
                 id="a byte too long",
             ),
             pytest.param(

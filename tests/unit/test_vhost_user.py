@@ -358,3 +358,15 @@ class TestPayloads:
     def test_malformed_config_reply_is_refused(self, reply: str, complaint: str) -> None:
         with pytest.raises(MalformedError, match=complaint):
             decode_config(bytes.fromhex(reply), 36, 4)
+
+
+def test_a_failed_state_transfer_brings_no_descriptor() -> None:
+    """Value 1 is a failure (bits 0-7) whose bit 8 says that a descriptor came along."""
+    with pytest.raises(MalformedError, match="failed"):
+        decode_device_state_reply(bytes.fromhex("0100000000000000"))
+
+
+def test_a_split_ring_has_an_index_of_16_bits() -> None:
+    assert VringState.decode(bytes.fromhex("01000000ffff0000")) == (1, 0xFFFF)
+    with pytest.raises(MalformedError, match="index 65536"):
+        VringState.decode(bytes.fromhex("0100000000000100"))

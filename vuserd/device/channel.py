@@ -9,7 +9,7 @@ the reply comes after all, ``undo`` gives back what it brought: a lookup count, 
 import logging
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
 import outcome
@@ -50,7 +50,7 @@ class Target(Protocol):
 class _InFlight:
     """A request that the device has, or will have when a slot is free."""
 
-    __slots__ = ("deadline", "message", "request", "target", "task", "undo", "unique")
+    __slots__ = ("deadline", "message", "request", "result", "target", "task", "undo", "unique")
 
     def __init__(self, request: fuse.Request, undo: Undo | None) -> None:
         self.request = request
@@ -58,7 +58,8 @@ class _InFlight:
         self.unique = 0
         self.message: Buffer | None = None
         self.target: Target | None = None
-        #: Who waits for the reply, and until when.
+        #: What became of it, and who waits for that, until when.
+        self.result: outcome.Outcome[bytes | int] | None = None
         self.task: trio.lowlevel.Task | None = None
         self.deadline = 0.0
 
@@ -85,7 +86,7 @@ class FuseChannel:
         self._backlog: dict[int, deque[_InFlight]] = {
             queue: deque() for queue in (REQUEST_QUEUE, HIPRIO_QUEUE)
         }
-        #: Requests that somebody waits for, by their unique: the oldest deadline is the first.
+        #: Requests that somebody wants the reply to, by unique: the oldest deadline is the first.
         self._awaited: dict[int, _InFlight] = {}
         self._more_awaited = trio.lowlevel.ParkingLot()
         self._idle = trio.lowlevel.ParkingLot()
@@ -124,9 +125,23 @@ class FuseChannel:
         """
         if request.reply_size is None or request.reply_size + _HEADER > REPLY_ROOM:
             raise ValueError(f"{request.opcode.name} has no fixed reply")
-        body = await self._submit_and_wait(request, None, undo)
+        body = (await self._settled(await self._begin(request, None, undo))).unwrap()
         assert isinstance(body, bytes)
         return self.decoded(decode, body)
+
+    async def call_all(
+        self, requests: Sequence[fuse.Request], undo: Undo | None = None
+    ) -> list[outcome.Outcome[bytes | int]]:
+        """Send requests of fixed replies all at once; return what became of each, undecoded."""
+        entries: list[_InFlight] = []
+        try:
+            for request in requests:
+                entries.append(await self._begin(request, None, undo))  # noqa: PERF401
+            return [await self._settled(entry) for entry in entries]
+        except BaseException:
+            for entry in entries:
+                self._give_up(entry)
+            raise
 
     async def call_into(
         self, request: fuse.Request, target: Target, undo: Undo | None = None
@@ -141,7 +156,7 @@ class FuseChannel:
         """
         if request.reply_size is None or not 1 <= request.reply_size <= PAYLOAD_SIZE:
             raise ValueError(f"{request.opcode.name} of {request.reply_size} bytes")
-        length = await self._submit_and_wait(request, target, undo)
+        length = (await self._settled(await self._begin(request, target, undo))).unwrap()
         assert isinstance(length, int)
         return length
 
@@ -199,9 +214,8 @@ class FuseChannel:
             backlog.clear()
         for queue in self.queues.values():
             queue.ring.abandon()
-        for entry in self._awaited.values():
-            self._wake(entry, outcome.Error(_again(reason)))
-        self._awaited.clear()
+        for entry in list(self._awaited.values()):
+            self._settle(entry, outcome.Error(_again(reason)))
         self._slots.release()  # the first of those who wait for a slot wakes the next
         self._idle.unpark_all()
 
@@ -210,16 +224,12 @@ class FuseChannel:
         self.requests.close()
         self.hiprio.close()
 
-    async def _submit_and_wait(
+    async def _begin(
         self, request: fuse.Request, target: Target | None, undo: Undo | None
-    ) -> bytes | int:
+    ) -> _InFlight:
+        """Submit a request whose reply is wanted, once there is a slot for it."""
         entry = _InFlight(request, undo)
         entry.target = target
-
-        def abandon(_: object) -> trio.lowlevel.Abort:
-            self._orphan(entry)
-            return trio.lowlevel.Abort.SUCCEEDED
-
         try:
             self._slots.acquire_nowait()
         except trio.WouldBlock:
@@ -232,13 +242,33 @@ class FuseChannel:
         except BaseException:
             self._slots.release()
             raise
-        entry.task = trio.lowlevel.current_task()
         entry.deadline = trio.current_time() + self._timeout
         self._awaited[entry.unique] = entry
         if self._more_awaited:
             self._more_awaited.unpark_all()
-        result: bytes | int = await trio.lowlevel.wait_task_rescheduled(abandon)
-        return result
+        return entry
+
+    async def _settled(self, entry: _InFlight) -> outcome.Outcome[bytes | int]:
+        """Wait until it is known what became of a request; cancelled, leave it an orphan."""
+
+        def abandon(_: object) -> trio.lowlevel.Abort:
+            self._orphan(entry)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        if entry.result is None:
+            entry.task = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(abandon)
+            assert entry.result is not None
+        return entry.result
+
+    def _give_up(self, entry: _InFlight) -> None:
+        """Want a request's reply no more, whether it has come or not."""
+        if entry.unique in self._awaited:
+            self._orphan(entry)
+        elif isinstance(entry.result, outcome.Value) and entry.undo is not None:
+            late = entry.result.unwrap()
+            assert isinstance(late, bytes)
+            entry.undo(late)
 
     async def _wait_for_slot(self, request: fuse.Request) -> None:
         with trio.move_on_after(self._timeout) as patience:
@@ -251,14 +281,15 @@ class FuseChannel:
             f"the backend did not answer {request.opcode.name} within {self._timeout:g} s"
         )
 
-    @staticmethod
-    def _wake(entry: _InFlight, result: outcome.Outcome[bytes | int]) -> None:
-        assert entry.task is not None
-        trio.lowlevel.reschedule(entry.task, result)
-        entry.task = None
+    def _settle(self, entry: _InFlight, result: outcome.Outcome[bytes | int]) -> None:
+        del self._awaited[entry.unique]
+        entry.result = result
+        if entry.task is not None:
+            trio.lowlevel.reschedule(entry.task)
+            entry.task = None
 
     def _orphan(self, entry: _InFlight) -> None:
-        """Leave a request to the device: nobody waits for it any more."""
+        """Leave a request to the device: nobody wants its reply any more."""
         entry.task = None
         del self._awaited[entry.unique]
         self.post(fuse.interrupt(entry.unique))
@@ -280,8 +311,8 @@ class FuseChannel:
                 oldest = next(iter(self._awaited.values()))
                 if oldest.deadline > now:
                     break
-                self._wake(oldest, outcome.Error(self._timed_out(oldest.request)))
-                self._orphan(oldest)
+                self._settle(oldest, outcome.Error(self._timed_out(oldest.request)))
+                self.post(fuse.interrupt(oldest.unique))
 
     def _submit(self, queue: int, entry: _InFlight) -> None:
         """Put a request on the ring. There is a slot for it."""
@@ -325,9 +356,8 @@ class FuseChannel:
             result = outcome.Value(bytes(message.view[start : start + length]))
         else:
             result = outcome.Value(length)
-        if entry.task is not None:
-            del self._awaited[entry.unique]
-            self._wake(entry, result)
+        if entry.unique in self._awaited:
+            self._settle(entry, result)
         elif not error and entry.undo is not None:
             # The reply's bytes are still where the device wrote them: the buffer is in quarantine.
             buffer = entry.target

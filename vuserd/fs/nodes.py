@@ -30,7 +30,7 @@ _ROOT: Final = Entry(
 class Node:
     """A node of this session: ``lookups`` counts are ours, ``users`` holds keep it from FORGET."""
 
-    __slots__ = ("attributes", "id", "lookups", "users")
+    __slots__ = ("attributes", "id", "lookups", "place", "users")
 
     def __init__(self, entry: Entry) -> None:
         self.id = entry.node
@@ -38,6 +38,8 @@ class Node:
         self.attributes = entry.attributes
         self.lookups = 0
         self.users = 0
+        #: Where it was found last: its directory and its name there.
+        self.place: tuple[NodeId, bytes] | None = None
 
 
 class NodeTable:
@@ -58,6 +60,7 @@ class NodeTable:
         self._batch = min(_BATCH, batch_limit)
         self._nodes: dict[NodeId, Node] = {}
         self._idle: OrderedDict[NodeId, Node] = OrderedDict()
+        self._children: dict[tuple[NodeId, bytes], Node] = {}
         self._forgets: dict[NodeId, int] = {}
 
     def __len__(self) -> int:
@@ -68,17 +71,30 @@ class NodeTable:
         """Lookup counts that the backend is owed, forgets on their way not counted."""
         return sum(node.lookups for node in self._nodes.values())
 
-    def add(self, entry: Entry) -> Node:
+    def child(self, directory: NodeId, name: bytes) -> Node | None:
+        """Return the node that was found there last, if it is still known; it may have moved."""
+        return self._children.get((directory, name))
+
+    def add(self, entry: Entry, directory: NodeId, name: bytes) -> Node:
         """Take over one lookup count; the node gets one user, to be ended by :meth:`leave`."""
         node = self._nodes.get(entry.node)
         if node is None:
             node = self._nodes[entry.node] = Node(entry)
-        elif node.users == 0:
-            del self._idle[node.id]
+        self.join(node)
         node.attributes = entry.attributes
         node.lookups += 1
-        node.users += 1
+        place = (directory, name)
+        if node.place != place:
+            self._displace(node)
+            node.place = place
+        self._children[place] = node
         return node
+
+    def join(self, node: Node) -> None:
+        """Give a node of the table one more user."""
+        if node.users == 0:
+            self._idle.pop(node.id, None)
+        node.users += 1
 
     def leave(self, node: Node) -> None:
         """End one use of a node; unused it is idle, and the oldest idle one may have to go."""
@@ -91,8 +107,7 @@ class NodeTable:
             node.lookups = 1
         while len(self._idle) > self._idle_limit:
             _, oldest = self._idle.popitem(last=False)
-            del self._nodes[oldest.id]
-            self.forget(oldest.id, oldest.lookups)
+            self._drop(oldest)
 
     def forget(self, node: NodeId, lookups: int = 1) -> None:
         """Give lookup counts back that no node of the table holds; :meth:`flush` sends the rest."""
@@ -109,10 +124,18 @@ class NodeTable:
     def forget_idle(self) -> None:
         """Forget every node that nobody uses."""
         for node in self._idle.values():
-            del self._nodes[node.id]
-            self.forget(node.id, node.lookups)
+            self._drop(node)
         self._idle.clear()
         self.flush()
+
+    def _drop(self, node: Node) -> None:
+        del self._nodes[node.id]
+        self._displace(node)
+        self.forget(node.id, node.lookups)
+
+    def _displace(self, node: Node) -> None:
+        if node.place is not None and self._children.get(node.place) is node:
+            del self._children[node.place]
 
 
 class Hold:
@@ -122,11 +145,21 @@ class Hold:
         self._table = table
         self._nodes: list[Node] = []
 
-    def add(self, entry: Entry) -> Node:
-        """Take over the lookup count of ``entry`` for the block's time."""
-        node = self._table.add(entry)
+    def add(self, entry: Entry, directory: Node, name: bytes) -> Node:
+        """Take over the lookup count of ``entry``, found as ``name`` in ``directory``."""
+        node = self._table.add(entry, directory.id, name)
         self._nodes.append(node)
         return node
+
+    def join(self, node: Node) -> None:
+        """Use a node of the table, too."""
+        self._table.join(node)
+        self._nodes.append(node)
+
+    def leave(self) -> None:
+        """End the use of all of them."""
+        while self._nodes:
+            self._table.leave(self._nodes.pop())
 
     def __enter__(self) -> Self:
         return self
@@ -137,8 +170,7 @@ class Hold:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for node in self._nodes:
-            self._table.leave(node)
+        self.leave()
 
 
 def root_node() -> Node:

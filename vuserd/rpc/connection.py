@@ -20,6 +20,7 @@ from vuserd.delivery.images import Fetched
 from vuserd.delivery.inline import FileContent
 from vuserd.descriptors import ancillary_space, ancillary_with, received_descriptors
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
+from vuserd.fs.walks import WalkTable
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.codec import (
     FramingError,
@@ -48,6 +49,7 @@ _FAREWELL: Final = 30.0
 class ConnectionLimits(NamedTuple):
     """What one client may use."""
 
+    walks: int = 4  #: begun and not finished
     memories: int = 8  #: attached
     memory: int = 16 << 30  #: bytes of them
 
@@ -95,7 +97,7 @@ class Connection:
         self._payload = Budget(limits.payload)
         self._outgoing: deque[_Reply] = deque()
         self._wake_writer = trio.Event()
-        self._caller = Caller(MemoryTable(limits.memories, limits.memory))
+        self._caller = Caller(MemoryTable(limits.memories, limits.memory), WalkTable(limits.walks))
         #: Descriptors that came and whose request has not come yet, in order.
         self._descriptors: deque[int] = deque()
         self._last_request_read = trio.Event()

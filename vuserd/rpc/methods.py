@@ -12,7 +12,8 @@ from vuserd.delivery.images import Fetched, ImageStore
 from vuserd.delivery.inline import FileContent, read_inline
 from vuserd.errors import CallError, ErrorCode
 from vuserd.fs.export import Export
-from vuserd.fs.filesystem import FileSystem, type_name
+from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.filetype import type_name
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.codec import wire_name
 from vuserd.rpc.signature import FLAG, PATH, TEXT, TOKEN, Method, Option, integer, optional
@@ -68,6 +69,17 @@ class Methods:
                     "after": Option(TOKEN, None),
                 },
                 "map of entries, next",
+            ),
+            Method(
+                "walk",
+                self.walk,
+                of_file,
+                {
+                    "attrs": Option(FLAG, default=False),
+                    "limit": Option(integer(1, PAGE_MAX), 1000),
+                    "after": Option(TOKEN, None),
+                },
+                "map of entries, problems, next",
             ),
             Method(
                 "read",
@@ -154,7 +166,36 @@ class Methods:
             path, attributes=attrs, limit=limit, after=begin
         )
         following = None if page.next is None else _TOKEN.pack(page.ino, page.next)
-        return {"entries": [_entry_map(entry) for entry in page.entries], "next": following}
+        entries = [_entry_map(entry, "name", entry.name) for entry in page.entries]
+        return {"entries": entries, "next": following}
+
+    async def walk(
+        self,
+        caller: Caller,
+        export: str,
+        path: bytes,
+        *,
+        attrs: bool,
+        limit: int,
+        after: bytes | None,
+    ) -> dict[str, Any]:
+        """Return a page of the tree below a directory; the walk stays this connection's."""
+        if after is None:
+            walk = await self._filesystem(export).walk(path, attributes=attrs)
+        else:
+            walk = caller.walks.take(after)
+        try:
+            entries, problems = await walk.next_page(limit)
+        except BaseException:
+            walk.close()
+            raise
+        return {
+            "entries": [_entry_map(entry, "path", inside) for inside, entry in entries],
+            "problems": [
+                {"path": wire_name(problem.path), **problem.error.to_wire()} for problem in problems
+            ],
+            "next": None if walk.finished else caller.walks.keep(walk),
+        }
 
     async def read(
         self, _: Caller, export: str, path: bytes, offset: int, length: int
@@ -236,8 +277,7 @@ def stat_map(attributes: Attributes) -> dict[str, Any]:
     return shown
 
 
-def _entry_map(entry: DirectoryEntry) -> dict[str, Any]:
-    name = wire_name(entry.name)
+def _entry_map(entry: DirectoryEntry, key: str, name: bytes) -> dict[str, Any]:
     if entry.entry is None:
-        return {"name": name, "type": type_name(entry.type << 12), "ino": entry.ino}
-    return {"name": name, **stat_map(entry.entry.attributes)}
+        return {key: wire_name(name), "type": type_name(entry.type << 12), "ino": entry.ino}
+    return {key: wire_name(name), **stat_map(entry.entry.attributes)}

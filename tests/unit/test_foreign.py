@@ -1,0 +1,96 @@
+"""Memory that a client made: what is taken, what refused, and that no descriptor leaks."""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from memory.foreign import ForeignRegion, UnfitMemoryError
+
+SIZE = 1 << 20
+
+
+def memfd(flags: int = os.MFD_ALLOW_SEALING, size: int = SIZE, seals: int = 0) -> int:
+    descriptor = os.memfd_create("rig", os.MFD_CLOEXEC | flags)
+    os.ftruncate(descriptor, size)
+    if seals:
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    return descriptor
+
+
+def read_only() -> int:
+    descriptor = memfd(seals=fcntl.F_SEAL_SHRINK)
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
+    finally:
+        os.close(descriptor)
+
+
+def pipe() -> int:
+    reading, writing = os.pipe()
+    os.close(writing)
+    return reading
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptor_is_lost() -> Iterator[None]:
+    before = os.listdir("/proc/self/fd")
+    yield
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_memfd_is_sealed_against_shrinking() -> None:
+    descriptor = memfd()
+    region = ForeignRegion(descriptor, SIZE)
+    assert fcntl.fcntl(region.fileno(), fcntl.F_GET_SEALS) == fcntl.F_SEAL_SHRINK
+    with pytest.raises(PermissionError):
+        os.ftruncate(region.fileno(), 0)
+    os.ftruncate(region.fileno(), 2 * SIZE)  # growing harms nobody
+    region.close()
+    region.close()
+    assert region.fileno() == -1
+
+
+def test_a_part_of_a_memfd_is_enough() -> None:
+    region = ForeignRegion(memfd(), SIZE // 2)
+    assert region.size == SIZE // 2
+    region.close()
+
+
+def test_a_memfd_that_cannot_shrink_anyway_is_taken() -> None:
+    ForeignRegion(memfd(seals=fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL), SIZE).close()
+
+
+def test_memory_is_known_by_its_inode() -> None:
+    descriptor = memfd()
+    one, same, other = (
+        ForeignRegion(os.dup(descriptor), SIZE),
+        ForeignRegion(os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR), SIZE),
+        ForeignRegion(memfd(), SIZE),
+    )
+    assert one.identity == same.identity != other.identity
+    for region in (one, same, other):
+        region.close()
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "words"),
+    [
+        (pipe, SIZE, "no memfd"),
+        (lambda: os.open("/", os.O_RDONLY), SIZE, "no memfd"),
+        (lambda: os.open("/dev/null", os.O_RDWR), SIZE, "no memfd"),
+        (read_only, SIZE, "not open for reading and writing"),
+        (lambda: memfd(seals=fcntl.F_SEAL_WRITE), SIZE, "sealed against writing"),
+        (lambda: memfd(seals=0x10), SIZE, "sealed against writing"),
+        (lambda: memfd(flags=0), SIZE, "cannot be sealed"),
+        (lambda: memfd(seals=fcntl.F_SEAL_SEAL), SIZE, "cannot be sealed"),
+        (memfd, SIZE + 4096, "the memfd has 1048576 bytes"),
+        (memfd, SIZE - 1, "not a whole number of pages"),
+        (memfd, 0, "not a whole number of pages"),
+    ],
+)
+def test_unfit_memory_is_refused_and_closed(make: Callable[[], int], size: int, words: str) -> None:
+    with pytest.raises(UnfitMemoryError, match=words):
+        ForeignRegion(make(), size)

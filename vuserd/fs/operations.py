@@ -1,0 +1,174 @@
+"""FUSE operations on nodes: look names up, follow paths, read directories, and owe nothing."""
+
+import errno
+import functools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+from outcome import Outcome, Value
+
+from protocol import fuse
+from protocol.dirent import LONGEST_RECORD, DirectoryEntry, decode_directory
+from protocol.fuse import Attributes, FileHandle, NodeId
+from vuserd.device.payloads import given_back
+from vuserd.device.session import Session
+from vuserd.errors import FileError
+from vuserd.fs.nodes import Hold, Node, NodeTable, root_node
+from vuserd.fs.paths import components, resolve
+
+#: What LOOKUPs of names in directories brought, before it is known whether they matter.
+_Answers: TypeAlias = "dict[tuple[NodeId, bytes], Outcome[bytes | int]]"
+
+
+class NodeOperations:
+    """What :class:`~vuserd.fs.filesystem.FileSystem` is made of, on one session."""
+
+    def __init__(self, session: Session, nodes: NodeTable) -> None:
+        self._session = session
+        self._channel = session.channel
+        self._nodes = nodes
+
+    async def resolve(self, path: bytes, hold: Hold, *, follow: bool) -> Node:
+        """Return the node that ``path`` leads to now, in use as long as ``hold``.
+
+        Every name is looked up. Where nodes of earlier calls tell which directories are probably on
+        the way, all names are asked for at once, and an answer is used only if it is about the
+        directory that the way really led to.
+        """
+        root = root_node()
+        answers = await self._look_ahead(root, path, hold)
+
+        async def lookup(directory: Node, name: bytes) -> Node:
+            answer = answers.pop((directory.id, name), None)
+            if answer is None:
+                return await self.look_up(directory, name, hold)
+            body = answer.unwrap()
+            assert isinstance(body, bytes)
+            return self._found(body, directory, name, hold)
+
+        try:
+            node = await resolve(root, path, follow=follow, lookup=lookup, readlink=self.readlink)
+        finally:
+            for answer in answers.values():
+                if isinstance(answer, Value):
+                    self._undo_lookup(answer.value)
+        if node is root:
+            node.attributes = await self.getattr(node)
+        return node
+
+    async def look_up(self, directory: Node, name: bytes, hold: Hold) -> Node:
+        """Return the node of ``name`` in ``directory``, in use as long as ``hold``.
+
+        Raises:
+            FileError: ENOENT, or what the backend says.
+
+        """
+        request = fuse.lookup(directory.id, name)
+        body = await self._channel.call(request, bytes, self._undo_lookup)
+        return self._found(body, directory, name, hold)
+
+    def _found(self, body: bytes, directory: Node, name: bytes, hold: Hold) -> Node:
+        entry = self._channel.decoded(fuse.decode_lookup, body)
+        if entry is None:
+            raise FileError(errno.ENOENT)
+        return hold.add(entry, directory, name)
+
+    def _undo_lookup(self, body: bytes) -> None:
+        entry = fuse.decode_lookup(body)
+        if entry is not None:
+            self._nodes.forget(entry.node)
+
+    async def _look_ahead(self, root: Node, path: bytes, hold: Hold) -> _Answers:
+        """Look up all names of a path whose directories are known, in one round."""
+        steps: list[tuple[NodeId, bytes]] = []
+        here: Node | None = root
+        for name in components(path):
+            if here is None or name in (b"", b".", b".."):
+                break
+            steps.append((here.id, name))
+            here = self._nodes.child(here.id, name)
+            if here is not None:
+                hold.join(here)
+        if len(steps) < 2:
+            return {}
+        requests = [fuse.lookup(node, name) for node, name in steps]
+        answers = await self._channel.call_all(requests, self._undo_lookup)
+        return dict(zip(steps, answers, strict=True))
+
+    async def getattr(self, node: Node) -> Attributes:
+        """Return a node's attributes as they are now."""
+        return await self._channel.call(fuse.getattr(node.id), fuse.decode_attributes)
+
+    async def readlink(self, node: Node) -> bytes:
+        """Return the target of a symlink."""
+        return await self._channel.call(fuse.readlink(node.id), fuse.decode_readlink)
+
+    @asynccontextmanager
+    async def opened_directory(self, node: Node) -> AsyncIterator[FileHandle]:
+        """Open a directory for the block's time."""
+
+        def release(body: bytes) -> None:
+            self._channel.post(fuse.releasedir(node.id, fuse.decode_open(body)))
+
+        handle = await self._channel.call(fuse.opendir(node.id), fuse.decode_open, release)
+        try:
+            yield handle
+        finally:
+            self._channel.post(fuse.releasedir(node.id, handle))
+
+    async def read_entries(
+        self, node: Node, handle: FileHandle, start: int, limit: int, *, attributes: bool
+    ) -> tuple[list[DirectoryEntry], int | None]:
+        """Read up to ``limit`` entries from offset ``start`` on; None where the directory ends.
+
+        With ``attributes`` each entry has those of its node, whose lookup count is given back
+        already: they are for showing only.
+        """
+        entries: list[DirectoryEntry] = []
+        position: int | None = start
+        while position is not None and len(entries) < limit:
+            room = limit - len(entries)
+            batch, position = await self._read_batch(node, handle, position, room, plus=attributes)
+            entries += batch
+        self._nodes.flush()
+        return entries, position
+
+    async def _read_batch(
+        self, node: Node, handle: FileHandle, offset: int, limit: int, *, plus: bool
+    ) -> tuple[list[DirectoryEntry], int | None]:
+        """Read one buffer of entries; return at most ``limit`` of them, and where to go on."""
+        # Room for the entries that are wanted with names of the usual length, not for many more:
+        # with READDIRPLUS each more is a descriptor in the backend.
+        size = max(LONGEST_RECORD, limit * (192 if plus else 64))
+        size = min(size, self._session.max_read)
+        request = (fuse.readdirplus if plus else fuse.readdir)(node.id, handle, offset, size)
+        decode = functools.partial(decode_directory, plus=plus, after=offset)
+
+        def undo(body: bytes) -> None:
+            self._give_back_lookups(decode(body)[0])
+
+        with given_back(await self._session.payloads.take(1, self)) as buffers:
+            length = await self._channel.call_into(request, buffers[0], undo if plus else None)
+            body = bytes(buffers[0].view[:length])
+        entries, following = self._channel.decoded(decode, body)
+        if plus:
+            self._give_back_lookups(entries)
+            entries = [await self._with_attributes(node, entry) for entry in entries]
+        if len(entries) > limit:
+            del entries[limit:]
+            following = entries[-1].offset
+        return entries, following
+
+    async def _with_attributes(self, node: Node, entry: DirectoryEntry) -> DirectoryEntry:
+        """Look up what READDIRPLUS named without its node."""
+        if entry.entry is not None:
+            return entry
+        with Hold(self._nodes) as hold:
+            found = await self.look_up(node, entry.name, hold)
+            return entry._replace(entry=fuse.Entry(found.id, found.attributes))
+
+    def _give_back_lookups(self, entries: list[DirectoryEntry]) -> None:
+        for entry in entries:
+            if entry.entry is not None:
+                self._nodes.forget(entry.entry.node)
