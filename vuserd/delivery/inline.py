@@ -1,13 +1,10 @@
 """Bytes of a file inline in a reply: sent from the buffers that the backend wrote them to."""
 
-import functools
-
 from memory.arena import Buffer
 from vuserd.delivery.whole import deliver_whole
 from vuserd.device.payloads import given_back
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.openfile import OpenFile
-from vuserd.gather import gather
 
 
 class FileContent:
@@ -54,11 +51,12 @@ async def _read_parts(file: OpenFile, offset: int, length: int) -> FileContent:
     # Asking beyond the end, where the caller does, lets a short answer show that it is there.
     sizes = [min(part, length - at) for at in range(0, wanted, part)]
     with given_back(await file.session.payloads.take(len(sizes), file)) as buffers:
-        reads = [
-            functools.partial(file.read_into, buffer, offset + index * part, size)
-            for index, (buffer, size) in enumerate(zip(buffers, sizes, strict=True))
-        ]
-        lengths = await gather(reads)
+        lengths = await file.read_all_into(
+            [
+                (buffer, offset + index * part, size)
+                for index, (buffer, size) in enumerate(zip(buffers, sizes, strict=True))
+            ]
+        )
         # After a short READ the file ends, whatever a later one found.
         for index, (got, size) in enumerate(zip(lengths, sizes, strict=True)):
             if got < size:

@@ -133,10 +133,25 @@ class FuseChannel:
         self, requests: Sequence[fuse.Request], undo: Undo | None = None
     ) -> list[outcome.Outcome[bytes | int]]:
         """Send requests of fixed replies all at once; return what became of each, undecoded."""
+        return await self._all_settled([(request, None) for request in requests], undo)
+
+    async def call_all_into(self, requests: Sequence[tuple[fuse.Request, Target]]) -> list[int]:
+        """Send requests whose replies go into targets all at once; return their lengths in bytes.
+
+        Raises:
+            As :meth:`call`, for the first that failed; the others have ended then.
+
+        """
+        lengths = [settled.unwrap() for settled in await self._all_settled(requests, None)]
+        return [length for length in lengths if isinstance(length, int)]
+
+    async def _all_settled(
+        self, requests: Sequence[tuple[fuse.Request, Target | None]], undo: Undo | None
+    ) -> list[outcome.Outcome[bytes | int]]:
         entries: list[_InFlight] = []
         try:
-            for request in requests:
-                entries.append(await self._begin(request, None, undo))  # noqa: PERF401
+            for request, target in requests:
+                entries.append(await self._begin(request, target, undo))
             return [await self._settled(entry) for entry in entries]
         except BaseException:
             for entry in entries:

@@ -1,5 +1,7 @@
 """An open regular file: READs of it, and whether it is still the version that was opened."""
 
+from collections.abc import Sequence
+
 from protocol import fuse
 from protocol.fuse import FileHandle, NodeId
 from vuserd.device.channel import Target
@@ -40,6 +42,15 @@ class OpenFile:
         """
         request = fuse.read(self._node, self._handle, offset, length)
         return await self.session.channel.call_into(request, target)
+
+    async def read_all_into(self, parts: Sequence[tuple[Target, int, int]]) -> list[int]:
+        """Do :meth:`read_into` for several (target, offset, length) at once."""
+        return await self.session.channel.call_all_into(
+            [
+                (fuse.read(self._node, self._handle, offset, length), target)
+                for target, offset, length in parts
+            ]
+        )
 
     async def unchanged(self) -> bool:
         """Ask whether it is still the version that was opened."""

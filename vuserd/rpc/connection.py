@@ -39,6 +39,9 @@ _LOG = logging.getLogger(__name__)
 _RECEIVE_SIZE: Final = 64 << 10
 #: One sendmsg takes this many pieces (UIO_MAXIOV is 1,024).
 _PIECES: Final = 256
+#: What the kernel may hold of replies that a client has not read yet.
+_SEND_BUFFER: Final = 2 << 20
+_SO_SNDBUFFORCE: Final = 32
 #: Descriptors that may wait for the request that they came with; the kernel passes 253 at most.
 _MOST_DESCRIPTORS: Final = 16
 _ANCILLARY_SPACE: Final = ancillary_space(_MOST_DESCRIPTORS)
@@ -79,6 +82,14 @@ class _Reply(NamedTuple):
     payload: int
 
 
+def _widen(stream: trio.SocketStream) -> None:
+    """Let one send carry a whole payload buffer: each send less is a wake-up of both sides less."""
+    try:
+        stream.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
+    except PermissionError:  # only root may exceed net.core.wmem_max
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+
+
 class Connection:
     """A client's connection; :meth:`run` serves it until it ends."""
 
@@ -90,6 +101,7 @@ class Connection:
         counters: Counters,
     ) -> None:
         self._stream = stream
+        _widen(stream)
         self._methods = methods
         self._limits = limits
         self._counters = counters
