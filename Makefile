@@ -1,0 +1,70 @@
+# The commands of this repository; `make help` lists them. Longer logic is in tools/.
+
+BIN := .venv/bin
+COVERED := protocol/*,memory/*
+MINIMUM := 95
+NAME ?= files
+SUITE ?= trixie
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run test check format fix backends bench-get fresh-debian clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+# Two stamps: what runs needs little, so a fresh machine sees the demo soon; tests and checks need more.
+$(BIN)/.runtime: pyproject.toml constraints.txt tools/setup-venv
+	@tools/setup-venv && touch $@
+
+$(BIN)/.dev: pyproject.toml constraints.txt tools/setup-venv
+	@tools/setup-venv dev && touch $@ $(BIN)/.runtime
+
+setup: $(BIN)/.dev ## make .venv with vuserd and the development tools (PYTHON=... chooses)
+	@:
+
+demo: $(BIN)/.runtime ## serve DIR, list it, fetch a file, compare it, stop (default: /usr/bin)
+	@backend=$$(tools/find-virtiofsd) && \
+	    $(BIN)/python examples/demo.py --backend "$$backend" $(if $(DIR),"$(DIR)")
+
+run: $(BIN)/.runtime ## serve DIR in the foreground as the export NAME (default: files)
+	@[ -n "$(DIR)" ] || { echo "usage: make run DIR=/some/folder [NAME=files]" >&2; exit 2; }
+	@[ -n "$$VUSERD_SOCKET$$XDG_RUNTIME_DIR" ] || [ "$$(id -u)" != 0 ] || mkdir -p /run/vuserd
+	@backend=$$(tools/find-virtiofsd) && \
+	    exec $(BIN)/vuserd serve --backend "$$backend" --export "$(NAME)=$(DIR)"
+
+test: setup backends ## run the whole suite (ARGS=... for pytest, NETWORK=no leaves out downloads)
+	$(BIN)/python -m pytest $(if $(filter no,$(NETWORK)),-m "not network") \
+	    $(if $(COVERAGE),--cov --cov-report=) $(ARGS)
+
+check: setup ## all that CI runs: format, lint, types, import contracts, tests, coverage
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory test COVERAGE=yes
+	@$(BIN)/coverage report --include='$(COVERED)' --fail-under=$(MINIMUM) >$(BIN)/.coverage-report || \
+	    { cat $(BIN)/.coverage-report; exit 1; }
+	@echo "branch coverage of $(COVERED) (at least $(MINIMUM) %):" \
+	    "$$($(BIN)/coverage report --include='$(COVERED)' --format=total --precision=1) %"
+
+format: setup ## format the code
+	$(BIN)/ruff format .
+
+fix: setup ## format, and mend what the linter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+backends: ## see to it that the tests find both virtiofsd, the Rust and the C one
+	@tools/test-backends
+
+bench-get: $(BIN)/.runtime ## time vuserctl get of a 512 MiB file beside cp of the same file
+	@backend=$$(tools/find-virtiofsd) && $(BIN)/python benchmarks/get.py --backend "$$backend" $(ARGS)
+
+fresh-debian: ## run make demo on a new, bare Debian SUITE (default: trixie; needs root)
+	tests/system/fresh-debian $(SUITE) $(ARGS)
+
+clean: ## remove all that these commands made here
+	rm -rf .venv .cache dist .coverage .coverage.* .hypothesis
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

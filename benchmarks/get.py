@@ -1,0 +1,141 @@
+"""Time ``vuserctl get`` of a file beside ``cp`` of the same file: whole commands, interleaved.
+
+``make bench-get`` runs this and prints a Markdown table for each folder. Each round runs every
+command once on a target that does not exist yet, after a sync, in an order that moves on by one.
+The source is in the page cache; every copy is compared with it outside the measured time.
+"""
+
+import argparse
+import contextlib
+import filecmp
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from vuserd.client import Client
+from vuserd.client.errors import CannotConnect
+
+READY_WITHIN: Final = 20.0  #: seconds
+BLOCK: Final = 1 << 20
+SOURCE: Final = "source.bin"
+
+
+class Contender(NamedTuple):
+    """One way to copy the file."""
+
+    title: str
+    command: Sequence[str]  #: all but the target, which comes last
+
+
+def make_source(path: str, size: int) -> None:
+    """Write ``size`` bytes in which no two blocks are equal."""
+    filling = os.urandom(BLOCK - 8)
+    with open(path, "wb") as file:
+        for offset in range(0, size, BLOCK):
+            block = offset.to_bytes(8, "little") + filling
+            file.write(block[: size - offset])
+
+
+@contextlib.contextmanager
+def served(folder: str, socket: str, backend: str | None) -> Iterator[str]:
+    """Run ``vuserd serve`` on a folder for the block's time; give its virtiofsd's kind."""
+    command = [sys.executable, "-m", "vuserd.cli", "serve", "--socket", socket]
+    command += ["--export", f"bench={folder}", *(["--backend", backend] if backend else [])]
+    daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + READY_WITHIN
+        while True:
+            try:
+                with Client.connect(socket) as client:
+                    (export,) = client.exports()
+                    client.stat("bench", SOURCE)
+                break
+            except CannotConnect:
+                if daemon.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        yield f"{export.backend.kind} {export.backend.version}" if export.backend else "unknown"
+    finally:
+        daemon.terminate()
+        daemon.wait()
+
+
+def timed(command: Sequence[str], source: str, target: str) -> float:
+    """Run a command that makes ``target``, check and remove that; return the seconds it took."""
+    os.sync()
+    started = time.perf_counter()
+    subprocess.run([*command, target], stdin=subprocess.DEVNULL, check=True)
+    elapsed = time.perf_counter() - started
+    if not filecmp.cmp(source, target, shallow=False):
+        sys.exit(f"{' '.join(command)}: the copy differs from its source")
+    os.unlink(target)
+    return elapsed
+
+
+def measure(folder: str, size: int, rounds: int, backends: Sequence[str | None]) -> None:
+    """Print the table for copies from a new folder inside ``folder`` to the same place."""
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(tempfile.TemporaryDirectory(prefix="vuserd-bench-", dir=folder))
+        sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="vuserd-bench-"))
+        source, target = f"{place}/{SOURCE}", f"{place}/target.bin"
+        make_source(source, size)
+        contenders = [Contender("`cp`", ["cp", source])]
+        vuserctl = os.path.join(os.path.dirname(sys.executable), "vuserctl")
+        for number, backend in enumerate(backends):
+            socket = f"{sockets}/{number}.sock"
+            kind = stack.enter_context(served(place, socket, backend))
+            command = [vuserctl, "--socket", socket, "get", f"bench:{SOURCE}"]
+            contenders.append(Contender(f"`vuserctl get`, virtiofsd {kind}", command))
+
+        times: list[list[float]] = [[] for _ in contenders]
+        for turn in range(rounds + 1):
+            for step in range(len(contenders)):
+                index = (turn + step) % len(contenders)
+                elapsed = timed(contenders[index].command, source, target)
+                if turn:  # the first round warms up
+                    times[index].append(elapsed)
+
+    reference = statistics.median(times[0])
+    print(f"\n{size / BLOCK:g} MiB in {folder} ({file_system(folder)}), {rounds} rounds\n")
+    print("| command | median | fastest | median rate | time beside `cp` |")
+    print("|---|---:|---:|---:|---:|")
+    for contender, taken in zip(contenders, times, strict=True):
+        median = statistics.median(taken)
+        print(
+            f"| {contender.title} | {median:.3f} s | {min(taken):.3f} s"
+            f" | {size / median / 1e6:,.0f} MB/s | {median / reference:.2f} x |"
+        )
+
+
+def file_system(folder: str) -> str:
+    """Return the type of the file system that a folder is on."""
+    answer = subprocess.run(
+        ["stat", "--file-system", "--format=%T", folder], capture_output=True, text=True, check=True
+    )
+    return answer.stdout.strip()
+
+
+def main() -> None:
+    """Measure in each folder."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--backend", action="append", help="a virtiofsd; give it again for more")
+    parser.add_argument("--folder", action="append", help="default: /dev/shm and /var/tmp")
+    parser.add_argument("--size", type=int, default=512, help="MiB (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="default: %(default)s")
+    arguments = parser.parse_args()
+
+    uname = platform.uname()
+    print(f"{uname.system} {uname.release}, {uname.machine}, {os.cpu_count()} processors, ", end="")
+    print(f"Python {platform.python_version()}")
+    for folder in arguments.folder or ["/dev/shm", "/var/tmp"]:
+        measure(folder, arguments.size << 20, arguments.rounds, arguments.backend or [None])
+
+
+if __name__ == "__main__":
+    main()
