@@ -29,7 +29,6 @@ demo: $(BIN)/.runtime ## serve DIR, list it, fetch a file, compare it, stop (def
 
 run: $(BIN)/.runtime ## serve DIR in the foreground as the export NAME (default: files)
 	@[ -n "$(DIR)" ] || { echo "usage: make run DIR=/some/folder [NAME=files]" >&2; exit 2; }
-	@[ -n "$$VUSERD_SOCKET$$XDG_RUNTIME_DIR" ] || [ "$$(id -u)" != 0 ] || mkdir -p /run/vuserd
 	@backend=$$(tools/find-virtiofsd) && \
 	    exec $(BIN)/vuserd serve --backend "$$backend" --export "$(NAME)=$(DIR)"
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from tests.e2e.host_tree import host_stat, make_tree
 from tests.e2e.openat2 import stat_in_root
-from tests.running import RunningDaemon, find_backend
+from tests.running import REPOSITORY, RunningDaemon, find_backend
 from vuserd.client import Client, calls
 from vuserd.client.errors import RemoteError
 from vuserd.client.records import Stat
@@ -163,8 +164,12 @@ def test_an_unprivileged_daemon_sees_what_its_user_may(
     if program is None:
         pytest.skip("no rust virtiofsd on this machine: make backends")
     nobody = 65534
+    own = tmp_path_factory.mktemp("virtiofsd") / "copy"
+    if Path(program).is_relative_to(REPOSITORY):  # where nobody may not look
+        shutil.copytree(Path(program).parent, own, symlinks=True)
+        program = str(own / Path(program).name)
     folder = tmp_path_factory.mktemp("nobody")
-    for above in [folder, *folder.parents[:2], tree]:
+    for above in [folder, *folder.parents[:2], tree, own.parent]:
         above.chmod(stat.S_IMODE(above.stat().st_mode) | 0o011)
     tree.chmod(0o755)
     os.chown(folder, nobody, nobody)

@@ -32,5 +32,8 @@ class AdoptedBackend(Backend):
         """Return nothing: its log is its owner's."""
         return ""
 
+    def expect_end(self) -> None:
+        """Do nothing: its log is its owner's."""
+
     async def stop(self) -> None:
         """Leave the process to its owner."""

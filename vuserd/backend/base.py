@@ -28,5 +28,9 @@ class Backend(ABC):
         """Return what is known of why it went away, for people; empty when nothing is."""
 
     @abstractmethod
+    def expect_end(self) -> None:
+        """Take note that the session ends in good order."""
+
+    @abstractmethod
     async def stop(self) -> None:
         """End it, if it is ours to end. The connection is closed already."""

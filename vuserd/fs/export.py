@@ -117,6 +117,8 @@ class Export:
                 self._go_down()
                 if lost is not None:
                     raise lost
+                assert self._backend is not None
+                self._backend.expect_end()
             self.state = ExportState.STOPPED
         except VuserdError as error:
             words = self._backend.last_words() if self._backend is not None else ""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import trio
 
-from vuserd.address import to_sockaddr
+from vuserd.address import SYSTEM_SOCKET, to_sockaddr
 from vuserd.errors import ConfigurationError, os_reason
 
 _BACKLOG = 128
@@ -33,14 +33,19 @@ def listening(path: str) -> Iterator[trio.SocketListener]:
             if path.startswith("@"):
                 unbound.bind(to_sockaddr(path))
             else:
-                with _locked(os.path.dirname(path) or "."):
+                folder = os.path.dirname(path) or "."
+                if path == SYSTEM_SOCKET:
+                    os.makedirs(folder, mode=0o755, exist_ok=True)
+                with _locked(folder):
                     _remove_stale(path)
                     os.fchmod(unbound.fileno(), 0o600)  # bind() makes the file with this mode
                     unbound.bind(path)
             unbound.listen(_BACKLOG)
         except OSError as error:
             reason = "its path is too long" if error.errno is None else os_reason(error)
-            raise ConfigurationError(f"cannot listen on {path}: {reason}") from error
+            raise ConfigurationError(
+                f"cannot listen on {path}: {reason}; choose another path with --socket"
+            ) from error
         identity = None if path.startswith("@") else _identity(path)
         try:
             yield trio.SocketListener(trio.socket.from_stdlib_socket(unbound))
