@@ -67,6 +67,7 @@ class RunningDaemon:
             self._command += ["--backend", backend]
         self._command += arguments
         self._descriptors = descriptors
+        self._user = user
         self._log_path = Path(f"{self.socket}.log")
         self._temporary = Path(f"{self.socket}.tmp")
 
@@ -74,6 +75,8 @@ class RunningDaemon:
         self._temporary.mkdir()
         self._temporary.chmod(0o777)
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(self._temporary)}
+        if self._user is not None:  # who may not write the coverage data beside ours
+            environment = {k: v for k, v in environment.items() if not k.startswith("COVERAGE_")}
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 self._command,

@@ -94,6 +94,8 @@ class FakeDaemon:
         self.raw: dict[str, Callable[[Request], bytes]] = {}
         #: Results, in place of what these methods would answer.
         self.results: dict[str, Any] = {}
+        #: Methods that it does not know.
+        self.unknown: set[str] = set()
         self.requests: list[Request] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._threads: list[threading.Thread] = []
@@ -147,8 +149,8 @@ class FakeDaemon:
                 if len(held) < self.hold:
                     continue
                 for request in reversed(held):
-                    frame = self._answer(request)
-                    self._send(connection, frame[:left])
+                    frame, descriptors = self._answer(request)
+                    self._send(connection, frame[:left], descriptors)
                     left -= len(frame)
                     if left <= 0:
                         connection.shutdown(socket.SHUT_RDWR)
@@ -157,25 +159,38 @@ class FakeDaemon:
         except OSError:
             pass  # the client went away
 
-    def _send(self, connection: socket.socket, frame: bytes) -> None:
+    def _send(self, connection: socket.socket, frame: bytes, descriptors: list[int]) -> None:
+        if descriptors:
+            try:
+                sent = socket.send_fds(connection, [frame[:1]], descriptors)
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+            frame = frame[sent:]
         step = self.piece or len(frame)
         for start in range(0, len(frame), step or 1):
             connection.sendall(frame[start : start + step])
 
-    def _answer(self, request: Request) -> bytes:
+    def _answer(self, request: Request) -> tuple[bytes, list[int]]:
+        """Give a response, and the descriptors to send with it."""
         self.before(request)
         msgid, method, params = request
         if method in self.raw:
-            return self.raw[method](request)
+            return self.raw[method](request), []
         if method in self.results:
-            return encode_response(msgid, None, self.results[method])
+            return encode_response(msgid, None, self.results[method]), []
         try:
+            if method in self.unknown:
+                raise FaultError("UNKNOWN_METHOD", f"no method {method}")
             result = getattr(self, "do_" + method)(*params)
         except FaultError as fault:
-            return encode_response(msgid, fault.wire, None)
-        if isinstance(result, bytes) and method == "read":
-            return encode_bin_response_head(msgid, len(result)) + result
-        return encode_response(msgid, None, result)
+            return encode_response(msgid, fault.wire, None), []
+        if method == "read":
+            return encode_bin_response_head(msgid, len(result)) + result, []
+        if method == "fetch":
+            answer, descriptor = result
+            return encode_response(msgid, None, answer), [descriptor]
+        return encode_response(msgid, None, result), []
 
     def find(self, export: object, path: object, *, follow: bool = True) -> Node:
         if export != "kernels":
@@ -237,6 +252,14 @@ class FakeDaemon:
         if node.type != "file":
             raise FaultError("EISDIR" if node.type == "dir" else "EINVAL", f"it is a {node.type}")
         return node.content[offset : offset + length]
+
+    def do_fetch(self, export: object, path: object) -> tuple[dict[str, Any], int]:
+        node = self.find(export, path)
+        content = self.do_read(export, path, 0, len(node.content))
+        descriptor = os.memfd_create("image")
+        os.write(descriptor, content)
+        answer = {key: node.stat()[key] for key in ("size", "mtime_ns", "ino")}
+        return answer | {"cached": False}, descriptor
 
     def do_statfs(self, export: object) -> Any:
         self.find(export, "")

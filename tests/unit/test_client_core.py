@@ -50,7 +50,7 @@ class TestCore:
         core = ClientCore()
         tickets = [core.begin(calls.readlink("k", str(n))) for n in range(3)]
         size = len(core.outgoing)
-        core.sent(3)
+        core.outgoing.sent(3)
         assert len(core.outgoing) == size - 3
         frames = b"".join(encode_response(t.msgid, None, f"to {t.msgid}") for t in tickets[::-1])
         done: list[Ticket[Any]] = []

@@ -53,7 +53,9 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 def start(fake_daemon: FakeDaemon) -> Iterator[Start]:
     """Start vuserctl as a process of its own, which ends with the test."""
     code = "import sys; from vuserd.client.vuserctl import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "--socket", fake_daemon.address]
+    # Signals end it, even if whoever started the tests ignores them.
+    command = ["env", "--default-signal", sys.executable, "-c", code]
+    command += ["--socket", fake_daemon.address]
     with ExitStack() as stack:
 
         def start_it(*arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
@@ -408,6 +410,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     os.umask(umask)
 
 
+@pytest.fixture(params=["image", "reads"])
+def way(request: pytest.FixtureRequest, fake_daemon: FakeDaemon) -> None:
+    """Take a file either way: from a daemon that has no images it comes in reads."""
+    if request.param == "reads":
+        fake_daemon.unknown.add("fetch")
+
+
+@pytest.mark.usefixtures("way")
 class TestGet:
     def test_to_the_working_directory(self, run: Run, here: Path, fake_daemon: FakeDaemon) -> None:
         fake_daemon.root.children[b"image"].permissions = 0o4577
@@ -460,6 +470,7 @@ class TestGet:
 
     def test_a_connection_that_is_cut(self, run: Run, here: Path, fake_daemon: FakeDaemon) -> None:
         (here / "image").write_text("old")
+        fake_daemon.unknown.add("fetch")
         fake_daemon.cut_after = 100_000
         assert run("get", "kernels:image")[0] == 1
         assert os.listdir(here) == ["image"]
@@ -478,7 +489,7 @@ class TestGet:
         left: list[list[str]] = []
 
         def interrupt(request: Request) -> None:
-            if request.method == "read" and not left:
+            if request.method in ("fetch", "read") and not left:
                 left.append(os.listdir(here))
                 process.send_signal(number)
                 process.wait()

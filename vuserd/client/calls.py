@@ -7,15 +7,20 @@ import os
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+from vuserd.client.image import Image
 from vuserd.client.records import (
     ApiInfo,
     DirectoryPage,
     ExportInfo,
     FsStat,
+    ImageInfo,
     Stat,
     exports_from_wire,
+    to_int,
+    to_length,
     to_map,
     to_name,
+    to_nothing,
 )
 from vuserd.rpc.codec import wire_name
 
@@ -34,12 +39,21 @@ class Call(NamedTuple, Generic[T]):
 
     With ``buffer`` the result on the wire is a bin of at most its size, which goes straight into
     it; ``decode`` is then given the number of bytes.
+
+    With ``receives`` a descriptor comes with the result; ``decode`` is then given both, as a pair,
+    and what it makes of them owns the descriptor.
+
+    ``undo`` is given a result that nobody will take; it may give a call that undoes the rest of it
+    in the daemon.
     """
 
     method: str
     params: list[Any]
     decode: Callable[[Any], T]
     buffer: memoryview | None = None
+    sends: int | None = None  #: a descriptor to send beside the request, which stays the caller's
+    receives: bool = False
+    undo: "Callable[[T], Call[Any] | None] | None" = None
 
 
 def _wire(name: RemotePath) -> str | bytes:
@@ -85,6 +99,42 @@ def read_into(export: str, path: RemotePath, offset: int, buffer: WritableBuffer
     if view.readonly:
         raise ValueError("the buffer to read into is read-only")
     return Call("read", [_wire(export), _wire(path), offset, len(view)], int, view)
+
+
+def fetch(export: str, path: RemotePath) -> Call[Image]:
+    """Ask for a sealed image of a file; whoever takes it closes it."""
+    return Call(
+        "fetch", [_wire(export), _wire(path)], _image_from_wire, receives=True, undo=Image.close
+    )
+
+
+def _image_from_wire(answer: tuple[object, int]) -> Image:
+    described, descriptor = answer
+    return Image(ImageInfo.from_wire(described), descriptor)
+
+
+def attach(memfd: int, size: int) -> Call[int]:
+    """Lend ``size`` bytes of a memfd to the daemon; give its id for them."""
+    return Call("attach", [size], to_int, sends=memfd, undo=detach)
+
+
+def load(
+    memory: int,
+    address: int,
+    export: str,
+    path: RemotePath,
+    *,
+    offset: int = 0,
+    length: int | None = None,
+) -> Call[int]:
+    """Have a file's bytes written at ``address`` of attached memory; give how many they are."""
+    options = {"offset": offset, "length": length}
+    return Call("load", [memory, address, _wire(export), _wire(path), options], to_length)
+
+
+def detach(memory: int) -> Call[None]:
+    """Take attached memory back."""
+    return Call("detach", [memory], to_nothing)
 
 
 def statfs(export: str) -> Call[FsStat]:

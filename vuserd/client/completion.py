@@ -19,13 +19,15 @@ _COMMANDS = {
     "tree": ("--json", "--socket"),
     "stat": ("--follow", "--json", "--socket", "-L"),
     "cat": ("--socket",),
-    "get": ("--socket",),
+    "get": ("--socket", "-r"),
+    "load": ("--address", "--length", "--memory", "--offset", "--socket"),
     "status": ("--json", "--socket"),
     "completion": (),
 }
 _TOP_OPTIONS = ("--help", "--json", "--socket", "--version")
 _SHELLS = ("bash", "fish", "zsh")
-_WITH_TARGET = ("ls", "tree", "stat", "cat", "get")
+_WITH_TARGET = ("ls", "tree", "stat", "cat", "get", "load")
+_WITH_VALUE = ("--socket", "--address", "--length", "--memory", "--offset")
 
 #: A shell waits for this: no longer than a person would.
 _TIMEOUT_SECONDS = 2.0
@@ -88,7 +90,7 @@ def candidates(words: list[str]) -> list[str]:
     """Give the completions of the last of the words that follow ``vuserctl``."""
     *before, current = words or [""]
     socket, command, operands = _read(before)
-    if before and before[-1] == "--socket":
+    if before and before[-1] in _WITH_VALUE:
         return []
     if command is None:
         return _matching(current, _TOP_OPTIONS if current.startswith("-") else _COMMANDS)
@@ -115,6 +117,8 @@ def _read(words: list[str]) -> tuple[str | None, str | None, int]:
             socket = next(rest, None)
         elif word.startswith("--socket="):
             socket = word.partition("=")[2]
+        elif word in _WITH_VALUE:
+            next(rest, None)
         elif word.startswith("-"):
             continue
         elif command is None:

@@ -3,19 +3,25 @@
 Both clients drive it in the same way::
 
     ticket = core.begin(call)
-    n = socket.send(core.outgoing); core.sent(n)
-    n = socket.recv_into(core.receive_buffer()); core.received(n)
+    exchange.send_some(socket, core)
+    exchange.receive_some(socket, core)
     ticket.result()
 
 A large payload is received where the caller wants it: at the beginning of a frame
 ``receive_buffer`` asks for no more than a response's head while payloads are due, and then for the
 payload itself, in the caller's buffer.
+
+Descriptors are numbers here.  Those that come are handed to the call that each belongs to, those
+that nobody wants are closed, and so is the duplicate that waits beside a request to be sent.
 """
 
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from vuserd.client.calls import Call
 from vuserd.client.errors import BadReply, ConnectionLost, RemoteError
+from vuserd.client.passing import Arrivals, Close, Outgoing
 from vuserd.rpc.codec import (
     BIN_HEAD_MAX,
     MSGID_MAX,
@@ -43,12 +49,13 @@ _SCRATCH_BYTES = 64 << 10
 class Ticket(Generic[T]):
     """A call that was begun; ``done`` once there is a :meth:`result`."""
 
-    __slots__ = ("_call", "_error", "_value", "done", "msgid")
+    __slots__ = ("_call", "_error", "_undo", "_value", "done", "msgid")
 
     def __init__(self, msgid: int, call: Call[T]) -> None:
         self.msgid = msgid
         self.done = False
         self._call: Call[T] | None = call
+        self._undo = call.undo
         self._value: Any = None
         self._error: Exception | None = None
 
@@ -58,8 +65,27 @@ class Ticket(Generic[T]):
             raise RuntimeError("the call is not done")
         if self._error is not None:
             raise self._error
+        self._undo = None  # the caller's business from here on
         value: T = self._value
         return value
+
+    @property
+    def call(self) -> Call[T] | None:
+        """The call, while its answer is awaited."""
+        return self._call
+
+    @property
+    def failed(self) -> bool:
+        """True once :meth:`result` raises an error."""
+        return self._error is not None
+
+    def undone(self) -> Call[Any] | None:
+        """Undo a result that nobody took; give what the daemon has to do for that, if anything."""
+        undo, value = self._undo, self._value
+        if undo is None or not self.done or self.failed:
+            return None
+        self.fail(ConnectionLost("the call was given up"))
+        return undo(value)
 
     @property
     def buffer(self) -> memoryview | None:
@@ -109,14 +135,21 @@ class _Payload:
 class ClientCore:
     """The calls in flight on one connection. It is over after :meth:`lost`, for good."""
 
-    def __init__(self) -> None:
-        #: Bytes to send next; :meth:`sent` takes away what was.
-        self.outgoing = bytearray()
+    def __init__(
+        self, *, duplicate: Callable[[int], int] = os.dup, close: Close = os.close
+    ) -> None:
+        #: What is to be sent next.
+        self.outgoing = Outgoing(close)
+        self._duplicate = duplicate
+        self._close = close
+        self._arrivals = Arrivals(close)
+        self._received = 0  # bytes since the beginning
         self._decoder = MessageDecoder(REPLY_LIMITS)
         self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
         self._pending: dict[int, Ticket[Any]] = {}
         self._payloads_due: set[int] = set()  # msgids whose success is a bin, awaited or not
-        self._abandoned: set[int] = set()
+        self._descriptors_due: set[int] = set()  # msgids whose success has a descriptor, likewise
+        self._abandoned: dict[int, Call[Any] | None] = {}  # a call whose result is to be undone
         self._payload: _Payload | None = None
         self._next_msgid = 1
         self._loss: str | None = None
@@ -127,11 +160,15 @@ class ClientCore:
             raise ConnectionLost(self._loss)
         msgid = self._new_msgid()
         request = encode_request(msgid, call.method, call.params)
+        # Of its own: it may be sent when the caller has given up and closed the other.
+        descriptor = None if call.sends is None else self._duplicate(call.sends)
+        self.outgoing.append(request, descriptor)
         ticket = Ticket(msgid, call)
         self._pending[msgid] = ticket
         if call.buffer is not None:
             self._payloads_due.add(msgid)
-        self.outgoing += request
+        if call.receives:
+            self._descriptors_due.add(msgid)
         return ticket
 
     def _new_msgid(self) -> int:
@@ -142,19 +179,30 @@ class ClientCore:
                 return msgid
 
     def abandon(self, ticket: Ticket[Any]) -> None:
-        """Forget a call whose caller went away; its answer will be dropped, the rest goes on."""
+        """Forget a call whose caller went away; its answer will be dropped, the rest goes on.
+
+        A result that is there already, and was not taken, is undone; one that comes will be.
+        """
         if self._pending.get(ticket.msgid) is not ticket:
+            self._undo(ticket)
             return
         del self._pending[ticket.msgid]
         if self._payload is not None and self._payload.ticket is ticket:
             self._payload.ticket = None
         else:
-            self._abandoned.add(ticket.msgid)
+            call = ticket.call
+            self._abandoned[ticket.msgid] = call if call is not None and call.undo else None
         ticket.fail(ConnectionLost("the call was given up"))
 
-    def sent(self, count: int) -> None:
-        """Note that so many of the outgoing bytes are sent."""
-        del self.outgoing[:count]
+    def _undo(self, ticket: Ticket[Any]) -> None:
+        call = ticket.undone()
+        if call is not None and self._loss is None:
+            self.abandon(self.begin(call))
+
+    @property
+    def expects_descriptors(self) -> bool:
+        """True while a descriptor may come with the bytes that are received next."""
+        return bool(self._descriptors_due) and self._payload is None
 
     @property
     def in_payload(self) -> bool:
@@ -169,11 +217,13 @@ class ClientCore:
             return self._scratch[:BIN_HEAD_MAX]
         return self._scratch
 
-    def received(self, count: int) -> list[Ticket[Any]]:
+    def received(self, count: int, descriptors: Sequence[int] = ()) -> list[Ticket[Any]]:
         """Take note of ``count`` bytes in :meth:`receive_buffer`; give the calls now done.
 
-        0 is the end of the stream.
+        0 is the end of the stream. The descriptors that came with them are the core's from here on.
         """
+        self._arrivals.add(self._received, self._received + count, descriptors)
+        self._received += count
         if not count:
             return self.lost("the daemon closed the connection")
         done: list[Ticket[Any]] = []
@@ -186,7 +236,13 @@ class ClientCore:
                 pass
         except FramingError as error:
             done += self.lost(f"what the daemon sent is not its protocol: {error}")
+        self._arrivals.pass_by(self._frame_begin)
         return done
+
+    @property
+    def _frame_begin(self) -> int:
+        """Where in the stream the frame begins that comes next."""
+        return self._received - self._decoder.buffered
 
     def lost(self, reason: str) -> list[Ticket[Any]]:
         """End the connection: every call in flight fails. Give those calls."""
@@ -196,7 +252,9 @@ class ClientCore:
         self._pending.clear()
         self._abandoned.clear()
         self._payloads_due.clear()
+        self._descriptors_due.clear()
         self._payload = None
+        self._arrivals.clear()
         self.outgoing.clear()
         for ticket in tickets:
             ticket.fail(ConnectionLost(self._loss))
@@ -210,16 +268,17 @@ class ClientCore:
                 return False
             if head is not None and head.msgid in self._payloads_due:
                 return self._begin_payload(head, done)
+        begin = self._frame_begin
         message = self._decoder.next_message()
         if message is NEED_DATA:
             return False
-        self._dispatch(message, done)
+        self._dispatch(message, begin, done)
         return self._loss is None
 
     def _begin_payload(self, head: BinHead, done: list[Ticket[Any]]) -> bool:
         """Direct a payload to its buffer, beginning with what has come of it; True at its end."""
         self._payloads_due.discard(head.msgid)
-        self._abandoned.discard(head.msgid)
+        self._abandoned.pop(head.msgid, None)
         ticket = self._pending.get(head.msgid)
         if ticket is not None and ticket.buffer is not None and head.length > len(ticket.buffer):
             del self._pending[head.msgid]
@@ -246,7 +305,8 @@ class ClientCore:
             payload.ticket.succeed(payload.length)
             done.append(payload.ticket)
 
-    def _dispatch(self, message: Message, done: list[Ticket[Any]]) -> None:
+    def _dispatch(self, message: Message, begin: int, done: list[Ticket[Any]]) -> None:
+        """Settle the call that a message answers, which begins at ``begin`` in the stream."""
         match message:
             case Notification():
                 return  # the daemon sends none yet; a later one may
@@ -255,24 +315,47 @@ class ClientCore:
                 return
             case Response(msgid) | InvalidMessage(msgid):
                 pass
+        ticket = self._pending.pop(msgid, None) if msgid is not None else None
+        if ticket is not None:
+            done.append(ticket)
+            self._settle(ticket, message, begin)
+        elif msgid in self._abandoned:
+            call = self._abandoned.pop(msgid)
+            if call is not None:
+                ticket = Ticket(msgid, call)
+                self._settle(ticket, message, begin)
+                self._undo(ticket)
+        else:
+            done += self.lost("the daemon answered what it was not asked")
         if msgid is not None:
             self._payloads_due.discard(msgid)
-            if msgid in self._abandoned:
-                self._abandoned.discard(msgid)
-                return
-        ticket = self._pending.pop(msgid, None) if msgid is not None else None
-        if ticket is None:
-            done += self.lost("the daemon answered what it was not asked")
-            return
-        done.append(ticket)
+            self._descriptors_due.discard(msgid)
+
+    def _settle(self, ticket: Ticket[Any], message: Response | InvalidMessage, begin: int) -> None:
         if isinstance(message, InvalidMessage):
             ticket.fail(BadReply(f"the daemon's answer is not understood: {message.reason}"))
         elif message.error is not None:
             ticket.fail(RemoteError.from_wire(message.error))
+        elif ticket.msgid in self._descriptors_due:
+            self._settle_with_descriptor(ticket, message.result, begin)
         elif (buffer := ticket.buffer) is not None:
             _fill(ticket, buffer, message.result)
         else:
             ticket.succeed(message.result)
+
+    def _settle_with_descriptor(self, ticket: Ticket[Any], result: object, begin: int) -> None:
+        descriptor = self._arrivals.claim(begin)
+        if descriptor is None:
+            ticket.fail(
+                BadReply(
+                    "the daemon's answer came without its descriptor: it sent none, or this process"
+                    " has no room for one"
+                )
+            )
+            return
+        ticket.succeed((result, descriptor))
+        if ticket.failed:
+            self._close(descriptor)
 
 
 def _fill(ticket: Ticket[Any], buffer: memoryview, result: object) -> None:

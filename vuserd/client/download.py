@@ -1,19 +1,24 @@
-"""``vuserctl get`` and ``cat``: a file to a file, whole or not at all; a file to standard output.
-
-``get`` writes to a temporary file beside the target and renames it when all of it is there, so that
-nobody ever sees half a file under the target's name.
-"""
+"""``vuserctl get`` and ``cat``: a file to a file, whole or not at all; or to standard output."""
 
 import os
 import stat as modes
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
+from vuserd.client.errors import RemoteError
 from vuserd.client.output import printable
+from vuserd.client.place import new_file, open_directory
+from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
 from vuserd.client.target import Target
 from vuserd.client.transfer import Progress
+
+#: An image is the fastest way at every size, and takes the daemon's memory: a file that is larger
+#: than what the daemon keeps of images (by default) comes in reads.
+IMAGE_MOST = 1 << 30
+#: Answers of a daemon that has no memory or descriptor left for an image, or no images at all.
+_NO_IMAGE = frozenset({"ENOMEM", "ENOSPC", "EMFILE", "ENFILE", "TOO_LARGE", "UNKNOWN_METHOD"})
 
 
 def cat(client: Client, target: Target, progress: Progress | None = None) -> None:
@@ -34,7 +39,7 @@ def get(client: Client, target: Target, destination: str | None) -> None:
         with progress_bar(target.name) as progress:
             cat(client, target, progress)
         return
-    local = _local_path(target, destination)
+    local = local_path(target, destination)
     path = os.path.realpath(local)  # as cp does: what a symlink leads to is replaced, not the link
     fetch = _fetch_into if os.path.exists(path) and not os.path.isfile(path) else _fetch_beside
     try:
@@ -44,7 +49,8 @@ def get(client: Client, target: Target, destination: str | None) -> None:
         raise OSError(error.errno, error.strerror, local) from None
 
 
-def _local_path(target: Target, destination: str | None) -> str:
+def local_path(target: Target, destination: str | None) -> str:
+    """Give where a target goes, as cp has it: into a directory that is there, else to that name."""
     if destination is None:
         return target.name
     return os.path.join(destination, target.name) if os.path.isdir(destination) else destination
@@ -56,23 +62,44 @@ def _fetch_into(client: Client, target: Target, path: str, progress: Progress | 
 
 
 def _fetch_beside(client: Client, target: Target, path: str, progress: Progress | None) -> None:
-    permissions = modes.S_IMODE(client.stat(target.export, target.path).mode) & 0o777
-    # A name of its own: the target's may be as long as a name can be.
-    temporary = os.path.join(os.path.dirname(path), f".vuserctl-{os.urandom(8).hex()}.part")
+    stat = client.stat(target.export, target.path)
+    parent, name = os.path.split(path)
+    directory = open_directory(parent or ".")
     try:
-        fileno = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, permissions
-        )
+        fetch_new(client, target, stat, directory, name, progress)
+    finally:
+        os.close(directory)
+
+
+def fetch_new(
+    client: Client,
+    target: Target,
+    stat: Stat,
+    directory: int,
+    name: str,
+    progress: Progress | None,
+) -> int:
+    """Fetch a file that had the attributes ``stat`` to ``name`` in a directory; give its size."""
+    with new_file(directory, name, modes.S_IMODE(stat.mode) & 0o777) as fileno:
+        size, mtime_ns = _fetch_whole(client, target, stat.size, fileno, progress)
+        os.utime(fileno, ns=(stat.atime_ns, mtime_ns))
+    return size
+
+
+def _fetch_whole(
+    client: Client, target: Target, size: int, fileno: int, progress: Progress | None
+) -> tuple[int, int]:
+    """Fetch one version of a file in the fastest way; give its size and mtime_ns."""
+    if size <= IMAGE_MOST:
         try:
-            found = client.download(target.export, target.path, fileno, progress=progress)
-            os.utime(fileno, ns=(found.atime_ns, found.mtime_ns))
-        finally:
-            os.close(fileno)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+            with client.fetch(target.export, target.path) as image:
+                image.copy_to(fileno, progress=progress)
+                return image.size, image.mtime_ns
+        except RemoteError as error:
+            if error.code not in _NO_IMAGE:
+                raise
+    found = client.download(target.export, target.path, fileno, progress=progress)
+    return found.size, found.mtime_ns
 
 
 @contextmanager

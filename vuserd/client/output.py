@@ -1,5 +1,6 @@
-"""What vuserctl prints: names a terminal can show, tables, columns of ls, sizes, times, JSON."""
+"""What vuserctl prints: names a terminal can show, faults, tables, columns of ls, sizes, times."""
 
+import errno
 import os
 import stat
 import sys
@@ -30,6 +31,21 @@ def _escape(character: str) -> str:
 def shown(text: str) -> str:
     """Give a name as it is printed: escaped on a terminal, as it is into a pipe."""
     return printable(text) if sys.stdout.isatty() else text
+
+
+def complain(message: str) -> int:
+    """Tell on standard error what went wrong; give the exit code for that."""
+    sys.stderr.write(f"vuserctl: {printable(message)}\n")
+    return 1
+
+
+def local_fault(error: OSError) -> str:
+    """Say what failed on this side, in the form of the daemon's errors."""
+    where = os.fsdecode(error.filename) if error.filename else "standard output"
+    if error.errno is None:
+        return f"{where}: {error}"
+    text = os.strerror(error.errno)
+    return f"{where}: {text[:1].lower()}{text[1:]} ({errno.errorcode.get(error.errno)})"
 
 
 def emit(line: str = "") -> None:

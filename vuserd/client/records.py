@@ -139,6 +139,23 @@ class FsStat(NamedTuple):
         return cls(*(_field(value, name) for name in cls._fields))
 
 
+class ImageInfo(NamedTuple):
+    """What ``fetch`` says beside the descriptor; ``cached`` where the daemon had the image."""
+
+    size: int
+    mtime_ns: int
+    ino: int
+    cached: bool
+
+    @classmethod
+    def from_wire(cls, value: Any) -> "ImageInfo":
+        """Make it of what ``fetch`` returns."""
+        size, mtime_ns, ino = (_field(value, key) for key in ("size", "mtime_ns", "ino"))
+        if size < 0:
+            raise BadReply("the daemon sent an image of a negative size")
+        return cls(size, mtime_ns, ino, bool(_field(value, "cached", bool)))
+
+
 class ApiInfo(NamedTuple):
     """What the daemon speaks; ``methods`` are maps with name, params, returns and since."""
 
@@ -178,6 +195,21 @@ def to_map(value: object) -> dict[str, Any]:
     return _typed(value, dict)
 
 
+def to_int(value: object) -> int:
+    """Give the integer that it has to be."""
+    return _typed(value, int)
+
+
+def to_length(value: object) -> int:
+    """Give the number of bytes that ``load`` returns."""
+    length: int = _field(value, "length")
+    return length
+
+
+def to_nothing(_: object) -> None:
+    """Give nothing: the method returns nil."""
+
+
 def exports_from_wire(value: object) -> list[ExportInfo]:
     """Make the records of what ``exports`` returns."""
     return [ExportInfo.from_wire(export) for export in to_list(value)]
@@ -189,11 +221,7 @@ def _typed(value: object, kind: type[T]) -> T:
     return value
 
 
-def _to_int(value: object) -> int:
-    return _typed(value, int)
-
-
-def _field(value: Any, key: str, convert: Callable[[Any], Any] = _to_int) -> Any:
+def _field(value: Any, key: str, convert: Callable[[Any], Any] = to_int) -> Any:
     """Give one field of a map from the wire."""
     try:
         field = value[key]

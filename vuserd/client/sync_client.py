@@ -15,6 +15,9 @@ from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import CannotConnect, describe_loss
+from vuserd.client.exchange import receive_some, send_some
+from vuserd.client.image import Image
+from vuserd.client.memory import AttachedMemory, SharedMemory
 from vuserd.client.records import ApiInfo, DirectoryPage, Entry, ExportInfo, FsStat, Stat
 from vuserd.client.transfer import (
     ATTEMPTS,
@@ -138,6 +141,48 @@ class Client:
     def status(self) -> dict[str, Any]:
         """Give the daemon's own state, as it came."""
         return self.call(calls.status())
+
+    # -- images and memory -------------------------------------------------------------------------
+
+    def fetch(self, export: str, path: RemotePath) -> Image:
+        """Give a file, whole, as an image in memory that the daemon shares; close it after use."""
+        return self.call(calls.fetch(export, path))
+
+    def attach(self, memfd: int | None = None, *, size: int | None = None) -> AttachedMemory:
+        """Lend memory to the daemon, to load files into: a memfd of yours, or a new one.
+
+        Yours has to be open for reading and writing and stays yours; the daemon seals it against
+        shrinking, for as long as it exists. ``size`` is in bytes, of whole pages; by default all of
+        your memfd.
+        """
+        memory = SharedMemory(memfd, size)
+        try:
+            return AttachedMemory(
+                self, memory, self.call(calls.attach(memory.fileno(), memory.size))
+            )
+        except BaseException:
+            memory.close()
+            raise
+
+    def load(
+        self,
+        memory: int,
+        address: int,
+        export: str,
+        path: RemotePath,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> int:
+        """Have a file's bytes, from ``offset`` on, written at ``address`` of attached memory.
+
+        Gives how many they are: ``length``, or fewer where the file ends.
+        """
+        return self.call(calls.load(memory, address, export, path, offset=offset, length=length))
+
+    def detach(self, memory: int) -> None:
+        """Take attached memory back from the daemon, once loads into it have ended."""
+        self.call(calls.detach(memory))
 
     # -- whole files -------------------------------------------------------------------------------
 
@@ -268,14 +313,14 @@ class Client:
         return ticket.result()
 
     def abandon(self, ticket: Ticket[Any]) -> None:
-        """Forget a call that was begun."""
+        """Forget a call that was begun; what its result holds is let go."""
         self._core.abandon(ticket)
 
     def _send(self) -> None:
         """Send what the socket takes without waiting."""
         try:
             while self._core.outgoing:
-                self._core.sent(self._socket.send(self._core.outgoing, _SEND_FLAGS))
+                send_some(self._socket, self._core, _SEND_FLAGS)
         except BlockingIOError:
             pass
         except BrokenPipeError:
@@ -297,11 +342,9 @@ class Client:
         """Wait for bytes and take them in; a payload to its end, which saves system calls."""
         flags = socket.MSG_WAITALL if self._core.in_payload else 0
         try:
-            count = self._socket.recv_into(self._core.receive_buffer(), 0, flags)
+            receive_some(self._socket, self._core, flags)
         except OSError as error:
             self._core.lost(describe_loss(error))
-        else:
-            self._core.received(count)
 
 
 class _Unbroken:

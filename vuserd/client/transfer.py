@@ -5,16 +5,13 @@ finish them in the same order.
 """
 
 import os
-from collections.abc import Callable
 from typing import NamedTuple
 
 from vuserd.client.calls import Call, RemotePath, read_into
 from vuserd.client.errors import RemoteError
+from vuserd.client.image import Progress as Progress
 from vuserd.client.records import Stat
 from vuserd.errors import ErrorCode
-
-#: Called with the number of bytes that are there, and the number there will be.
-Progress = Callable[[int, int], object]
 
 CHUNK_BYTES = 1 << 20
 WINDOW = 8  # chunks in flight

@@ -20,6 +20,9 @@ from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import CannotConnect, describe_loss
+from vuserd.client.exchange import receive_some, send_some
+from vuserd.client.image import Image
+from vuserd.client.memory import SharedMemory, TrioAttachedMemory
 from vuserd.client.records import ApiInfo, DirectoryPage, Entry, ExportInfo, FsStat, Stat
 from vuserd.client.transfer import (
     ATTEMPTS,
@@ -138,6 +141,51 @@ class TrioClient:
     async def status(self) -> dict[str, Any]:
         """Give the daemon's own state, as it came."""
         return await self.call(calls.status())
+
+    # -- images and memory -------------------------------------------------------------------------
+
+    async def fetch(self, export: str, path: RemotePath) -> Image:
+        """Give a file, whole, as an image in memory that the daemon shares; close it after use."""
+        return await self.call(calls.fetch(export, path))
+
+    async def attach(
+        self, memfd: int | None = None, *, size: int | None = None
+    ) -> TrioAttachedMemory:
+        """Lend memory to the daemon, to load files into: a memfd of yours, or a new one.
+
+        Yours has to be open for reading and writing and stays yours; the daemon seals it against
+        shrinking, for as long as it exists. ``size`` is in bytes, of whole pages; by default all of
+        your memfd.
+        """
+        memory = SharedMemory(memfd, size)
+        try:
+            identifier = await self.call(calls.attach(memory.fileno(), memory.size))
+        except BaseException:
+            memory.close()
+            raise
+        return TrioAttachedMemory(self, memory, identifier)
+
+    async def load(
+        self,
+        memory: int,
+        address: int,
+        export: str,
+        path: RemotePath,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> int:
+        """Have a file's bytes, from ``offset`` on, written at ``address`` of attached memory.
+
+        Gives how many they are: ``length``, or fewer where the file ends.
+        """
+        return await self.call(
+            calls.load(memory, address, export, path, offset=offset, length=length)
+        )
+
+    async def detach(self, memory: int) -> None:
+        """Take attached memory back from the daemon, once loads into it have ended."""
+        await self.call(calls.detach(memory))
 
     # -- whole files -------------------------------------------------------------------------------
 
@@ -264,8 +312,11 @@ class TrioClient:
                     await self._wait_turn(ticket)
                 else:
                     await self._exchange_until(ticket)
+        except BaseException:
+            self._core.abandon(ticket)
+            self._send()  # what undoes its result, where that was there
+            raise
         finally:
-            self._core.abandon(ticket)  # where it is not done
             self._pass_on()
         return ticket.result()
 
@@ -298,11 +349,10 @@ class TrioClient:
             while not ticket.done:
                 self._send()
                 try:
-                    count = self._socket.recv_into(self._core.receive_buffer())
+                    done = receive_some(self._socket, self._core)
                 except BlockingIOError:
                     await trio.lowlevel.wait_readable(self._epoll)
                     continue
-                done = self._core.received(count)
                 self._wake(done)
                 if done:
                     await trio.lowlevel.checkpoint()
@@ -315,9 +365,11 @@ class TrioClient:
 
     def _send(self) -> None:
         """Send what the socket takes at once; the rest is sent by whoever exchanges."""
+        if self._epoll.closed:
+            return
         try:
             while self._core.outgoing:
-                self._core.sent(self._socket.send(self._core.outgoing, socket.MSG_NOSIGNAL))
+                send_some(self._socket, self._core, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             pass
         except BrokenPipeError:

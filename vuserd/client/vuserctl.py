@@ -5,7 +5,6 @@ what ``cat`` writes) it removes its temporary file and dies of that signal, as s
 """
 
 import argparse
-import errno
 import io
 import os
 import signal
@@ -15,12 +14,13 @@ from typing import NoReturn
 
 from vuserd import __version__
 from vuserd.client.errors import ClientError, RemoteError
-from vuserd.client.output import printable
+from vuserd.client.output import complain, local_fault
 from vuserd.client.sync_client import Client
 from vuserd.client.target import Target
 
 _EPILOG = """\
 EXPORT:PATH names a file as scp does; PATH begins at the export's root, which 'EXPORT:' is.
+A number may be hexadecimal (0x...) and have a suffix K, M or G (of 1024).
 The socket is --socket, else $VUSERD_SOCKET, else $XDG_RUNTIME_DIR/vuserd.sock, else
 /run/vuserd/vuserd.sock. A name that begins with '@' is an abstract socket.
 """
@@ -39,13 +39,23 @@ def main() -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
     try:
-        return run(sys.argv[1:])
+        code = run(sys.argv[1:])
     except KeyboardInterrupt:
         die_of(signal.SIGINT)
     except _Signalled as signalled:
         die_of(signalled.number)
     except BrokenPipeError:
         die_of(signal.SIGPIPE)
+    _let_go_of_output()
+    return code
+
+
+def _let_go_of_output() -> None:
+    """Drop output that cannot be written: the interpreter would try again, and exit with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> NoReturn:
@@ -71,19 +81,21 @@ def run(arguments: list[str]) -> int:
         from vuserd.client.completion import complete
 
         return complete(arguments[1:])
-    options = parser().parse_args(arguments, argparse.Namespace(socket=None, json=False))
+    usage = parser()
+    options = usage.parse_args(arguments, argparse.Namespace(socket=None, json=False))
+    _check_target(usage, options)
     target: Target | None = getattr(options, "target", None)
     try:
         code = _dispatch(options)
         sys.stdout.flush()
     except RemoteError as error:
-        return _complain(f"{target}: {error}" if target else str(error))
+        return complain(f"{target}: {error}" if target else str(error))
     except ClientError as error:
-        return _complain(str(error))
+        return complain(str(error))
     except BrokenPipeError:
         raise
     except OSError as error:
-        return _complain(_local_fault(error))
+        return complain(local_fault(error))
     return code
 
 
@@ -117,9 +129,29 @@ def _dispatch(options: argparse.Namespace) -> int:
             case "cat":
                 return _cat(client, options.targets)
             case "get":
-                from vuserd.client.download import get
+                return _get(client, options)
+            case "load":
+                from vuserd.client.loading import load
 
-                get(client, options.target, options.destination)
+                load(
+                    client,
+                    options.target,
+                    options.memory,
+                    options.address,
+                    offset=options.offset,
+                    length=options.length,
+                )
+    return 0
+
+
+def _get(client: Client, options: argparse.Namespace) -> int:
+    if options.recursive:
+        from vuserd.client.download_tree import get_tree
+
+        return get_tree(client, options.target, options.destination)
+    from vuserd.client.download import get
+
+    get(client, options.target, options.destination)
     return 0
 
 
@@ -132,22 +164,8 @@ def _cat(client: Client, targets: list[Target]) -> int:
         try:
             cat(client, target)
         except RemoteError as error:
-            code = _complain(f"{target}: {error}")
+            code = complain(f"{target}: {error}")
     return code
-
-
-def _complain(message: str) -> int:
-    sys.stderr.write(f"vuserctl: {printable(message)}\n")
-    return 1
-
-
-def _local_fault(error: OSError) -> str:
-    """Say what failed on this side, in the form of the daemon's errors."""
-    where = os.fsdecode(error.filename) if error.filename else "standard output"
-    if error.errno is None:
-        return f"{where}: {error}"
-    text = os.strerror(error.errno)
-    return f"{where}: {text[:1].lower()}{text[1:]} ({errno.errorcode.get(error.errno)})"
 
 
 def _target(text: str) -> Target:
@@ -157,11 +175,23 @@ def _target(text: str) -> Target:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _file_target(text: str) -> Target:
-    target = _target(text)
-    if not target.name:
-        raise argparse.ArgumentTypeError(f"{text!r} names no file")
-    return target
+def _number(text: str) -> int:
+    from vuserd.client.loading import parse_number
+
+    try:
+        return parse_number(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _check_target(usage: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse, as wrong usage, a target that names no file where one is wanted."""
+    if options.command not in ("get", "load") or options.target.name:
+        return
+    if options.command == "load" or not options.recursive:
+        usage.error(f"'{options.target}' names no file")
+    if options.destination is None:
+        usage.error(f"'{options.target}' has no name of its own: say where to put it")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -199,8 +229,23 @@ def parser() -> argparse.ArgumentParser:
     cat = command("cat", "write files to standard output")
     cat.add_argument("targets", type=_target, metavar="EXPORT:PATH", nargs="+")
     get = command("get", "fetch a file, whole, and put it in place when it is there")
-    get.add_argument("target", type=_file_target, metavar="EXPORT:PATH")
+    get.add_argument(
+        "-r", dest="recursive", action="store_true", help="a directory, with all below"
+    )
+    _add_target(get)
     get.add_argument("destination", metavar="DEST", nargs="?", help="file, directory, or '-'")
+    load = command("load", "have a file written into memory that another process shares")
+    _add_target(load)
+    load.add_argument(
+        "--memory", metavar="MEMFD", required=True, help="a descriptor, or /proc/PID/fd/N"
+    )
+    load.add_argument(
+        "--address", metavar="A", type=_number, required=True, help="where, in the memory"
+    )
+    load.add_argument(
+        "--offset", metavar="N", type=_number, default=0, help="the first byte of the file"
+    )
+    load.add_argument("--length", metavar="N", type=_number, help="how many bytes")
     command("status", "show the daemon's state")
     completion = command("completion", "print a completion script for a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))

@@ -1,0 +1,315 @@
+"""``vuserctl get -r``: a directory with all below it, many files on their way at once.
+
+What the daemon says is not trusted to stay inside the destination: a name is one component, and
+used relative to its directory, which is reached from the destination without following a symlink.
+
+A small file is one read, which the daemon makes sure is of one version.  Its time is that of the
+listing: where it changed in between, the copy is newer than it says, never older.
+"""
+
+import os
+import stat as modes
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final, NamedTuple
+
+from vuserd.client import calls
+from vuserd.client.calls import Call
+from vuserd.client.core import Ticket
+from vuserd.client.download import fetch_new, get, local_path
+from vuserd.client.errors import RemoteError
+from vuserd.client.output import complain, local_fault, printable
+from vuserd.client.place import new_file, new_symlink, open_below, open_directory
+from vuserd.client.records import DirectoryPage, Entry, Stat
+from vuserd.client.sync_client import Client
+from vuserd.client.target import Target
+from vuserd.client.transfer import write_at
+
+_WINDOW: Final = 32  # calls in flight
+_WINDOW_BYTES: Final = 8 << 20  # of files in flight
+_SMALL: Final = 1 << 20  # bytes of a file that is read at once
+
+#: Called with files and bytes that are there.
+_Shown = Callable[[int, int], object]
+
+
+def get_tree(client: Client, target: Target, destination: str | None) -> int:
+    """Fetch a directory to ``destination``, or into it where that is there; give the exit code.
+
+    What fails is told, and the rest goes on.
+    """
+    stat = client.stat(target.export, target.path)
+    if stat.type != "dir":
+        get(client, target, destination)
+        return 0
+    local = destination if destination is not None and not target.name else None
+    if local is None:
+        local = local_path(target, destination)
+    with _progress_bar(target.name or target.export) as show:
+        return _TreeFetch(client, local, show).run(target, stat)
+
+
+class _Directory:
+    """A directory on both sides; open here while anything in it is on its way."""
+
+    def __init__(self, target: Target, names: tuple[str, ...]) -> None:
+        self.target = target
+        self.names = names  # from the destination on
+        self.fileno = -1
+        self._users = 0
+
+    def use(self, root: int) -> None:
+        if not self._users:
+            self.fileno = open_below(root, self.names)
+        self._users += 1
+
+    def leave(self) -> None:
+        self._users -= 1
+        if not self._users:
+            os.close(self.fileno)
+            self.fileno = -1
+
+
+class _Item(NamedTuple):
+    """Something in a directory that is to be fetched."""
+
+    directory: _Directory
+    name: str
+    stat: Stat | None
+
+    @property
+    def target(self) -> Target:
+        return self.directory.target.child(self.name)
+
+
+class _Job(NamedTuple):
+    """A call in flight, and what its answer is for."""
+
+    ticket: Ticket[Any]
+    directory: _Directory
+    target: Target
+    then: Callable[[Any], None]
+    size: int
+
+
+class _Made(NamedTuple):
+    """A directory that was made, and how it will be left."""
+
+    names: tuple[str, ...]
+    stat: Stat
+
+
+class _TreeFetch:
+    """One run. Listings and files are asked for ahead, and answers are used in that order."""
+
+    def __init__(self, client: Client, local: str, show: _Shown | None) -> None:
+        self._client = client
+        self._local = local
+        self._show = show
+        self._root = -1
+        self._jobs: deque[_Job] = deque()
+        self._size = 0  # bytes of files in flight
+        self._items: deque[_Item] = deque()
+        self._listings: list[tuple[_Directory, Any]] = []  # a directory, the token of its next page
+        self._made: list[_Made] = []
+        self._code = 0
+        self._files = self._bytes = 0
+
+    def run(self, target: Target, stat: Stat) -> int:
+        """Fetch all of it; give the exit code."""
+        try:
+            os.mkdir(self._local, modes.S_IMODE(stat.mode) & 0o777 | 0o700)
+            self._made.append(_Made((), stat))
+        except FileExistsError:
+            pass
+        self._root = open_directory(self._local)
+        try:
+            self._listings.append((_Directory(target, ()), None))
+            while self._fill():
+                self._finish_first()
+            while self._made:
+                self._leave_as_it_was(self._made.pop())
+        finally:
+            for job in self._jobs:
+                self._client.abandon(job.ticket)
+            os.close(self._root)
+        return self._code
+
+    def _fill(self) -> bool:
+        """Begin what can be begun; False when there is nothing left to wait for."""
+        while len(self._jobs) < _WINDOW and self._size < _WINDOW_BYTES:
+            if self._items:
+                item = self._items.popleft()
+                with self._reporting(item.target, item.directory):
+                    self._begin_item(item)
+            elif self._listings:
+                self._begin_listing(*self._listings.pop())
+            else:
+                break
+        return bool(self._jobs)
+
+    def _begin(
+        self,
+        call: Call[Any],
+        directory: _Directory,
+        target: Target,
+        then: Callable[[Any], None],
+        size: int = 0,
+    ) -> None:
+        ticket = self._client.begin(call)
+        directory.use(self._root)
+        self._jobs.append(_Job(ticket, directory, target, then, size))
+        self._size += size
+
+    def _finish_first(self) -> None:
+        job = self._jobs.popleft()
+        self._size -= job.size
+        with self._reporting(job.target, job.directory):
+            job.then(self._client.finish(job.ticket))
+
+    @contextmanager
+    def _reporting(self, target: Target, directory: _Directory) -> Iterator[None]:
+        """Tell what fails in the block, and let go of the directory after it."""
+        try:
+            yield
+        except RemoteError as error:
+            self._fail(f"{target}: {error}")
+        except OSError as error:
+            local = os.path.join(self._local, *directory.names, target.name)
+            self._fail(local_fault(OSError(error.errno, error.strerror, local)))
+        finally:
+            directory.leave()
+
+    def _fail(self, message: str) -> None:
+        self._code = complain(message)
+
+    # -- directories -------------------------------------------------------------------------------
+
+    def _begin_listing(self, directory: _Directory, after: Any) -> None:
+        def arrived(page: DirectoryPage) -> None:
+            if page.next is not None:
+                self._listings.append((directory, page.next))
+            for entry in page.entries:
+                self._add(directory, entry)
+
+        call = calls.readdir(*directory.target, attrs=True, after=after)
+        try:
+            self._begin(call, directory, directory.target, arrived)
+        except OSError as error:  # it is no directory of ours
+            local = os.path.join(self._local, *directory.names)
+            self._fail(local_fault(OSError(error.errno, error.strerror, local)))
+
+    def _add(self, directory: _Directory, entry: Entry) -> None:
+        name = entry.name
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            self._fail(f"{directory.target}: the daemon sent {name!r}, which is no name of a file")
+            return
+        directory.use(self._root)
+        self._items.append(_Item(directory, name, entry.stat))
+
+    def _make_directory(self, item: _Item, stat: Stat) -> None:
+        names = (*item.directory.names, item.name)
+        try:
+            # Writable for now; and where it is there it stays as it is.
+            os.mkdir(
+                item.name, modes.S_IMODE(stat.mode) & 0o777 | 0o700, dir_fd=item.directory.fileno
+            )
+            self._made.append(_Made(names, stat))
+        except FileExistsError:
+            pass
+        self._listings.append((_Directory(item.target, names), None))
+
+    def _leave_as_it_was(self, made: _Made) -> None:
+        """Give a directory its time and permissions, once nothing more is put into it."""
+        try:
+            fileno = open_below(self._root, made.names, readable=True)
+            try:
+                os.fchmod(fileno, os.fstat(fileno).st_mode & made.stat.mode & 0o777)
+                os.utime(fileno, ns=(made.stat.atime_ns, made.stat.mtime_ns))
+            finally:
+                os.close(fileno)
+        except OSError as error:
+            local = os.path.join(self._local, *made.names)
+            self._fail(local_fault(OSError(error.errno, error.strerror, local)))
+
+    # -- what is in them ---------------------------------------------------------------------------
+
+    def _begin_item(self, item: _Item) -> None:
+        directory, stat = item.directory, item.stat
+        if stat is None:  # the listing could not tell: one call does, or says why not
+            call = calls.stat(*item.target, follow=False)
+
+            def arrived(found: Stat) -> None:
+                directory.use(self._root)
+                self._items.appendleft(item._replace(stat=found))
+
+            self._begin(call, directory, item.target, arrived)
+        elif stat.type == "dir":
+            self._make_directory(item, stat)
+        elif stat.type == "symlink":
+            self._begin(
+                calls.readlink(*item.target),
+                directory,
+                item.target,
+                lambda target: self._put_symlink(item, target),
+            )
+        elif stat.type != "file":
+            complain(f"{item.target}: skipped, a {stat.type}")
+        elif stat.size <= _SMALL:
+            self._begin_small(item, stat)
+        else:
+            self._fetch_alone(item, stat)
+
+    def _put_symlink(self, item: _Item, target: str) -> None:
+        new_symlink(item.directory.fileno, item.name, target)
+        self._there(0)
+
+    def _begin_small(self, item: _Item, stat: Stat) -> None:
+        buffer = bytearray(stat.size + 1)  # a byte more than there is shows that it has not grown
+
+        def arrived(count: int) -> None:
+            if count != stat.size:
+                self._fetch_alone(item, stat)
+                return
+            permissions = modes.S_IMODE(stat.mode) & 0o777
+            with new_file(item.directory.fileno, item.name, permissions) as fileno:
+                write_at(fileno, memoryview(buffer)[:count], 0)
+                os.utime(fileno, ns=(stat.atime_ns, stat.mtime_ns))
+            self._there(count)
+
+        call = calls.read_into(*item.target, 0, buffer)
+        self._begin(call, item.directory, item.target, arrived, stat.size)
+
+    def _fetch_alone(self, item: _Item, stat: Stat) -> None:
+        """Fetch a file with nothing else on its way: the daemon drops clients that do not read."""
+        for job in self._jobs:
+            with suppress(RemoteError):  # told when its turn comes
+                self._client.finish(job.ticket)
+        fileno = item.directory.fileno
+        self._there(fetch_new(self._client, item.target, stat, fileno, item.name, None))
+
+    def _there(self, size: int) -> None:
+        self._files += 1
+        self._bytes += size
+        if self._show is not None:
+            self._show(self._files, self._bytes)
+
+
+@contextmanager
+def _progress_bar(name: str) -> Iterator[_Shown | None]:
+    """Show files and bytes; give None where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # no thread
+    with tqdm(desc=printable(name), unit="B", unit_scale=True, unit_divisor=1024) as bar:
+
+        def show(files: int, size: int) -> None:
+            bar.set_postfix_str(f"{files} {'file' if files == 1 else 'files'}", refresh=False)
+            bar.update(size - bar.n)
+
+        yield show

@@ -1,0 +1,92 @@
+"""A file as ``fetch`` gives it: a sealed memfd that nobody can change, mapped when it is used."""
+
+import mmap
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Final, Self, TypeAlias
+
+from vuserd.client.records import ImageInfo
+
+#: Called with the number of bytes that are there, and the number there will be.
+Progress: TypeAlias = Callable[[int, int], object]
+
+#: The most that one sendfile moves, in bytes: between two of them there is progress to be told.
+_PIECE: Final = 32 << 20
+
+
+class Image:
+    """One version of a file, whole and read-only: ``with client.fetch(...) as image: ...``.
+
+    The memory is shared with all who fetched the same version, and the file offset is not.
+    """
+
+    def __init__(self, info: ImageInfo, descriptor: int) -> None:
+        """Take over the descriptor that came with the answer."""
+        self.size = info.size
+        self.mtime_ns = info.mtime_ns
+        self.ino = info.ino
+        self.cached = info.cached  #: the daemon had it already
+        self._descriptor = descriptor
+        self._mapping: mmap.mmap | None = None
+
+    def fileno(self) -> int:
+        """Give the memfd's descriptor, which stays the image's; ValueError once it is closed."""
+        if self._descriptor < 0:
+            raise ValueError("the image is closed")
+        return self._descriptor
+
+    def buffer(self) -> memoryview:
+        """Give the bytes, read-only, without a copy; they are mapped by the first call.
+
+        A view may outlive :meth:`close`: the memory stays until the last one is let go.
+        """
+        descriptor = self.fileno()
+        if not self.size:  # nothing cannot be mapped
+            return memoryview(b"")
+        if self._mapping is None:
+            self._mapping = mmap.mmap(descriptor, self.size, mmap.MAP_SHARED, mmap.PROT_READ)
+        return memoryview(self._mapping)
+
+    def copy_to(self, fileno: int, *, progress: Progress | None = None) -> None:
+        """Write the bytes at the file offset of ``fileno``; the kernel copies them."""
+        descriptor, offset = self.fileno(), 0
+        while offset < self.size:
+            sent = os.sendfile(fileno, descriptor, offset, min(_PIECE, self.size - offset))
+            if not sent:
+                raise EOFError(f"the image has {offset} bytes, not {self.size}")
+            offset += sent
+            if progress is not None:
+                progress(offset, self.size)
+
+    def close(self) -> None:
+        """Close the descriptor; a second call does nothing."""
+        descriptor, self._descriptor = self._descriptor, -1
+        mapping, self._mapping = self._mapping, None
+        if descriptor >= 0:
+            os.close(descriptor)
+        if mapping is not None:
+            with suppress(BufferError):  # views are left, and keep it
+                mapping.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._descriptor < 0 else f"descriptor {self._descriptor}"
+        return f"<Image of {self.size} bytes, {state}>"

@@ -1,0 +1,58 @@
+"""``vuserctl load``: a file into memory that some other process shares, a rig's RAM for instance.
+
+The memory is named by a descriptor that this process inherited (a shell's ``3<>``, Python's
+``pass_fds``), or by ``/proc/PID/fd/N`` of the process that has it.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from vuserd.client.output import emit, shown
+from vuserd.client.sync_client import Client
+from vuserd.client.target import Target
+
+_NUMBER: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([KMG]?)", re.ASCII)
+_SHIFTS: Final = {"": 0, "K": 10, "M": 20, "G": 30}
+
+
+def parse_number(text: str) -> int:
+    """Read a number, decimal or 0x hexadecimal, with a suffix K, M or G; ValueError for others."""
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a number such as 4096, 0x80000, 64K or 1G")
+    digits, suffix = match.groups()
+    return int(digits, 16 if digits[:2] in ("0x", "0X") else 10) << _SHIFTS[suffix]
+
+
+def load(
+    client: Client,
+    target: Target,
+    memory: str,
+    address: int,
+    *,
+    offset: int = 0,
+    length: int | None = None,
+) -> None:
+    """Load a file into memory, and say how many bytes of it."""
+    with _opened(memory) as memfd, client.attach(memfd) as attached:
+        count = attached.load(target.export, target.path, address, offset=offset, length=length)
+    emit(f"{count} bytes of {shown(str(target))} at {address:#x}")
+
+
+@contextmanager
+def _opened(memory: str) -> Iterator[int]:
+    """Give the descriptor of the memory, for the block's time; OSErrors name it."""
+    inherited = memory.isascii() and memory.isdecimal()
+    descriptor = int(memory) if inherited else os.open(memory, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        try:
+            os.fstat(descriptor)
+        except (OSError, OverflowError):
+            raise OSError(9, "bad file descriptor", memory) from None
+        yield descriptor
+    finally:
+        if not inherited:
+            os.close(descriptor)

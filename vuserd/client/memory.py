@@ -1,0 +1,178 @@
+"""Memory attached to the daemon: files are loaded into it with no copy on the client's side."""
+
+import mmap
+import os
+import warnings
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from vuserd.client.calls import RemotePath
+from vuserd.client.errors import ConnectionLost
+
+if TYPE_CHECKING:
+    from vuserd.client.sync_client import Client
+    from vuserd.client.trio_client import TrioClient
+
+
+class SharedMemory:
+    """A memfd to attach: the caller's, which stays so, or one made here, closed here.
+
+    Args:
+        memfd: the caller's; None makes one.
+        size: bytes; by default all whole pages of the caller's memfd.
+
+    Raises ValueError where neither is given, and OSError where no memfd can be made.
+
+    """
+
+    def __init__(self, memfd: int | None, size: int | None) -> None:
+        self._mapping: mmap.mmap | None = None
+        self._descriptor = -1
+        self._made = memfd is None
+        if memfd is not None:
+            there = os.fstat(memfd).st_size
+            self.size = there - there % mmap.PAGESIZE if size is None else size
+            self._descriptor = memfd
+            return
+        if size is None or size <= 0:
+            raise ValueError("attach takes a memfd, or the size of one to make")
+        self.size = size
+        self._descriptor = os.memfd_create("vuserd-client", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self._descriptor, size)
+        except BaseException:
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        """Give the memfd's descriptor; ValueError once one that was made here is closed."""
+        if self._descriptor < 0:
+            raise ValueError("the memory is closed")
+        return self._descriptor
+
+    def mapping(self) -> mmap.mmap:
+        """Give all of it, mapped by the first call; that closes with the rest."""
+        if self._mapping is None:
+            self._mapping = mmap.mmap(self.fileno(), self.size)
+        return self._mapping
+
+    def close(self) -> None:
+        """Let go of what was made here; a second call does nothing."""
+        mapping, self._mapping = self._mapping, None
+        if mapping is not None:
+            with suppress(BufferError):  # views are left, and keep it
+                mapping.close()
+        if self._made and self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_made", False) and self._descriptor >= 0:
+            warnings.warn("memory was not detached", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+
+class _Attached:
+    """What attached memory is with either client. ``id`` is the daemon's name for it."""
+
+    def __init__(self, memory: SharedMemory, identifier: int) -> None:
+        self.id = identifier
+        self.size = memory.size
+        self._memory = memory
+
+    def fileno(self) -> int:
+        """Give the memfd's descriptor."""
+        return self._memory.fileno()
+
+    @property
+    def buffer(self) -> mmap.mmap:
+        """The memory, mapped for reading and writing by the first use, closed when it detaches."""
+        return self._memory.mapping()
+
+
+class AttachedMemory(_Attached):
+    """Memory that the daemon loads files into: ``with client.attach(memfd) as memory: ...``."""
+
+    def __init__(self, client: "Client", memory: SharedMemory, identifier: int) -> None:
+        super().__init__(memory, identifier)
+        self._client = client
+
+    def load(
+        self,
+        export: str,
+        path: RemotePath,
+        address: int,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> int:
+        """Have a file's bytes, from ``offset`` on, written at ``address`` in the memory.
+
+        Gives how many they are: ``length``, or fewer where the file ends.
+        """
+        return self._client.load(self.id, address, export, path, offset=offset, length=length)
+
+    def detach(self) -> None:
+        """Take the memory back from the daemon, once loads into it have ended."""
+        try:
+            self._client.detach(self.id)
+        finally:
+            self._memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with suppress(ConnectionLost):  # which has detached it
+            self.detach()
+
+
+class TrioAttachedMemory(_Attached):
+    """The same for trio: ``async with await client.attach(memfd) as memory: ...``."""
+
+    def __init__(self, client: "TrioClient", memory: SharedMemory, identifier: int) -> None:
+        super().__init__(memory, identifier)
+        self._client = client
+
+    async def load(
+        self,
+        export: str,
+        path: RemotePath,
+        address: int,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> int:
+        """Have a file's bytes, from ``offset`` on, written at ``address`` in the memory.
+
+        Gives how many they are: ``length``, or fewer where the file ends.
+        """
+        return await self._client.load(self.id, address, export, path, offset=offset, length=length)
+
+    async def detach(self) -> None:
+        """Take the memory back from the daemon, once loads into it have ended.
+
+        The daemon is told also where this is cancelled.
+        """
+        try:
+            await self._client.detach(self.id)
+        finally:
+            self._memory.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with suppress(ConnectionLost):  # which has detached it
+            await self.detach()
