@@ -46,7 +46,14 @@ def make_source(path: str, size: int) -> None:
 def served(folder: str, socket: str, backend: str | None) -> Iterator[str]:
     """Run ``vuserd serve`` on a folder for the block's time; give its virtiofsd's kind."""
     command = [sys.executable, "-m", "vuserd.cli", "serve", "--socket", socket]
-    command += ["--export", f"bench={folder}", *(["--backend", backend] if backend else [])]
+    # Every byte goes through virtio-fs: no image is kept from one round to the next.
+    command += [
+        "--image-cache",
+        "0",
+        "--export",
+        f"bench={folder}",
+        *(["--backend", backend] if backend else []),
+    ]
     daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + READY_WITHIN

@@ -10,7 +10,7 @@ import trio
 
 from vuserd import __version__
 from vuserd.address import socket_address
-from vuserd.config import DaemonConfig, check_names, parse_adopted, parse_export
+from vuserd.config import DaemonConfig, check_names, parse_adopted, parse_export, parse_size
 from vuserd.daemon import Daemon
 from vuserd.errors import ConfigurationError
 
@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--backend", metavar="PATH", help="the virtiofsd to start (default: the first one found)"
     )
+    serve.add_argument(
+        "--image-cache",
+        metavar="SIZE",
+        default="1G",
+        help="memory for images of files that clients fetched, for the next who asks; 0 keeps none"
+        " (default: %(default)s)",
+    )
     serve.add_argument("-v", "--verbose", action="store_true", help="log more")
     return parser
 
@@ -82,7 +89,12 @@ def _config(options: argparse.Namespace) -> DaemonConfig:
     if not exports:
         raise ConfigurationError("nothing to serve: give --export NAME=DIR or --adopt NAME=SOCKET")
     check_names(exports)
-    return DaemonConfig(socket_address(options.socket), exports, options.backend)
+    return DaemonConfig(
+        socket_address(options.socket),
+        exports,
+        options.backend,
+        image_cache=parse_size("--image-cache", options.image_cache),
+    )
 
 
 async def _serve(config: DaemonConfig) -> ConfigurationError | None:

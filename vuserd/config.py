@@ -9,6 +9,9 @@ from vuserd.backend.process import BackendOptions
 from vuserd.device.session import SessionOptions
 from vuserd.errors import ConfigurationError
 
+_SIZE: Final = re.compile(r"([0-9]{1,12})([KMG]?)")
+_SHIFTS: Final = {"": 0, "K": 10, "M": 20, "G": 30}
+
 #: Names are spelt in front of a colon on command lines, and in logs.
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
@@ -74,6 +77,21 @@ def parse_adopted(text: str) -> ExportConfig:
             f"--adopt {text}: give it as NAME=SOCKET, such as root=/run/vfs.sock"
         )
     return ExportConfig(_checked(name), socket=os.path.abspath(path))
+
+
+def parse_size(option: str, text: str) -> int:
+    """Read a number of bytes, with a suffix K, M or G (of 1024) where that is shorter.
+
+    Raises:
+        ConfigurationError: it is none.
+
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(
+            f"{option} {text}: not a size: give bytes, such as 0, 4096, 64M or 2G"
+        )
+    return int(match[1]) << _SHIFTS[match[2]]
 
 
 def check_names(exports: tuple[ExportConfig, ...]) -> None:

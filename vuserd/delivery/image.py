@@ -18,6 +18,8 @@ from vuserd.gather import gather
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 #: READs in flight while one image is filled: the backend reads ahead of the copying.
 _WINDOW: Final = 4
+#: Bytes that are allocated at once.
+_STEP: Final = 16 << 20
 #: Memory that is left to the machine when an image is allocated, in bytes.
 _RESERVE: Final = 64 << 20
 
@@ -65,8 +67,7 @@ async def make_image(file: OpenFile) -> SealedImage:
         _require_memory(file.size)
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         descriptor = os.memfd_create("vuserd-image", flags)
-        if file.size:
-            os.posix_fallocate(descriptor, 0, file.size)
+        await _allocate(descriptor, file.size)
         size = await _fill(file, descriptor)
         if size != file.size:
             os.ftruncate(descriptor, size)
@@ -80,6 +81,13 @@ async def make_image(file: OpenFile) -> SealedImage:
     finally:
         if descriptor >= 0:
             os.close(descriptor)
+
+
+async def _allocate(descriptor: int, size: int) -> None:
+    """Allocate the pages, some at a time: others are served meanwhile."""
+    for offset in range(0, size, _STEP):
+        os.posix_fallocate(descriptor, offset, min(_STEP, size - offset))
+        await trio.lowlevel.checkpoint()
 
 
 async def _fill(file: OpenFile, descriptor: int) -> int:
