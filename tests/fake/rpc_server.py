@@ -3,10 +3,12 @@
 It works, so tests need not script each answer; what goes wrong is asked for by its attributes.
 """
 
+import mmap
 import os
 import socket
 import stat as modes
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -97,7 +99,11 @@ class FakeDaemon:
         #: Methods that it does not know.
         self.unknown: set[str] = set()
         self.requests: list[Request] = []
+        #: How often memory was attached.
+        self.attached = 0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._descriptors: deque[int] = deque()
+        self._memories: dict[int, mmap.mmap] = {}
         self._threads: list[threading.Thread] = []
         self._connections: list[socket.socket] = []
 
@@ -118,6 +124,10 @@ class FakeDaemon:
                 sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
+        for memory in self._memories.values():
+            memory.close()
+        for descriptor in self._descriptors:
+            os.close(descriptor)
         for sock in (self._listener, *self._connections):
             sock.close()
 
@@ -140,7 +150,7 @@ class FakeDaemon:
         held: list[Request] = []
         left = self.cut_after if self.cut_after is not None else 1 << 60
         try:
-            while data := connection.recv(65536):
+            while data := self._receive(connection):
                 decoder.feed(data)
                 for message in decoder:
                     assert isinstance(message, Request)
@@ -158,6 +168,11 @@ class FakeDaemon:
                 held.clear()
         except OSError:
             pass  # the client went away
+
+    def _receive(self, connection: socket.socket) -> bytes:
+        data, descriptors, _, _ = socket.recv_fds(connection, 65536, 16)
+        self._descriptors.extend(descriptors)
+        return data
 
     def _send(self, connection: socket.socket, frame: bytes, descriptors: list[int]) -> None:
         if descriptors:
@@ -260,6 +275,24 @@ class FakeDaemon:
         os.write(descriptor, content)
         answer = {key: node.stat()[key] for key in ("size", "mtime_ns", "ino")}
         return answer | {"cached": False}, descriptor
+
+    def do_attach(self, size: int) -> int:
+        descriptor = self._descriptors.popleft()
+        self.attached += 1
+        self._memories[self.attached] = mmap.mmap(descriptor, size)
+        os.close(descriptor)
+        return self.attached
+
+    def do_load(
+        self, memory: int, address: int, export: object, path: object, options: dict[str, Any]
+    ) -> Any:
+        length = 1 << 62 if options["length"] is None else options["length"]
+        content = self.do_read(export, path, options["offset"], length)
+        self._memories[memory][address : address + len(content)] = content
+        return {"length": len(content)}
+
+    def do_detach(self, memory: int) -> None:
+        self._memories.pop(memory).close()
 
     def do_statfs(self, export: object) -> Any:
         self.find(export, "")

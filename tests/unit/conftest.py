@@ -25,9 +25,13 @@ def fake_daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
         yield served
 
 
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["reads", "lent"])
+def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have files come in many chunks, over the socket or through memory that is lent."""
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(transfer, "LENT_CHUNK_BYTES", 8192)
+    if request.param == "lent":
+        monkeypatch.setattr(transfer, "LENT_LEAST", 1)
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ class TestTrioClient:
                 await connected.stream("kernels", "image", ignore)
 
             def shrink(request: Request) -> None:
-                if request.method == "read":
+                if request.method in ("read", "load"):
                     image.content = b"x"
 
             fake_daemon.before = shrink

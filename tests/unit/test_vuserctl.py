@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node, directory
-from vuserd.client import output, vuserctl
+from vuserd.client import output, transfer, vuserctl
 from vuserd.client.completion import candidates, script
 from vuserd.client.target import Target
 from vuserd.rpc.codec import Request
@@ -410,11 +410,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     os.umask(umask)
 
 
-@pytest.fixture(params=["image", "reads"])
-def way(request: pytest.FixtureRequest, fake_daemon: FakeDaemon) -> None:
-    """Take a file either way: from a daemon that has no images it comes in reads."""
+@pytest.fixture(params=["lent", "reads"])
+def way(
+    request: pytest.FixtureRequest, fake_daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Take a file either way: from a daemon that takes no memory it comes in reads."""
+    monkeypatch.setattr(transfer, "LENT_LEAST", 1)
     if request.param == "reads":
-        fake_daemon.unknown.add("fetch")
+        fake_daemon.unknown.add("attach")
 
 
 @pytest.mark.usefixtures("way")
@@ -470,7 +473,7 @@ class TestGet:
 
     def test_a_connection_that_is_cut(self, run: Run, here: Path, fake_daemon: FakeDaemon) -> None:
         (here / "image").write_text("old")
-        fake_daemon.unknown.add("fetch")
+        fake_daemon.unknown.add("attach")
         fake_daemon.cut_after = 100_000
         assert run("get", "kernels:image")[0] == 1
         assert os.listdir(here) == ["image"]
@@ -489,7 +492,7 @@ class TestGet:
         left: list[list[str]] = []
 
         def interrupt(request: Request) -> None:
-            if request.method in ("fetch", "read") and not left:
+            if request.method in ("load", "read") and not left:
                 left.append(os.listdir(here))
                 process.send_signal(number)
                 process.wait()

@@ -6,19 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vuserd.client.errors import RemoteError
 from vuserd.client.output import printable
 from vuserd.client.place import new_file, open_directory
 from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
 from vuserd.client.target import Target
 from vuserd.client.transfer import Progress
-
-#: An image is the fastest way at every size, and takes the daemon's memory: a file that is larger
-#: than what the daemon keeps of images (by default) comes in reads.
-IMAGE_MOST = 1 << 30
-#: Answers of a daemon that has no memory or descriptor left for an image, or no images at all.
-_NO_IMAGE = frozenset({"ENOMEM", "ENOSPC", "EMFILE", "ENFILE", "TOO_LARGE", "UNKNOWN_METHOD"})
 
 
 def cat(client: Client, target: Target, progress: Progress | None = None) -> None:
@@ -81,25 +74,9 @@ def fetch_new(
 ) -> int:
     """Fetch a file that had the attributes ``stat`` to ``name`` in a directory; give its size."""
     with new_file(directory, name, modes.S_IMODE(stat.mode) & 0o777) as fileno:
-        size, mtime_ns = _fetch_whole(client, target, stat.size, fileno, progress)
-        os.utime(fileno, ns=(stat.atime_ns, mtime_ns))
-    return size
-
-
-def _fetch_whole(
-    client: Client, target: Target, size: int, fileno: int, progress: Progress | None
-) -> tuple[int, int]:
-    """Fetch one version of a file in the fastest way; give its size and mtime_ns."""
-    if size <= IMAGE_MOST:
-        try:
-            with client.fetch(target.export, target.path) as image:
-                image.copy_to(fileno, progress=progress)
-                return image.size, image.mtime_ns
-        except RemoteError as error:
-            if error.code not in _NO_IMAGE:
-                raise
-    found = client.download(target.export, target.path, fileno, progress=progress)
-    return found.size, found.mtime_ns
+        found = client.download(target.export, target.path, fileno, progress=progress)
+        os.utime(fileno, ns=(stat.atime_ns, found.mtime_ns))
+    return found.size
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -14,20 +15,25 @@ from vuserd.address import socket_candidates, to_sockaddr
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
 from vuserd.client.core import ClientCore, Ticket
-from vuserd.client.errors import CannotConnect, describe_loss
+from vuserd.client.errors import CannotConnect, RemoteError, describe_loss
 from vuserd.client.exchange import receive_some, send_some
 from vuserd.client.image import Image
 from vuserd.client.memory import AttachedMemory, SharedMemory
 from vuserd.client.records import ApiInfo, DirectoryPage, Entry, ExportInfo, FsStat, Stat
 from vuserd.client.transfer import (
     ATTEMPTS,
+    NOT_LENT,
     TICK_SECONDS,
     Chunk,
     FileChanged,
+    Place,
     Progress,
     Transfer,
     changed,
     is_settled,
+    lent_places,
+    lent_size,
+    own_places,
     write_at,
 )
 
@@ -268,7 +274,48 @@ class Client:
 
         For the daemon drops a client that does not take what it asked for.
         """
-        transfer = Transfer(export, path, size)
+        with self._places(export, path, size) as places:
+            transfer = Transfer(export, path, size, places)
+            self._run(transfer, size, write, progress, unhurried=unhurried)
+
+    @contextmanager
+    def _places(self, export: str, path: RemotePath, size: int) -> Iterator[Sequence[Place]]:
+        """Give room for chunks: memory that is lent to the daemon where that pays and it can."""
+        room = lent_size(size)
+        memory = self._lend(room, export, path) if room else None
+        if memory is None:
+            yield own_places(size)
+            return
+        with memory:
+            yield lent_places(memory.id, memoryview(memory.buffer))
+
+    def _lend(self, size: int, export: str, path: RemotePath) -> AttachedMemory | None:
+        """Lend memory to the daemon for a file; None where it or its backend has no room for it."""
+        try:
+            memory = self.attach(size=size)
+            try:
+                memory.load(export, path, 0, length=1)  # its backend's room shows with this
+            except BaseException:
+                memory.detach()
+                raise
+        except RemoteError as error:
+            if error.code not in NOT_LENT:
+                raise
+        except OSError:
+            pass  # no descriptor or memory left here
+        else:
+            return memory
+        return None
+
+    def _run(
+        self,
+        transfer: Transfer,
+        size: int,
+        write: Callable[[memoryview, int], object],
+        progress: Progress | None,
+        *,
+        unhurried: bool,
+    ) -> None:
         in_flight: deque[tuple[Chunk, Ticket[int]]] = deque()
         try:
             while True:

@@ -9,7 +9,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
@@ -19,20 +19,25 @@ from vuserd.address import socket_candidates, to_sockaddr
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
 from vuserd.client.core import ClientCore, Ticket
-from vuserd.client.errors import CannotConnect, describe_loss
+from vuserd.client.errors import CannotConnect, RemoteError, describe_loss
 from vuserd.client.exchange import receive_some, send_some
 from vuserd.client.image import Image
 from vuserd.client.memory import SharedMemory, TrioAttachedMemory
 from vuserd.client.records import ApiInfo, DirectoryPage, Entry, ExportInfo, FsStat, Stat
 from vuserd.client.transfer import (
     ATTEMPTS,
+    NOT_LENT,
     TICK_SECONDS,
     Chunk,
     FileChanged,
+    Place,
     Progress,
     Transfer,
     changed,
     is_settled,
+    lent_places,
+    lent_size,
+    own_places,
     write_at,
 )
 
@@ -271,7 +276,50 @@ class TrioClient:
 
         For the daemon drops a client that does not take what it asked for.
         """
-        transfer = Transfer(export, path, size)
+        async with self._places(export, path, size) as places:
+            transfer = Transfer(export, path, size, places)
+            await self._run(transfer, size, write, progress, unhurried=unhurried)
+
+    @asynccontextmanager
+    async def _places(
+        self, export: str, path: RemotePath, size: int
+    ) -> AsyncIterator[Sequence[Place]]:
+        """Give room for chunks: memory that is lent to the daemon where that pays and it can."""
+        room = lent_size(size)
+        memory = await self._lend(room, export, path) if room else None
+        if memory is None:
+            yield own_places(size)
+            return
+        async with memory:
+            yield lent_places(memory.id, memoryview(memory.buffer))
+
+    async def _lend(self, size: int, export: str, path: RemotePath) -> TrioAttachedMemory | None:
+        """Lend memory to the daemon for a file; None where it or its backend has no room for it."""
+        try:
+            memory = await self.attach(size=size)
+            try:
+                await memory.load(export, path, 0, length=1)  # its backend's room shows with this
+            except BaseException:
+                await memory.detach()
+                raise
+        except RemoteError as error:
+            if error.code not in NOT_LENT:
+                raise
+        except OSError:
+            pass  # no descriptor or memory left here
+        else:
+            return memory
+        return None
+
+    async def _run(
+        self,
+        transfer: Transfer,
+        size: int,
+        write: Callable[[memoryview, int], Awaitable[object]],
+        progress: Progress | None,
+        *,
+        unhurried: bool,
+    ) -> None:
         in_flight: deque[tuple[Chunk, Ticket[int]]] = deque()
         try:
             while True:
