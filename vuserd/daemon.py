@@ -2,8 +2,9 @@
 
 import logging
 import os
+import resource
 import time
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -18,6 +19,9 @@ from vuserd.rpc.methods import Methods
 from vuserd.rpc.server import Server
 
 _LOG = logging.getLogger(__name__)
+
+#: Images that are kept, however small: each takes a page and a descriptor at least.
+_MOST_IMAGES: Final = 4096
 
 
 class Daemon:
@@ -44,7 +48,7 @@ class Daemon:
         program = await self._find_program()
         with listening(config.socket) as listener:
             async with trio.open_nursery() as nursery:
-                self._images = ImageStore(config.image_cache, nursery)
+                self._images = ImageStore(config.image_cache, _most_images(), nursery)
                 self._server = Server(Methods(self._exports, self._images, self.status))
                 for export_config in config.exports:
                     export = Export(export_config, config, program)
@@ -95,3 +99,8 @@ class Daemon:
             return await find_program(self._config.backend, os.geteuid())
         except ConfigurationError as error:
             return error
+
+
+def _most_images() -> int:
+    """Return how many images may be kept: clients need descriptors, too."""
+    return min(_MOST_IMAGES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)

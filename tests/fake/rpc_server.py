@@ -286,6 +286,8 @@ class FakeDaemon:
     def do_load(
         self, memory: int, address: int, export: object, path: object, options: dict[str, Any]
     ) -> Any:
+        if memory not in self._memories:
+            raise FaultError("BAD_REQUEST", f"there is no attached memory {memory}")
         length = 1 << 62 if options["length"] is None else options["length"]
         content = self.do_read(export, path, options["offset"], length)
         self._memories[memory][address : address + len(content)] = content

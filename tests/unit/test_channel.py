@@ -9,7 +9,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from protocol import fuse
 from protocol.fuse import NodeId, Opcode
+from protocol.virtio_fs import REQUEST_QUEUE
+from protocol.virtio_ring import Feature
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
+from vuserd.device.layout import IN_FLIGHT
 from vuserd.device.session import Session
 from vuserd.errors import BackendBroken, BackendDown, BackendTimeout, FileError
 
@@ -129,6 +132,47 @@ async def test_a_lookup_given_up_is_interrupted_and_its_count_given_back(
     await wait_all_tasks_blocked()
     assert [fuse.decode_lookup(body) is not None for body in undone] == [True]
     assert session._layout.messages.available == free
+
+
+async def test_qemus_virtiofsd_is_not_interrupted(backend: FakeBackend) -> None:
+    backend.features |= Feature.NOTIFY_ON_EMPTY
+    withheld = Withheld(backend, Opcode.STATFS)
+    async with backend.session() as session:
+
+        async def statfs() -> None:
+            await session.channel.call(fuse.statfs(ROOT), fuse.decode_statfs)
+
+        await give_up(statfs)
+        assert len(withheld.requests) == 1
+        assert backend.named(Opcode.INTERRUPT) == []
+        withheld.let_go()
+
+
+async def test_what_waits_for_a_slot_goes_in_its_turn_or_not_at_all(
+    backend: FakeBackend, session: Session
+) -> None:
+    withheld = Withheld(backend, Opcode.LOOKUP)
+    slots = IN_FLIGHT[REQUEST_QUEUE]
+
+    async def lookup() -> None:
+        await session.channel.call(fuse.lookup(ROOT, b"Image"), fuse.decode_lookup)
+
+    async def getattr_() -> None:
+        await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(slots):
+            nursery.start_soon(lookup)
+        await wait_all_tasks_blocked()
+        await give_up(getattr_)
+        nursery.start_soon(getattr_)
+        await wait_all_tasks_blocked()
+        assert session.channel.in_flight == slots + 1
+        assert len(withheld.requests) == slots
+        assert backend.named(Opcode.GETATTR) == backend.named(Opcode.INTERRUPT) == []
+        withheld.let_go()
+    assert len(backend.named(Opcode.GETATTR)) == 1
+    assert session.channel.in_flight == 0
 
 
 async def test_a_payload_given_up_stays_the_devices_until_it_comes_back(

@@ -44,7 +44,7 @@ class Files:
 
     async def find(self, path: bytes, *, follow: bool = True) -> Tree | bytes | None:
         node = await resolve(
-            self.root, path, follow=follow, lookup=self.lookup, readlink=self.readlink
+            self.root, components(path), follow=follow, lookup=self.lookup, readlink=self.readlink
         )
         return self._content[node.id]
 

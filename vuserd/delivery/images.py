@@ -44,12 +44,14 @@ class ImageStore:
 
     Args:
         budget: bytes of images kept for a next time; 0 keeps none.
+        most: how many are kept: each takes a descriptor.
         nursery: where images are made: the client that asked first may go before the others.
 
     """
 
-    def __init__(self, budget: int, nursery: trio.Nursery) -> None:
+    def __init__(self, budget: int, most: int, nursery: trio.Nursery) -> None:
         self._budget = budget
+        self._most = most
         self._nursery = nursery
         self._kept: OrderedDict[ImageKey, SealedImage] = OrderedDict()
         self._making: dict[ImageKey, _Making] = {}
@@ -123,12 +125,12 @@ class ImageStore:
 
     def _keep(self, key: ImageKey, image: SealedImage) -> None:
         """Take over the maker's holding: keep the image, or let it go."""
-        if image.size > self._budget or key in self._kept:
+        if not self._budget or image.size > self._budget or key in self._kept:
             image.give_back()
             return
         self._kept[key] = image
         self.bytes += image.size
-        while self.bytes > self._budget:
+        while self.bytes > self._budget or len(self._kept) > self._most:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:

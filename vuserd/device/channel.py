@@ -8,7 +8,6 @@ the reply comes after all, ``undo`` gives back what it brought: a lookup count, 
 
 import logging
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
@@ -52,12 +51,14 @@ class _InFlight:
 
     __slots__ = ("deadline", "message", "request", "result", "target", "task", "undo", "unique")
 
-    def __init__(self, request: fuse.Request, undo: Undo | None) -> None:
+    def __init__(
+        self, request: fuse.Request, unique: int, target: Target | None, undo: Undo | None
+    ) -> None:
         self.request = request
+        self.unique = unique
+        self.target = target
         self.undo = undo
-        self.unique = 0
         self.message: Buffer | None = None
-        self.target: Target | None = None
         #: What became of it, and who waits for that, until when.
         self.result: outcome.Outcome[bytes | int] | None = None
         self.task: trio.lowlevel.Task | None = None
@@ -81,16 +82,17 @@ class FuseChannel:
         self._unique = 0
         self.requests = self._new_queue(layout, REQUEST_QUEUE, self._answered)
         self.hiprio = self._new_queue(layout, HIPRIO_QUEUE, self._forgotten)
-        #: Free slots of the request queue. A slot is free again when the device gave it back.
-        self._slots = trio.Semaphore(IN_FLIGHT[REQUEST_QUEUE])
-        self._backlog: dict[int, deque[_InFlight]] = {
-            queue: deque() for queue in (REQUEST_QUEUE, HIPRIO_QUEUE)
-        }
+        #: Free slots by queue. A slot is free again when the device gave it back.
+        self._slots = dict(IN_FLIGHT)
+        #: Requests that wait for a slot, by queue and unique, in order.
+        self._backlog: dict[int, dict[int, _InFlight]] = {queue: {} for queue in IN_FLIGHT}
         #: Requests that somebody wants the reply to, by unique: the oldest deadline is the first.
         self._awaited: dict[int, _InFlight] = {}
         self._more_awaited = trio.lowlevel.ParkingLot()
         self._idle = trio.lowlevel.ParkingLot()
         self.submitted = 0
+        #: Whether INTERRUPT is sent for requests that are given up.
+        self.interrupts = True
 
     @staticmethod
     def _new_queue(
@@ -108,7 +110,7 @@ class FuseChannel:
 
     @property
     def in_flight(self) -> int:
-        """Requests that the device has, or that wait for a slot with nobody waiting for them."""
+        """Requests that the device has, or that wait for a slot."""
         rings = self.requests.ring.outstanding + self.hiprio.ring.outstanding
         return rings + sum(map(len, self._backlog.values()))
 
@@ -125,7 +127,7 @@ class FuseChannel:
         """
         if request.reply_size is None or request.reply_size + _HEADER > REPLY_ROOM:
             raise ValueError(f"{request.opcode.name} has no fixed reply")
-        body = (await self._settled(await self._begin(request, None, undo))).unwrap()
+        body = (await self._settled(self._begin(request, None, undo))).unwrap()
         assert isinstance(body, bytes)
         return self.decoded(decode, body)
 
@@ -151,7 +153,7 @@ class FuseChannel:
         entries: list[_InFlight] = []
         try:
             for request, target in requests:
-                entries.append(await self._begin(request, target, undo))
+                entries.append(self._begin(request, target, undo))
             return [await self._settled(entry) for entry in entries]
         except BaseException:
             for entry in entries:
@@ -171,7 +173,7 @@ class FuseChannel:
         """
         if request.reply_size is None or not 1 <= request.reply_size <= PAYLOAD_SIZE:
             raise ValueError(f"{request.opcode.name} of {request.reply_size} bytes")
-        length = (await self._settled(await self._begin(request, target, undo))).unwrap()
+        length = (await self._settled(self._begin(request, target, undo))).unwrap()
         assert isinstance(length, int)
         return length
 
@@ -201,19 +203,7 @@ class FuseChannel:
         """
         if self._failure is not None:
             return
-        entry = _InFlight(request, None)
-        if request.reply_size is None:
-            if self.hiprio.ring.free:
-                self._submit(HIPRIO_QUEUE, entry)
-            else:
-                self._backlog[HIPRIO_QUEUE].append(entry)
-            return
-        try:
-            self._slots.acquire_nowait()
-        except trio.WouldBlock:
-            self._backlog[REQUEST_QUEUE].append(entry)
-        else:
-            self._submit(REQUEST_QUEUE, entry)
+        self._enqueue(self._new_entry(request, None, None))
 
     async def drained(self) -> None:
         """Wait until the device has nothing of ours any more, or is lost."""
@@ -231,7 +221,6 @@ class FuseChannel:
             queue.ring.abandon()
         for entry in list(self._awaited.values()):
             self._settle(entry, outcome.Error(_again(reason)))
-        self._slots.release()  # the first of those who wait for a slot wakes the next
         self._idle.unpark_all()
 
     def close(self) -> None:
@@ -239,29 +228,34 @@ class FuseChannel:
         self.requests.close()
         self.hiprio.close()
 
-    async def _begin(
-        self, request: fuse.Request, target: Target | None, undo: Undo | None
-    ) -> _InFlight:
-        """Submit a request whose reply is wanted, once there is a slot for it."""
-        entry = _InFlight(request, undo)
-        entry.target = target
-        try:
-            self._slots.acquire_nowait()
-        except trio.WouldBlock:
-            await self._wait_for_slot(request)
+    def _begin(self, request: fuse.Request, target: Target | None, undo: Undo | None) -> _InFlight:
+        """Submit a request whose reply is wanted, as soon as there is a slot for it."""
         if self._failure is not None:
-            self._slots.release()
             raise _again(self._failure)
-        try:
-            self._submit(REQUEST_QUEUE, entry)
-        except BaseException:
-            self._slots.release()
-            raise
+        entry = self._new_entry(request, target, undo)
         entry.deadline = trio.current_time() + self._timeout
         self._awaited[entry.unique] = entry
         if self._more_awaited:
             self._more_awaited.unpark_all()
+        self._enqueue(entry)
         return entry
+
+    def _new_entry(
+        self, request: fuse.Request, target: Target | None, undo: Undo | None
+    ) -> _InFlight:
+        if request.size > REQUEST_ROOM:
+            raise ValueError(f"{request.opcode.name} of {request.size} bytes")
+        self._unique += 2  # odd numbers are the kernel's for interrupts, so they stay unused
+        return _InFlight(request, self._unique, target, undo)
+
+    def _enqueue(self, entry: _InFlight) -> None:
+        """Submit a request, or let it wait for a slot: none overtakes another on its queue."""
+        queue = HIPRIO_QUEUE if entry.request.reply_size is None else REQUEST_QUEUE
+        if self._slots[queue]:
+            self._slots[queue] -= 1
+            self._submit(queue, entry)
+        else:
+            self._backlog[queue][entry.unique] = entry
 
     async def _settled(self, entry: _InFlight) -> outcome.Outcome[bytes | int]:
         """Wait until it is known what became of a request; cancelled, leave it an orphan."""
@@ -285,12 +279,6 @@ class FuseChannel:
             assert isinstance(late, bytes)
             entry.undo(late)
 
-    async def _wait_for_slot(self, request: fuse.Request) -> None:
-        with trio.move_on_after(self._timeout) as patience:
-            await self._slots.acquire()
-        if patience.cancelled_caught:
-            raise self._timed_out(request)
-
     def _timed_out(self, request: fuse.Request) -> BackendTimeout:
         return BackendTimeout(
             f"the backend did not answer {request.opcode.name} within {self._timeout:g} s"
@@ -304,10 +292,17 @@ class FuseChannel:
             entry.task = None
 
     def _orphan(self, entry: _InFlight) -> None:
-        """Leave a request to the device: nobody wants its reply any more."""
+        """Take a request back that still waits for a slot, or leave it to the device."""
         entry.task = None
         del self._awaited[entry.unique]
-        self.post(fuse.interrupt(entry.unique))
+        self._want_no_more(entry)
+
+    def _want_no_more(self, entry: _InFlight) -> None:
+        if self._backlog[REQUEST_QUEUE].pop(entry.unique, None) is None:
+            if self.interrupts:
+                self.post(fuse.interrupt(entry.unique))
+        elif self._idle and not self.in_flight:
+            self._idle.unpark_all()
 
     async def watch_deadlines(self) -> None:
         """Wake those whose request is overdue; runs until cancelled, sleeps while there are none.
@@ -327,18 +322,15 @@ class FuseChannel:
                 if oldest.deadline > now:
                     break
                 self._settle(oldest, outcome.Error(self._timed_out(oldest.request)))
-                self.post(fuse.interrupt(oldest.unique))
+                self._want_no_more(oldest)
 
     def _submit(self, queue: int, entry: _InFlight) -> None:
-        """Put a request on the ring. There is a slot for it."""
+        """Put a request on the ring. It has a slot."""
         request = entry.request
-        self._unique += 2  # odd numbers are the kernel's for interrupts, so they stay unused
-        entry.unique = self._unique
-        if request.size > REQUEST_ROOM:
-            raise ValueError(f"{request.opcode.name} of {request.size} bytes")
         message = entry.message = self._messages.take(entry)
-        message.view[: request.size] = request.encode(entry.unique, self._who)
-        readable = [Span(message.address, request.size)]
+        encoded = request.encode(entry.unique, self._who)
+        message.view[: len(encoded)] = encoded
+        readable = [Span(message.address, len(encoded))]
         writable: list[Span] = []
         if request.reply_size is not None:
             reply_at = message.address + REQUEST_ROOM
@@ -360,15 +352,16 @@ class FuseChannel:
         """Take a used chain of the request queue: check the reply, wake who waits for it."""
         message = entry.message
         assert message is not None
-        header = bytes(message.view[REQUEST_ROOM : REQUEST_ROOM + _HEADER])
-        error = fuse.decode_reply_header(header, entry.unique, used)
+        # Copied out before it is looked at: the backend may go on writing.
+        size = used if entry.target is None else _HEADER
+        reply = bytes(message.view[REQUEST_ROOM : REQUEST_ROOM + size])
+        error = fuse.decode_reply_header(reply[:_HEADER], entry.unique, used)
         length = used - _HEADER
         result: outcome.Outcome[bytes | int]
         if error:
             result = outcome.Error(FileError(error))
         elif entry.target is None:
-            start = REQUEST_ROOM + _HEADER
-            result = outcome.Value(bytes(message.view[start : start + length]))
+            result = outcome.Value(reply[_HEADER:])
         else:
             result = outcome.Value(length)
         if entry.unique in self._awaited:
@@ -394,10 +387,11 @@ class FuseChannel:
         """Free a request's message buffer, and let the next one have its slot."""
         message.reclaim()
         message.give_back()
-        if self._backlog[queue]:
-            self._submit(queue, self._backlog[queue].popleft())
-        elif queue == REQUEST_QUEUE:
-            self._slots.release()
+        backlog = self._backlog[queue]
+        if backlog:
+            self._submit(queue, backlog.pop(next(iter(backlog))))
+        else:
+            self._slots[queue] += 1
         if self._idle and not self.in_flight:
             self._idle.unpark_all()
 

@@ -145,6 +145,9 @@ class Session:
         ask, tell = self._connection.ask, self._connection.tell
         offered = Feature(decode_u64(await ask(Request.GET_FEATURES)))
         _require("virtio", _FEATURES, offered)
+        # Only QEMU's own virtiofsd offers this bit. It keeps an INTERRUPT whose request has ended,
+        # answers it with the next request, from memory that is freed by then, and crashes.
+        self.channel.interrupts = Feature.NOTIFY_ON_EMPTY not in offered
         protocol_offered = ProtocolFeature(decode_u64(await ask(Request.GET_PROTOCOL_FEATURES)))
         _require("vhost-user", _PROTOCOL_FEATURES, protocol_offered)
         taken = _PROTOCOL_FEATURES | (protocol_offered & _MEMORY_SLOTS)

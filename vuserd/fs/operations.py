@@ -37,7 +37,8 @@ class NodeOperations:
         directory that the way really led to.
         """
         root = root_node()
-        answers = await self._look_ahead(root, path, hold)
+        names = components(path)
+        answers = await self._look_ahead(root, names, hold)
 
         async def lookup(directory: Node, name: bytes) -> Node:
             answer = answers.pop((directory.id, name), None)
@@ -48,7 +49,7 @@ class NodeOperations:
             return self._found(body, directory, name, hold)
 
         try:
-            node = await resolve(root, path, follow=follow, lookup=lookup, readlink=self.readlink)
+            node = await resolve(root, names, follow=follow, lookup=lookup, readlink=self.readlink)
         finally:
             for answer in answers.values():
                 if isinstance(answer, Value):
@@ -79,11 +80,11 @@ class NodeOperations:
         if entry is not None:
             self._nodes.forget(entry.node)
 
-    async def _look_ahead(self, root: Node, path: bytes, hold: Hold) -> _Answers:
+    async def _look_ahead(self, root: Node, path: list[bytes], hold: Hold) -> _Answers:
         """Look up all names of a path whose directories are known, in one round."""
         steps: list[tuple[NodeId, bytes]] = []
         here: Node | None = root
-        for name in components(path):
+        for name in path:
             if here is None or name in (b"", b".", b".."):
                 break
             steps.append((here.id, name))

@@ -35,19 +35,19 @@ def components(path: bytes) -> list[bytes]:
     if len(path) >= PATH_MAX:
         raise FileError(errno.ENAMETOOLONG)
     names = path.lstrip(b"/").split(b"/")
-    if any(len(name) > NAME_MAX for name in names):
+    if max(map(len, names)) > NAME_MAX:
         raise FileError(errno.ENAMETOOLONG)
     return names
 
 
 async def resolve(
-    root: Node, path: bytes, *, follow: bool, lookup: Lookup, readlink: Readlink
+    root: Node, path: list[bytes], *, follow: bool, lookup: Lookup, readlink: Readlink
 ) -> Node:
     """Walk ``path`` from ``root``; return the node it leads to. The empty path is the root.
 
     Args:
         root: the export's root directory.
-        path: absolute or relative, which is the same.
+        path: its :func:`components`.
         follow: whether a symlink at the path's end is followed, as one with a slash always is.
         lookup: finds a name in a directory.
         readlink: reads a symlink's target.
@@ -57,7 +57,7 @@ async def resolve(
 
     """
     directories = [root]
-    ahead = deque(components(path))
+    ahead = deque(path)
     symlinks = 0
     while ahead:
         name = ahead.popleft()

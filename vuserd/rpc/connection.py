@@ -8,17 +8,15 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import trio
 
 from vuserd.budget import Budget
 from vuserd.delivery.attached import MemoryTable
-from vuserd.delivery.image import SealedImage
 from vuserd.delivery.images import Fetched
 from vuserd.delivery.inline import FileContent
-from vuserd.descriptors import ancillary_space, ancillary_with, received_descriptors
+from vuserd.descriptors import ancillary_space, received_descriptors
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.walks import WalkTable
 from vuserd.rpc.caller import Caller
@@ -33,17 +31,18 @@ from vuserd.rpc.codec import (
     encode_response,
 )
 from vuserd.rpc.methods import READ_MAX, Methods, fetched_map
+from vuserd.rpc.outbox import Outbox, Reply
 
 _LOG = logging.getLogger(__name__)
 
 _RECEIVE_SIZE: Final = 64 << 10
-#: One sendmsg takes this many pieces (UIO_MAXIOV is 1,024).
-_PIECES: Final = 256
 #: What the kernel may hold of replies that a client has not read yet.
 _SEND_BUFFER: Final = 2 << 20
 _SO_SNDBUFFORCE: Final = 32
 #: Descriptors that may wait for the request that they came with; the kernel passes 253 at most.
 _MOST_DESCRIPTORS: Final = 16
+#: A plain number: arithmetic on a flag of the standard library costs more than the receiving.
+_TRUNCATED: Final = int(socket.MSG_CTRUNC)
 _ANCILLARY_SPACE: Final = ancillary_space(_MOST_DESCRIPTORS)
 #: Seconds for a backend to return what it was lent for a client that is gone.
 _FAREWELL: Final = 30.0
@@ -73,42 +72,36 @@ class Counters:
         self.bytes_read = 0
 
 
-class _Reply(NamedTuple):
-    """Pieces to send, a descriptor beside the first, and what to give back when they are gone."""
-
-    pieces: Sequence[bytes | memoryview]
-    descriptor: int | None
-    content: FileContent | SealedImage | None
-    payload: int
-
-
-def _widen(stream: trio.SocketStream) -> None:
+def _widen(sock: socket.socket) -> None:
     """Let one send carry a whole payload buffer: each send less is a wake-up of both sides less."""
     try:
-        stream.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
     except PermissionError:  # only root may exceed net.core.wmem_max
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
 
 class Connection:
-    """A client's connection; :meth:`run` serves it until it ends."""
+    """A client's connection; :meth:`run` serves it until it ends, and closes its socket.
+
+    The socket is the standard library's, not blocking: trio's own would yield to other tasks on
+    each call, which costs more than the call.
+    """
 
     def __init__(
         self,
-        stream: trio.SocketStream,
+        sock: socket.socket,
         methods: Methods,
         limits: ConnectionLimits,
         counters: Counters,
     ) -> None:
-        self._stream = stream
-        _widen(stream)
+        self._socket = sock
+        _widen(sock)
         self._methods = methods
         self._limits = limits
         self._counters = counters
         self._requests = Budget(limits.requests)
         self._payload = Budget(limits.payload)
-        self._outgoing: deque[_Reply] = deque()
-        self._wake_writer = trio.Event()
+        self._outbox = Outbox(sock, self._gone)
         self._caller = Caller(MemoryTable(limits.memories, limits.memory), WalkTable(limits.walks))
         #: Descriptors that came and whose request has not come yet, in order.
         self._descriptors: deque[int] = deque()
@@ -131,9 +124,9 @@ class Connection:
                 await self._requests.take(self._requests.total)
                 nursery.cancel_scope.cancel()
         finally:
-            for reply in self._outgoing:
-                self._sent(reply)
-            self._outgoing.clear()
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+            self._outbox.close()
             self._drop_descriptors()
             with trio.move_on_after(_FAREWELL, shield=True):
                 await self._caller.close()
@@ -142,9 +135,12 @@ class Connection:
         decoder = MessageDecoder(Limits(self._limits.frame, self._limits.depth))
         while True:
             try:
-                received, ancillary, flags, _ = await self._stream.socket.recvmsg(
+                await trio.lowlevel.wait_readable(self._socket)
+                received, ancillary, flags, _ = self._socket.recvmsg(
                     _RECEIVE_SIZE, _ANCILLARY_SPACE, socket.MSG_CMSG_CLOEXEC
                 )
+            except BlockingIOError:
+                continue
             except OSError:
                 nursery.cancel_scope.cancel()
                 return
@@ -154,7 +150,7 @@ class Connection:
                 return
             self._descriptors.extend(received_descriptors(ancillary))
             try:
-                if flags & socket.MSG_CTRUNC or len(self._descriptors) > _MOST_DESCRIPTORS:
+                if flags & _TRUNCATED or len(self._descriptors) > _MOST_DESCRIPTORS:
                     raise FramingError("TOO_LARGE", "too many descriptors came with a request")
                 decoder.feed(received)
                 for message in decoder:
@@ -175,7 +171,7 @@ class Connection:
             except FramingError as error:
                 await self._requests.take(1)
                 refusal = CallError(ErrorCode(error.code), str(error))
-                self._send([encode_notification("error", [refusal.to_wire()])])
+                self._outbox.send(Reply([encode_notification("error", [refusal.to_wire()])]))
                 self._last_request_read.set()
                 return
 
@@ -194,9 +190,10 @@ class Connection:
         self._counters.errors += 1
         refusal = CallError(ErrorCode.BAD_REQUEST, message.reason).to_wire()
         if message.msgid is None:
-            self._send([encode_notification("error", [refusal])])
+            frame = encode_notification("error", [refusal])
         else:
-            self._send([encode_response(message.msgid, refusal, None)])
+            frame = encode_response(message.msgid, refusal, None)
+        self._outbox.send(Reply([frame]))
 
     async def _answer(self, request: Request, descriptor: int | None) -> None:
         reserved = 0
@@ -227,17 +224,18 @@ class Connection:
 
     def _refuse_request(self, request: Request, error: dict[str, Any], reserved: int) -> None:
         self._counters.errors += 1
-        self._send([encode_response(request.msgid, error, None)], payload=reserved)
+        self._outbox.send(Reply([encode_response(request.msgid, error, None)], payload=reserved))
 
     def _answer_with(self, request: Request, result: Any, reserved: int) -> None:
         if isinstance(result, FileContent):
             head = encode_bin_response_head(request.msgid, result.length)
             self._counters.bytes_read += result.length
-            self._send([head, *result.views()], content=result, payload=reserved)
+            self._outbox.send(Reply([head, *result.views()], content=result, payload=reserved))
         elif isinstance(result, Fetched):
             self._answer_with_image(request, result)
         else:
-            self._send([encode_response(request.msgid, None, result)], payload=reserved)
+            frame = encode_response(request.msgid, None, result)
+            self._outbox.send(Reply([frame], payload=reserved))
 
     def _answer_with_image(self, request: Request, fetched: Fetched) -> None:
         try:
@@ -248,64 +246,16 @@ class Connection:
             self._refuse_request(request, refusal.to_wire(), reserved=0)
             return
         head = encode_response(request.msgid, None, fetched_map(fetched))
-        self._send([head], descriptor=descriptor, content=fetched.image)
+        self._outbox.send(Reply([head], descriptor, fetched.image))
 
-    def _send(
-        self,
-        pieces: Sequence[bytes | memoryview],
-        descriptor: int | None = None,
-        content: FileContent | SealedImage | None = None,
-        payload: int = 0,
-    ) -> None:
-        self._outgoing.append(_Reply(pieces, descriptor, content, payload))
-        self._wake_writer.set()
-
-    def _sent(self, reply: _Reply) -> None:
-        """Give back what a reply held, now that it has left or never will."""
-        if reply.content is not None:
-            reply.content.give_back()
-        if reply.descriptor is not None:
-            os.close(reply.descriptor)
+    def _gone(self, reply: Reply) -> None:
+        """Take back what a reply used of the budgets."""
         self._payload.give_back(reply.payload)
         self._requests.give_back(1)
 
     async def _write_replies(self, cancel: trio.CancelScope) -> None:
-        while True:
-            while not self._outgoing:
-                self._wake_writer = trio.Event()
-                await self._wake_writer.wait()
-            batch = self._next_batch()
-            pieces = [piece for reply in batch for piece in reply.pieces]
-            try:
-                await self._send_pieces(pieces, batch[0].descriptor)
-            except (OSError, trio.TooSlowError) as error:
-                _LOG.info("a client was dropped: %s", error or "it does not read")
-                cancel.cancel()
-                return
-            finally:
-                for reply in batch:
-                    self._sent(reply)
-
-    def _next_batch(self) -> list[_Reply]:
-        """Take replies that go out together: a descriptor goes with the first byte of its own."""
-        batch = [self._outgoing.popleft()]
-        pieces = len(batch[0].pieces)
-        while self._outgoing and pieces < _PIECES and self._outgoing[0].descriptor is None:
-            batch.append(self._outgoing.popleft())
-            pieces += len(batch[-1].pieces)
-        return batch
-
-    async def _send_pieces(self, pieces: list[bytes | memoryview], descriptor: int | None) -> None:
-        """Send all pieces in order; each send has to make progress within the stall time."""
-        ancillary = ancillary_with([] if descriptor is None else [descriptor])
-        first = 0
-        while first < len(pieces):
-            with trio.fail_after(self._limits.stall):
-                part = pieces[first : first + _PIECES]
-                sent = await self._stream.socket.sendmsg(part, ancillary)
-            ancillary = []
-            while first < len(pieces) and sent >= len(pieces[first]):
-                sent -= len(pieces[first])
-                first += 1
-            if sent:
-                pieces[first] = memoryview(pieces[first])[sent:]
+        try:
+            await self._outbox.run(self._limits.stall)
+        except (OSError, trio.TooSlowError) as error:
+            _LOG.info("a client was dropped: %s", error or "it does not read")
+            cancel.cancel()

@@ -1,6 +1,7 @@
 """All clients of the daemon: accepted, counted, and seen off when the daemon ends."""
 
 import logging
+import socket
 
 import trio
 
@@ -41,7 +42,8 @@ class Server:
         self._accepting.cancel()
 
     async def _serve_client(self, stream: trio.SocketStream) -> None:
-        connection = Connection(stream, self._methods, self._limits, self.counters)
+        sock = socket.socket(fileno=stream.socket.detach())
+        connection = Connection(sock, self._methods, self._limits, self.counters)
         self._connections.add(connection)
         if self._accepting.cancel_called:
             connection.shut_down()

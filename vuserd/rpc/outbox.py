@@ -1,0 +1,137 @@
+"""Replies on their way to a client: sent at once if the socket takes them, else in their turn."""
+
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import trio
+
+from vuserd.delivery.image import SealedImage
+from vuserd.delivery.inline import FileContent
+from vuserd.descriptors import ancillary_with
+
+#: One sendmsg takes this many pieces (UIO_MAXIOV is 1,024).
+_PIECES: Final = 256
+
+
+class Reply:
+    """Pieces to send, a descriptor beside the first, and what is given back when they are gone.
+
+    Args:
+        pieces: the bytes.
+        descriptor: closed once it is sent, or never will be.
+        content: what the pieces, or the descriptor, are of.
+        payload: bytes of the client's budget that it takes.
+
+    """
+
+    __slots__ = ("_content", "descriptor", "payload", "pieces")
+
+    def __init__(
+        self,
+        pieces: Sequence[bytes | memoryview],
+        descriptor: int | None = None,
+        content: FileContent | SealedImage | None = None,
+        payload: int = 0,
+    ) -> None:
+        self.pieces: deque[bytes | memoryview] = deque(pieces)
+        self.descriptor = descriptor
+        self.payload = payload
+        self._content = content
+
+    def close(self) -> None:
+        """Give back what it held."""
+        self.close_descriptor()
+        self.pieces.clear()
+        if self._content is not None:
+            self._content.give_back()
+            self._content = None
+
+    def close_descriptor(self) -> None:
+        """Close the descriptor, if there is one."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+class Outbox:
+    """The replies of one connection, in order.
+
+    Args:
+        sock: connected, and not blocking.
+        gone: called with each reply that has left or never will, after it is closed.
+
+    """
+
+    def __init__(self, sock: socket.socket, gone: Callable[[Reply], None]) -> None:
+        self._socket = sock
+        self._gone = gone
+        self._waiting: deque[Reply] = deque()
+        self._more = trio.lowlevel.ParkingLot()
+
+    def send(self, reply: Reply) -> None:
+        """Send a reply, or what the socket does not take at once as soon as it does.
+
+        So most replies need no other task than the one that has them. A fault of the socket is
+        :meth:`run`'s to find.
+        """
+        self._waiting.append(reply)
+        if len(self._waiting) > 1:
+            return
+        with contextlib.suppress(OSError):
+            self._send_some()
+        if self._waiting:
+            self._more.unpark_all()
+
+    async def run(self, stall: float) -> None:
+        """Send what :meth:`send` could not.
+
+        Raises:
+            OSError: the client is gone.
+            trio.TooSlowError: it took nothing for ``stall`` seconds.
+
+        """
+        while True:
+            while not self._waiting:
+                await self._more.park()
+            with trio.fail_after(stall):
+                await trio.lowlevel.wait_writable(self._socket)
+            with contextlib.suppress(BlockingIOError):
+                self._send_some()
+
+    def close(self) -> None:
+        """Give up what was not sent."""
+        while self._waiting:
+            self._drop_first()
+
+    def _send_some(self) -> None:
+        """Send what one system call takes: a descriptor goes with the first byte of its own."""
+        first = self._waiting[0]
+        pieces: list[bytes | memoryview] = []
+        for reply in self._waiting:
+            if len(pieces) >= _PIECES or (reply.descriptor is not None and reply is not first):
+                break
+            pieces.extend(reply.pieces)
+        ancillary = [] if first.descriptor is None else ancillary_with([first.descriptor])
+        sent = self._socket.sendmsg(pieces[:_PIECES], ancillary, socket.MSG_NOSIGNAL)
+        first.close_descriptor()
+        self._forget_sent(sent)
+
+    def _forget_sent(self, sent: int) -> None:
+        while self._waiting:
+            pieces = self._waiting[0].pieces
+            while pieces and sent >= len(pieces[0]):
+                sent -= len(pieces.popleft())
+            if pieces:
+                if sent:
+                    pieces[0] = memoryview(pieces[0])[sent:]
+                return
+            self._drop_first()
+
+    def _drop_first(self) -> None:
+        reply = self._waiting.popleft()
+        reply.close()
+        self._gone(reply)
