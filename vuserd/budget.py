@@ -1,7 +1,9 @@
 """An amount that many share: whoever wants a part waits for it in turn."""
 
 from collections import deque
+from collections.abc import Callable
 
+import outcome
 import trio
 
 
@@ -16,9 +18,17 @@ class Budget:
         self.total = total
         self.available = total
         self._waiting: deque[tuple[int, trio.lowlevel.Task]] = deque()
+        self._end: Callable[[], Exception] | None = None
 
     async def take(self, amount: int) -> None:
-        """Take ``amount`` units, all at once, so that nobody holds some and waits for more."""
+        """Take ``amount`` units, all at once, so that nobody holds some and waits for more.
+
+        Raises:
+            Exception: what :meth:`end` was told to raise.
+
+        """
+        if self._end is not None:
+            raise self._end()
         if not 0 <= amount <= self.total:
             raise ValueError(f"{amount} units of a budget of {self.total}")
         if not self._waiting and amount <= self.available:
@@ -38,6 +48,12 @@ class Budget:
         """Give units back that were taken."""
         self.available += amount
         self._serve()
+
+    def end(self, error: Callable[[], Exception]) -> None:
+        """Let nobody wait any more: whoever does, or wants a part later, has ``error()`` raised."""
+        self._end = error
+        while self._waiting:
+            trio.lowlevel.reschedule(self._waiting.popleft()[1], outcome.Error(error()))
 
     def _serve(self) -> None:
         while self._waiting and self._waiting[0][0] <= self.available:

@@ -43,6 +43,10 @@ class DaemonConfig:
     idle_nodes: int = 4096
     #: Bytes of sealed images that are kept for a next fetch; 0 keeps none.
     image_cache: int = 1 << 30
+    #: Backends that an export may lose in a row, without a call served, before it has failed.
+    restarts: int = 8
+    #: Seconds before the second try in a row, doubled with each more, and the longest of them.
+    restart_delays: tuple[float, float] = (0.05, 5.0)
     #: Seconds that calls in progress may take when the daemon is told to end.
     drain: float = 5.0
 

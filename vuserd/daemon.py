@@ -53,9 +53,10 @@ class Daemon:
                 for export_config in config.exports:
                     export = Export(export_config, config, program)
                     self._exports[export_config.name] = export
-                async with trio.open_nursery() as starting:
-                    for export in self._exports.values():
-                        starting.start_soon(nursery.start, export.run)
+                for export in self._exports.values():
+                    nursery.start_soon(export.run)
+                for export in self._exports.values():
+                    await export.settled.wait()
                 _LOG.info("serving on %s", config.socket)
                 task_status.started()
                 if not self._stopping:

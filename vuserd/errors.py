@@ -66,6 +66,10 @@ class BackendError(VuserdError):
 
     code = ErrorCode.BACKEND_DOWN
 
+    def again(self) -> "BackendError":
+        """Return another of the same kind and words: one that is shared grows a traceback."""
+        return type(self)(str(self))
+
 
 class BackendDown(BackendError):  # noqa: N818
     """The backend did not start, has ended, or closed its socket."""

@@ -35,5 +35,9 @@ class AdoptedBackend(Backend):
     def expect_end(self) -> None:
         """Do nothing: its log is its owner's."""
 
+    async def wait(self) -> None:
+        """Wait for ever: what its connection does not tell is its owner's."""
+        await trio.sleep_forever()
+
     async def stop(self) -> None:
         """Leave the process to its owner."""

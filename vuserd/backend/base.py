@@ -32,5 +32,9 @@ class Backend(ABC):
         """Take note that the session ends in good order."""
 
     @abstractmethod
+    async def wait(self) -> None:
+        """Wait until its process has ended; for ever where that is not ours to know."""
+
+    @abstractmethod
     async def stop(self) -> None:
         """End it, if it is ours to end. The connection is closed already."""

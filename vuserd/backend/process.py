@@ -23,6 +23,8 @@ _LOG = logging.getLogger(__name__)
 
 #: How long a backend whose connection was closed may take to end by itself, then after SIGTERM.
 _GRACE: Final = 2.0
+#: The same where the session with it is lost already.
+_SHORT_GRACE: Final = 0.05
 _LONGEST_LINE: Final = 4096
 _LAST_LINES: Final = 5
 
@@ -100,6 +102,7 @@ class BackendProcess(Backend):
         self._name = name
         self._words: deque[str] = deque(maxlen=_LAST_LINES)
         self._level = logging.INFO
+        self._end_expected = False
 
     async def connect(self) -> trio.SocketStream:
         """Hand the connection out that was made before the start."""
@@ -122,20 +125,26 @@ class BackendProcess(Backend):
     def expect_end(self) -> None:
         """Log what it says from here on as chatter: the C one never ends without some."""
         self._level = logging.DEBUG
+        self._end_expected = True
 
     async def wait(self) -> None:
         """Wait until the process has ended."""
         await self._process.wait()
 
     async def stop(self) -> None:
-        """End the process and all that it started: politely first, then for certain."""
+        """End the process and all that it started: politely first, then for certain.
+
+        Nothing is lost with one that failed, and its successor is waited for.
+        """
         if self._connection is not None:
             self._connection.close()
-        for request in (None, signal.SIGTERM, signal.SIGKILL):
+        requests = [None, signal.SIGTERM] if self._end_expected else [None]
+        grace = _GRACE if self._end_expected else _SHORT_GRACE
+        for request in (*requests, signal.SIGKILL):
             if request is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, request)
-            with trio.move_on_after(_GRACE):
+            with trio.move_on_after(grace):
                 await self._process.wait()
                 break
         # What the namespace sandbox forked outlives a parent that was killed: take it along.

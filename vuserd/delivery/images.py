@@ -1,6 +1,7 @@
 """The images of all exports: kept while there is room, made once however many ask at once."""
 
 from collections import OrderedDict
+from collections.abc import Awaitable
 from typing import NamedTuple
 
 import trio
@@ -8,6 +9,7 @@ import trio
 from vuserd.delivery.image import SealedImage, make_image
 from vuserd.delivery.whole import deliver_whole
 from vuserd.errors import CallError, ErrorCode, VuserdError
+from vuserd.fs.export import Export
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.version import Version
 
@@ -62,7 +64,7 @@ class ImageStore:
     def __len__(self) -> int:
         return len(self._kept)
 
-    async def fetch(self, export: str, filesystem: FileSystem, path: bytes) -> Fetched:
+    async def fetch(self, export: Export, path: bytes) -> Fetched:
         """Return an image of the regular file at ``path`` as it is now.
 
         Raises:
@@ -70,7 +72,8 @@ class ImageStore:
             CallError: CHANGED when the file went on changing.
 
         """
-        key = ImageKey(export, await filesystem.version(path))
+        version = await export.call(lambda files: files.version(path))
+        key = ImageKey(export.config.name, version)
         kept = self._kept.get(key)
         if kept is not None:
             self._kept.move_to_end(key)
@@ -80,7 +83,7 @@ class ImageStore:
         if making is None:
             self.misses += 1
             making = self._making[key] = _Making(key)
-            self._nursery.start_soon(self._make, making, filesystem, path)
+            self._nursery.start_soon(self._make, making, export, path)
         return Fetched(await self._wait_for(making), cached=False)
 
     def close(self) -> None:
@@ -102,12 +105,13 @@ class ImageStore:
             raise making.error
         return making.image
 
-    async def _make(self, making: _Making, filesystem: FileSystem, path: bytes) -> None:
+    async def _make(self, making: _Making, export: Export, path: bytes) -> None:
+        def deliver(files: FileSystem) -> Awaitable[SealedImage]:
+            return deliver_whole(files, path, make_image, SealedImage.give_back)
+
         try:
             with making.scope:
-                making.image = await deliver_whole(
-                    filesystem, path, make_image, SealedImage.give_back
-                )
+                making.image = await export.call(deliver)
         except VuserdError as error:
             making.error = error
         finally:

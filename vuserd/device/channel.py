@@ -20,7 +20,7 @@ from protocol import MalformedError, fuse
 from protocol.virtio_fs import HIPRIO_QUEUE, REQUEST_QUEUE
 from vuserd.device.layout import IN_FLIGHT, PAYLOAD_SIZE, REPLY_ROOM, REQUEST_ROOM, SharedLayout
 from vuserd.device.queue import NotifiedQueue
-from vuserd.errors import BackendBroken, BackendError, BackendTimeout, FileError
+from vuserd.errors import BackendBroken, BackendDown, BackendError, BackendTimeout, FileError
 
 _LOG = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ class FuseChannel:
         self._more_awaited = trio.lowlevel.ParkingLot()
         self._idle = trio.lowlevel.ParkingLot()
         self.submitted = 0
+        self._answered_at = 0.0
         #: Whether INTERRUPT is sent for requests that are given up.
         self.interrupts = True
 
@@ -220,7 +221,7 @@ class FuseChannel:
         for queue in self.queues.values():
             queue.ring.abandon()
         for entry in list(self._awaited.values()):
-            self._settle(entry, outcome.Error(_again(reason)))
+            self._settle(entry, outcome.Error(reason.again()))
         self._idle.unpark_all()
 
     def close(self) -> None:
@@ -231,7 +232,7 @@ class FuseChannel:
     def _begin(self, request: fuse.Request, target: Target | None, undo: Undo | None) -> _InFlight:
         """Submit a request whose reply is wanted, as soon as there is a slot for it."""
         if self._failure is not None:
-            raise _again(self._failure)
+            raise self._failure.again()
         entry = self._new_entry(request, target, undo)
         entry.deadline = trio.current_time() + self._timeout
         self._awaited[entry.unique] = entry
@@ -309,6 +310,9 @@ class FuseChannel:
 
         All requests have the same time, so the oldest one's deadline is the next: one task with one
         timer costs a request less than a cancel scope of its own.
+
+        A backend that has answered nothing at all since an overdue request was begun is lost: its
+        socket may be open still, but its rings are dead.
         """
         while True:
             if not self._awaited:
@@ -322,6 +326,10 @@ class FuseChannel:
                 if oldest.deadline > now:
                     break
                 self._settle(oldest, outcome.Error(self._timed_out(oldest.request)))
+                if self._answered_at < oldest.deadline - self._timeout:
+                    silence = f"the backend has answered nothing for {self._timeout:g} s"
+                    self._lost(BackendDown(silence))
+                    return
                 self._want_no_more(oldest)
 
     def _submit(self, queue: int, entry: _InFlight) -> None:
@@ -352,6 +360,7 @@ class FuseChannel:
         """Take a used chain of the request queue: check the reply, wake who waits for it."""
         message = entry.message
         assert message is not None
+        self._answered_at = trio.current_time()
         # Copied out before it is looked at: the backend may go on writing.
         size = used if entry.target is None else _HEADER
         reply = bytes(message.view[REQUEST_ROOM : REQUEST_ROOM + size])
@@ -401,8 +410,3 @@ class FuseChannel:
             await self.queues[queue].reap_calls()
         except MalformedError as error:
             self._broken(error)
-
-
-def _again(reason: BackendError) -> BackendError:
-    """Return an exception of the same kind and words: one that is shared grows a traceback."""
-    return type(reason)(str(reason))

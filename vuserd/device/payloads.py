@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from memory.arena import Buffer, Pool
 from vuserd.budget import Budget
+from vuserd.errors import BackendError
 
 
 class PayloadPool:
@@ -21,9 +22,18 @@ class PayloadPool:
         return self._pool.count - self._pool.available
 
     async def take(self, count: int, owner: object) -> list[Buffer]:
-        """Take ``count`` buffers; each is its owner's to give back."""
+        """Take ``count`` buffers; each is its owner's to give back.
+
+        Raises:
+            BackendError: the backend is lost.
+
+        """
         await self._budget.take(count)
         return [self._pool.take(owner) for _ in range(count)]
+
+    def fail(self, reason: BackendError) -> None:
+        """Wake all who wait: the backend is lost, and what it has of the buffers stays away."""
+        self._budget.end(reason.again)
 
     def _freed(self) -> None:
         self._budget.give_back(1)

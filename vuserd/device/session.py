@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
@@ -66,7 +66,7 @@ class Session:
         self._options = options
         self._connection = VhostUserConnection(stream, options.timeout)
         self._layout = SharedLayout(options.payloads)
-        self.channel = FuseChannel(self._layout, options.timeout, self._lose)
+        self.channel = FuseChannel(self._layout, options.timeout, self.lose)
         self.payloads = PayloadPool(self._layout.payloads)
         self.init = fuse.InitReply(0, fuse.InitFlag(0), 0, 0)
         #: Regions that the backend can map.
@@ -106,7 +106,7 @@ class Session:
         placed = self._layout.memory.add(region)
         try:
             payload = encode_memory_region(placed.wire())
-            await self._connection.tell(Request.ADD_MEM_REG, payload, [region.fileno()])
+            await self._change_memory(Request.ADD_MEM_REG, payload, [region.fileno()])
         except BaseException:
             self._layout.memory.remove(placed)
             raise
@@ -120,7 +120,16 @@ class Session:
 
         """
         self._layout.memory.remove(placed)
-        await self._connection.tell(Request.REM_MEM_REG, encode_memory_region(placed.wire()))
+        await self._change_memory(Request.REM_MEM_REG, encode_memory_region(placed.wire()))
+
+    async def _change_memory(
+        self, request: Request, payload: bytes, descriptors: Sequence[int] = ()
+    ) -> None:
+        try:
+            await self._connection.tell(request, payload, descriptors)
+        except BackendDown as error:
+            self.lose(error)  # known here before the task that watches the connection has its turn
+            raise
 
     async def wait_lost(self) -> BackendError:
         """Wait until the backend is lost; return why."""
@@ -128,17 +137,19 @@ class Session:
         assert self._reason is not None
         return self._reason
 
-    def _lose(self, reason: BackendError) -> None:
+    def lose(self, reason: BackendError) -> None:
+        """Declare the backend lost: everybody who waits for it is told."""
         if self._reason is None:
             self._reason = reason
             self.channel.fail(reason)
+            self.payloads.fail(reason)
             self._lost.set()
 
     async def _watch_connection(self) -> None:
         try:
             await self._connection.run()
         except BackendError as error:
-            self._lose(error)
+            self.lose(error)
 
     async def _start(self) -> None:
         """Negotiate, share memory and start the rings, in the order that every backend takes."""
@@ -196,7 +207,7 @@ class Session:
                 await self._connection.ask(Request.GET_VRING_BASE, stop)
 
     def _close(self) -> None:
-        self._lose(BackendDown("the session with the backend is over"))
+        self.lose(BackendDown("the session with the backend is over"))
         self.channel.close()
         self._layout.close()
 

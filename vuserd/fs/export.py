@@ -1,11 +1,11 @@
-"""An export's life: a backend, a session with it, and the file system that calls are put to."""
+"""An export's life: a backend, a session with it, and the next one when that is lost."""
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -20,18 +20,24 @@ from vuserd.fs.filesystem import FileSystem
 
 _LOG = logging.getLogger(__name__)
 
+#: Seconds between two tries to connect to a socket of somebody else's.
+_ADOPT_PAUSE: Final = 0.1
+
+Result = TypeVar("Result")
+
 
 class ExportState(StrEnum):
     """Where an export is in its life."""
 
     STARTING = "starting"
     UP = "up"
+    RESTARTING = "restarting"  #: its backend was lost, and the next one is on its way
     FAILED = "failed"
     STOPPED = "stopped"
 
 
 class Export:
-    """A directory that can be read through a backend, as long as the backend lives.
+    """A directory that can be read through a backend, and through the next one if that is lost.
 
     Args:
         config: what to export.
@@ -51,23 +57,58 @@ class Export:
         self._daemon = daemon
         self._options = daemon.backend_options.within_limits()
         self._program = program
+        #: The sandboxes to try; once one has worked, that one alone.
+        self._sandboxes: list[str] = []
         self._backend: Backend | None = None
         self._session: Session | None = None
         self._filesystem: FileSystem | None = None
-        self._serving = trio.CancelScope()
+        #: Backends in a row that were lost before any call was served.
+        self._failures = 0
+        self._changed = trio.lowlevel.ParkingLot()
+        #: Set once the first backend is up, or is known not to be.
+        self.settled = trio.Event()
+        self._stopped = False
+        #: What :meth:`stop` ends: the wait for the session's loss, or for the next try.
+        self._waiting = trio.CancelScope()
 
-    @property
-    def filesystem(self) -> FileSystem:
-        """The files.
+    async def call(self, operation: Callable[[FileSystem], Awaitable[Result]]) -> Result:
+        """Do an operation on the files; again, when the backend is lost meanwhile.
+
+        All that is asked of the files are reads, so nothing is done twice that must not be.
 
         Raises:
-            BackendDown: there is no working backend; the message says why.
+            BackendDown: there is no working backend, and none in time; the message says why.
+            VuserdError: what the operation raises.
 
         """
-        if self._filesystem is None:
-            why = f": {self.reason}" if self.reason else ""
-            raise BackendDown(f"export {self.config.name} is {self.state}{why}")
-        return self._filesystem
+        deadline = trio.current_time() + self._daemon.session_options.timeout
+        while True:
+            filesystem = self._filesystem
+            if filesystem is None or filesystem.is_lost():
+                await self._wait_for_another(deadline)
+                continue
+            try:
+                result = await operation(filesystem)
+            except BackendError:
+                if not filesystem.is_lost() or trio.current_time() >= deadline:
+                    raise
+            else:
+                self._failures = 0
+                return result
+
+    async def _wait_for_another(self, deadline: float) -> None:
+        """Wait for the export's next state, unless no other is to be expected.
+
+        An adopted backend that was never there is not waited for: somebody has to start it.
+        """
+        ended = self.state in (ExportState.FAILED, ExportState.STOPPED)
+        if not ended and not (self.state is ExportState.STARTING and self.reason):
+            with trio.move_on_at(deadline) as patience:
+                await self._changed.park()
+            if not patience.cancelled_caught:
+                return
+        why = f": {self.reason}" if self.reason else ""
+        raise BackendDown(f"export {self.config.name} is {self.state}{why}")
 
     def describe(self) -> dict[str, Any]:
         """Return the export as the RPC's ``exports`` shows it."""
@@ -103,32 +144,89 @@ class Export:
 
     def stop(self) -> None:
         """Ask :meth:`run` to end the session in good order."""
-        self._serving.cancel()
+        self._stopped = True
+        self._waiting.cancel()
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until :meth:`stop` or the backend's end; started once the outcome is known."""
+    async def run(self) -> None:
+        """Serve until :meth:`stop`, one backend after the other.
+
+        An export whose first backend cannot be had has failed; so has one that lost ``restarts``
+        backends in a row without a call served. An adopted backend is waited for, for ever.
+        """
+        while not self._stopped:
+            generation = self.generation
+            failure = await self._serve_once()
+            if failure is None:
+                break
+            self._failures += 1
+            adopted = self.config.socket is not None
+            if not adopted and (self.generation == 0 or self._failures > self._daemon.restarts):
+                _LOG.error("export %s failed: %s", self.config.name, failure)
+                self._change(ExportState.FAILED, failure)
+                self.settled.set()
+                return
+            if failure != self.reason:
+                _LOG.warning("export %s: %s; trying again", self.config.name, failure)
+            begun = self.generation > 0
+            self._change(ExportState.RESTARTING if begun else ExportState.STARTING, failure)
+            self.settled.set()
+            connected = self.generation > generation
+            await self._pause(self._delay() if connected or not adopted else _ADOPT_PAUSE)
+        self._change(ExportState.STOPPED, "")
+
+    def _delay(self) -> float:
+        """Return how long to wait for the next try: not at all at first, then longer and longer."""
+        least, most = self._daemon.restart_delays
+        return 0.0 if self._failures <= 1 else min(least * 2 ** (self._failures - 2), most)
+
+    async def _pause(self, seconds: float) -> None:
+        with trio.CancelScope() as self._waiting:
+            if not self._stopped:
+                await trio.sleep(seconds)
+
+    def _change(self, state: ExportState, reason: str) -> None:
+        self.state, self.reason = state, reason
+        self._changed.unpark_all()
+
+    async def _serve_once(self) -> str | None:
+        """Serve with one backend; return why it was lost, None if :meth:`stop` was called."""
         try:
-            async with self._first_session() as session:
+            async with self._next_session() as session:
                 self._come_up(session)
-                task_status.started()
-                lost: BackendError | None = None
-                with self._serving:
-                    lost = await session.wait_lost()
-                self._go_down()
+                try:
+                    lost = await self._wait_lost(session)
+                finally:
+                    self._go_down()
                 if lost is not None:
+                    self._change(ExportState.RESTARTING, str(lost))
                     raise lost
                 assert self._backend is not None
                 self._backend.expect_end()
-            self.state = ExportState.STOPPED
         except VuserdError as error:
             words = self._backend.last_words() if self._backend is not None else ""
-            self.reason = f"{error} ({words})" if words else str(error)
-            self.state = ExportState.FAILED
-            _LOG.error("export %s failed: %s", self.config.name, self.reason)
-            if self.generation == 0:
-                task_status.started()
+            return f"{error} ({words})" if words else str(error)
         finally:
             self._backend = None
+        return None
+
+    async def _wait_lost(self, session: Session) -> BackendError | None:
+        """Wait for the loss of the session or its process; return it, None for :meth:`stop`."""
+        assert self._backend is not None
+        lost: BackendError | None = None
+        with trio.CancelScope() as self._waiting:
+            if self._stopped:
+                return None
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_process, self._backend, session)
+                lost = await session.wait_lost()
+                nursery.cancel_scope.cancel()
+        return lost
+
+    @staticmethod
+    async def _watch_process(backend: Backend, session: Session) -> None:
+        """Notice an end that the connection hides: what the process forked may hold that open."""
+        await backend.wait()
+        session.lose(BackendDown("the backend's process has ended"))
 
     def _come_up(self, session: Session) -> None:
         self.generation += 1
@@ -136,7 +234,7 @@ class Export:
         # Each idle node keeps a descriptor open in the backend; leave it most of them.
         idle = min(self._daemon.idle_nodes, self._options.descriptors // 4)
         self._filesystem = FileSystem(session, idle)
-        self.state = ExportState.UP
+        self._change(ExportState.UP, "")
         assert self._backend is not None
         _LOG.info(
             "export %s is up: %s through virtiofsd %s (%s)",
@@ -145,6 +243,7 @@ class Export:
             self._backend.version or "of unknown version",
             self._backend.kind,
         )
+        self.settled.set()
 
     def _go_down(self) -> None:
         filesystem, self._filesystem = self._filesystem, None
@@ -153,7 +252,7 @@ class Export:
             filesystem.close()
 
     @asynccontextmanager
-    async def _first_session(self) -> AsyncIterator[Session]:
+    async def _next_session(self) -> AsyncIterator[Session]:
         """Open a session: with the adopted backend, or in the best sandbox the machine allows."""
         if self.config.socket is not None:
             adopted = AdoptedBackend(self.config.socket)
@@ -162,14 +261,16 @@ class Export:
             return
         if isinstance(self._program, ConfigurationError):
             raise self._program
-        modes = sandboxes(self._program.kind, os.geteuid())
+        generation = self.generation
+        modes = self._sandboxes or sandboxes(self._program.kind, os.geteuid())
         for index, sandbox in enumerate(modes):
             try:
                 async with self._started_session(self._program, sandbox) as session:
+                    self._sandboxes = [sandbox]
                     yield session
                 return
             except BackendDown as error:
-                if self.state is not ExportState.STARTING or index == len(modes) - 1:
+                if self.generation > generation or index == len(modes) - 1:
                     raise
                 words = self._backend.last_words() if self._backend is not None else ""
                 _LOG.warning(

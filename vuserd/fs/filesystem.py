@@ -1,10 +1,10 @@
-"""What can be asked of an export's file system: stat, readlink, statfs, readdir, walk, open."""
+"""What can be asked of an export's file system: stat, readlink, statfs, readdir, open."""
 
 import errno
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 
@@ -19,7 +19,9 @@ from vuserd.fs.nodes import Hold, Node, NodeTable
 from vuserd.fs.openfile import OpenFile
 from vuserd.fs.operations import NodeOperations
 from vuserd.fs.version import Version, time_to_settle
-from vuserd.fs.walk import TreeWalk
+
+#: How often a file that has just changed is looked at again, a tick later.
+_SETTLING: Final = 3
 
 
 class DirectoryPage(NamedTuple):
@@ -38,7 +40,11 @@ class FileSystem:
         self._channel = session.channel
         capacity = fuse.batch_forget_capacity(REQUEST_ROOM)
         self.nodes = NodeTable(idle_nodes, session.channel.post, capacity)
-        self._operations = NodeOperations(session, self.nodes)
+        self.operations = NodeOperations(session, self.nodes)
+
+    def is_lost(self) -> bool:
+        """Tell whether the session is over: nothing can be asked any more."""
+        return self._session.lost
 
     def close(self) -> None:
         """Give every lookup count back, as far as the backend still listens."""
@@ -47,7 +53,7 @@ class FileSystem:
     async def stat(self, path: bytes, *, follow: bool) -> Attributes:
         """Return the attributes that the host has for ``path`` now."""
         with Hold(self.nodes) as hold:
-            return (await self._operations.resolve(path, hold, follow=follow)).attributes
+            return (await self.operations.resolve(path, hold, follow=follow)).attributes
 
     async def readlink(self, path: bytes) -> bytes:
         """Return the target of the symlink at ``path``, as it is written there.
@@ -57,10 +63,10 @@ class FileSystem:
 
         """
         with Hold(self.nodes) as hold:
-            node = await self._operations.resolve(path, hold, follow=False)
+            node = await self.operations.resolve(path, hold, follow=False)
             if not stat.S_ISLNK(node.attributes.mode):
                 raise FileError(errno.EINVAL, "not a symbolic link")
-            return await self._operations.readlink(node)
+            return await self.operations.readlink(node)
 
     async def statfs(self) -> FileSystemStatistics:
         """Return the statistics of the file system that the export's root is on."""
@@ -83,7 +89,7 @@ class FileSystem:
 
         """
         with Hold(self.nodes) as hold:
-            node = await self._operations.resolve(path, hold, follow=True)
+            node = await self.operations.resolve(path, hold, follow=True)
             if not stat.S_ISDIR(node.attributes.mode):
                 raise FileError(errno.ENOTDIR)
             ino = node.attributes.ino
@@ -91,28 +97,11 @@ class FileSystem:
                 raise CallError(
                     ErrorCode.CHANGED, "the directory was replaced since the page before"
                 )
-            async with self._operations.opened_directory(node) as handle:
-                entries, following = await self._operations.read_entries(
+            async with self.operations.opened_directory(node) as handle:
+                entries, following = await self.operations.read_entries(
                     node, handle, after[1] if after else 0, limit, attributes=attributes
                 )
             return DirectoryPage(entries, following, ino)
-
-    async def walk(self, path: bytes, *, attributes: bool) -> TreeWalk:
-        """Begin to walk the tree below the directory at ``path``; the caller closes the walk.
-
-        Raises:
-            FileError: ENOTDIR and what the backend says.
-
-        """
-        hold = Hold(self.nodes)
-        try:
-            node = await self._operations.resolve(path, hold, follow=True)
-            if not stat.S_ISDIR(node.attributes.mode):
-                raise FileError(errno.ENOTDIR)
-        except BaseException:
-            hold.leave()
-            raise
-        return TreeWalk(self._operations, self.nodes, node, hold, attributes=attributes)
 
     async def version(self, path: bytes) -> Version:
         """Return which version of the regular file at ``path`` there is now.
@@ -122,7 +111,7 @@ class FileSystem:
 
         """
         with Hold(self.nodes) as hold:
-            node = await self._operations.resolve(path, hold, follow=True)
+            node = await self.operations.resolve(path, hold, follow=True)
             _require_regular(node.attributes)
             return await self._settled_version(node)
 
@@ -135,7 +124,7 @@ class FileSystem:
 
         """
         with Hold(self.nodes) as hold:
-            node = await self._operations.resolve(path, hold, follow=True)
+            node = await self.operations.resolve(path, hold, follow=True)
             _require_regular(node.attributes)
             version = await self._settled_version(node)
 
@@ -149,12 +138,21 @@ class FileSystem:
                 self._channel.post(fuse.release(node.id, handle))
 
     async def _settled_version(self, node: Node) -> Version:
-        """Return the file's version, once a later change cannot hide behind the same ctime."""
+        """Return the file's version, once a later change cannot hide behind the same ctime.
+
+        Raises:
+            CallError: CHANGED, when it went on changing.
+
+        """
         version = Version.of(node.attributes)
-        pause = time_to_settle(version)
-        if pause:
+        for _ in range(_SETTLING):
+            pause = time_to_settle(version)
+            if not pause:
+                return version
             await trio.sleep(pause)
-            version = Version.of(await self._operations.getattr(node))
+            version = Version.of(await self.operations.getattr(node))
+        if time_to_settle(version):
+            raise CallError(ErrorCode.CHANGED, "the file changes all the time")
         return version
 
 

@@ -5,11 +5,13 @@ import functools
 import stat
 from typing import Final, NamedTuple
 
+import trio
+
 from protocol.dirent import DirectoryEntry
 from protocol.fuse import FileHandle
-from vuserd.errors import FileError
-from vuserd.fs.nodes import Hold, Node, NodeTable
-from vuserd.fs.operations import NodeOperations
+from vuserd.errors import BackendError, FileError
+from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.nodes import Hold, Node
 from vuserd.gather import gather
 
 #: Directories that are read at once.
@@ -51,26 +53,19 @@ class TreeWalk:
     """A walk in progress: :meth:`next_page` until it is ``finished``, :meth:`close` at any time.
 
     Directories are read as they are found, the latest first: so what is remembered grows with the
-    depth of the tree and not with its size. Symlinks are entries, never followed.
+    depth of the tree and not with its size. Symlinks are entries, never followed. When the backend
+    is lost a walk goes on with the next one, from where it was.
     """
 
-    def __init__(
-        self,
-        operations: NodeOperations,
-        nodes: NodeTable,
-        root: Node,
-        hold: Hold,
-        *,
-        attributes: bool,
-    ) -> None:
-        self._operations = operations
-        self._nodes = nodes
+    def __init__(self, path: bytes, *, attributes: bool) -> None:
+        self._path = path
         self._attributes = attributes
-        top = _Directory(b"", None)
-        top.node, top.hold = root, hold
+        self._files: FileSystem | None = None
+        self._top = _Directory(b"", None)
         #: Directories whose node is in use, and those to be read.
-        self._entered = {top}
-        self._waiting = [top]
+        self._entered: set[_Directory] = set()
+        self._waiting = [self._top]
+        self._returning = trio.Lock()
         self._entries: list[WalkEntry] = []
         self._problems: list[WalkProblem] = []
         self._given = 0
@@ -80,13 +75,26 @@ class TreeWalk:
         """Whether there is nothing more to give."""
         return not self._waiting and self._given == len(self._entries)
 
-    async def next_page(self, limit: int) -> tuple[list[WalkEntry], list[WalkProblem]]:
-        """Return up to ``limit`` entries, and the directories that could not be read on the way."""
+    async def next_page(
+        self, files: FileSystem, limit: int
+    ) -> tuple[list[WalkEntry], list[WalkProblem]]:
+        """Return up to ``limit`` entries, and the directories that could not be read on the way.
+
+        Raises:
+            FileError: ENOTDIR and what the backend says, of the directory where the walk begins.
+            BackendError: the backend is lost; the walk can go on with the next one.
+
+        """
+        if files is not self._files:
+            self._leave_all()  # the nodes of the session before mean nothing in this one
+            self._files = files
+        if self._top.node is None and self._top.unfinished:
+            await self._enter_top(files)
         while self._waiting and len(self._entries) - self._given < limit:
             batch = self._waiting[-_READERS:]
             del self._waiting[-_READERS:]
-            await gather([functools.partial(self._read, directory) for directory in batch])
-        self._nodes.flush()
+            await gather([functools.partial(self._read, files, directory) for directory in batch])
+        files.nodes.flush()
         page = self._entries[self._given : self._given + limit]
         self._given += len(page)
         if self._given == len(self._entries):
@@ -98,39 +106,62 @@ class TreeWalk:
     def close(self) -> None:
         """Let go of every node that the walk uses."""
         self._waiting.clear()
-        for directory in list(self._entered):
-            self._leave(directory)
+        self._leave_all()
 
-    async def _read(self, directory: _Directory) -> None:
+    async def _read(self, files: FileSystem, directory: _Directory) -> None:
         """Read a portion of a directory; the rest of it and its directories wait for their turn."""
         try:
-            node = directory.node or await self._enter(directory)
-            async with self._operations.opened_directory(node) as handle:
-                following = await self._read_portion(directory, node, handle)
+            node = directory.node or await self._enter(files, directory)
+            async with files.operations.opened_directory(node) as handle:
+                following = await self._read_portion(files, directory, node, handle)
         except FileError as error:
             if error.number not in _GONE:
                 self._problems.append(WalkProblem(directory.path, error))
             following = None
+        except (BackendError, trio.Cancelled):
+            self._waiting.append(directory)
+            raise
         if following is None:
             self._finish(directory)
 
-    async def _enter(self, directory: _Directory) -> Node:
-        parent = directory.parent
-        assert parent is not None
-        assert parent.node is not None
-        directory.hold = Hold(self._nodes)
+    async def _enter_top(self, files: FileSystem) -> None:
+        hold = self._top.hold = Hold(files.nodes)
+        self._entered.add(self._top)
+        node = await files.operations.resolve(self._path, hold, follow=True)
+        if not stat.S_ISDIR(node.attributes.mode):
+            raise FileError(errno.ENOTDIR)
+        self._top.node = node
+
+    async def _enter(self, files: FileSystem, directory: _Directory) -> Node:
+        above = directory.parent
+        assert above is not None
+        if above.node is None:
+            await self._enter_again(files, above)
+        assert above.node is not None
+        hold = directory.hold = Hold(files.nodes)
         self._entered.add(directory)
         name = directory.path.rpartition(b"/")[2]
-        node = await self._operations.look_up(parent.node, name, directory.hold)
+        node = await files.operations.look_up(above.node, name, hold)
         if not stat.S_ISDIR(node.attributes.mode):
             raise FileError(errno.ENOTDIR)
         directory.node = node
         return node
 
+    async def _enter_again(self, files: FileSystem, directory: _Directory) -> None:
+        """Enter a directory and those above it, as they were before the backend was lost."""
+        async with self._returning:
+            way: list[_Directory] = []
+            here: _Directory | None = directory
+            while here is not None and here.node is None:
+                way.append(here)
+                here = here.parent
+            while way:
+                await self._enter(files, way.pop())
+
     async def _read_portion(
-        self, directory: _Directory, node: Node, handle: FileHandle
+        self, files: FileSystem, directory: _Directory, node: Node, handle: FileHandle
     ) -> int | None:
-        entries, following = await self._operations.read_entries(
+        entries, following = await files.operations.read_entries(
             node, handle, directory.position, _PORTION, attributes=self._attributes
         )
         if following is not None:
@@ -154,6 +185,10 @@ class TreeWalk:
                 return
             self._leave(done)
             done = done.parent
+
+    def _leave_all(self) -> None:
+        for directory in list(self._entered):
+            self._leave(directory)
 
     def _leave(self, directory: _Directory) -> None:
         hold, directory.hold = directory.hold, None

@@ -14,6 +14,7 @@ from vuserd.errors import CallError, ErrorCode
 from vuserd.fs.export import Export
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.filetype import type_name
+from vuserd.fs.walk import TreeWalk
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.codec import wire_name
 from vuserd.rpc.signature import FLAG, PATH, TEXT, TOKEN, Method, Option, integer, optional
@@ -120,11 +121,11 @@ class Methods:
             )
         return method
 
-    def _filesystem(self, export: str) -> FileSystem:
-        found = self._exports.get(export)
+    def _export(self, name: str) -> Export:
+        found = self._exports.get(name)
         if found is None:
-            raise CallError(ErrorCode.UNKNOWN_EXPORT, f"there is no export {export!r}")
-        return found.filesystem
+            raise CallError(ErrorCode.UNKNOWN_EXPORT, f"there is no export {name!r}")
+        return found
 
     async def api_info(self, _: Caller) -> dict[str, Any]:
         """Tell what this daemon can do."""
@@ -142,11 +143,12 @@ class Methods:
 
     async def stat(self, _: Caller, export: str, path: bytes, *, follow: bool) -> dict[str, Any]:
         """Return a file's attributes."""
-        return stat_map(await self._filesystem(export).stat(path, follow=follow))
+        found = self._export(export)
+        return stat_map(await found.call(lambda files: files.stat(path, follow=follow)))
 
     async def readlink(self, _: Caller, export: str, path: bytes) -> str | bytes:
         """Return a symlink's target."""
-        return wire_name(await self._filesystem(export).readlink(path))
+        return wire_name(await self._export(export).call(lambda files: files.readlink(path)))
 
     async def readdir(
         self,
@@ -162,8 +164,8 @@ class Methods:
         if after is not None and len(after) != _TOKEN.size:
             raise CallError(ErrorCode.BAD_REQUEST, "readdir after: not a token of this daemon's")
         begin = None if after is None else _TOKEN.unpack(after)
-        page = await self._filesystem(export).readdir(
-            path, attributes=attrs, limit=limit, after=begin
+        page = await self._export(export).call(
+            lambda files: files.readdir(path, attributes=attrs, limit=limit, after=begin)
         )
         following = None if page.next is None else _TOKEN.pack(page.ino, page.next)
         entries = [_entry_map(entry, "name", entry.name) for entry in page.entries]
@@ -180,12 +182,14 @@ class Methods:
         after: bytes | None,
     ) -> dict[str, Any]:
         """Return a page of the tree below a directory; the walk stays this connection's."""
+        found = self._export(export)
+        begun = (export, path)
         if after is None:
-            walk = await self._filesystem(export).walk(path, attributes=attrs)
+            walk = TreeWalk(path, attributes=attrs)
         else:
-            walk = caller.walks.take(after)
+            walk = caller.walks.take(after, begun)
         try:
-            entries, problems = await walk.next_page(limit)
+            entries, problems = await found.call(lambda files: walk.next_page(files, limit))
         except BaseException:
             walk.close()
             raise
@@ -194,7 +198,7 @@ class Methods:
             "problems": [
                 {"path": wire_name(problem.path), **problem.error.to_wire()} for problem in problems
             ],
-            "next": None if walk.finished else caller.walks.keep(walk),
+            "next": None if walk.finished else caller.walks.keep(walk, begun),
         }
 
     async def read(
@@ -205,15 +209,17 @@ class Methods:
             raise CallError(
                 ErrorCode.TOO_LARGE, f"read gives {READ_MAX} bytes at most", limit=READ_MAX
             )
-        return await read_inline(self._filesystem(export), path, offset, length)
+        return await self._export(export).call(
+            lambda files: read_inline(files, path, offset, length)
+        )
 
     async def statfs(self, _: Caller, export: str) -> dict[str, Any]:
         """Return the statistics of the export's file system."""
-        return (await self._filesystem(export).statfs())._asdict()
+        return (await self._export(export).call(FileSystem.statfs))._asdict()
 
     async def fetch(self, _: Caller, export: str, path: bytes) -> Fetched:
         """Return a sealed image of a file; the receiver gives it back."""
-        return await self._images.fetch(export, self._filesystem(export), path)
+        return await self._images.fetch(self._export(export), path)
 
     async def attach(self, caller: Caller, size: int, *, descriptor: int) -> int:
         """Take a client's memory; return the id to load files into it."""
@@ -232,8 +238,10 @@ class Methods:
     ) -> dict[str, Any]:
         """Put a file's bytes into attached memory."""
         attached = caller.memories.find(memory)
-        filesystem = self._filesystem(export)
-        return {"length": await attached.load(filesystem, path, address, offset, length)}
+        loaded = await self._export(export).call(
+            lambda files: attached.load(files, path, address, offset, length)
+        )
+        return {"length": loaded}
 
     async def detach(self, caller: Caller, memory: int) -> None:
         """Let go of attached memory, once loads into it have ended."""

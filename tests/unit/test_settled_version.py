@@ -1,0 +1,63 @@
+"""A file is opened once its timestamps are old enough that any later change would move them."""
+
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from protocol.fuse import Opcode
+from tests.fake.backend import Answer, FakeBackend, FuseRequest
+from vuserd.delivery.inline import read_inline
+from vuserd.device.session import Session
+from vuserd.fs.filesystem import FileSystem
+
+#: Bytes of struct fuse_attr (linux/fuse.h), where ctime and ctimensec are in it.
+_ATTRIBUTES, _CTIME, _CTIMENSEC = 88, 40, 56
+
+
+class Touched:
+    """A backend whose file changes before each of the first few answers about it."""
+
+    def __init__(self, backend: FakeBackend, changes: int) -> None:
+        self._backend = backend
+        self._changes = changes
+        self._ctime = 0
+
+    def answer(self, request: FuseRequest) -> Answer | None:
+        answer = self._backend.serve_files(request)
+        if request.opcode not in (Opcode.LOOKUP, Opcode.GETATTR) or answer is None:
+            return answer
+        if self._changes:
+            self._changes -= 1
+            self._ctime = time.time_ns()
+        seconds, nanoseconds = divmod(self._ctime, 1_000_000_000)
+        at = len(answer.body) - _ATTRIBUTES
+        body = bytearray(answer.body)
+        body[at + _CTIME : at + _CTIME + 8] = seconds.to_bytes(8, "little")
+        body[at + _CTIMENSEC : at + _CTIMENSEC + 4] = nanoseconds.to_bytes(4, "little")
+        return Answer(bytes(body))
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend({b"file": b"content"})
+
+
+@pytest.fixture
+async def session(backend: FakeBackend) -> AsyncIterator[Session]:
+    async with backend.session() as session:
+        yield session
+
+
+@pytest.mark.parametrize("changes", [0, 1, 2])
+async def test_one_that_changed_again_is_looked_at_again(
+    backend: FakeBackend, session: Session, changes: int
+) -> None:
+    """As when a write is at work between two looks: its stamp covers what it will write yet."""
+    backend.answer = Touched(backend, changes).answer
+    content = await read_inline(FileSystem(session, idle_nodes=10), b"file", 0, 100)
+    assert b"".join(content.views()) == b"content"
+    content.give_back()
+    kinds = [request.opcode for request in backend.requests if request.opcode is not Opcode.INIT]
+    looks = [Opcode.LOOKUP, *[Opcode.GETATTR] * changes]
+    assert kinds[: len(looks) + 1] == [*looks, Opcode.OPEN]
