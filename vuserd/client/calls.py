@@ -15,6 +15,7 @@ from vuserd.client.records import (
     FsStat,
     ImageInfo,
     Stat,
+    WalkPage,
     exports_from_wire,
     to_int,
     to_length,
@@ -91,6 +92,19 @@ def readdir(
     """Ask for ``limit`` entries of a directory, after those that gave the token ``after``."""
     options = {"attrs": attrs, "limit": limit, "after": after}
     return Call("readdir", [_wire(export), _wire(path), options], DirectoryPage.from_wire)
+
+
+def walk(
+    export: str,
+    path: RemotePath,
+    *,
+    attrs: bool = False,
+    limit: int = PAGE_ENTRIES,
+    after: Any = None,
+) -> Call[WalkPage]:
+    """Ask for one page of the tree below a directory."""
+    options = {"attrs": attrs, "limit": limit, "after": after}
+    return Call("walk", [_wire(export), _wire(path), options], WalkPage.from_wire)
 
 
 def read_into(export: str, path: RemotePath, offset: int, buffer: WritableBuffer) -> Call[int]:

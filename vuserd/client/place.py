@@ -19,6 +19,8 @@ def open_directory(path: str) -> int:
 
 def open_below(directory: int, names: Sequence[str], *, readable: bool = False) -> int:
     """Open the directory that a path of names leads to, where none of them is a symlink."""
+    if readable and not names:
+        return os.open(".", _DIRECTORY | os.O_RDONLY, dir_fd=directory)
     found = os.dup(directory)
     for depth, name in enumerate(names, 1):
         mode = os.O_RDONLY if readable and depth == len(names) else os.O_PATH

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
-from vuserd.client.errors import BadReply
+from vuserd.client.errors import BadReply, RemoteError
 from vuserd.rpc.codec import name_bytes
 
 T = TypeVar("T")
@@ -87,6 +87,54 @@ class DirectoryPage(NamedTuple):
         """Make it of what ``readdir`` returns."""
         entries = _field(value, "entries", to_list)
         return cls([Entry.from_wire(entry) for entry in entries], value.get("next"))
+
+
+class WalkEntry(NamedTuple):
+    """One file below where a walk began; ``stat`` where attributes were asked for."""
+
+    path: str  #: from where the walk began
+    type: str  #: as Stat.type, or unknown
+    ino: int
+    stat: Stat | None = None
+
+    @classmethod
+    def from_wire(cls, value: Any) -> "WalkEntry":
+        """Make it of an element of a page's ``entries``."""
+        stat = Stat.from_wire(value) if isinstance(value, dict) and "mode" in value else None
+        return cls(
+            _field(value, "path", to_name), _field(value, "type", str), _field(value, "ino"), stat
+        )
+
+
+class WalkProblem(NamedTuple):
+    """A directory that could not be read, and why."""
+
+    path: str
+    error: RemoteError
+
+    @classmethod
+    def from_wire(cls, value: Any) -> "WalkProblem":
+        """Make it of an element of a page's ``problems``."""
+        return cls(_field(value, "path", to_name), RemoteError.from_wire(value))
+
+
+class WalkPage(NamedTuple):
+    """A part of a tree, and the token that asks for the next one on the same connection."""
+
+    entries: list[WalkEntry]
+    problems: list[WalkProblem]
+    next: Any  #: opaque; None after the last page
+
+    @classmethod
+    def from_wire(cls, value: Any) -> "WalkPage":
+        """Make it of what ``walk`` returns."""
+        entries = _field(value, "entries", to_list)
+        problems = _field(value, "problems", to_list)
+        return cls(
+            [WalkEntry.from_wire(entry) for entry in entries],
+            [WalkProblem.from_wire(problem) for problem in problems],
+            value.get("next"),
+        )
 
 
 class Backend(NamedTuple):

@@ -19,7 +19,17 @@ from vuserd.client.errors import CannotConnect, RemoteError, describe_loss
 from vuserd.client.exchange import receive_some, send_some
 from vuserd.client.image import Image
 from vuserd.client.memory import AttachedMemory, SharedMemory
-from vuserd.client.records import ApiInfo, DirectoryPage, Entry, ExportInfo, FsStat, Stat
+from vuserd.client.records import (
+    ApiInfo,
+    DirectoryPage,
+    Entry,
+    ExportInfo,
+    FsStat,
+    Stat,
+    WalkEntry,
+    WalkPage,
+    WalkProblem,
+)
 from vuserd.client.transfer import (
     ATTEMPTS,
     NOT_LENT,
@@ -129,6 +139,39 @@ class Client:
             yield from page.entries
             if (after := page.next) is None:
                 return
+
+    def walk(
+        self,
+        export: str,
+        path: RemotePath,
+        *,
+        attrs: bool = False,
+        limit: int = PAGE_ENTRIES,
+        after: Any = None,
+    ) -> WalkPage:
+        """Give one page of the tree below a directory, parents before what is in them.
+
+        Symlinks are entries and never followed. A walk belongs to its connection, where ``next`` of
+        a page is the ``after`` of the following one; :meth:`iterwalk` does that.
+        """
+        return self.call(calls.walk(export, path, attrs=attrs, limit=limit, after=after))
+
+    def iterwalk(
+        self, export: str, path: RemotePath, *, attrs: bool = False
+    ) -> Iterator[WalkEntry]:
+        """Give all that is below a directory, page by page.
+
+        Raises the RemoteError of a directory that cannot be read after all others were given.
+        """
+        after, problems = None, list[WalkProblem]()
+        while True:
+            page = self.walk(export, path, attrs=attrs, after=after)
+            problems += page.problems
+            yield from page.entries
+            if (after := page.next) is None:
+                break
+        if problems:
+            raise problems[0].error
 
     def read(self, export: str, path: RemotePath, offset: int, length: int) -> bytes:
         """Give ``length`` bytes of a file, fewer only at its end."""

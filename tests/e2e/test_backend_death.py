@@ -1,0 +1,193 @@
+"""A backend that dies is replaced, and its clients see no more of that than a delay."""
+
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from tests.running import RunningDaemon
+from vuserd.client import Client
+from vuserd.client.errors import RemoteError
+
+#: Backends killed in one storm.
+KILLS = int(os.environ.get("VUSERD_TEST_ROUNDS", "15"))
+CLIENTS = 32
+SIZE = 3_000_017
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    top = tmp_path / "shared"
+    for number in range(20):
+        folder = top / f"d{number}" / "below"
+        folder.mkdir(parents=True)
+        (folder / "small").write_bytes(b"%d" % number * 1000)
+    (top / "large").write_bytes(random.Random(4).randbytes(SIZE))
+    return top
+
+
+def backend_pid(client: Client) -> int:
+    """Return the process of the first export's backend, once there is one."""
+    while True:
+        backend = client.exports()[0].backend
+        if backend is not None and backend.pid is not None:
+            return backend.pid
+
+
+class Crowd:
+    """Clients that read all the time, each in its own thread and way, and check what they get."""
+
+    def __init__(self, socket: str, top: Path) -> None:
+        self._socket = socket
+        self._large = (top / "large").read_bytes()
+        self._ended = threading.Event()
+        self.faults: list[str] = []
+        self.calls = 0
+        ways = [self._stat, self._read, self._fetch, self._load, self._list, self._walk]
+        self._threads = [
+            threading.Thread(target=self._run, args=(ways[number % len(ways)], number))
+            for number in range(CLIENTS)
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, way: Callable[[Client, random.Random], bool], number: int) -> None:
+        chance = random.Random(number)
+        try:
+            with Client.connect(self._socket) as client:
+                while not self._ended.is_set():
+                    if not way(client, chance):
+                        self.faults.append(f"{way.__name__}: a wrong answer")
+                    self.calls += 1
+        except Exception as error:
+            self.faults.append(f"{way.__name__}: {error!r}")
+
+    def _stat(self, client: Client, _: random.Random) -> bool:
+        return client.stat("files", "large").size == SIZE
+
+    def _read(self, client: Client, chance: random.Random) -> bool:
+        begin = chance.randrange(SIZE)
+        got = client.read("files", "large", begin, 2_000_000)
+        return got == self._large[begin : begin + 2_000_000]
+
+    def _fetch(self, client: Client, chance: random.Random) -> bool:
+        number = chance.randrange(20)
+        with client.fetch("files", f"d{number}/below/small") as image:
+            return image.buffer() == b"%d" % number * 1000
+
+    def _load(self, client: Client, chance: random.Random) -> bool:
+        begin = chance.randrange(SIZE)
+        with client.attach(size=4 << 20) as memory:
+            count = memory.load("files", "large", 4096, offset=begin)
+            return memory.buffer[4096 : 4096 + count] == self._large[begin:]
+
+    def _list(self, client: Client, _: random.Random) -> bool:
+        names = {entry.name for entry in client.iterdir("files", "", attrs=True)}
+        return names == {"large", *(f"d{number}" for number in range(20))}
+
+    def _walk(self, client: Client, _: random.Random) -> bool:
+        paths: set[str] = set()
+        after = None
+        while True:
+            page = client.walk("files", "", attrs=True, limit=7, after=after)
+            paths.update(entry.path for entry in page.entries)
+            if page.problems:
+                return False
+            if (after := page.next) is None:
+                return len(paths) == 61
+
+
+def test_clients_see_only_a_delay(virtiofsd: str, shared: Path, tmp_path: Path) -> None:
+    delays = []
+    with (
+        RunningDaemon({"files": shared}, tmp_path / "s", virtiofsd) as daemon,
+        Client.connect(daemon.socket) as client,
+        Crowd(daemon.socket, shared) as crowd,
+    ):
+        for _ in range(KILLS):
+            os.killpg(backend_pid(client), signal.SIGKILL)
+            begun = time.monotonic()
+            assert client.stat("files", "large").size == SIZE
+            delays.append(time.monotonic() - begun)
+            seen = crowd.calls
+            while crowd.calls < seen + CLIENTS and not crowd.faults:
+                time.sleep(0.001)  # they go on, too
+        [export] = client.status()["exports"]
+        assert export["backend"]["generation"] == KILLS + 1
+    assert crowd.faults == []
+    delays.sort()
+    print(f"from kill to next served call: median {delays[len(delays) // 2] * 1e3:.1f} ms,", end="")
+    print(
+        f" p99 {delays[len(delays) * 99 // 100] * 1e3:.1f} ms, {KILLS} kills, {crowd.calls} calls"
+    )
+
+
+def test_a_child_that_outlives_its_parent_is_replaced(
+    virtiofsd: str, shared: Path, tmp_path: Path
+) -> None:
+    with (
+        RunningDaemon({"files": shared}, tmp_path / "s", virtiofsd) as daemon,
+        Client.connect(daemon.socket) as client,
+    ):
+        first = backend_pid(client)
+        os.kill(first, signal.SIGKILL)  # the one that was started, not what it forked
+        while backend_pid(client) == first:
+            pass
+        assert client.stat("files", "large").size == SIZE
+    assert "SIGKILL" in daemon.log
+
+
+def test_one_that_cannot_be_replaced_has_failed(tmp_path: Path, rust_virtiofsd: str) -> None:
+    """And another export goes on."""
+    program = tmp_path / "virtiofsd"
+    program.symlink_to(rust_virtiofsd)
+    with (
+        RunningDaemon({"one": tmp_path, "two": tmp_path}, tmp_path / "s", str(program)) as daemon,
+        Client.connect(daemon.socket) as client,
+    ):
+        pid = backend_pid(client)
+        program.unlink()
+        program.write_text("#!/bin/sh\necho no luck >&2; exit 3\n")
+        program.chmod(0o755)
+        os.killpg(pid, signal.SIGKILL)
+        with pytest.raises(RemoteError) as down:
+            client.stat("one", "/")
+        assert down.value.code == "BACKEND_DOWN"
+        assert client.stat("two", "/").type == "dir"
+
+
+def test_an_adopted_one_is_connected_to_again(
+    rust_virtiofsd: str, shared: Path, tmp_path: Path
+) -> None:
+    listening = tmp_path / "virtiofsd.sock"
+    command = [rust_virtiofsd, f"--socket-path={listening}", "--sandbox=none"]
+    command += [f"--shared-dir={shared}", "--log-level=error", "--rlimit-nofile=4096"]
+    with (
+        RunningDaemon({}, tmp_path / "s", None, "--adopt", f"files={listening}") as daemon,
+        Client.connect(daemon.socket) as client,
+    ):
+        assert client.exports()[0].state == "starting"
+        for _ in range(2):
+            with subprocess.Popen(command) as virtiofsd:
+                while client.exports()[0].state != "up":
+                    time.sleep(0.01)
+                assert client.stat("files", "large").size == SIZE
+                virtiofsd.kill()
+            Path(f"{listening}.pid").unlink(missing_ok=True)
+            listening.unlink(missing_ok=True)
+        assert client.exports()[0].state in ("up", "restarting")
