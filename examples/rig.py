@@ -1,0 +1,70 @@
+"""Put a kernel and a device tree into a rig's RAM, and check every byte there.
+
+``rig.py EXPORT:KERNEL EXPORT:DTB`` stands for the loader of a simulator or an emulator. The RAM is
+a memfd, which the rig and the daemon's backend share: the backend writes the files there itself,
+and nothing on the way copies them. It boots nothing. Exit status: 0 where every byte was right,
+else 1.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+from typing import Final
+
+from vuserd.client import Client
+from vuserd.client.errors import ClientError
+from vuserd.client.loading import parse_number
+from vuserd.client.memory import AttachedMemory
+from vuserd.client.target import Target
+
+READ_MAX: Final = 8 << 20  #: the most that one read gives
+
+
+def sha256_by_read(client: Client, target: Target) -> str:
+    """Return the SHA-256 of a file as ``read`` gives it, part by part."""
+    digest, buffer, offset = hashlib.sha256(), memoryview(bytearray(READ_MAX)), 0
+    while count := client.read_into(target.export, target.path, offset, buffer):
+        digest.update(buffer[:count])
+        offset += count
+    return digest.hexdigest()
+
+
+def load(client: Client, memory: AttachedMemory, target: Target, address: int) -> bool:
+    """Load a file, and say whether the RAM has its bytes then."""
+    length = memory.load(target.export, target.path, address)
+    with memoryview(memory.buffer) as ram, ram[address : address + length] as loaded:
+        in_ram = hashlib.sha256(loaded).hexdigest()
+    same = in_ram == sha256_by_read(client, target)
+    print(f"{address:#012x}  {length:>11,} bytes  {target}")
+    print(f"{'equal' if same else 'DIFFERS':>12}  sha256 {in_ram}")
+    return same
+
+
+def main() -> int:
+    """Do it; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("kernel", type=Target.parse, metavar="EXPORT:KERNEL")
+    parser.add_argument("dtb", type=Target.parse, metavar="EXPORT:DTB")
+    parser.add_argument("--ram", type=parse_number, default=256 << 20, help="bytes (256M)")
+    parser.add_argument("--kernel-address", type=parse_number, default=0x80000, help="(0x80000)")
+    parser.add_argument("--dtb-address", type=parse_number, default=0x8000000, help="(0x8000000)")
+    parser.add_argument("--socket", help="the daemon's socket")
+    options = parser.parse_args()
+
+    ram = os.memfd_create("rig-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(ram, options.ram)
+        with Client.connect(options.socket) as client, client.attach(ram) as memory:
+            kernel = load(client, memory, options.kernel, options.kernel_address)
+            dtb = load(client, memory, options.dtb, options.dtb_address)
+    except ClientError as error:
+        print(f"rig.py: {error}", file=sys.stderr)
+        return 1
+    finally:
+        os.close(ram)
+    return 0 if kernel and dtb else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

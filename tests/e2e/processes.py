@@ -1,0 +1,29 @@
+"""What the kernel tells of a running daemon and of its backends."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def family(process: int) -> Iterator[int]:
+    """Give a process and all that descend from it."""
+    yield process
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
+        for child in children.read_text().split():
+            yield from family(int(child))
+
+
+def mappings_of(process: int, descriptor: int) -> Iterator[str]:
+    """Give the permissions of each mapping (``rw-s``) that a process has of this process's file."""
+    status = os.fstat(descriptor)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    for line in Path(f"/proc/{process}/maps").read_text().splitlines():
+        _, permissions, _, on, inode, *_ = line.split()
+        if (on, int(inode)) == (device, status.st_ino):
+            yield permissions
+
+
+def memfd_mappings(process: int) -> int:
+    """Count the mappings of shared memory that a process has."""
+    lines = Path(f"/proc/{process}/maps").read_text().splitlines()
+    return sum("/memfd:" in line for line in lines)

@@ -1,0 +1,19 @@
+"""How often the tests that repeat themselves do so: $VUSERD_TEST_ROUNDS, else few enough."""
+
+import os
+from typing import Final
+
+import pytest
+
+_ASKED: Final = os.environ.get("VUSERD_TEST_ROUNDS")
+
+#: Whether somebody asked for more than what suits every run of the suite.
+LONG: Final = _ASKED is not None
+
+#: For tests that repeat themselves: their time grows with the rounds.
+repeated: Final = pytest.mark.timeout(120 + int(_ASKED or 0) // 2)
+
+
+def rounds(default: int) -> int:
+    """Return how many rounds to do."""
+    return default if _ASKED is None else int(_ASKED)

@@ -1,0 +1,151 @@
+"""``get -r`` against the fake daemon: what a daemon may not do to the destination, and races."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.fake.rpc_server import FakeDaemon, FaultError, Node, directory
+from vuserd.client import Client
+from vuserd.client.download_tree import get_tree
+from vuserd.client.target import Target
+from vuserd.rpc.codec import Request
+
+
+def fetch(daemon: FakeDaemon, destination: Path, path: str = "/") -> int:
+    with Client.connect(daemon.address) as client:
+        return get_tree(client, Target("kernels", path), str(destination))
+
+
+def paths(top: Path) -> set[str]:
+    return {str(path.relative_to(top)) for path in top.rglob("*")}
+
+
+@pytest.mark.parametrize("name", [b"", b".", b"..", b"../evil", b"/evil", b"a/b", b"a\0b"])
+@pytest.mark.parametrize("kind", ["file", "dir", "symlink"])
+def test_a_name_that_leads_elsewhere_is_refused(
+    fake_daemon: FakeDaemon,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: bytes,
+    kind: str,
+) -> None:
+    root = directory(good=Node(content=b"good"))
+    root.children[name] = Node(kind, b"evil", {b"evil": Node()} if kind == "dir" else {})
+    fake_daemon.root = root
+    (tmp_path / "in").mkdir()
+    assert fetch(fake_daemon, tmp_path / "in" / "copy") == 1
+    assert "which is no name of a file" in capsys.readouterr().err
+    assert paths(tmp_path / "in") == {"copy", "copy/good"}
+
+
+def test_a_symlink_and_then_a_directory_of_its_name_leads_nowhere(
+    fake_daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    """A daemon that gives one name twice cannot have its own link followed."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    link = {"name": "x", "type": "symlink", "ino": 1} | Node("symlink", b"x").stat()
+    folder = {"name": "x", "type": "dir", "ino": 2} | directory().stat()
+    pages = [[link], [folder], [{"name": "evil", "type": "file", "ino": 3} | Node().stat()]]
+
+    def answer(request: Request) -> None:
+        if request.method == "readdir":
+            page = pages.pop(0) if pages else []
+            following = len(pages) if len(pages) == 2 else None
+            fake_daemon.results["readdir"] = {"entries": page, "next": following}
+
+    fake_daemon.before = answer
+    fake_daemon.results["readlink"] = str(outside)
+    assert fetch(fake_daemon, tmp_path / "copy") == 1
+    assert not any(outside.iterdir())
+
+
+def test_the_destination_stays_the_one_that_was_opened(
+    fake_daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    """It is moved away and replaced by a link while files come: they go where it is now."""
+    copy, moved, outside = tmp_path / "copy", tmp_path / "moved", tmp_path / "outside"
+    outside.mkdir()
+
+    def move(request: Request) -> None:
+        if request.method == "read" and copy.is_dir() and not copy.is_symlink():
+            copy.rename(moved)
+            copy.symlink_to(outside)
+
+    fake_daemon.root = directory(a=Node(content=b"a"), b=directory(c=Node(content=b"c")))
+    fake_daemon.before = move
+    assert fetch(fake_daemon, copy) == 0
+    assert paths(moved) == {"a", "b", "b/c"}
+    assert not any(outside.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"shorter", b"longer" * 100_000])
+def test_a_file_of_another_size_than_was_listed_comes_whole(
+    fake_daemon: FakeDaemon, tmp_path: Path, content: bytes
+) -> None:
+    node = Node(content=b"as it was listed")
+
+    def change(request: Request) -> None:
+        if request.method == "read":
+            node.content = content
+
+    fake_daemon.root = directory(file=node, other=Node(content=b"other"))
+    fake_daemon.before = change
+    assert fetch(fake_daemon, tmp_path / "copy") == 0
+    assert (tmp_path / "copy" / "file").read_bytes() == content
+    assert (tmp_path / "copy" / "other").read_bytes() == b"other"
+
+
+def test_a_listing_without_attributes_is_asked_for_more(
+    fake_daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    fake_daemon.results["readdir"] = {
+        "entries": [{"name": "image", "type": "file", "ino": 1}],
+        "next": None,
+    }
+    assert fetch(fake_daemon, tmp_path / "copy") == 0
+    assert (tmp_path / "copy" / "image").stat().st_size > 0
+
+
+def test_what_goes_meanwhile_is_told_and_the_rest_comes(
+    fake_daemon: FakeDaemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(request: Request) -> None:
+        if request.method in ("read", "fetch", "readlink") and "gone" in request.params[1]:
+            raise FaultError("ENOENT", "no such file or directory", errno=2)
+
+    large = bytes((1 << 20) + 1)
+    fake_daemon.root = directory(
+        a=Node(content=b"a"),
+        gone=Node(content=b"gone"),
+        gone_large=Node(content=large),
+        gone_link=Node("symlink", b"a"),
+        large=Node(content=large),
+        z=Node(content=b"z"),
+    )
+    original = fake_daemon._answer
+
+    def answer(request: Request) -> tuple[bytes, list[int]]:
+        try:
+            gone(request)
+        except FaultError:
+            request = request._replace(params=["kernels", "nowhere", *request.params[2:]])
+        return original(request)
+
+    fake_daemon._answer = answer  # type: ignore[method-assign]
+    assert fetch(fake_daemon, tmp_path / "copy") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3
+    assert all("gone" in line and "(ENOENT)" in line for line in said)
+    assert paths(tmp_path / "copy") == {"a", "large", "z"}
+
+
+def test_many_pages_and_files(fake_daemon: FakeDaemon, tmp_path: Path) -> None:
+    fake_daemon.root = directory(**{f"f{n}": Node(content=b"%d" % n) for n in range(2500)})
+    before = len(os.listdir("/proc/self/fd"))
+    assert fetch(fake_daemon, tmp_path / "copy") == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == {
+        f"f{n}": b"%d" % n for n in range(2500)
+    }
+    assert abs(len(os.listdir("/proc/self/fd")) - before) <= 1  # the daemon's end of the connection

@@ -1,0 +1,229 @@
+"""Images and attached memory from the client's side, and ``vuserctl load``'s memory and numbers."""
+
+import gc
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from tests.fake.rpc_server import IMAGE, FakeDaemon
+from vuserd.client import Client, vuserctl
+from vuserd.client.errors import BadReply, RemoteError
+from vuserd.client.image import Image
+from vuserd.client.loading import parse_number
+from vuserd.client.memory import SharedMemory
+from vuserd.client.records import ImageInfo
+
+CONTENT = b"image " * 1000
+
+
+def memfds() -> list[str]:
+    """Return the shared memory that is open here."""
+    found = []
+    for entry in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the listing's own, or the daemon's at this moment
+            found.append(os.readlink(f"/proc/self/fd/{entry}"))
+    return [target for target in found if "memfd:vuserd-client" in target or "memfd:rig" in target]
+
+
+@pytest.fixture(autouse=True)
+def _no_memory_is_left_open() -> Iterator[None]:
+    before = memfds()
+    yield
+    gc.collect()
+    assert memfds() == before
+
+
+@pytest.fixture
+def client(fake_daemon: FakeDaemon) -> Iterator[Client]:
+    with Client.connect(fake_daemon.address) as client:
+        yield client
+
+
+def image_of(content: bytes, size: int | None = None) -> Image:
+    descriptor = os.memfd_create("image")
+    os.write(descriptor, content)
+    info = ImageInfo(len(content) if size is None else size, 1, 2, cached=False)
+    return Image(info, descriptor)
+
+
+class TestImage:
+    def test_its_bytes(self) -> None:
+        with image_of(CONTENT) as image, image.buffer() as buffer:
+            assert buffer == CONTENT
+            assert buffer.readonly
+            assert image.buffer() == CONTENT
+
+    def test_an_empty_one(self) -> None:
+        with image_of(b"") as image:
+            assert bytes(image.buffer()) == b""
+            image.copy_to(-1)
+
+    def test_a_view_outlives_it(self) -> None:
+        image = image_of(CONTENT)
+        view = image.buffer()
+        image.close()
+        image.close()
+        assert view == CONTENT
+        with pytest.raises(ValueError, match="closed"):
+            image.fileno()
+        with pytest.raises(ValueError, match="closed"):
+            image.buffer()
+        assert repr(image) == f"<Image of {len(CONTENT)} bytes, closed>"
+
+    def test_a_copy_goes_where_the_file_stands(self, tmp_path: os.PathLike[str]) -> None:
+        told: list[tuple[int, int]] = []
+        with image_of(CONTENT) as image, open(os.path.join(tmp_path, "copy"), "w+b") as file:
+            file.write(b"before ")
+            file.flush()
+            image.copy_to(file.fileno(), progress=lambda *there: told.append(there))
+            file.seek(0)
+            assert file.read() == b"before " + CONTENT
+        assert told == [(len(CONTENT), len(CONTENT))]
+
+    def test_one_that_is_shorter_than_it_says(self, tmp_path: os.PathLike[str]) -> None:
+        with (
+            image_of(b"short", 10) as image,
+            open(os.path.join(tmp_path, "copy"), "wb") as file,
+            pytest.raises(EOFError, match="5 bytes, not 10"),
+        ):
+            image.copy_to(file.fileno())
+
+    def test_a_forgotten_one_is_told_and_closed(self) -> None:
+        images = [image_of(CONTENT)]
+        descriptor = images[0].fileno()
+        with pytest.warns(ResourceWarning, match="unclosed <Image"):
+            images.clear()
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(descriptor)
+
+    def test_from_a_daemon(self, client: Client) -> None:
+        with client.fetch("kernels", "image") as image, image.buffer() as buffer:
+            assert buffer == IMAGE
+
+    def test_none_of_what_is_no_file(self, client: Client) -> None:
+        with pytest.raises(RemoteError):
+            client.fetch("kernels", "boot")
+
+    def test_an_answer_without_a_descriptor(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.results["fetch"] = {"size": 1, "mtime_ns": 2, "ino": 3, "cached": False}
+        with pytest.raises(BadReply, match="without its descriptor"):
+            client.fetch("kernels", "image")
+        assert client.stat("kernels", "image").size == len(IMAGE)
+
+
+class TestSharedMemory:
+    def test_a_memfd_of_the_callers(self) -> None:
+        memfd = os.memfd_create("rig")
+        try:
+            os.ftruncate(memfd, 3 * mmap.PAGESIZE + 5)
+            memory = SharedMemory(memfd, None)
+            assert memory.size == 3 * mmap.PAGESIZE
+            memory.mapping()[:4] = b"mine"
+            memory.close()
+            memory.close()
+            assert os.pread(memfd, 4, 0) == b"mine"  # it is open yet
+        finally:
+            os.close(memfd)
+
+    def test_one_made_here(self) -> None:
+        memory = SharedMemory(None, 8192)
+        assert memory.mapping() is memory.mapping()
+        view = memoryview(memory.mapping())
+        memory.close()
+        assert len(view) == 8192
+        with pytest.raises(ValueError, match="closed"):
+            memory.fileno()
+
+    @pytest.mark.parametrize("size", [None, 0, -1])
+    def test_neither_memfd_nor_size(self, size: int | None) -> None:
+        with pytest.raises(ValueError, match="the size of one to make"):
+            SharedMemory(None, size)
+
+    def test_one_that_cannot_be_made(self) -> None:
+        with pytest.raises(OverflowError):
+            SharedMemory(None, 1 << 63)
+
+    def test_a_forgotten_one_is_told_and_closed(self) -> None:
+        memories = [SharedMemory(None, 4096)]
+        with pytest.warns(ResourceWarning, match="not detached"):
+            memories.clear()
+
+
+class TestAttached:
+    def test_load_and_detach(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        with client.attach(size=1 << 20) as memory:
+            assert memory.load("kernels", "image", 4096, offset=10, length=1000) == 1000
+            assert memory.buffer[4096 : 4096 + 1000] == IMAGE[10:1010]
+        assert fake_daemon.requests[-1].method == "detach"
+        with pytest.raises(RemoteError):
+            client.load(memory.id, 0, "kernels", "image")
+
+    def test_a_refusal_closes_what_was_made(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.unknown.add("attach")
+        with pytest.raises(RemoteError) as refused:
+            client.attach(size=4096)
+        assert refused.value.code == "UNKNOWN_METHOD"
+
+    def test_a_lost_connection_detaches(self, fake_daemon: FakeDaemon) -> None:
+        with Client.connect(fake_daemon.address) as client, client.attach(size=4096):
+            client.close()
+
+
+class TestLoading:
+    @pytest.mark.parametrize(
+        ("text", "number"),
+        [
+            ("0", 0),
+            ("4096", 4096),
+            ("0x80000", 0x80000),
+            ("0Xff", 255),
+            ("64K", 64 << 10),
+            ("0x10M", 16 << 20),
+            ("1G", 1 << 30),
+            ("007", 7),
+        ],
+    )
+    def test_numbers(self, text: str, number: int) -> None:
+        assert parse_number(text) == number
+
+    @pytest.mark.parametrize("text", ["", "K", "-1", "+1", "1k", "1.5M", "0x", "1 ", "1_000", "¹"])
+    def test_no_numbers(self, text: str) -> None:
+        with pytest.raises(ValueError, match="is not a number"):
+            parse_number(text)
+
+    def test_into_an_inherited_descriptor(
+        self, fake_daemon: FakeDaemon, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        memfd = os.memfd_create("rig", os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(memfd, 1 << 20)
+            for name in (str(memfd), f"/proc/{os.getpid()}/fd/{memfd}"):
+                assert self.load(fake_daemon, name) == 0
+                assert capfd.readouterr().out == f"{len(IMAGE)} bytes of kernels:image at 0x1000\n"
+                assert os.pread(memfd, len(IMAGE), 0x1000) == IMAGE
+                os.pwrite(memfd, bytes(len(IMAGE)), 0x1000)
+            os.fstat(memfd)
+        finally:
+            os.close(memfd)
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("999999", "999999: bad file descriptor (EBADF)"),
+            ("9" * 30, "(EBADF)"),
+            ("/proc/1/fd/none", "/proc/1/fd/none: "),
+            ("", ": no such file or directory (ENOENT)"),
+        ],
+    )
+    def test_into_nothing(
+        self, fake_daemon: FakeDaemon, capfd: pytest.CaptureFixture[str], name: str, words: str
+    ) -> None:
+        assert self.load(fake_daemon, name) == 1
+        assert words in capfd.readouterr().err
+
+    def load(self, fake_daemon: FakeDaemon, memory: str) -> int:
+        options = ["--memory", memory, "--address", "4K"]
+        return vuserctl.run(["--socket", fake_daemon.address, "load", "kernels:image", *options])
