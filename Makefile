@@ -8,7 +8,7 @@ SUITE ?= trixie
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check format fix backends bench-get fresh-debian clean
+.PHONY: help setup demo run test check format fix backends bench bench-quick bench-get fresh-debian clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -56,6 +56,14 @@ fix: setup ## format, and mend what the linter can mend
 
 backends: ## see to it that the tests find both virtiofsd, the Rust and the C one
 	@tools/test-backends
+
+bench: $(BIN)/.runtime backends ## compare vuserd with others, write benchmarks/results (ten minutes)
+	@tools/bench-peers
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-quick: $(BIN)/.runtime backends ## the same with less work, in two minutes
+	@tools/bench-peers
+	$(BIN)/python -m benchmarks --quick $(ARGS)
 
 bench-get: $(BIN)/.runtime ## time vuserctl get of a 512 MiB file beside cp of the same file
 	@backend=$$(tools/find-virtiofsd) && $(BIN)/python benchmarks/get.py --backend "$$backend" $(ARGS)

@@ -1,0 +1,129 @@
+"""vuserd, through its own synchronous client."""
+
+from collections import deque
+from contextlib import ExitStack
+from typing import Any, Final
+
+from benchmarks.contender import Contender, Servers, WrongBytesError
+from benchmarks.corpus import PAGE, SLOT, SMALL_READ, BigFile, SmallFiles
+from benchmarks.daemon import EXPORT, Served
+from vuserd.client import Client
+from vuserd.client.calls import Call, read_into
+from vuserd.client.records import Entry
+from vuserd.client.transfer import CHUNK_BYTES, WINDOW
+
+_PAGE_ENTRIES: Final = 10_000
+_SMALL_IN_FLIGHT: Final = 32
+
+
+class Vuserd(Contender):
+    """A connection of its own to a daemon that others use too."""
+
+    client: Client
+
+    def __init__(self, served: Served) -> None:
+        super().__init__()
+        self.backend = served.kind
+        self._served = served
+
+    def open(self) -> None:
+        """Connect."""
+        self.client = self.undo.enter_context(Client.connect(self._served.socket))
+        self._buffer = memoryview(bytearray(SMALL_READ))
+
+    def servers(self) -> Servers:
+        """Name the daemon and its virtiofsd."""
+        return self._served.servers
+
+    def attach(self, size: int) -> memoryview:
+        """Make memory and attach it."""
+        self._memory = self.client.attach(size=size + -size % PAGE)
+        self.undo.callback(self._memory.detach)
+        return memoryview(self._memory.buffer)[:size]
+
+    def load(self, file: BigFile, _: memoryview) -> None:
+        """Load a file into the attached memory."""
+        length = self._memory.load(EXPORT, file.name, 0)
+        if length != file.size:
+            raise WrongBytesError(f"{length} bytes")
+
+    def fetch(self, file: BigFile, undo: ExitStack) -> memoryview:
+        """Fetch a sealed image and map it."""
+        image = self.client.fetch(EXPORT, file.name)
+        undo.callback(image.close)
+        return image.buffer()
+
+    def stream(self, file: BigFile, view: memoryview) -> None:
+        """Read in parts, pipelined as the client library's own downloads are."""
+        in_flight = deque[Any]()
+        total = 0
+        for offset in range(0, file.size, CHUNK_BYTES):
+            if len(in_flight) == WINDOW:
+                total += self.client.finish(in_flight.popleft())
+            part = view[offset : offset + CHUNK_BYTES]
+            in_flight.append(self.client.begin(read_into(EXPORT, file.name, offset, part)))
+        total += sum(map(self.client.finish, in_flight))
+        if total != file.size:
+            raise WrongBytesError(f"{total} bytes")
+
+    def read_path(self, path: str) -> memoryview:
+        """Read one small file."""
+        return self._buffer[: self.client.read_into(EXPORT, path, 0, self._buffer)]
+
+    def read_many(self, files: SmallFiles, slots: memoryview) -> list[memoryview]:
+        """Read them all, 32 in flight."""
+        lengths: list[int] = []
+        in_flight = deque[Any]()
+        for index, file in enumerate(files.files):
+            if len(in_flight) == _SMALL_IN_FLIGHT:
+                lengths.append(self.client.finish(in_flight.popleft()))
+            slot = slots[index * SLOT : (index + 1) * SLOT]
+            in_flight.append(self.client.begin(read_into(EXPORT, file.path, 0, slot)))
+        lengths += map(self.client.finish, in_flight)
+        return [slots[index * SLOT :][:length] for index, length in enumerate(lengths)]
+
+    def names(self) -> list[Entry]:
+        """List the export's root."""
+        return self._list(attributes=False)
+
+    def attributes(self) -> list[Entry]:
+        """List the export's root with attributes."""
+        return self._list(attributes=True)
+
+    def _list(self, *, attributes: bool) -> list[Entry]:
+        entries: list[Entry] = []
+        after = None
+        while True:
+            page = self.client.readdir(
+                EXPORT, "/", attrs=attributes, limit=_PAGE_ENTRIES, after=after
+            )
+            entries += page.entries
+            if (after := page.next) is None:
+                return entries
+
+    def walk(self) -> list[dict[str, Any]]:
+        """Walk the export with attributes."""
+        entries: list[dict[str, Any]] = []
+        after = None
+        while True:
+            options = {"attrs": True, "limit": _PAGE_ENTRIES, "after": after}
+            page = self.client.call(Call("walk", [EXPORT, "/", options], _as_it_came))
+            entries += page["entries"]
+            if (after := page["next"]) is None:
+                return entries
+
+
+def _as_it_came(result: Any) -> Any:
+    return result
+
+
+def tally_entries(entries: list[Entry]) -> tuple[int, int | None]:
+    """Count names, and add up sizes where there are any."""
+    sizes = [entry.stat.size for entry in entries if entry.stat is not None]
+    return len({entry.name for entry in entries}), sum(sizes) if sizes else None
+
+
+def tally_walk(entries: list[dict[str, Any]]) -> tuple[int, int | None]:
+    """Count paths and add up the sizes of files."""
+    total = sum(entry["size"] for entry in entries if entry["type"] == "file")
+    return len({entry["path"] for entry in entries}), total

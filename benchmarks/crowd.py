@@ -1,0 +1,227 @@
+"""W7: a thousand clients that ask for the same thing, and one that takes all it can get.
+
+The clients of a storm are plain sockets in two processes: each sends the same encoded ``stat``
+again as soon as the answer is there, and an answer is right when it is the bytes of the first one,
+which was decoded. The small clients beside a bulk reader ask on a schedule, and their time counts
+from when they should have asked.
+"""
+
+import itertools
+import multiprocessing
+import select
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+import msgpack
+
+from benchmarks.contender import WrongBytesError
+from benchmarks.contenders.sockets import connect
+from benchmarks.contenders.vuserd import Vuserd
+from benchmarks.corpus import MIB, BigFile, make_big_file, warm_buffer
+from benchmarks.daemon import EXPORT, Served
+from benchmarks.measure import Group, Row, say
+from benchmarks.worker import Usage, spent_by, weigh
+from benchmarks.workloads import DTB_PATH, DTB_SIZE, Bench, all_served, folder, make_dtb
+
+RATE: Final = "stat: answers a second"
+SHARE: Final = "stat: most-served over least-served client"
+SMALL: Final = "read of 20 kB"
+BULK: Final = "read of 64 MiB"
+
+_FORK: Final = multiprocessing.get_context("fork")
+_PROCESSES: Final = 2
+_SMALL_CLIENTS: Final = 50
+_SMALL_EVERY: Final = 0.05  #: seconds between two reads of one small client
+_HEAD_START: Final = 0.1  #: seconds
+_PATIENCE: Final = 60.0  #: seconds beyond what a process was told to take
+_MESSAGE: Final = 1  #: the one message id
+
+
+def crowds(bench: Bench) -> Iterator[Group]:
+    """Both, one backend after the other in each round."""
+    with folder(bench, "crowd") as directory:
+        content = make_dtb(directory)
+        bulk = make_big_file(directory, "bulk.bin", 64 * MIB)
+        with all_served(bench, directory) as daemons:
+            yield _storms(bench, daemons)
+            yield _mixes(bench, daemons, bulk, content)
+
+
+def _storms(bench: Bench, daemons: list[Served]) -> Group:
+    connections, seconds = bench.profile.connections, bench.profile.storm
+    title = f"{connections:,} clients in {_PROCESSES} processes, one stat in flight each"
+    group = Group("W7, storm", title, plain=True)
+    say(f"  {group.key}: {group.title}")
+    for served in daemons:
+        group.rows += [Row(RATE, served.kind), Row(SHARE, served.kind)]
+    for _ in range(bench.profile.rounds):
+        for index, served in enumerate(daemons):
+            rate, share = group.rows[2 * index : 2 * index + 2]
+            before = spent_by(served.servers)
+            answers = _run(
+                [
+                    (_storm_clients, (served.socket, connections // _PROCESSES, seconds))
+                    for _ in range(_PROCESSES)
+                ],
+                seconds,
+            )
+            after = spent_by(served.servers)
+            counts = list(itertools.chain.from_iterable(counts for counts, _ in answers))
+            rate.samples.append(sum(counts) / seconds)
+            share.samples.append(max(counts) / max(1, min(counts)))
+            rate.cpu = Usage(
+                sum(cpu for _, cpu in answers), after[0] - before[0], after[1] - before[1]
+            )
+            rate.memory = weigh(served.servers)
+    return group
+
+
+def _mixes(bench: Bench, daemons: list[Served], bulk: BigFile, content: bytes) -> Group:
+    rate = _SMALL_CLIENTS / _SMALL_EVERY
+    title = f"{_SMALL_CLIENTS} clients read 20 kB, {rate:,.0f}/s in all, beside a bulk reader"
+    group = Group("W7, mixed", title)
+    say(f"  {group.key}: {group.title}")
+    seconds = bench.profile.storm
+    for served in daemons:
+        group.rows += [Row(SMALL, served.kind), Row(BULK, served.kind)]
+    for _ in range(bench.profile.rounds):
+        for index, served in enumerate(daemons):
+            waits, passes = _run(
+                [
+                    (_small_clients, (served.socket, content, seconds)),
+                    (_bulk_client, (served, bulk, seconds)),
+                ],
+                seconds,
+            )
+            group.rows[2 * index].samples += waits
+            group.rows[2 * index + 1].samples += passes
+    return group
+
+
+def _run(jobs: list[tuple[Callable[..., Any], tuple[Any, ...]]], seconds: float) -> list[Any]:
+    """Run each job in a process of its own, all from the same moment on; return their answers.
+
+    A job says on its pipe that it is ready, waits there for the start, and sends its answer.
+    """
+    with ExitStack() as stack:
+        pipes = []
+        for target, arguments in jobs:
+            ours, theirs = _FORK.Pipe()
+            process = _FORK.Process(target=_job, args=(target, theirs, *arguments), daemon=True)
+            process.start()
+            stack.callback(process.join)
+            stack.callback(process.kill)
+            stack.callback(ours.close)
+            theirs.close()
+            pipes.append(ours)
+        for pipe in pipes:
+            _answer(pipe, _PATIENCE)
+        for pipe in pipes:
+            pipe.send(None)
+        return [_answer(pipe, seconds + _PATIENCE) for pipe in pipes]
+
+
+def _job(target: Callable[..., Any], pipe: Connection, *arguments: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the program's, which ends its jobs
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    target(pipe, *arguments)
+
+
+def _answer(pipe: Connection, within: float) -> Any:
+    if not pipe.poll(within):
+        raise TimeoutError("a crowd of clients is stuck")
+    return pipe.recv()
+
+
+def _start_together(pipe: Connection) -> None:
+    pipe.send(None)
+    pipe.recv()
+
+
+def _storm_clients(pipe: Connection, path: str, count: int, seconds: float) -> None:
+    """Send how many answers each client had, and the CPU time of them all."""
+    request = msgpack.packb([0, _MESSAGE, "stat", [EXPORT, DTB_PATH]])
+    clients = {client.fileno(): client for client in (connect(path) for _ in range(count))}
+    counts = dict.fromkeys(clients, 0)
+    poll = select.epoll()
+    for client in clients.values():
+        poll.register(client, select.EPOLLIN)
+    client.send(request)
+    answer = client.recv(4096)
+    _, message, error, result = msgpack.unpackb(answer)
+    if message != _MESSAGE or error is not None or result["size"] != DTB_SIZE:
+        raise WrongBytesError(f"{error or result}")
+    _start_together(pipe)
+    before = time.process_time()
+    for client in clients.values():
+        client.send(request)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for number, _ in poll.poll(0.1):
+            client = clients[number]
+            if client.recv(len(answer) + 1) != answer:
+                raise WrongBytesError("another answer to the same question")
+            counts[number] += 1
+            client.send(request)
+    pipe.send((list(counts.values()), time.process_time() - before))
+
+
+def _bulk_client(pipe: Connection, served: Served, file: BigFile, seconds: float) -> None:
+    """Send how long each pass over the file took."""
+    client = Vuserd(served)
+    client.open()
+    view = warm_buffer(file.size)
+    passes = []
+    _start_together(pipe)
+    end = time.monotonic() + _HEAD_START + seconds
+    while time.monotonic() < end:
+        began = time.perf_counter()
+        client.stream(file, view)
+        column = file.touch(view)
+        passes.append(time.perf_counter() - began)
+        file.prove(column, None)
+    pipe.send(passes)
+    client.close()
+
+
+def _small_clients(pipe: Connection, path: str, content: bytes, seconds: float) -> None:
+    """Send how long each read took."""
+    request = msgpack.packb([0, _MESSAGE, "read", [EXPORT, DTB_PATH, 0, 2 * DTB_SIZE]])
+    answer = msgpack.packb([1, _MESSAGE, None, content])
+    clients = {client.fileno(): client for client in (connect(path) for _ in range(_SMALL_CLIENTS))}
+    asked = {number: deque[float]() for number in clients}
+    received = {number: bytearray() for number in clients}
+    poll = select.epoll()
+    for client in clients.values():
+        poll.register(client, select.EPOLLIN)
+    waits: list[float] = []
+    _start_together(pipe)
+    begin = time.perf_counter() + _HEAD_START
+    gap = _SMALL_EVERY / _SMALL_CLIENTS
+    schedule = zip(
+        (begin + gap * number for number in range(int(seconds / gap))),
+        itertools.cycle(clients),
+        strict=False,
+    )
+    due = next(schedule, None)
+    while due is not None or any(asked.values()):
+        while due is not None and due[0] <= time.perf_counter():
+            when, number = due
+            clients[number].send(request)
+            asked[number].append(when)
+            due = next(schedule, None)
+        wait = 1.0 if due is None else max(0.0, due[0] - time.perf_counter())
+        for number, _ in poll.poll(wait):
+            buffer = received[number]
+            buffer += clients[number].recv(256 << 10)
+            while len(buffer) >= len(answer):
+                if buffer[: len(answer)] != answer:
+                    raise WrongBytesError("another answer to the same question")
+                del buffer[: len(answer)]
+                waits.append(time.perf_counter() - asked[number].popleft())
+    pipe.send(waits)

@@ -1,0 +1,86 @@
+"""What the numbers were measured on, and with what."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from benchmarks.contenders.ring_session import kind_of, version_of
+
+#: Peers that are packages: the package's name, by the peer's.
+_PACKAGES: Final = {
+    "nginx": "nginx-core nginx-light nginx",
+    "sftp-server": "openssh-sftp-server",
+    "sshd": "openssh-server",
+    "diod": "diod",
+    "rsync": "rsync",
+    "tar": "tar",
+    "coreutils": "coreutils",
+}
+
+
+def describe(programs: Sequence[str], place: str) -> list[tuple[str, str]]:
+    """Return pairs of a thing and what it is here."""
+    backends = ", ".join(f"{version_of(one)} ({kind_of(one)})" for one in programs)
+    python = f"{platform.python_version()}, trio {_version('trio')}, msgpack {_version('msgpack')}"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return [
+        ("processor", f"{_processor()}, {os.cpu_count()} cores{_hypervisor()}"),
+        ("memory", f"{memory:.0f} GiB"),
+        ("kernel", f"{platform.system()} {platform.release()}"),
+        ("system", platform.freedesktop_os_release().get("PRETTY_NAME", "unknown")),
+        ("files on", _file_system(place)),
+        ("Python", python),
+        ("vuserd", f"{_version('vuserd')}{_commit()}"),
+        ("virtiofsd", backends),
+        ("peers", "; ".join(f"{name} {_package(names)}" for name, names in _PACKAGES.items())),
+        ("load before", f"{os.getloadavg()[0]:.2f}"),
+    ]
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as file:
+        match = re.search(r"^model name\s*: (.*)$", file.read(), re.MULTILINE)
+    return match[1] if match else platform.machine()
+
+
+def _hypervisor() -> str:
+    with open("/proc/cpuinfo") as file:
+        return " of a virtual machine" if " hypervisor" in file.read() else ""
+
+
+def _file_system(folder: str) -> str:
+    return _said(["stat", "--file-system", "--format=%T", folder])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    here = os.path.dirname(__file__)
+    commit = _said(["git", "-C", here, "rev-parse", "--short", "HEAD"])
+    changed = _said(["git", "-C", here, "status", "--porcelain", "--untracked-files=no"])
+    return f" at {commit}{' with changes' if changed else ''}" if commit else ""
+
+
+def _package(names: str) -> str:
+    """Return the version of the first of these packages that is installed."""
+    for name in names.split():
+        if shutil.which("dpkg-query") and (
+            found := _said(["dpkg-query", "--show", "--showformat=${Version}", name])
+        ):
+            return found
+    return "of unknown version"
+
+
+def _said(command: Sequence[str]) -> str:
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else ""
