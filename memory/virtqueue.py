@@ -79,11 +79,16 @@ class Virtqueue(Generic[Token]):
         """Chains added and not yet reaped."""
         return len(self._chains) + len(self._unpublished)
 
-    def add(self, readable: Sequence[Span], writable: Sequence[Span], token: Token) -> None:
+    def add(
+        self,
+        readable: Sequence[tuple[int, int]],
+        writable: Sequence[tuple[int, int]],
+        token: Token,
+    ) -> None:
         """Lay a chain into the ring; the device sees it with the next :meth:`publish`.
 
         Args:
-            readable: what the device reads, in order.
+            readable: what the device reads, in order: a :class:`Span` each, or as good.
             writable: what it may write, in order.
             token: given back when the chain is used.
 

@@ -13,6 +13,7 @@ from protocol.virtio_fs import REQUEST_QUEUE
 from protocol.virtio_ring import Feature
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from vuserd.device.layout import IN_FLIGHT
+from vuserd.device.payloads import given_back
 from vuserd.device.session import Session
 from vuserd.errors import BackendBroken, BackendDown, BackendTimeout, FileError
 
@@ -212,6 +213,51 @@ async def test_an_overdue_request_times_out_and_is_interrupted(
     backend.reply(withheld.requests[0], Answer(error=4))
     await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
     assert session.channel.in_flight == 0
+
+
+async def test_a_silent_backend_is_lost_once_a_probe_stays_unanswered(
+    backend: FakeBackend,
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - eleven seconds pass at once
+) -> None:
+    async with backend.session() as session:
+        backend.answer = lambda _: None
+        begin = trio.current_time()
+        with pytest.raises(BackendTimeout):
+            await session.channel.call(fuse.statfs(ROOT), fuse.decode_statfs)
+        assert not session.lost
+        reason = await session.wait_lost()
+        assert str(reason) == "the backend answers nothing any more"
+        assert 11 <= trio.current_time() - begin < 11.1
+        assert len(backend.named(Opcode.GETATTR)) == 1
+        with pytest.raises(BackendDown):
+            await session.payloads.take(1, "test")
+
+
+async def test_few_bulk_requests_are_in_the_backend_at_once(
+    backend: FakeBackend, session: Session
+) -> None:
+    withheld = Withheld(backend, Opcode.READ)
+    lengths: list[int] = []
+
+    async def read() -> None:
+        with given_back(await session.payloads.take(1, "test")) as [buffer]:
+            request = fuse.read(NodeId(2), fuse.FileHandle(1), 0, 1 << 20)
+            lengths.append(await session.channel.call_into(request, buffer))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        await give_up(read)  # it never reaches the backend
+        assert len(withheld.requests) == 4
+        # Small ones overtake what waits.
+        await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
+        withheld.let_go()
+        await wait_all_tasks_blocked()
+        assert len(withheld.requests) == 2
+        withheld.let_go()
+    assert len(lengths) == len(backend.named(Opcode.READ)) == 6
+    assert session.channel.in_flight == session.payloads.taken == 0
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ class TestCore:
         core = ClientCore()
         ticket = core.begin(calls.status())
         receive(core, msgpack.packb([1, ticket.msgid, None, {5: 5}]))
-        with pytest.raises(BadReply):
+        with pytest.raises(ConnectionLost, match="not its protocol: not MessagePack: int is not"):
             ticket.result()
 
     def test_result_before_it_is_there(self) -> None:

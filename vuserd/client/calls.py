@@ -14,6 +14,7 @@ from vuserd.client.records import (
     ExportInfo,
     FsStat,
     ImageInfo,
+    RawPage,
     Stat,
     WalkPage,
     exports_from_wire,
@@ -92,6 +93,12 @@ def readdir(
     """Ask for ``limit`` entries of a directory, after those that gave the token ``after``."""
     options = {"attrs": attrs, "limit": limit, "after": after}
     return Call("readdir", [_wire(export), _wire(path), options], DirectoryPage.from_wire)
+
+
+def readdir_raw(export: str, path: RemotePath, *, attrs: bool, after: Any) -> Call[RawPage]:
+    """Ask for one page of a directory, whose entries are made into records later."""
+    options = {"attrs": attrs, "limit": PAGE_ENTRIES, "after": after}
+    return Call("readdir", [_wire(export), _wire(path), options], RawPage.from_wire)
 
 
 def walk(

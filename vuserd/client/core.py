@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 from vuserd.client.calls import Call
 from vuserd.client.errors import BadReply, ConnectionLost, RemoteError
 from vuserd.client.passing import Arrivals, Close, Outgoing
+from vuserd.client.replies import ReplyDecoder
 from vuserd.rpc.codec import (
     BIN_HEAD_MAX,
     MSGID_MAX,
@@ -29,9 +30,7 @@ from vuserd.rpc.codec import (
     BinHead,
     FramingError,
     InvalidMessage,
-    Limits,
     Message,
-    MessageDecoder,
     Notification,
     Request,
     Response,
@@ -39,9 +38,6 @@ from vuserd.rpc.codec import (
 )
 
 T = TypeVar("T")
-
-#: What the daemon may send in a frame: pages of directories, and payloads of other encoders.
-REPLY_LIMITS = Limits(frame_bytes=64 << 20, depth=16, values=4 << 20)
 
 _SCRATCH_BYTES = 64 << 10
 
@@ -144,7 +140,7 @@ class ClientCore:
         self._close = close
         self._arrivals = Arrivals(close)
         self._received = 0  # bytes since the beginning
-        self._decoder = MessageDecoder(REPLY_LIMITS)
+        self._decoder = ReplyDecoder()
         self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
         self._pending: dict[int, Ticket[Any]] = {}
         self._payloads_due: set[int] = set()  # msgids whose success is a bin, awaited or not

@@ -70,10 +70,7 @@ class Entry(NamedTuple):
     @classmethod
     def from_wire(cls, value: Any) -> "Entry":
         """Make it of an element of a page's ``entries``."""
-        stat = Stat.from_wire(value) if isinstance(value, dict) and "mode" in value else None
-        return cls(
-            _field(value, "name", to_name), _field(value, "type", str), _field(value, "ino"), stat
-        )
+        return cls(*_entry_from_wire(value, "name"))
 
 
 class DirectoryPage(NamedTuple):
@@ -85,8 +82,23 @@ class DirectoryPage(NamedTuple):
     @classmethod
     def from_wire(cls, value: Any) -> "DirectoryPage":
         """Make it of what ``readdir`` returns."""
-        entries = _field(value, "entries", to_list)
-        return cls([Entry.from_wire(entry) for entry in entries], value.get("next"))
+        return RawPage.from_wire(value).decoded()
+
+
+class RawPage(NamedTuple):
+    """The same with its entries as they came: so the next page can be asked for first."""
+
+    entries: list[Any]
+    next: Any
+
+    @classmethod
+    def from_wire(cls, value: Any) -> "RawPage":
+        """Make it of what ``readdir`` returns."""
+        return cls(_field(value, "entries", to_list), value.get("next"))
+
+    def decoded(self) -> DirectoryPage:
+        """Give the page with its entries as records."""
+        return DirectoryPage([Entry.from_wire(entry) for entry in self.entries], self.next)
 
 
 class WalkEntry(NamedTuple):
@@ -100,10 +112,7 @@ class WalkEntry(NamedTuple):
     @classmethod
     def from_wire(cls, value: Any) -> "WalkEntry":
         """Make it of an element of a page's ``entries``."""
-        stat = Stat.from_wire(value) if isinstance(value, dict) and "mode" in value else None
-        return cls(
-            _field(value, "path", to_name), _field(value, "type", str), _field(value, "ino"), stat
-        )
+        return cls(*_entry_from_wire(value, "path"))
 
 
 class WalkProblem(NamedTuple):
@@ -223,6 +232,19 @@ class ApiInfo(NamedTuple):
             _field(value, "methods", to_list),
             _field(value, "errors", to_list),
         )
+
+
+def _entry_from_wire(value: Any, key: str) -> tuple[str, str, int, Stat | None]:
+    """Give name or path, type, inode number and attributes of an entry: a listing's main work."""
+    try:
+        name, kind, ino = value[key], value["type"], value["ino"]
+    except (KeyError, TypeError, IndexError):
+        raise BadReply(f"the daemon sent an entry without {key!r}, 'type' or 'ino'") from None
+    if type(name) is not str or not name.isascii():
+        name = to_name(name)
+    if type(kind) is not str or type(ino) is not int:
+        raise BadReply("the daemon sent an entry with a field of the wrong type")
+    return name, kind, ino, Stat.from_wire(value) if "mode" in value else None
 
 
 def to_name(value: object) -> str:

@@ -133,12 +133,18 @@ class Client:
 
     def iterdir(self, export: str, path: RemotePath, *, attrs: bool = False) -> Iterator[Entry]:
         """Give all entries of a directory, page by page, in the backend's order."""
-        after = None
-        while True:
-            page = self.readdir(export, path, attrs=attrs, after=after)
-            yield from page.entries
-            if (after := page.next) is None:
-                return
+        ticket = self.begin(calls.readdir_raw(export, path, attrs=attrs, after=None))
+        try:
+            while True:
+                page = self.finish(ticket)
+                if page.next is not None:  # the daemon reads on while these are taken
+                    call = calls.readdir_raw(export, path, attrs=attrs, after=page.next)
+                    ticket = self.begin(call)
+                yield from page.decoded().entries
+                if page.next is None:
+                    return
+        finally:
+            self.abandon(ticket)
 
     def walk(
         self,

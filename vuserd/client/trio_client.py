@@ -129,13 +129,19 @@ class TrioClient:
         self, export: str, path: RemotePath, *, attrs: bool = False
     ) -> AsyncIterator[Entry]:
         """Give all entries of a directory, page by page, in the backend's order."""
-        after = None
-        while True:
-            page = await self.readdir(export, path, attrs=attrs, after=after)
-            for entry in page.entries:
-                yield entry
-            if (after := page.next) is None:
-                return
+        ticket = self._begin(calls.readdir_raw(export, path, attrs=attrs, after=None))
+        try:
+            while True:
+                page = await self._finish(ticket)
+                if page.next is not None:  # the daemon reads on while these are taken
+                    call = calls.readdir_raw(export, path, attrs=attrs, after=page.next)
+                    ticket = self._begin(call)
+                for entry in page.decoded().entries:
+                    yield entry
+                if page.next is None:
+                    return
+        finally:
+            self._core.abandon(ticket)
 
     async def walk(
         self,

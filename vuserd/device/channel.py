@@ -6,16 +6,17 @@ up, by deadline or cancellation, leaves its request behind as an orphan: INTERRU
 the reply comes after all, ``undo`` gives back what it brought: a lookup count, an open handle.
 """
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import outcome
 import trio
 
 from memory.arena import Buffer
-from memory.virtqueue import Span, Virtqueue
+from memory.virtqueue import Virtqueue
 from protocol import MalformedError, fuse
 from protocol.virtio_fs import HIPRIO_QUEUE, REQUEST_QUEUE
 from vuserd.device.layout import IN_FLIGHT, PAYLOAD_SIZE, REPLY_ROOM, REQUEST_ROOM, SharedLayout
@@ -30,6 +31,13 @@ Undo = Callable[[bytes], None]
 Reply = TypeVar("Reply")
 
 _HEADER: Final = fuse.OUT_HEADER_SIZE
+
+#: A request whose reply is this long is bulk, and few of them are in the backend at once: enough
+#: to keep it busy, and the small ones of others do not wait long behind them.
+_BULK_SIZE: Final = 128 << 10
+_BULK_IN_FLIGHT: Final = 4
+#: Seconds for a backend that has been silent to show that it is alive.
+_PROBE_TIME: Final = 1.0
 
 
 class Target(Protocol):
@@ -49,7 +57,18 @@ class Target(Protocol):
 class _InFlight:
     """A request that the device has, or will have when a slot is free."""
 
-    __slots__ = ("deadline", "message", "request", "result", "target", "task", "undo", "unique")
+    __slots__ = (
+        "answers_before",
+        "deadline",
+        "is_bulk",
+        "message",
+        "request",
+        "result",
+        "target",
+        "task",
+        "undo",
+        "unique",
+    )
 
     def __init__(
         self, request: fuse.Request, unique: int, target: Target | None, undo: Undo | None
@@ -63,6 +82,15 @@ class _InFlight:
         self.result: outcome.Outcome[bytes | int] | None = None
         self.task: trio.lowlevel.Task | None = None
         self.deadline = 0.0
+        self.answers_before = 0
+        self.is_bulk = target is not None and (request.reply_size or 0) >= _BULK_SIZE
+
+
+class _Probe(NamedTuple):
+    """A request sent to learn whether the backend is alive, and how many it had answered before."""
+
+    deadline: float
+    answers_before: int
 
 
 class FuseChannel:
@@ -86,12 +114,15 @@ class FuseChannel:
         self._slots = dict(IN_FLIGHT)
         #: Requests that wait for a slot, by queue and unique, in order.
         self._backlog: dict[int, dict[int, _InFlight]] = {queue: {} for queue in IN_FLIGHT}
+        #: Bulk in the backend, and what waits for its turn.
+        self._bulk = 0
+        self._bulk_backlog: dict[int, _InFlight] = {}
         #: Requests that somebody wants the reply to, by unique: the oldest deadline is the first.
         self._awaited: dict[int, _InFlight] = {}
         self._more_awaited = trio.lowlevel.ParkingLot()
         self._idle = trio.lowlevel.ParkingLot()
         self.submitted = 0
-        self._answered_at = 0.0
+        self._answers = 0
         #: Whether INTERRUPT is sent for requests that are given up.
         self.interrupts = True
 
@@ -113,7 +144,7 @@ class FuseChannel:
     def in_flight(self) -> int:
         """Requests that the device has, or that wait for a slot."""
         rings = self.requests.ring.outstanding + self.hiprio.ring.outstanding
-        return rings + sum(map(len, self._backlog.values()))
+        return rings + sum(map(len, self._backlog.values())) + len(self._bulk_backlog)
 
     async def call(
         self, request: fuse.Request, decode: Callable[[bytes], Reply], undo: Undo | None = None
@@ -218,6 +249,7 @@ class FuseChannel:
         self._failure = reason
         for backlog in self._backlog.values():
             backlog.clear()
+        self._bulk_backlog.clear()
         for queue in self.queues.values():
             queue.ring.abandon()
         for entry in list(self._awaited.values()):
@@ -235,6 +267,7 @@ class FuseChannel:
             raise self._failure.again()
         entry = self._new_entry(request, target, undo)
         entry.deadline = trio.current_time() + self._timeout
+        entry.answers_before = self._answers
         self._awaited[entry.unique] = entry
         if self._more_awaited:
             self._more_awaited.unpark_all()
@@ -244,13 +277,18 @@ class FuseChannel:
     def _new_entry(
         self, request: fuse.Request, target: Target | None, undo: Undo | None
     ) -> _InFlight:
-        if request.size > REQUEST_ROOM:
+        if len(request.body) > REQUEST_ROOM - fuse.IN_HEADER_SIZE:
             raise ValueError(f"{request.opcode.name} of {request.size} bytes")
         self._unique += 2  # odd numbers are the kernel's for interrupts, so they stay unused
         return _InFlight(request, self._unique, target, undo)
 
     def _enqueue(self, entry: _InFlight) -> None:
-        """Submit a request, or let it wait for a slot: none overtakes another on its queue."""
+        """Submit a request, or let it wait for its turn: in the order in which they came."""
+        if entry.is_bulk:
+            if self._bulk == _BULK_IN_FLIGHT:
+                self._bulk_backlog[entry.unique] = entry
+                return
+            self._bulk += 1
         queue = HIPRIO_QUEUE if entry.request.reply_size is None else REQUEST_QUEUE
         if self._slots[queue]:
             self._slots[queue] -= 1
@@ -299,10 +337,13 @@ class FuseChannel:
         self._want_no_more(entry)
 
     def _want_no_more(self, entry: _InFlight) -> None:
-        if self._backlog[REQUEST_QUEUE].pop(entry.unique, None) is None:
-            if self.interrupts:
-                self.post(fuse.interrupt(entry.unique))
-        elif self._idle and not self.in_flight:
+        if self._bulk_backlog.pop(entry.unique, None) is None:
+            if self._backlog[REQUEST_QUEUE].pop(entry.unique, None) is None:
+                if self.interrupts:
+                    self.post(fuse.interrupt(entry.unique))
+                return
+            self._bulk_is_done(entry)
+        if self._idle and not self.in_flight:
             self._idle.unpark_all()
 
     async def watch_deadlines(self) -> None:
@@ -311,26 +352,39 @@ class FuseChannel:
         All requests have the same time, so the oldest one's deadline is the next: one task with one
         timer costs a request less than a cancel scope of its own.
 
-        A backend that has answered nothing at all since an overdue request was begun is lost: its
-        socket may be open still, but its rings are dead.
+        Where nothing at all was answered since an overdue request was begun, one more is sent that
+        any backend answers at once. If that is silent, too, the backend is lost: its socket may be
+        open still, but its rings are dead.
         """
+        probe: _Probe | None = None
         while True:
-            if not self._awaited:
+            if not self._awaited and probe is None:
                 await self._more_awaited.park()
                 continue
-            oldest = next(iter(self._awaited.values()))
-            await trio.sleep_until(oldest.deadline)
+            deadlines = [entry.deadline for entry in itertools.islice(self._awaited.values(), 1)]
+            await trio.sleep_until(min(deadlines + ([probe.deadline] if probe else [])))
             now = trio.current_time()
-            while self._awaited:
-                oldest = next(iter(self._awaited.values()))
-                if oldest.deadline > now:
-                    break
-                self._settle(oldest, outcome.Error(self._timed_out(oldest.request)))
-                if self._answered_at < oldest.deadline - self._timeout:
-                    silence = f"the backend has answered nothing for {self._timeout:g} s"
-                    self._lost(BackendDown(silence))
+            silent = self._time_out(now)
+            if probe is not None and probe.deadline <= now:
+                if self._answers == probe.answers_before:
+                    self._lost(BackendDown("the backend answers nothing any more"))
                     return
-                self._want_no_more(oldest)
+                probe = None
+            if silent and probe is None:
+                probe = _Probe(now + _PROBE_TIME, self._answers)
+                self.post(fuse.getattr(fuse.ROOT_ID))
+
+    def _time_out(self, now: float) -> bool:
+        """Wake those who are overdue; tell whether nothing was answered in all of the time."""
+        silent = False
+        while self._awaited:
+            oldest = next(iter(self._awaited.values()))
+            if oldest.deadline > now:
+                break
+            self._settle(oldest, outcome.Error(self._timed_out(oldest.request)))
+            self._want_no_more(oldest)
+            silent = self._answers == oldest.answers_before
+        return silent
 
     def _submit(self, queue: int, entry: _InFlight) -> None:
         """Put a request on the ring. It has a slot."""
@@ -338,18 +392,15 @@ class FuseChannel:
         message = entry.message = self._messages.take(entry)
         encoded = request.encode(entry.unique, self._who)
         message.view[: len(encoded)] = encoded
-        readable = [Span(message.address, len(encoded))]
-        writable: list[Span] = []
+        readable = [(message.address, len(encoded))]
+        writable: list[tuple[int, int]] = []
         if request.reply_size is not None:
             reply_at = message.address + REQUEST_ROOM
             if entry.target is None:
-                writable = [Span(reply_at, _HEADER + request.reply_size)]
+                writable = [(reply_at, _HEADER + request.reply_size)]
             else:
                 entry.target.lend()
-                writable = [
-                    Span(reply_at, _HEADER),
-                    Span(entry.target.address, request.reply_size),
-                ]
+                writable = [(reply_at, _HEADER), (entry.target.address, request.reply_size)]
         message.lend()
         notified = self.requests if queue == REQUEST_QUEUE else self.hiprio
         notified.ring.add(readable, writable, entry)
@@ -360,7 +411,7 @@ class FuseChannel:
         """Take a used chain of the request queue: check the reply, wake who waits for it."""
         message = entry.message
         assert message is not None
-        self._answered_at = trio.current_time()
+        self._answers += 1
         # Copied out before it is looked at: the backend may go on writing.
         size = used if entry.target is None else _HEADER
         reply = bytes(message.view[REQUEST_ROOM : REQUEST_ROOM + size])
@@ -383,7 +434,15 @@ class FuseChannel:
             entry.undo(bytes(late))
         if entry.target is not None:
             entry.target.reclaim()
+        self._bulk_is_done(entry)
         self._recycle(REQUEST_QUEUE, message)
+
+    def _bulk_is_done(self, entry: _InFlight) -> None:
+        """Let the next bulk request have its turn, where this was one."""
+        if entry.is_bulk:
+            self._bulk -= 1
+            if self._bulk_backlog:
+                self._enqueue(self._bulk_backlog.pop(next(iter(self._bulk_backlog))))
 
     def _forgotten(self, entry: _InFlight, used: int) -> None:
         """Take a used chain of the hiprio queue, where nothing is answered."""

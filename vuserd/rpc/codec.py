@@ -40,6 +40,7 @@ __all__ = [
     "encode_response",
     "name_bytes",
     "parse_bin_response_head",
+    "to_message",
     "wire_name",
 ]
 
@@ -263,7 +264,7 @@ class MessageDecoder:
             value = _unpack(frame.data)
         except ValueError as error:
             return InvalidMessage(_salvage_msgid(frame.data), str(error))
-        return _to_message(value)
+        return to_message(value)
 
     def peek_bin_response_head(self) -> BinHead | NeedData | None:
         """Do what :func:`parse_bin_response_head` does, for the frame that comes next."""
@@ -278,7 +279,7 @@ def _is_msgid(value: object) -> bool:
     return type(value) is int and 0 <= value <= MSGID_MAX  # a bool is an int, and no msgid
 
 
-def _to_message(value: object) -> Message:
+def to_message(value: object) -> Message:
     """Give the message that a decoded value is."""
     if not isinstance(value, list) or not value:
         return InvalidMessage(None, "a message is an array")

@@ -70,6 +70,8 @@ class Counters:
         self.requests = 0
         self.errors = 0
         self.bytes_read = 0
+        #: Requests in the daemon now.
+        self.in_flight = 0
 
 
 def _widen(sock: socket.socket) -> None:
@@ -101,7 +103,7 @@ class Connection:
         self._counters = counters
         self._requests = Budget(limits.requests)
         self._payload = Budget(limits.payload)
-        self._outbox = Outbox(sock, self._gone)
+        self._outbox = Outbox(sock, self._gone, self._is_alone)
         self._caller = Caller(MemoryTable(limits.memories, limits.memory), WalkTable(limits.walks))
         #: Descriptors that came and whose request has not come yet, in order.
         self._descriptors: deque[int] = deque()
@@ -155,7 +157,7 @@ class Connection:
                 decoder.feed(received)
                 for message in decoder:
                     if isinstance(message, Request):
-                        await self._requests.take(1)
+                        await self._take_turn()
                         self._counters.requests += 1
                         if self._shutting_down:
                             end = CallError(ErrorCode.SHUTTING_DOWN, "the daemon is about to end")
@@ -163,17 +165,22 @@ class Connection:
                         else:
                             nursery.start_soon(self._answer, message, self._claimed(message))
                     elif isinstance(message, InvalidMessage):
-                        await self._requests.take(1)
+                        await self._take_turn()
                         self._refuse(message)
                     # A notification wants no answer and none of the methods is of use without one.
                 if not decoder.buffered:
                     self._drop_descriptors()  # they came with requests that take none
             except FramingError as error:
-                await self._requests.take(1)
+                await self._take_turn()
                 refusal = CallError(ErrorCode(error.code), str(error))
                 self._outbox.send(Reply([encode_notification("error", [refusal.to_wire()])]))
                 self._last_request_read.set()
                 return
+
+    async def _take_turn(self) -> None:
+        """Wait until the client may have one more request in the daemon; its reply ends that."""
+        await self._requests.take(1)
+        self._counters.in_flight += 1
 
     def _claimed(self, request: Request) -> int | None:
         """Return the descriptor that came with a request which takes one."""
@@ -252,6 +259,10 @@ class Connection:
         """Take back what a reply used of the budgets."""
         self._payload.give_back(reply.payload)
         self._requests.give_back(1)
+        self._counters.in_flight -= 1
+
+    def _is_alone(self) -> bool:
+        return self._counters.in_flight == self._requests.total - self._requests.available
 
     async def _write_replies(self, cancel: trio.CancelScope) -> None:
         try:

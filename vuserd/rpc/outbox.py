@@ -15,6 +15,8 @@ from vuserd.descriptors import ancillary_with
 
 #: One sendmsg takes this many pieces (UIO_MAXIOV is 1,024).
 _PIECES: Final = 256
+#: The most bytes that are copied for one client while others wait.
+_SHARE: Final = 256 << 10
 
 
 class Reply:
@@ -63,12 +65,16 @@ class Outbox:
     Args:
         sock: connected, and not blocking.
         gone: called with each reply that has left or never will, after it is closed.
+        alone: tells whether no other client waits for the daemon now.
 
     """
 
-    def __init__(self, sock: socket.socket, gone: Callable[[Reply], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, gone: Callable[[Reply], None], alone: Callable[[], bool]
+    ) -> None:
         self._socket = sock
         self._gone = gone
+        self._alone = alone
         self._waiting: deque[Reply] = deque()
         self._more = trio.lowlevel.ParkingLot()
 
@@ -115,10 +121,25 @@ class Outbox:
             if len(pieces) >= _PIECES or (reply.descriptor is not None and reply is not first):
                 break
             pieces.extend(reply.pieces)
+        del pieces[_PIECES:]
+        if len(pieces) > 1 or len(pieces[0]) > _SHARE:
+            self._shorten(pieces)
         ancillary = [] if first.descriptor is None else ancillary_with([first.descriptor])
-        sent = self._socket.sendmsg(pieces[:_PIECES], ancillary, socket.MSG_NOSIGNAL)
+        sent = self._socket.sendmsg(pieces, ancillary, socket.MSG_NOSIGNAL)
         first.close_descriptor()
         self._forget_sent(sent)
+
+    def _shorten(self, pieces: list[bytes | memoryview]) -> None:
+        """Leave no more than one client's share, where others wait while the kernel copies it."""
+        if self._alone():
+            return
+        room = _SHARE
+        for index, piece in enumerate(pieces):
+            if len(piece) >= room:
+                pieces[index] = memoryview(piece)[:room]
+                del pieces[index + 1 :]
+                return
+            room -= len(piece)
 
     def _forget_sent(self, sent: int) -> None:
         while self._waiting:

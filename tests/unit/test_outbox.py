@@ -1,0 +1,126 @@
+"""Replies on their way out, over real sockets that take less than there is."""
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from vuserd.descriptors import received_descriptors
+from vuserd.rpc.outbox import Outbox, Reply
+
+LARGE = os.urandom(3 << 20)
+
+
+class Sender:
+    """An outbox, the client's end of its socket, and what became of the replies."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.ours.setblocking(False)
+        self.theirs.setblocking(False)
+        self.gone: list[Reply] = []
+        self.alone = True
+        self.outbox = Outbox(self.ours, self.gone.append, lambda: self.alone)
+
+    def received(self, size: int = 16 << 20) -> bytes:
+        """Take what is there."""
+        taken = b""
+        while True:
+            try:
+                taken += self.theirs.recv(size)
+            except BlockingIOError:
+                return taken
+
+
+@pytest.fixture
+def sender() -> Iterator[Sender]:
+    made = Sender()
+    yield made
+    made.outbox.close()
+    made.ours.close()
+    made.theirs.close()
+
+
+async def collected(sender: Sender, size: int) -> bytes:
+    """Run the outbox until so many bytes have come."""
+    taken = b""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender.outbox.run, 5.0)
+        while len(taken) < size:
+            await trio.lowlevel.wait_readable(sender.theirs)
+            taken += sender.received()
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    return taken
+
+
+async def test_a_small_reply_leaves_at_once(sender: Sender) -> None:
+    sender.outbox.send(Reply([b"one", b"two"]))
+    assert sender.received() == b"onetwo"
+    assert len(sender.gone) == 1
+
+
+async def test_large_ones_leave_in_order_and_in_parts(sender: Sender) -> None:
+    replies = [Reply([b"head", memoryview(LARGE)]), Reply([b"tail"], payload=7)]
+    for reply in replies:
+        sender.outbox.send(reply)
+    assert sender.gone == []
+    whole = b"head" + LARGE + b"tail"
+    assert await collected(sender, len(whole)) == whole
+    assert sender.gone == replies
+
+
+@pytest.mark.parametrize(("alone", "most"), [(True, 16 << 20), (False, 256 << 10)])
+async def test_others_wait_for_one_share_only(sender: Sender, alone: bool, most: int) -> None:
+    sender.alone = alone
+    sender.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    sender.outbox.send(Reply([b"head", *[memoryview(LARGE)[:200_000]] * 5]))
+    got = len(sender.received())
+    assert got == most if not alone else got > 256 << 10
+
+
+async def test_a_descriptor_goes_with_its_own_reply(sender: Sender) -> None:
+    reader, writer = os.pipe()
+    os.close(writer)
+    sender.outbox.send(Reply([memoryview(LARGE)]))
+    sender.outbox.send(Reply([b"with"], descriptor=reader))
+    sender.outbox.send(Reply([b"after"]))
+    taken, descriptors = b"", []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender.outbox.run, 5.0)
+        while len(taken) < len(LARGE) + 9:
+            await trio.lowlevel.wait_readable(sender.theirs)
+            data, ancillary, _, _ = sender.theirs.recvmsg(1 << 20, socket.CMSG_SPACE(16))
+            new = received_descriptors(ancillary)
+            if new:
+                assert data.startswith(b"with")
+            taken += data
+            descriptors += new
+        nursery.cancel_scope.cancel()
+    assert taken == LARGE + b"withafter"
+    assert len(descriptors) == 1
+    os.close(descriptors[0])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(reader)
+
+
+async def test_a_client_that_does_not_read_is_too_slow(
+    sender: Sender, autojump_clock: trio.testing.MockClock
+) -> None:
+    sender.outbox.send(Reply([memoryview(LARGE)]))
+    with pytest.raises(trio.TooSlowError):
+        await sender.outbox.run(30.0)
+    assert autojump_clock.current_time() >= 30
+
+
+async def test_a_client_that_is_gone(sender: Sender) -> None:
+    sender.outbox.send(Reply([memoryview(LARGE)]))
+    sender.theirs.close()
+    sender.outbox.send(Reply([b"unheard"]))
+    with pytest.raises(OSError, match=r"Broken pipe|reset"):
+        await sender.outbox.run(5.0)
+    sender.outbox.close()
+    assert len(sender.gone) == 2
