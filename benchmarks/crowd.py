@@ -48,14 +48,18 @@ def crowds(bench: Bench) -> Iterator[Group]:
         content = make_dtb(directory)
         bulk = make_big_file(directory, "bulk.bin", 64 * MIB)
         with all_served(bench, directory) as daemons:
-            yield _storms(bench, daemons)
+            yield _storms(bench, daemons, "W7, storm", bulk.name, bulk.size)
+            yield _storms(bench, daemons, "W7, deep storm", DTB_PATH, DTB_SIZE)
             yield _mixes(bench, daemons, bulk, content)
 
 
-def _storms(bench: Bench, daemons: list[Served]) -> Group:
+def _storms(bench: Bench, daemons: list[Served], key: str, path: str, size: int) -> Group:
     connections, seconds = bench.profile.connections, bench.profile.storm
-    title = f"{connections:,} clients in {_PROCESSES} processes, one stat in flight each"
-    group = Group("W7, storm", title, plain=True)
+    depth = path.strip("/").count("/") + 1
+    title = (
+        f"{connections:,} clients in {_PROCESSES} processes, a stat in flight each, depth {depth}"
+    )
+    group = Group(key, title, plain=True)
     say(f"  {group.key}: {group.title}")
     for served in daemons:
         group.rows += [Row(RATE, served.kind), Row(SHARE, served.kind)]
@@ -65,7 +69,10 @@ def _storms(bench: Bench, daemons: list[Served]) -> Group:
             before = spent_by(served.servers)
             answers = _run(
                 [
-                    (_storm_clients, (served.socket, connections // _PROCESSES, seconds))
+                    (
+                        _storm_clients,
+                        (served.socket, path, size, connections // _PROCESSES, seconds),
+                    )
                     for _ in range(_PROCESSES)
                 ],
                 seconds,
@@ -143,10 +150,12 @@ def _start_together(pipe: Connection) -> None:
     pipe.recv()
 
 
-def _storm_clients(pipe: Connection, path: str, count: int, seconds: float) -> None:
+def _storm_clients(
+    pipe: Connection, socket: str, path: str, size: int, count: int, seconds: float
+) -> None:
     """Send how many answers each client had, and the CPU time of them all."""
-    request = msgpack.packb([0, _MESSAGE, "stat", [EXPORT, DTB_PATH]])
-    clients = {client.fileno(): client for client in (connect(path) for _ in range(count))}
+    request = msgpack.packb([0, _MESSAGE, "stat", [EXPORT, path]])
+    clients = {client.fileno(): client for client in (connect(socket) for _ in range(count))}
     counts = dict.fromkeys(clients, 0)
     poll = select.epoll()
     for client in clients.values():
@@ -154,7 +163,7 @@ def _storm_clients(pipe: Connection, path: str, count: int, seconds: float) -> N
     client.send(request)
     answer = client.recv(4096)
     _, message, error, result = msgpack.unpackb(answer)
-    if message != _MESSAGE or error is not None or result["size"] != DTB_SIZE:
+    if message != _MESSAGE or error is not None or result["size"] != size:
         raise WrongBytesError(f"{error or result}")
     _start_together(pipe)
     before = time.process_time()

@@ -169,8 +169,14 @@ LINES: Final = (
     _at_most(
         "W6", "time beside scandir and stat", 2.0, "x", _longer_than(rows.WALK, rows.SCANDIR_STAT)
     ),
-    _at_least("W7, storm", "answers a second", 15_000, "/s", _median(RATE)),
-    _at_most("W7, storm", "most over least served", 2.0, "x", _median(SHARE)),
+    *(
+        line
+        for workload in ("W7, storm", "W7, deep storm")
+        for line in (
+            _at_least(workload, "answers a second", 15_000, "/s", _median(RATE)),
+            _at_most(workload, "most over least served", 2.0, "x", _median(SHARE)),
+        )
+    ),
     _at_most("W7, mixed", "small reads, p99", 3.0, "ms", _p99(SMALL, _MS)),
     _at_most("W8, start", "start to ready, p50", 300, "ms", _median(READY, _MS)),
     _at_most("W8, idle", "wake-ups of the daemon", 0, "", _median(WAKE_UPS)),
