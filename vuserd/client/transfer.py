@@ -18,8 +18,8 @@ from vuserd.client.image import Progress as Progress
 from vuserd.client.records import Stat
 from vuserd.errors import ErrorCode
 
-CHUNK_BYTES = 1 << 20
-WINDOW = 8  # chunks in flight
+CHUNK_BYTES = 8 << 20
+WINDOW = 2  # chunks in flight
 ATTEMPTS = 3
 
 #: The same where memory is lent: larger ones cost the daemon fewer calls, and stay in its caches.
