@@ -16,6 +16,9 @@ from vuserd.config import DaemonConfig, check_names, parse_adopted, parse_export
 from vuserd.daemon import Daemon
 from vuserd.errors import ConfigurationError
 
+#: A backend alone takes 610.
+_LEAST_DESCRIPTORS = 1024
+
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 
@@ -33,19 +36,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         print(f"vuserd: {error}", file=sys.stderr)
         return EXIT_USAGE
-    _allow_descriptors()
-    _collect_seldom()
-    problem = trio.run(_serve, config)
+    problem = _allow_descriptors()
+    if problem is None:
+        _collect_seldom()
+        problem = trio.run(_serve, config)
     if problem is not None:
         print(f"vuserd: {problem}", file=sys.stderr)
         return EXIT_FAILURE
     return 0
 
 
-def _allow_descriptors() -> None:
-    """Use as many descriptors as may be: a thousand clients take more than the usual limit."""
+def _allow_descriptors() -> ConfigurationError | None:
+    """Use as many descriptors as may be: clients need them; return why they are too few."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < _LEAST_DESCRIPTORS:
+        return ConfigurationError(
+            f"{hard} open files are too few, at least {_LEAST_DESCRIPTORS} are needed: raise the"
+            " limit (ulimit -Hn, or LimitNOFILE= of a unit)"
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return None
 
 
 def _collect_seldom() -> None:

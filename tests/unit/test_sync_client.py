@@ -192,11 +192,13 @@ class TestDownload:
         fake_daemon.root.children[b"image"].content = IMAGE[:40_000]
         fake_daemon.piece = 999
 
-        before_the_parts = 3 if transfer.LENT_LEAST == 1 else 1  # stat, attach, a load; or stat
+        lent = transfer.LENT_LEAST == 1
+        before_the_parts = 3 if lent else 1  # stat, attach, a load; or stat
+        at_once = transfer.LENT_WINDOW if lent else transfer.WINDOW
 
         def hold_the_parts(_request: Request) -> None:
-            # four chunks at once, then one request at a time
-            fake_daemon.hold = 4 if len(fake_daemon.requests) == before_the_parts else 1
+            # all chunks that are in flight together, then one request at a time
+            fake_daemon.hold = at_once if len(fake_daemon.requests) == before_the_parts else 1
 
         fake_daemon.before = hold_the_parts
         assert self.fetch(client, tmp_path)[1] == IMAGE[:40_000]

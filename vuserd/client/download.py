@@ -18,7 +18,12 @@ def cat(client: Client, target: Target, progress: Progress | None = None) -> Non
     """Write a file to standard output, with no more of it in memory than is in flight."""
     output = sys.stdout.buffer
     sys.stdout.flush()
-    client.stream(target.export, target.path, output.write, progress=progress)
+
+    def write(payload: memoryview) -> None:
+        while payload:  # with PYTHONUNBUFFERED one write may take a part
+            payload = payload[output.write(payload) :]
+
+    client.stream(target.export, target.path, write, progress=progress)
     output.flush()
 
 

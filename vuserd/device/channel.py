@@ -219,9 +219,10 @@ class FuseChannel:
         try:
             return decode(body)
         except MalformedError as error:
-            raise self._broken(error) from error
+            raise self.broken(error) from error
 
-    def _broken(self, error: MalformedError) -> BackendBroken:
+    def broken(self, error: MalformedError) -> BackendBroken:
+        """End the session with a backend that broke the protocol; return what to raise."""
         _LOG.warning("the backend broke the protocol: %s", error)
         reason = BackendBroken(f"the backend broke the protocol: {error}")
         self._lost(reason)
@@ -468,4 +469,4 @@ class FuseChannel:
         try:
             await self.queues[queue].reap_calls()
         except MalformedError as error:
-            self._broken(error)
+            self.broken(error)

@@ -32,6 +32,7 @@ from vuserd.errors import (
     CallError,
     ErrorCode,
     VuserdError,
+    os_reason,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -229,7 +230,11 @@ async def open_session(
         BackendError: the backend does not answer, offers too little, or breaks the protocol.
 
     """
-    session = Session(stream, options)
+    try:
+        session = Session(stream, options)
+    except OSError as error:
+        await stream.aclose()
+        raise BackendDown(f"no memory to share with the backend: {os_reason(error)}") from error
     failure: Exception | None = None
     try:
         async with stream, trio.open_nursery() as nursery:

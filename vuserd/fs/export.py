@@ -1,5 +1,6 @@
 """An export's life: a backend, a session with it, and the next one when that is lost."""
 
+import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,13 +16,18 @@ from vuserd.backend.find import Program
 from vuserd.backend.process import sandboxes, start_backend
 from vuserd.config import DaemonConfig, ExportConfig
 from vuserd.device.session import Session, open_session
-from vuserd.errors import BackendDown, BackendError, ConfigurationError, VuserdError
+from vuserd.errors import BackendDown, BackendError, ConfigurationError, FileError, VuserdError
 from vuserd.fs.filesystem import FileSystem
 
 _LOG = logging.getLogger(__name__)
 
 #: Seconds between two tries to connect to a socket of somebody else's.
 _ADOPT_PAUSE: Final = 0.1
+
+#: What a backend says that has no descriptor left: each node that is known takes one.
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE})
+#: Seconds for it to give up those of nodes that were forgotten.
+_FORGET_PAUSE: Final = 0.005
 
 Result = TypeVar("Result")
 
@@ -92,6 +98,10 @@ class Export:
             except BackendError:
                 if not filesystem.is_lost() or trio.current_time() >= deadline:
                     raise
+            except FileError as error:
+                if error.number not in _EXHAUSTED or not filesystem.forget_idle():
+                    raise
+                await trio.sleep(_FORGET_PAUSE)  # forgets are not answered
             else:
                 self._failures = 0
                 return result

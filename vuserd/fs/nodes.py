@@ -121,12 +121,14 @@ class NodeTable:
             self._post(fuse.batch_forget([*starmap(Forget, self._forgets.items())]))
             self._forgets.clear()
 
-    def forget_idle(self) -> None:
-        """Forget every node that nobody uses."""
+    def forget_idle(self) -> int:
+        """Forget every node that nobody uses; return how many there were."""
+        count = len(self._idle)
         for node in self._idle.values():
             self._drop(node)
         self._idle.clear()
         self.flush()
+        return count
 
     def _drop(self, node: Node) -> None:
         del self._nodes[node.id]

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from outcome import Outcome, Value
 
-from protocol import fuse
+from protocol import MalformedError, fuse
 from protocol.dirent import LONGEST_RECORD, DirectoryEntry, decode_directory
 from protocol.fuse import Attributes, FileHandle, NodeId
 from vuserd.device.payloads import given_back
@@ -128,10 +128,14 @@ class NodeOperations:
         """
         entries: list[DirectoryEntry] = []
         position: int | None = start
+        passed: set[int | None] = {start}
         while position is not None and len(entries) < limit:
             room = limit - len(entries)
             batch, position = await self._read_batch(node, handle, position, room, plus=attributes)
             entries += batch
+            if position in passed:
+                raise self._channel.broken(MalformedError("a directory goes round in a circle"))
+            passed.add(position)
         self._nodes.flush()
         return entries, position
 
