@@ -36,6 +36,8 @@ from vuserd.rpc.outbox import Outbox, Reply
 _LOG = logging.getLogger(__name__)
 
 _RECEIVE_SIZE: Final = 64 << 10
+#: Messages of one client that are handled before others have their turn.
+_TURN: Final = 64
 #: What the kernel may hold of replies that a client has not read yet.
 _SEND_BUFFER: Final = 2 << 20
 _SO_SNDBUFFORCE: Final = 32
@@ -155,7 +157,9 @@ class Connection:
                 if flags & _TRUNCATED or len(self._descriptors) > _MOST_DESCRIPTORS:
                     raise FramingError("TOO_LARGE", "too many descriptors came with a request")
                 decoder.feed(received)
-                for message in decoder:
+                for number, message in enumerate(decoder, 1):
+                    if number % _TURN == 0:
+                        await trio.lowlevel.checkpoint()
                     if isinstance(message, Request):
                         await self._take_turn()
                         self._counters.requests += 1
