@@ -5,10 +5,12 @@ COVERED := protocol/*,memory/*
 MINIMUM := 95
 NAME ?= files
 SUITE ?= trixie
+FUZZ_TIME ?= 60
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check format fix backends bench bench-quick bench-get fresh-debian clean
+.PHONY: help setup demo run test check format fix backends bench bench-quick bench-get bench-inside fuzz soak \
+    fresh-debian clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -67,6 +69,16 @@ bench-quick: $(BIN)/.runtime backends ## the same with less work, in two minutes
 
 bench-get: $(BIN)/.runtime ## time vuserctl get of a 512 MiB file beside cp of the same file
 	@backend=$$(tools/find-virtiofsd) && $(BIN)/python benchmarks/get.py --backend "$$backend" $(ARGS)
+
+fuzz: setup ## run each fuzz target for FUZZ_TIME seconds (default: 60; ARGS=paths: that one)
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_TIME) $(ARGS)
+
+soak: setup backends ## run the long forms of the storms, and print their figures (an hour)
+	tests/soak/run $(ARGS)
+
+bench-inside: $(BIN)/.runtime ## show what a call costs the daemon, without the RPC (ARGS=--profile)
+	@backend=$$(tools/find-virtiofsd) && \
+	    $(BIN)/python -m benchmarks.inside --backend "$$backend" $(ARGS)
 
 fresh-debian: ## run make demo on a new, bare Debian SUITE (default: trixie; needs root)
 	tests/system/fresh-debian $(SUITE) $(ARGS)

@@ -1,0 +1,115 @@
+"""Where the daemon's own time goes: calls on a file system in this process, without the RPC.
+
+``make bench-inside`` prints what a call costs: processor time, FUSE requests, and passes of trio's
+scheduler, alone and with many in flight. ``--profile`` shows the functions behind it.
+"""
+
+import argparse
+import cProfile
+import os
+import pstats
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from vuserd.backend.find import find_program
+from vuserd.backend.process import BackendOptions, sandboxes, start_backend
+from vuserd.delivery.inline import read_inline
+from vuserd.device.session import SessionOptions, open_session
+from vuserd.fs.filesystem import FileSystem
+
+_CALLS: Final = 5000
+_SHALLOW: Final = b"Image"
+_DEEP: Final = b"boot/dtbs/vendor/board.dtb"
+_SIZE: Final = 20_000
+_FUNCTIONS: Final = 25
+
+Operation = Callable[[FileSystem], Awaitable[object]]
+
+
+class _Passes(trio.abc.Instrument):
+    """Counts how often the scheduler looked for I/O."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - the interface is trio's
+        self.count += 1
+
+
+async def _read(files: FileSystem) -> None:
+    (await read_inline(files, _DEEP, 0, 1 << 20)).give_back()
+
+
+_OPERATIONS: Final[dict[str, Operation]] = {
+    "stat in the root": lambda files: files.stat(_SHALLOW, follow=True),
+    "stat, depth 4": lambda files: files.stat(_DEEP, follow=True),
+    "read of 20 kB, depth 4": _read,
+}
+
+
+async def _all_calls(files: FileSystem, operation: Operation, in_flight: int) -> None:
+    left = iter(range(_CALLS))
+
+    async def some() -> None:
+        for _ in left:
+            await operation(files)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(in_flight):
+            nursery.start_soon(some)
+
+
+async def _measure(directory: str, backend: str | None, *, profile: bool) -> None:
+    program = await find_program(backend, os.geteuid())
+    sandbox = sandboxes(program.kind, os.geteuid())[0]
+    options = BackendOptions().within_limits()
+    async with start_backend(program, directory, sandbox, options, "inside") as process:
+        stream = await process.connect()
+        async with open_session(stream, SessionOptions()) as session:
+            files = FileSystem(session, 4096)
+            print("| call | in flight | calls/s | CPU, µs | FUSE requests | scheduler passes |")
+            print("|---|---:|---:|---:|---:|---:|")
+            for name, operation in _OPERATIONS.items():
+                for in_flight in (1, 32):
+                    await _all_calls(files, operation, in_flight)  # warm
+                    passes, requests = _Passes(), session.channel.submitted
+                    trio.lowlevel.add_instrument(passes)
+                    cpu, began = time.process_time(), time.perf_counter()
+                    await _all_calls(files, operation, in_flight)
+                    cpu, took = time.process_time() - cpu, time.perf_counter() - began
+                    trio.lowlevel.remove_instrument(passes)
+                    requests = session.channel.submitted - requests
+                    print(
+                        f"| {name} | {in_flight} | {_CALLS / took:,.0f} | {cpu / _CALLS * 1e6:.0f}"
+                        f" | {requests / _CALLS:.1f} | {passes.count / _CALLS:.1f} |"
+                    )
+            if profile:
+                with cProfile.Profile() as profiler:
+                    await _all_calls(files, _OPERATIONS["read of 20 kB, depth 4"], 32)
+                pstats.Stats(profiler).sort_stats("tottime").print_stats(_FUNCTIONS)
+            files.close()
+        process.expect_end()
+
+
+def main() -> None:
+    """Measure on a new directory."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--backend", help="the virtiofsd (default: the first one found)")
+    parser.add_argument("--profile", action="store_true", help="show the functions, too")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="vuserd-bench-") as directory:
+        for path in (_SHALLOW, _DEEP):
+            whole = os.path.join(os.fsencode(directory), path)
+            os.makedirs(os.path.dirname(whole), exist_ok=True)
+            with open(whole, "wb") as file:
+                file.write(os.urandom(_SIZE))
+        time.sleep(0.1)  # files that have just changed would be looked at again
+        trio.run(lambda: _measure(directory, arguments.backend, profile=arguments.profile))
+
+
+if __name__ == "__main__":
+    main()
