@@ -41,6 +41,15 @@ def backend_pid(client: Client) -> int:
             return backend.pid
 
 
+def alive(process: int) -> bool:
+    """Tell whether a process has not ended."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
 class Crowd:
     """Clients that read all the time, each in its own thread and way, and check what they get."""
 
@@ -135,6 +144,50 @@ def test_clients_see_only_a_delay(virtiofsd: str, shared: Path, tmp_path: Path) 
     print(
         f" p99 {delays[len(delays) * 99 // 100] * 1e3:.1f} ms, {KILLS} kills, {crowd.calls} calls"
     )
+
+
+def test_a_planned_restart_loses_nothing(virtiofsd: str, shared: Path, tmp_path: Path) -> None:
+    with (
+        RunningDaemon({"files": shared}, tmp_path / "s", virtiofsd) as daemon,
+        Client.connect(daemon.socket) as client,
+        Crowd(daemon.socket, shared) as crowd,
+    ):
+        for generation in range(2, 8):
+            first = backend_pid(client)
+            client.reload("files")
+            assert not alive(first)
+            backend = client.exports()[0].backend
+            assert backend is not None
+            assert (backend.generation, backend.pid == first) == (generation, False)
+            seen = crowd.calls
+            while crowd.calls < seen + CLIENTS and not crowd.faults:
+                time.sleep(0.001)
+    assert crowd.faults == []
+    assert "trying again" not in daemon.log
+
+
+def test_a_replacement_that_cannot_be_had_leaves_the_old_one(
+    tmp_path: Path, rust_virtiofsd: str
+) -> None:
+    program = tmp_path / "virtiofsd"
+    program.symlink_to(rust_virtiofsd)
+    adopt = ["--adopt", f"theirs={tmp_path}/nobody.sock"]
+    with (
+        RunningDaemon({"one": tmp_path}, tmp_path / "s", str(program), *adopt) as daemon,
+        Client.connect(daemon.socket) as client,
+    ):
+        first = backend_pid(client)
+        program.unlink()
+        program.write_text("#!/bin/sh\necho no luck >&2; exit 3\n")
+        program.chmod(0o755)
+        with pytest.raises(RemoteError, match=r"the other backend.*status 3"):
+            client.reload("one")
+        assert backend_pid(client) == first
+        assert client.stat("one", "/").type == "dir"
+        with pytest.raises(RemoteError, match="somebody else's"):
+            client.reload("theirs")
+        with pytest.raises(RemoteError, match="UNKNOWN_EXPORT"):
+            client.reload("three")
 
 
 def test_a_child_that_outlives_its_parent_is_replaced(

@@ -163,6 +163,11 @@ def statfs(export: str) -> Call[FsStat]:
     return Call("statfs", [_wire(export)], FsStat.from_wire)
 
 
+def reload(export: str) -> Call[None]:
+    """Have an export's backend replaced."""
+    return Call("reload", [_wire(export)], to_nothing)
+
+
 def status() -> Call[dict[str, Any]]:
     """Ask for the daemon's own state."""
     return Call("status", [], to_map)

@@ -21,6 +21,7 @@ _COMMANDS = {
     "cat": ("--socket",),
     "get": ("--socket", "-r"),
     "load": ("--address", "--length", "--memory", "--offset", "--socket"),
+    "reload": ("--socket",),
     "status": ("--json", "--socket"),
     "completion": (),
 }

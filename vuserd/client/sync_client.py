@@ -193,6 +193,10 @@ class Client:
         """Give the size and use of an export's file system."""
         return self.call(calls.statfs(export))
 
+    def reload(self, export: str) -> None:
+        """Replace an export's backend by a new one; no call is lost."""
+        self.call(calls.reload(export))
+
     def status(self) -> dict[str, Any]:
         """Give the daemon's own state, as it came."""
         return self.call(calls.status())

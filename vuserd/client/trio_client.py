@@ -193,6 +193,10 @@ class TrioClient:
         """Give the size and use of an export's file system."""
         return await self.call(calls.statfs(export))
 
+    async def reload(self, export: str) -> None:
+        """Replace an export's backend by a new one; no call is lost."""
+        await self.call(calls.reload(export))
+
     async def status(self) -> dict[str, Any]:
         """Give the daemon's own state, as it came."""
         return await self.call(calls.status())

@@ -130,6 +130,8 @@ def _dispatch(options: argparse.Namespace) -> int:
                 return _cat(client, options.targets)
             case "get":
                 return _get(client, options)
+            case "reload":
+                client.reload(options.export)
             case "load":
                 from vuserd.client.loading import load
 
@@ -246,6 +248,8 @@ def parser() -> argparse.ArgumentParser:
         "--offset", metavar="N", type=_number, default=0, help="the first byte of the file"
     )
     load.add_argument("--length", metavar="N", type=_number, help="how many bytes")
+    reload = command("reload", "replace the backend of an export; no call is lost")
+    reload.add_argument("export", metavar="EXPORT")
     command("status", "show the daemon's state")
     completion = command("completion", "print a completion script for a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))

@@ -1,29 +1,32 @@
-"""An export's life: a backend, a session with it, and the next one when that is lost."""
+"""An export's life: a backend that serves it, the next one when that is lost or to be replaced."""
 
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 
 import trio
 
-from vuserd.backend.adopted import AdoptedBackend
-from vuserd.backend.base import Backend
 from vuserd.backend.find import Program
-from vuserd.backend.process import sandboxes, start_backend
+from vuserd.backend.process import sandboxes
 from vuserd.config import DaemonConfig, ExportConfig
-from vuserd.device.session import Session, open_session
-from vuserd.errors import BackendDown, BackendError, ConfigurationError, FileError, VuserdError
+from vuserd.errors import (
+    BackendDown,
+    BackendError,
+    CallError,
+    ConfigurationError,
+    ErrorCode,
+    FileError,
+)
 from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.serving import Serving
 
 _LOG = logging.getLogger(__name__)
 
 #: Seconds between two tries to connect to a socket of somebody else's.
 _ADOPT_PAUSE: Final = 0.1
-
 #: What a backend says that has no descriptor left: each node that is known takes one.
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE})
 #: Seconds for it to give up those of nodes that were forgotten.
@@ -61,20 +64,21 @@ class Export:
         #: Counts sessions; a node id of one means nothing in another.
         self.generation = 0
         self._daemon = daemon
-        self._options = daemon.backend_options.within_limits()
         self._program = program
         #: The sandboxes to try; once one has worked, that one alone.
-        self._sandboxes: list[str] = []
-        self._backend: Backend | None = None
-        self._session: Session | None = None
-        self._filesystem: FileSystem | None = None
+        self._modes: list[str] = []
+        self._serving: Serving | None = None
         #: Backends in a row that were lost before any call was served.
         self._failures = 0
         self._changed = trio.lowlevel.ParkingLot()
         #: Set once the first backend is up, or is known not to be.
         self.settled = trio.Event()
-        self._stopped = False
-        #: What :meth:`stop` ends: the wait for the session's loss, or for the next try.
+        self._stopped = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        #: A backend that serves already and is to take the place of the one in use.
+        self._next: Serving | None = None
+        self._replacement = trio.Lock()
+        #: What :meth:`stop` and :meth:`replace` end: the wait for a loss, or for the next try.
         self._waiting = trio.CancelScope()
 
     async def call(self, operation: Callable[[FileSystem], Awaitable[Result]]) -> Result:
@@ -89,40 +93,27 @@ class Export:
         """
         deadline = trio.current_time() + self._daemon.session_options.timeout
         while True:
-            filesystem = self._filesystem
-            if filesystem is None or filesystem.is_lost():
+            serving = self._serving
+            if serving is None or not serving.is_serving():
                 await self._wait_for_another(deadline)
                 continue
             try:
-                result = await operation(filesystem)
+                with serving.in_use() as files:
+                    result = await operation(files)
             except BackendError:
-                if not filesystem.is_lost() or trio.current_time() >= deadline:
+                if serving.is_serving() or trio.current_time() >= deadline:
                     raise
             except FileError as error:
-                if error.number not in _EXHAUSTED or not filesystem.forget_idle():
+                if error.number not in _EXHAUSTED or not files.forget_idle():
                     raise
                 await trio.sleep(_FORGET_PAUSE)  # forgets are not answered
             else:
                 self._failures = 0
                 return result
 
-    async def _wait_for_another(self, deadline: float) -> None:
-        """Wait for the export's next state, unless no other is to be expected.
-
-        An adopted backend that was never there is not waited for: somebody has to start it.
-        """
-        ended = self.state in (ExportState.FAILED, ExportState.STOPPED)
-        if not ended and not (self.state is ExportState.STARTING and self.reason):
-            with trio.move_on_at(deadline) as patience:
-                await self._changed.park()
-            if not patience.cancelled_caught:
-                return
-        why = f": {self.reason}" if self.reason else ""
-        raise BackendDown(f"export {self.config.name} is {self.state}{why}")
-
     def describe(self) -> dict[str, Any]:
         """Return the export as the RPC's ``exports`` shows it."""
-        backend = self._backend
+        backend = self._serving.backend if self._serving is not None else None
         described: dict[str, Any] = {
             "name": self.config.name,
             "state": str(self.state),
@@ -142,20 +133,45 @@ class Export:
     def describe_fully(self) -> dict[str, Any]:
         """Return the export as ``status`` shows it."""
         described = self.describe() | {"source": self.config.source}
-        if self._session is not None and self._filesystem is not None:
+        serving = self._serving
+        if serving is not None and serving.session is not None and serving.files is not None:
             described |= {
-                "nodes": len(self._filesystem.nodes),
-                "lookups": self._filesystem.nodes.lookups,
-                "in_flight": self._session.channel.in_flight,
-                "requests": self._session.channel.submitted,
-                "payloads": self._session.payloads.taken,
+                "nodes": len(serving.files.nodes),
+                "lookups": serving.files.nodes.lookups,
+                "in_flight": serving.session.channel.in_flight,
+                "requests": serving.session.channel.submitted,
+                "payloads": serving.session.payloads.taken,
             }
         return described
 
     def stop(self) -> None:
-        """Ask :meth:`run` to end the session in good order."""
-        self._stopped = True
+        """Ask :meth:`run` to end the backend in good order."""
+        self._stopped.set()
         self._waiting.cancel()
+
+    async def replace(self) -> None:
+        """Start another backend and put calls to it; the old one ends after those that it has.
+
+        Raises:
+            CallError: BAD_REQUEST for a backend of somebody else's.
+            BackendDown: the other one cannot be had; the old one goes on serving.
+
+        """
+        if self.config.socket is not None:
+            raise CallError(
+                ErrorCode.BAD_REQUEST,
+                f"the backend of export {self.config.name} is somebody else's, who may restart it",
+            )
+        async with self._replacement:
+            if self._nursery is None or self.state is not ExportState.UP:
+                raise BackendDown(f"export {self.config.name} is {self.state}, and not to replace")
+            serving = await self._start(self._nursery)
+            if not serving.is_serving():
+                raise BackendDown(f"the other backend: {serving.failure}")
+            before, self._next = self._serving, serving
+            self._waiting.cancel()
+            assert before is not None
+            await before.over.wait()
 
     async def run(self) -> None:
         """Serve until :meth:`stop`, one backend after the other.
@@ -163,26 +179,86 @@ class Export:
         An export whose first backend cannot be had has failed; so has one that lost ``restarts``
         backends in a row without a call served. An adopted backend is waited for, for ever.
         """
-        while not self._stopped:
-            generation = self.generation
-            failure = await self._serve_once()
-            if failure is None:
-                break
-            self._failures += 1
-            adopted = self.config.socket is not None
-            if not adopted and (self.generation == 0 or self._failures > self._daemon.restarts):
-                _LOG.error("export %s failed: %s", self.config.name, failure)
-                self._change(ExportState.FAILED, failure)
-                self.settled.set()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            while not self._stopped.is_set():
+                successor, self._next = self._next, None
+                serving = successor or await self._start(nursery)
+                served = serving.is_serving()
+                if served:
+                    serving = await self._serve_with(serving)
+                if self._stopped.is_set():
+                    break
+                if not await self._goes_on(serving.failure, served=served):
+                    return
+            self._change(ExportState.STOPPED, "")
+
+    async def _wait_for_another(self, deadline: float) -> None:
+        """Wait for the export's next state, unless no other is to be expected.
+
+        An adopted backend that was never there is not waited for: somebody has to start it.
+        """
+        ended = self.state in (ExportState.FAILED, ExportState.STOPPED)
+        if not ended and not (self.state is ExportState.STARTING and self.reason):
+            with trio.move_on_at(deadline) as patience:
+                await self._changed.park()
+            if not patience.cancelled_caught:
                 return
-            if failure != self.reason:
-                _LOG.warning("export %s: %s; trying again", self.config.name, failure)
-            begun = self.generation > 0
-            self._change(ExportState.RESTARTING if begun else ExportState.STARTING, failure)
+        why = f": {self.reason}" if self.reason else ""
+        raise BackendDown(f"export {self.config.name} is {self.state}{why}")
+
+    async def _start(self, nursery: trio.Nursery) -> Serving:
+        """Start a backend, and wait until it serves or cannot."""
+        serving = Serving(self.config, self._daemon, None, ())
+        if self.config.socket is None:
+            if isinstance(self._program, ConfigurationError):
+                serving.failure = str(self._program)
+                return serving
+            modes = self._modes or sandboxes(self._program.kind, os.geteuid())
+            serving = Serving(self.config, self._daemon, self._program, modes)
+        await nursery.start(serving.run)
+        if serving.mode is not None:
+            self._modes = [serving.mode]
+        return serving
+
+    async def _serve_with(self, serving: Serving) -> Serving:
+        """Put calls to a backend, and to what replaces it, until one is lost; return that one."""
+        while True:
+            self._come_up(serving)
+            with trio.CancelScope() as self._waiting:
+                if self._stopped.is_set():
+                    self._waiting.cancel()
+                await serving.lost()
+            successor, self._next = self._next, None
+            if successor is None:
+                break
+            serving.retire()
+            serving = successor
+        if self._stopped.is_set():
+            self._change(ExportState.STOPPED, "")
+            serving.retire()
+        else:
+            self._change(ExportState.RESTARTING, "")
+        await serving.over.wait()
+        self._serving = None
+        return serving
+
+    async def _goes_on(self, failure: str, *, served: bool) -> bool:
+        """Take note of a failure; tell whether to try again, once it is time to."""
+        self._failures += 1
+        adopted = self.config.socket is not None
+        if not adopted and (self.generation == 0 or self._failures > self._daemon.restarts):
+            _LOG.error("export %s failed: %s", self.config.name, failure)
+            self._change(ExportState.FAILED, failure)
             self.settled.set()
-            connected = self.generation > generation
-            await self._pause(self._delay() if connected or not adopted else _ADOPT_PAUSE)
-        self._change(ExportState.STOPPED, "")
+            return False
+        if failure != self.reason:
+            _LOG.warning("export %s: %s; trying again", self.config.name, failure)
+        begun = self.generation > 0
+        self._change(ExportState.RESTARTING if begun else ExportState.STARTING, failure)
+        self.settled.set()
+        await self._pause(self._delay() if served or not adopted else _ADOPT_PAUSE)
+        return True
 
     def _delay(self) -> float:
         """Return how long to wait for the next try: not at all at first, then longer and longer."""
@@ -191,129 +267,23 @@ class Export:
 
     async def _pause(self, seconds: float) -> None:
         with trio.CancelScope() as self._waiting:
-            if not self._stopped:
+            if not self._stopped.is_set():
                 await trio.sleep(seconds)
 
     def _change(self, state: ExportState, reason: str) -> None:
         self.state, self.reason = state, reason
         self._changed.unpark_all()
 
-    async def _serve_once(self) -> str | None:
-        """Serve with one backend; return why it was lost, None if :meth:`stop` was called."""
-        try:
-            async with self._next_session() as session:
-                self._come_up(session)
-                try:
-                    lost = await self._wait_lost(session)
-                finally:
-                    self._go_down()
-                if lost is not None:
-                    self._change(ExportState.RESTARTING, str(lost))
-                    raise lost
-                assert self._backend is not None
-                self._backend.expect_end()
-        except VuserdError as error:
-            words = self._backend.last_words() if self._backend is not None else ""
-            return f"{error} ({words})" if words else str(error)
-        finally:
-            self._backend = None
-        return None
-
-    async def _wait_lost(self, session: Session) -> BackendError | None:
-        """Wait for the loss of the session or its process; return it, None for :meth:`stop`."""
-        assert self._backend is not None
-        lost: BackendError | None = None
-        with trio.CancelScope() as self._waiting:
-            if self._stopped:
-                return None
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch_process, self._backend, session)
-                lost = await session.wait_lost()
-                nursery.cancel_scope.cancel()
-        return lost
-
-    @staticmethod
-    async def _watch_process(backend: Backend, session: Session) -> None:
-        """Notice an end that the connection hides: what the process forked may hold that open."""
-        await backend.wait()
-        session.lose(BackendDown("the backend's process has ended"))
-
-    def _come_up(self, session: Session) -> None:
+    def _come_up(self, serving: Serving) -> None:
         self.generation += 1
-        self._session = session
-        # Each idle node keeps a descriptor open in the backend; leave it most of them.
-        idle = min(self._daemon.idle_nodes, self._options.descriptors // 4)
-        self._filesystem = FileSystem(session, idle)
+        self._serving = serving
         self._change(ExportState.UP, "")
-        assert self._backend is not None
+        assert serving.backend is not None
         _LOG.info(
             "export %s is up: %s through virtiofsd %s (%s)",
             self.config.name,
             self.config.source,
-            self._backend.version or "of unknown version",
-            self._backend.kind,
+            serving.backend.version or "of unknown version",
+            serving.backend.kind,
         )
         self.settled.set()
-
-    def _go_down(self) -> None:
-        filesystem, self._filesystem = self._filesystem, None
-        self._session = None
-        if filesystem is not None:
-            filesystem.close()
-
-    @asynccontextmanager
-    async def _next_session(self) -> AsyncIterator[Session]:
-        """Open a session: with the adopted backend, or in the best sandbox the machine allows."""
-        if self.config.socket is not None:
-            adopted = AdoptedBackend(self.config.socket)
-            async with self._session_with(adopted) as session:
-                yield session
-            return
-        if isinstance(self._program, ConfigurationError):
-            raise self._program
-        generation = self.generation
-        modes = self._sandboxes or sandboxes(self._program.kind, os.geteuid())
-        for index, sandbox in enumerate(modes):
-            try:
-                async with self._started_session(self._program, sandbox) as session:
-                    self._sandboxes = [sandbox]
-                    yield session
-                return
-            except BackendDown as error:
-                if self.generation > generation or index == len(modes) - 1:
-                    raise
-                words = self._backend.last_words() if self._backend is not None else ""
-                _LOG.warning(
-                    "export %s: no sandbox of kind %s here (%s), trying %s",
-                    self.config.name,
-                    sandbox,
-                    words or error,
-                    modes[index + 1],
-                )
-
-    @asynccontextmanager
-    async def _started_session(self, program: Program, sandbox: str) -> AsyncIterator[Session]:
-        assert self.config.directory is not None
-        failure: VuserdError | None = None
-        async with start_backend(
-            program,
-            self.config.directory,
-            sandbox,
-            self._options,
-            self.config.name,
-        ) as backend:
-            try:
-                async with self._session_with(backend) as session:
-                    yield session
-            except VuserdError as error:
-                failure = error
-        # Out here the backend has ended and its last words are known.
-        if failure is not None:
-            raise failure
-
-    @asynccontextmanager
-    async def _session_with(self, backend: Backend) -> AsyncIterator[Session]:
-        self._backend = backend
-        stream = await backend.connect()
-        async with open_session(stream, self._daemon.session_options) as session:
-            yield session

@@ -103,6 +103,7 @@ class Methods:
                 "map of length",
             ),
             Method("detach", self.detach, {"memory": integer()}, {}, "nil"),
+            Method("reload", self.reload, {"export": TEXT}, {}, "nil"),
             Method("status", self.status, {}, {}, "map"),
         )
         self.table: Mapping[str, Method] = {method.name: method for method in table}
@@ -246,6 +247,10 @@ class Methods:
     async def detach(self, caller: Caller, memory: int) -> None:
         """Let go of attached memory, once loads into it have ended."""
         await caller.memories.detach(memory)
+
+    async def reload(self, _: Caller, export: str) -> None:
+        """Replace an export's backend; calls in progress end on the old one."""
+        await self._export(export).replace()
 
     async def status(self, _: Caller) -> dict[str, Any]:
         """Return how the daemon does."""

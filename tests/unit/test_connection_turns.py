@@ -1,0 +1,75 @@
+"""How much of one client's stream the daemon takes in before others have their turn."""
+
+import socket
+from typing import Any, Final
+
+import pytest
+import trio
+import trio.testing
+
+from vuserd.delivery.images import ImageStore
+from vuserd.rpc import connection as connection_module
+from vuserd.rpc.codec import Message, MessageDecoder, NeedData, encode_request
+from vuserd.rpc.connection import Connection, ConnectionLimits, Counters
+from vuserd.rpc.methods import Methods
+
+#: What one receive takes.
+_FLOOD: Final = 64 << 10
+_MOST_A_TURN: Final = 256
+
+
+class Turns(trio.abc.Instrument):
+    """Counts the messages that are decoded in each step of a task."""
+
+    def __init__(self) -> None:
+        self.all = 0
+        self.longest = 0
+        self._now = 0
+
+    def count(self) -> None:
+        self.all += 1
+        self._now += 1
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - trio's
+        self.longest = max(self.longest, self._now)
+        self._now = 0
+
+
+async def turns_of(flood: bytes, monkeypatch: pytest.MonkeyPatch) -> Turns:
+    """Serve a client that has sent all of this, and reads nothing."""
+    turns = Turns()
+
+    class CountingDecoder(MessageDecoder):
+        def next_message(self) -> Message | NeedData:
+            turns.count()
+            return super().next_message()
+
+    monkeypatch.setattr(connection_module, "MessageDecoder", CountingDecoder)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        theirs.sendall(flood)
+        ours.setblocking(False)
+        async with trio.open_nursery() as nursery:
+            store = ImageStore(0, 1, nursery)
+            methods = Methods({}, store, dict[str, Any])
+            served = Connection(ours, methods, ConnectionLimits(), Counters())
+            trio.lowlevel.add_instrument(turns)
+            nursery.start_soon(served.run)
+            await trio.testing.wait_all_tasks_blocked()
+            trio.lowlevel.remove_instrument(turns)
+            theirs.shutdown(socket.SHUT_RDWR)
+    return turns
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [b"\x00", b"\x93\x02\xa0\x90", encode_request(1, "exports", [])],
+    ids=["no message", "notification", "request"],
+)
+async def test_others_have_their_turn_in_a_flood(
+    unit: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = await turns_of(unit * (_FLOOD // len(unit)), monkeypatch)
+    assert turns.all > _MOST_A_TURN
+    assert turns.longest <= _MOST_A_TURN

@@ -1,0 +1,188 @@
+"""One backend in use, from its start to its end: its session, its files, and who is on them."""
+
+import logging
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
+
+import trio
+
+from vuserd.backend.adopted import AdoptedBackend
+from vuserd.backend.base import Backend
+from vuserd.backend.find import Program
+from vuserd.backend.process import start_backend
+from vuserd.config import DaemonConfig, ExportConfig
+from vuserd.device.session import Session, open_session
+from vuserd.errors import BackendDown, BackendError, VuserdError
+from vuserd.fs.filesystem import FileSystem
+
+_LOG = logging.getLogger(__name__)
+
+#: Seconds for calls on files whose backend is to go in good order.
+_DRAIN: Final = 10.0
+
+
+class Serving:
+    """A backend for an export: :meth:`run` starts it and serves until it is lost or retired.
+
+    Args:
+        config: what to export.
+        daemon: limits and options.
+        program: the virtiofsd to start; None for a socket of somebody else's.
+        modes: the sandboxes to try, the best one first.
+
+    """
+
+    def __init__(
+        self,
+        config: ExportConfig,
+        daemon: DaemonConfig,
+        program: Program | None,
+        modes: Sequence[str],
+    ) -> None:
+        self.backend: Backend | None = None
+        self.session: Session | None = None
+        self.files: FileSystem | None = None
+        #: Why it was lost, or could not be had; empty once it has ended in good order.
+        self.failure = ""
+        #: Set when nothing of it is left.
+        self.over = trio.Event()
+        #: The sandbox that it runs in.
+        self.mode: str | None = None
+        self._config = config
+        self._daemon = daemon
+        self._program = program
+        self._modes = modes
+        self._calls = 0
+        self._unused = trio.lowlevel.ParkingLot()
+        self._retired = trio.Event()
+
+    def is_serving(self) -> bool:
+        """Tell whether calls can be put to its files."""
+        return self.files is not None and not self.files.is_lost()
+
+    @contextmanager
+    def in_use(self) -> Iterator[FileSystem]:
+        """Give the files for one call: a backend that retires waits for its end."""
+        assert self.files is not None
+        self._calls += 1
+        try:
+            yield self.files
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._unused.unpark_all()
+
+    def retire(self) -> None:
+        """Let it end once the calls on it have ended."""
+        self._retired.set()
+
+    async def lost(self) -> None:
+        """Wait until it is lost."""
+        assert self.session is not None
+        await self.session.wait_lost()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start it and serve until it is lost or retired; started once it serves or cannot."""
+        try:
+            async with self._opened_session() as session:
+                self.session = session
+                # Each idle node keeps a descriptor open in the backend; leave it most of them.
+                most = self._daemon.backend_options.within_limits().descriptors // 4
+                self.files = FileSystem(session, min(self._daemon.idle_nodes, most))
+                task_status.started()
+                try:
+                    await self._run_session(session)
+                finally:
+                    self.files.close()
+                assert self.backend is not None
+                self.backend.expect_end()
+        except VuserdError as error:
+            words = self.backend.last_words() if self.backend is not None else ""
+            self.failure = f"{error} ({words})" if words else str(error)
+            if self.files is None:
+                task_status.started()
+        finally:
+            self.over.set()
+
+    async def _run_session(self, session: Session) -> None:
+        """Wait until it is retired and unused.
+
+        Raises:
+            BackendError: it was lost before.
+
+        """
+        lost: BackendError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_process, session)
+            nursery.start_soon(self._wait_unused, nursery.cancel_scope)
+            lost = await session.wait_lost()
+            nursery.cancel_scope.cancel()
+        if lost is not None:
+            raise lost
+
+    async def _watch_process(self, session: Session) -> None:
+        """Notice an end that the connection hides: what the process forked may hold that open."""
+        assert self.backend is not None
+        await self.backend.wait()
+        session.lose(BackendDown("the backend's process has ended"))
+
+    async def _wait_unused(self, scope: trio.CancelScope) -> None:
+        await self._retired.wait()
+        with trio.move_on_after(_DRAIN):
+            while self._calls:
+                await self._unused.park()
+        scope.cancel()
+
+    @asynccontextmanager
+    async def _opened_session(self) -> AsyncIterator[Session]:
+        """Open a session: with the adopted backend, or in the best sandbox the machine allows."""
+        if self._program is None:
+            assert self._config.socket is not None
+            async with self._session_with(AdoptedBackend(self._config.socket)) as session:
+                yield session
+            return
+        for index, mode in enumerate(self._modes):
+            try:
+                async with self._started_session(self._program, mode) as session:
+                    self.mode = mode
+                    yield session
+                return
+            except BackendDown as error:
+                if self.mode is not None or index == len(self._modes) - 1:
+                    raise
+                words = self.backend.last_words() if self.backend is not None else ""
+                _LOG.warning(
+                    "export %s: no sandbox of kind %s here (%s), trying %s",
+                    self._config.name,
+                    mode,
+                    words or error,
+                    self._modes[index + 1],
+                )
+
+    @asynccontextmanager
+    async def _started_session(self, program: Program, mode: str) -> AsyncIterator[Session]:
+        assert self._config.directory is not None
+        failure: VuserdError | None = None
+        async with start_backend(
+            program,
+            self._config.directory,
+            mode,
+            self._daemon.backend_options.within_limits(),
+            self._config.name,
+        ) as backend:
+            try:
+                async with self._session_with(backend) as session:
+                    yield session
+            except VuserdError as error:
+                failure = error
+        # Out here the backend has ended and its last words are known.
+        if failure is not None:
+            raise failure
+
+    @asynccontextmanager
+    async def _session_with(self, backend: Backend) -> AsyncIterator[Session]:
+        self.backend = backend
+        stream = await backend.connect()
+        async with open_session(stream, self._daemon.session_options) as session:
+            yield session
