@@ -4,9 +4,9 @@ import errno
 import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-from outcome import Outcome, Value
+from outcome import Error, Outcome, Value
 
 from protocol import MalformedError, fuse
 from protocol.dirent import LONGEST_RECORD, DirectoryEntry, decode_directory
@@ -19,6 +19,20 @@ from vuserd.fs.paths import components, resolve
 
 #: What LOOKUPs of names in directories brought, before it is known whether they matter.
 _Answers: TypeAlias = "dict[tuple[NodeId, bytes], Outcome[bytes | int]]"
+
+#: What openat2(2) says where a rename came between, and the backend passes on.
+_RACED: Final = frozenset({errno.EAGAIN, errno.EXDEV})
+#: How often a name is looked up then.
+_ATTEMPTS: Final = 10
+
+
+def _was_raced(answer: "Outcome[bytes | int]") -> bool:
+    """Tell whether a LOOKUP has to be repeated."""
+    return (
+        isinstance(answer, Error)
+        and isinstance(answer.error, FileError)
+        and answer.error.number in _RACED
+    )
 
 
 class NodeOperations:
@@ -42,7 +56,7 @@ class NodeOperations:
 
         async def lookup(directory: Node, name: bytes) -> Node:
             answer = answers.pop((directory.id, name), None)
-            if answer is None:
+            if answer is None or _was_raced(answer):
                 return await self.look_up(directory, name, hold)
             body = answer.unwrap()
             assert isinstance(body, bytes)
@@ -66,7 +80,13 @@ class NodeOperations:
 
         """
         request = fuse.lookup(directory.id, name)
-        body = await self._channel.call(request, bytes, self._undo_lookup)
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                body = await self._channel.call(request, bytes, self._undo_lookup)
+                break
+            except FileError as error:
+                if error.number not in _RACED or attempt == _ATTEMPTS:
+                    raise
         return self._found(body, directory, name, hold)
 
     def _found(self, body: bytes, directory: Node, name: bytes, hold: Hold) -> Node:
