@@ -12,8 +12,16 @@ import trio
 
 from vuserd import __version__
 from vuserd.address import socket_address
-from vuserd.config import DaemonConfig, check_names, parse_adopted, parse_export, parse_size
+from vuserd.config import (
+    DaemonConfig,
+    check_names,
+    parse_adopted,
+    parse_export,
+    parse_seconds,
+    parse_size,
+)
 from vuserd.daemon import Daemon
+from vuserd.device.session import SessionOptions
 from vuserd.errors import ConfigurationError
 
 #: A backend alone takes 610.
@@ -108,6 +116,12 @@ def _parser() -> argparse.ArgumentParser:
         help="memory for images of files that clients fetched, for the next who asks; 0 keeps none"
         " (default: %(default)s)",
     )
+    serve.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        default="10",
+        help="how long a backend may take for each answer (default: %(default)s)",
+    )
     serve.add_argument("-v", "--verbose", action="store_true", help="log more")
     return parser
 
@@ -124,6 +138,7 @@ def _config(options: argparse.Namespace) -> DaemonConfig:
         socket_address(options.socket),
         exports,
         options.backend,
+        session_options=SessionOptions(timeout=parse_seconds("--timeout", options.timeout)),
         image_cache=parse_size("--image-cache", options.image_cache),
     )
 

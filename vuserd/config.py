@@ -10,6 +10,7 @@ from vuserd.device.session import SessionOptions
 from vuserd.errors import ConfigurationError
 
 _SIZE: Final = re.compile(r"([0-9]{1,12})([KMG]?)")
+_DAY: Final = 86_400
 _SHIFTS: Final = {"": 0, "K": 10, "M": 20, "G": 30}
 
 #: Names are spelt in front of a colon on command lines, and in logs.
@@ -96,6 +97,24 @@ def parse_size(option: str, text: str) -> int:
             f"{option} {text}: not a size: give bytes, such as 0, 4096, 64M or 2G"
         )
     return int(match[1]) << _SHIFTS[match[2]]
+
+
+def parse_seconds(option: str, text: str) -> float:
+    """Read a time from a millisecond to a day.
+
+    Raises:
+        ConfigurationError: it is none.
+
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.001 <= seconds <= _DAY:
+        raise ConfigurationError(
+            f"{option} {text}: not a time: give seconds from 0.001 to {_DAY}, such as 2.5"
+        )
+    return seconds
 
 
 def check_names(exports: tuple[ExportConfig, ...]) -> None:

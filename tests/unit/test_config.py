@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vuserd import cli
-from vuserd.config import check_names, parse_adopted, parse_export, parse_size
+from vuserd.config import check_names, parse_adopted, parse_export, parse_seconds, parse_size
 from vuserd.errors import ConfigurationError
 
 
@@ -62,6 +62,16 @@ def test_a_size(text: str, size: int) -> None:
 def test_no_size(text: str) -> None:
     with pytest.raises(ConfigurationError, match="not a size"):
         parse_size("--image-cache", text)
+
+
+def test_a_time() -> None:
+    assert parse_seconds("--timeout", "2.5") == 2.5
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "ten", "1e9"])
+def test_no_time(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="not a time"):
+        parse_seconds("--timeout", text)
 
 
 @pytest.mark.parametrize(
