@@ -43,6 +43,10 @@ class ErrorCode(StrEnum):
     INTERNAL = "INTERNAL"  #: a fault of the daemon itself; its log says more
 
 
+#: Characters of a message about a call.
+_LONGEST = 500
+
+
 class VuserdError(Exception):
     """The base of all of them; ``code`` is what the RPC calls it, ``str()`` what a person reads."""
 
@@ -107,7 +111,8 @@ class CallError(VuserdError):
     def __init__(self, code: ErrorCode, message: str, **fields: Any) -> None:
         self.code = code
         self.fields = fields
-        super().__init__(message)
+        # It may repeat what a client sent, which may be long, and grows when it is escaped.
+        super().__init__(message if len(message) <= _LONGEST else f"{message[:_LONGEST]}...")
 
     def to_wire(self) -> dict[str, Any]:
         """Add the error's own fields."""

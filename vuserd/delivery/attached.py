@@ -103,9 +103,11 @@ class AttachedMemory:
             while self._loads:
                 await self._loads_ended.park()
             while self._placed:
+                placed = self._placed[-1]
+                placed.session.attached.pop(self, None)
                 with contextlib.suppress(BackendError):  # a backend that is lost maps nothing
-                    await self._placed[-1].removed()
-                self._placed.pop()
+                    await placed.removed()
+                self._placed.remove(placed)
         finally:
             self.region.close()
 
@@ -147,9 +149,39 @@ class AttachedMemory:
             self._placed = [placed for placed in self._placed if not placed.session.lost]
             for placed in self._placed:
                 if placed.session is session:
+                    session.attached[self] = session.attached.pop(self)  # the last to go
                     return placed
-            self._placed.append(_Placed(session, await session.add_region(self.region)))
-            return self._placed[-1]
+            try:
+                region = await session.add_region(self.region)
+            except CallError as full:
+                if full.code != ErrorCode.BUSY or not await _take_idle_slot(session):
+                    raise
+                region = await session.add_region(self.region)
+            placed = _Placed(session, region)
+            self._placed.append(placed)
+            session.attached[self] = placed
+            return placed
+
+    async def leave(self, placed: _Placed) -> bool:
+        """Take the memory from one backend until it is loaded from there again; False if in use."""
+        if self._loads or self._placing.locked():
+            return False
+        async with self._placing:
+            if self._loads or placed not in self._placed:
+                return False
+            self._placed.remove(placed)
+            placed.session.attached.pop(self, None)
+            with contextlib.suppress(BackendError):  # whoever loads next is told
+                await placed.removed()
+        return True
+
+
+async def _take_idle_slot(session: Session) -> bool:
+    """Free the slot of the memory that was loaded into longest ago, of those that are not now."""
+    for memory, placed in list(session.attached.items()):
+        if await memory.leave(placed):
+            return True
+    return False
 
 
 class MemoryTable:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -72,6 +72,8 @@ class Session:
         self.init = fuse.InitReply(0, fuse.InitFlag(0), 0, 0)
         #: Regions that the backend can map.
         self._slots = 1
+        #: Memory of clients that has a slot, by its owner: the one that was used longest ago first.
+        self.attached: dict[Any, Any] = {}
         self._lost = trio.Event()
         self._reason: BackendError | None = None
 

@@ -211,9 +211,10 @@ class Connection:
         try:
             method = self._methods.find(request.method)
             arguments, options = method.bind(request.params)
-            if method.name == "read":
-                reserved = min(arguments[-1], READ_MAX)
-                await self._payload.take(reserved)
+            wanted = min(method.weight(arguments, options), self._payload.total)
+            if wanted:
+                await self._payload.take(wanted)
+                reserved = wanted
             if method.descriptor:
                 if descriptor is None:
                     raise CallError(

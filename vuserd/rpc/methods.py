@@ -28,6 +28,7 @@ API_COMPATIBLE: Final = 1
 READ_MAX: Final = 8 << 20
 #: The most entries of one page.
 PAGE_MAX: Final = 10_000
+_ENTRY_BYTES: Final = 512
 
 _NANOSECONDS: Final = 1_000_000_000
 _SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
@@ -70,6 +71,7 @@ class Methods:
                     "after": Option(TOKEN, None),
                 },
                 "map of entries, next",
+                weight=_listing_weight,
             ),
             Method(
                 "walk",
@@ -81,6 +83,7 @@ class Methods:
                     "after": Option(TOKEN, None),
                 },
                 "map of entries, problems, next",
+                weight=_listing_weight,
             ),
             Method(
                 "read",
@@ -88,6 +91,7 @@ class Methods:
                 of_file | {"offset": integer(), "length": integer()},
                 {},
                 "bin",
+                weight=lambda arguments, _: min(arguments[-1], READ_MAX),
             ),
             Method("statfs", self.statfs, {"export": TEXT}, {}, "map"),
             Method("fetch", self.fetch, of_file, {}, "map, and a descriptor"),
@@ -255,6 +259,12 @@ class Methods:
     async def status(self, _: Caller) -> dict[str, Any]:
         """Return how the daemon does."""
         return self._status()
+
+
+def _listing_weight(_: list[Any], options: dict[str, Any]) -> int:
+    """Count what an entry takes at most, nearly: all attributes and the longest name."""
+    weight: int = options["limit"] * _ENTRY_BYTES
+    return weight
 
 
 def fetched_map(fetched: Fetched) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from vuserd.descriptors import ancillary_with
 _PIECES: Final = 256
 #: The most bytes that are copied for one client while others wait.
 _SHARE: Final = 256 << 10
+#: Seconds that a reply may wait in the buffers that the backend wrote, which all clients share.
+_PATIENCE: Final = 0.1
 
 
 class Reply:
@@ -30,7 +32,7 @@ class Reply:
 
     """
 
-    __slots__ = ("_content", "descriptor", "payload", "pieces")
+    __slots__ = ("_content", "descriptor", "payload", "pieces", "since")
 
     def __init__(
         self,
@@ -43,6 +45,15 @@ class Reply:
         self.descriptor = descriptor
         self.payload = payload
         self._content = content
+        #: When it began to wait.
+        self.since = 0.0
+
+    def unload(self) -> None:
+        """Give the backend's buffers back and keep a copy, which the client's budget counts."""
+        if isinstance(self._content, FileContent):
+            self.pieces = deque(bytes(piece) for piece in self.pieces)
+            self._content.give_back()
+            self._content = None
 
     def close(self) -> None:
         """Give back what it held."""
@@ -77,6 +88,8 @@ class Outbox:
         self._alone = alone
         self._waiting: deque[Reply] = deque()
         self._more = trio.lowlevel.ParkingLot()
+        #: Whether what waits is copied: until the client has taken all of it.
+        self._slow = False
 
     def send(self, reply: Reply) -> None:
         """Send a reply, or what the socket does not take at once as soon as it does.
@@ -86,10 +99,15 @@ class Outbox:
         """
         self._waiting.append(reply)
         if len(self._waiting) > 1:
+            reply.since = trio.current_time()
+            if self._slow:
+                reply.unload()
             return
+        self._slow = False
         with contextlib.suppress(OSError):
             self._send_some()
         if self._waiting:
+            reply.since = trio.current_time()
             self._more.unpark_all()
 
     async def run(self, stall: float) -> None:
@@ -104,7 +122,11 @@ class Outbox:
             while not self._waiting:
                 await self._more.park()
             with trio.fail_after(stall):
-                await trio.lowlevel.wait_writable(self._socket)
+                with trio.move_on_at(self._waiting[0].since + _PATIENCE) as soon:
+                    await trio.lowlevel.wait_writable(self._socket)
+                if soon.cancelled_caught:
+                    self._unload()
+                    await trio.lowlevel.wait_writable(self._socket)
             with contextlib.suppress(BlockingIOError):
                 self._send_some()
 
@@ -112,6 +134,12 @@ class Outbox:
         """Give up what was not sent."""
         while self._waiting:
             self._drop_first()
+
+    def _unload(self) -> None:
+        """Let the buffers go that others wait for: the client takes its time."""
+        self._slow = True
+        for reply in self._waiting:
+            reply.unload()
 
     def _send_some(self) -> None:
         """Send what one system call takes: a descriptor goes with the first byte of its own."""

@@ -88,6 +88,8 @@ class Method(NamedTuple):
     returns: str
     since: int = 1
     descriptor: bool = False
+    #: About how many bytes the reply has, by the arguments and options: the client's budget counts.
+    weight: Callable[[list[Any], dict[str, Any]], int] = lambda _, __: 0
 
     def describe(self) -> dict[str, Any]:
         """Return the method as ``api_info`` shows it."""

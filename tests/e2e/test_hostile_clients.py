@@ -1,0 +1,292 @@
+"""Clients that attack: others are served with right answers meanwhile, and nothing stays behind.
+
+Times are printed, never judged: ``pytest -s`` shows the good clients' p99 beside their idle one.
+"""
+
+import contextlib
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+
+from tests.e2e import attacks
+from tests.e2e.attacks import connected, connections, packed
+from tests.e2e.good_clients import (
+    SMALL,
+    GoodClients,
+    Report,
+    good_clients,
+    large_content,
+    small_content,
+)
+from tests.e2e.processes import family, memfd_mappings
+from tests.e2e.rounds import LONG, repeated, rounds
+from tests.running import RunningDaemon
+from vuserd.client import Client
+from vuserd.client.errors import RemoteError
+
+Attack = Callable[[str, int], None]
+
+#: Descriptors that this process and the daemon need for 2,000 connections, with some to spare.
+_DESCRIPTORS: Final = 4096
+#: Seconds for a daemon to notice that clients are gone.
+_SETTLED: Final = 20.0
+
+
+class Sized(NamedTuple):
+    """An attack, with its rounds in every run of the suite and the most that make sense.
+
+    Where somebody asks for rounds, each counts for ``worth``.
+    """
+
+    attack: Attack
+    few: int
+    most: int = 1_000_000
+    worth: int = 1
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds to do now."""
+        return min(rounds(self.few) * (self.worth if LONG else 1), self.most)
+
+
+ATTACKS: Final = (
+    Sized(attacks.malformed_frames, 3000),
+    Sized(attacks.half_sent_frames, 1000, 10_000),
+    Sized(attacks.giant_frames, 500, 1000),
+    Sized(attacks.nested_frames, 100, 2000),
+    Sized(attacks.allocation_bombs, 600, 5000),
+    Sized(attacks.pipelined_requests, 6000, worth=100),
+    Sized(attacks.floods_of_nothing, 2, 40),
+    Sized(attacks.descriptors_of_wrong_kinds, 1000, 5000),
+    Sized(attacks.descriptors_where_none_are_taken, 500, 5000),
+    Sized(attacks.memory_that_is_cut_afterwards, 150, 1000),
+    Sized(attacks.readers_that_stop, 24, 500),
+    Sized(attacks.peers_gone_in_mid_transfer, 400, 1000),
+    Sized(attacks.slow_senders, 200, 500),
+    Sized(attacks.many_connections, 2000, 2000),
+)
+
+
+class Standing(NamedTuple):
+    """What a daemon and its backend hold while nobody asks for anything."""
+
+    descriptors: int
+    memfd_mappings: int
+    connections: int
+    export: dict[str, Any]
+
+    @classmethod
+    def of(cls, running: RunningDaemon) -> "Standing":
+        """Take stock, through a connection that counts itself."""
+        with Client.connect(running.socket) as client:
+            status = client.status()
+            [export] = status["exports"]
+            held = ("state", "nodes", "lookups", "in_flight", "payloads")
+            process = running.process.pid
+            return cls(
+                sum(len(os.listdir(f"/proc/{each}/fd")) for each in family(process)),
+                memfd_mappings(process),
+                status["connections"],
+                {key: export[key] for key in held}
+                | {"generation": export["backend"]["generation"]},
+            )
+
+
+def assert_settles(running: RunningDaemon, before: Standing) -> None:
+    """Check that what the daemon holds becomes what it was; it may need to notice who has gone."""
+    deadline = time.monotonic() + _SETTLED
+    while (now := Standing.of(running)) != before and time.monotonic() < deadline:
+        pass
+    assert now == before
+
+
+class Served(NamedTuple):
+    """A daemon with its good clients, and how they do while nothing else happens."""
+
+    running: RunningDaemon
+    good: GoodClients
+    idle: Report
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _many_descriptors() -> Iterator[None]:
+    """Raise what this process and those that it starts may open, where that is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile-clients") / "files"
+    folder.mkdir()
+    (folder / "large").write_bytes(large_content())
+    for number in range(SMALL):
+        (folder / f"small-{number}").write_bytes(small_content(number))
+    old = time.time() - 100  # so that nobody has to wait until they have settled
+    for file in folder.iterdir():
+        os.utime(file, (old, old))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(
+    files: Path, rust_virtiofsd: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    socket_path = tmp_path_factory.mktemp("hostile-daemon") / "s"
+    with (
+        RunningDaemon({"files": files}, socket_path, rust_virtiofsd) as running,
+        good_clients(running.socket) as good,
+    ):
+        good.go()
+        with Client.connect(running.socket) as client:  # as long as these take, they measure
+            for _ in range(rounds(300)):
+                assert client.read("files", "large", 0, 300_000)
+        idle = good.stop()
+        assert idle.faults == []
+        print(f"\nidle: {idle.small}")
+        yield Served(running, good, idle)
+
+
+@repeated
+@pytest.mark.parametrize("sized", ATTACKS, ids=lambda sized: sized.attack.__name__)
+def test_others_are_served_and_nothing_stays(served: Served, sized: Sized) -> None:
+    needed = sized.rounds + 500 if sized.attack is attacks.many_connections else 500
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if needed > allowed:
+        pytest.skip(f"{needed} descriptors are needed, this process may open {allowed}")
+    before = Standing.of(served.running)
+    served.good.go()
+    begun = time.monotonic()
+    try:
+        sized.attack(served.running.socket, sized.rounds)
+    finally:
+        took = time.monotonic() - begun
+        report = served.good.stop()
+    assert report.faults == []
+    assert_settles(served.running, before)
+    times = report.small.p99 / served.idle.small.p99
+    print(
+        f"{sized.attack.__name__}, {sized.rounds} rounds in {took:.1f} s; good clients'"
+        f" {report.small}: {times:.1f} times the idle p99; bulk {report.bulk}"
+    )
+
+
+# -- faults that are known and not mended yet ------------------------------------------------------
+
+
+@pytest.fixture
+def daemon_alone(files: Path, rust_virtiofsd: str, tmp_path: Path) -> Iterator[RunningDaemon]:
+    """Serve from a daemon that nobody else uses."""
+    with RunningDaemon({"files": files}, tmp_path / "s", rust_virtiofsd) as running:
+        yield running
+
+
+def test_readers_that_stop_do_not_take_all_of_the_arena(daemon_alone: RunningDaemon) -> None:
+    running = daemon_alone
+    with (
+        connections(running.socket, 40) as stopped,
+        Client.connect(running.socket) as client,
+        connected(running.socket) as good,
+    ):
+        for connection in stopped:
+            for msgid in range(4):
+                connection.sendall(packed([0, msgid, "read", ["files", "large", 0, 2_000_000]]))
+        requests = client.status()["requests"]
+        while (now := client.status()["requests"]) > requests + 1:
+            requests = now  # some of theirs are still being taken in
+        good.settimeout(2)
+        good.sendall(packed([0, 1, "read", ["files", "large", 0, 2_000_000]]))
+        try:
+            answer = attacks.one_message(good)
+        except TimeoutError:
+            pytest.fail("a read of 2 MB was not served within 2 s")
+        assert answer[2] is None
+
+
+def resident(process: int) -> int:
+    """Return the bytes of its own that a process has in memory."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)["RssAnon"].split()[0]) << 10
+
+
+@pytest.mark.parametrize("part", ["method", "export", "option"])
+def test_errors_that_nobody_reads_take_little_memory(
+    daemon_alone: RunningDaemon, part: str
+) -> None:
+    name = b"\xdb" + (500_000).to_bytes(4, "big") + b"\x01" * 500_000
+    bombs = {
+        "method": b"\x94\x00\x01" + name + b"\x90",
+        "export": b"\x94\x00\x01\xa4stat\x92" + name + b"\xa0",
+        "option": b"\x94\x00\x01\xa4stat\x93\xa5files\xa0\x81" + name + b"\xc3",
+    }
+    running = daemon_alone
+    before = resident(running.process.pid)
+    with connected(running.socket) as hostile, Client.connect(running.socket) as client:
+        hostile.settimeout(1)
+
+        def send() -> None:
+            with contextlib.suppress(OSError):  # it takes no more: 64 are in the daemon
+                for _ in range(80):
+                    hostile.sendall(bombs[part])
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        sender.join()
+        assert client.stat("files", "large").size == len(large_content())
+        grown = resident(running.process.pid) - before
+        hostile.shutdown(socket.SHUT_RDWR)
+    assert grown < 32 << 20, f"{grown >> 20} MiB more than before"
+
+
+def test_listings_that_nobody_reads_take_little_memory(rust_virtiofsd: str, tmp_path: Path) -> None:
+    many = tmp_path / "files"
+    many.mkdir()
+    for number in range(3000):
+        (many / f"{number:0>255}").touch()
+    with (
+        RunningDaemon({"files": many}, tmp_path / "s", rust_virtiofsd) as running,
+        connected(running.socket) as hostile,
+        Client.connect(running.socket) as client,
+    ):
+        assert client.readdir("files", "", limit=10_000).next is None
+        before = resident(running.process.pid)
+        for msgid in range(64):
+            hostile.sendall(packed([0, msgid, "readdir", ["files", "", {"limit": 10_000}]]))
+        requests = client.status()["requests"]
+        while (now := client.status()["requests"]) > requests + 1:
+            requests = now  # some of them are still being taken in
+        while client.status()["exports"][0]["in_flight"]:
+            assert client.stat("files", "").type == "dir"
+        grown = resident(running.process.pid) - before
+    assert grown < 32 << 20, f"{grown >> 20} MiB more than before"
+
+
+def test_attached_memory_that_lies_idle_leaves_others_a_slot(
+    files: Path, virtiofsd: str, tmp_path: Path
+) -> None:
+    with (
+        RunningDaemon({"files": files}, tmp_path / "s", virtiofsd) as running,
+        contextlib.ExitStack() as stack,
+    ):
+        attached = 0
+        while attached < 520:
+            hostile = stack.enter_context(Client.connect(running.socket))
+            with contextlib.suppress(RemoteError):
+                for _ in range(8):
+                    memory = stack.enter_context(hostile.attach(size=1 << 16))
+                    attached += 1
+                    assert memory.load("files", "small-1", 0) == len(small_content(1))
+                continue
+            break
+        with Client.connect(running.socket) as good, good.attach(size=1 << 16) as memory:
+            assert memory.load("files", "small-2", 0) == len(small_content(2))

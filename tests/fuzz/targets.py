@@ -1,0 +1,491 @@
+"""Whatever parses bytes from outside, as functions of bytes: one target each.
+
+A target returns where the bytes were understood or refused as they should be. Anything but the one
+exception that its parser declares comes out of it, and is a finding; so is an AssertionError of
+what has to hold for whatever was understood.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgpack
+import trio
+
+from memory.virtqueue import Virtqueue
+from protocol import MalformedError, dirent, fuse, vhost_user, virtio_fs
+from protocol.fuse import Entry, NodeId
+from protocol.virtio_ring import RingLayout
+from vuserd import config
+from vuserd.client.calls import Call
+from vuserd.client.core import ClientCore, Ticket
+from vuserd.client.errors import ClientError
+from vuserd.client.replies import ReplyDecoder
+from vuserd.delivery.images import ImageStore
+from vuserd.descriptors import ancillary_with, received_descriptors
+from vuserd.device.connection import VhostUserConnection
+from vuserd.errors import BackendError, CallError, ConfigurationError, FileError
+from vuserd.fs.nodes import Node, root_node
+from vuserd.fs.paths import MAX_SYMLINKS, components, resolve
+from vuserd.rpc.codec import (
+    NEED_DATA,
+    FramingError,
+    InvalidMessage,
+    Limits,
+    Message,
+    MessageDecoder,
+    Notification,
+    Request,
+    Response,
+    encode_response,
+)
+from vuserd.rpc.connection import Connection, ConnectionLimits, Counters
+from vuserd.rpc.methods import Methods
+
+T = TypeVar("T")
+
+
+class Target(NamedTuple):
+    """A parser behind a function of bytes."""
+
+    name: str
+    run: Callable[[bytes], None]
+
+
+def _number(data: bytes, default: int = 0) -> int:
+    return data[0] if data else default
+
+
+# -- RPC -------------------------------------------------------------------------------------------
+
+
+class _NoImages:
+    """Methods that are bound here and not called never ask for an image."""
+
+
+def _methods(images: Any) -> Methods:
+    return Methods({}, images, dict[str, Any])
+
+
+_BOUND: Final = _methods(_NoImages())
+
+
+def rpc_frames(data: bytes) -> None:
+    """Cut requests from a stream in pieces, and bind what is called to its method's parameters."""
+    piece = _number(data) or 1
+    frames = data[1:]
+    for limits in (Limits(), Limits(frame_bytes=200, depth=4, values=30)):
+        decoder = MessageDecoder(limits)
+        with contextlib.suppress(FramingError):
+            for begin in range(0, len(frames), piece):
+                decoder.feed(frames[begin : begin + piece])
+                for message in decoder:
+                    _bind(message)
+                assert decoder.buffered <= limits.frame_bytes
+
+
+def _bind(message: Message) -> None:
+    match message:
+        case Request(msgid, method, params):
+            error = {"code": "OK"}
+            try:
+                found = _BOUND.find(method)
+                arguments, options = found.bind(params)
+                assert len(arguments) == len(found.params)
+                assert options.keys() == found.options.keys()
+            except CallError as refusal:
+                error = refusal.to_wire()
+            msgpack.unpackb(encode_response(msgid, error, None))
+        case InvalidMessage(_, reason):
+            msgpack.unpackb(encode_response(0, reason, None))
+        case _:
+            assert isinstance(message, Response | Notification)
+
+
+def rpc_connection(data: bytes) -> None:
+    """Send a live connection bytes, with descriptors of all kinds beside some of them."""
+    trio.run(_serve_one, data)
+
+
+def _descriptors(kind: int, count: int, stack: contextlib.ExitStack) -> list[int]:
+    if not count:
+        return []
+    if kind % 4 == 0:
+        opened = os.memfd_create("fuzz", os.MFD_ALLOW_SEALING if kind % 8 else 0)
+        os.ftruncate(opened, 1 << 16)
+    elif kind % 4 == 1:
+        opened, other = os.pipe()
+        stack.callback(os.close, other)
+    elif kind % 4 == 2:
+        opened = os.open("/", os.O_PATH if kind % 8 == 2 else os.O_RDONLY)
+    else:
+        opened = os.eventfd(0)
+    stack.callback(os.close, opened)
+    return [opened] * count
+
+
+def _open_here() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def _serve_one(data: bytes) -> None:
+    """Layout of the bytes: count of descriptors, their kind, where they go, the stream."""
+    count, kind, place = (_number(data[at:]) for at in range(3))
+    stream = data[3:]
+    place = min(place, max(len(stream) - 1, 0))
+    before = _open_here()
+    counters = Counters()
+    ours, theirs = socket.socketpair()
+    with contextlib.ExitStack() as stack, theirs:
+        ours.setblocking(False)
+        theirs.sendall(stream[:place])
+        if stream:
+            sent = _descriptors(kind, count % 40, stack)
+            theirs.sendmsg([stream[place : place + 1]], ancillary_with(sent))
+        theirs.sendall(stream[place + 1 :])
+        theirs.shutdown(socket.SHUT_WR)
+        received = bytearray()
+        async with trio.open_nursery() as nursery:
+            store = ImageStore(0, 1, nursery)
+            served = Connection(ours, _methods(store), ConnectionLimits(), counters)
+            nursery.start_soon(_receive_all, theirs, received)
+            with trio.fail_after(10):
+                await served.run()
+    unpacker = msgpack.Unpacker(max_buffer_size=256 << 20, unicode_errors="surrogateescape")
+    unpacker.feed(received)
+    assert {message[0] for message in unpacker} <= {1, 2}
+    assert counters.in_flight == 0
+    assert _open_here() == before
+
+
+async def _receive_all(sock: socket.socket, received: bytearray) -> None:
+    sock.setblocking(False)
+    while True:
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            got = sock.recv(1 << 20)
+        except ConnectionResetError:
+            return
+        if not got:
+            return
+        received += got
+
+
+# -- the client ------------------------------------------------------------------------------------
+
+
+def client_replies(data: bytes) -> None:
+    """Cut replies from a stream, as a client does, and pass some of them by as payloads."""
+    piece, taken = _number(data) or 1, _number(data[1:])
+    stream = data[2:]
+    decoder = ReplyDecoder()
+    with contextlib.suppress(FramingError):
+        for begin in range(0, len(stream), piece):
+            decoder.feed(stream[begin : begin + piece])
+            while True:
+                head = decoder.peek_bin_response_head()
+                if taken % 2 and head is not None and head is not NEED_DATA:
+                    decoder.take(head.head_size + head.length)
+                    continue
+                if decoder.next_message() is NEED_DATA:
+                    break
+            assert decoder.buffered <= len(stream)
+
+
+def client_core(data: bytes) -> None:
+    """Answer a client's calls with bytes and descriptors: each ends with a value or its error."""
+    piece = _number(data) or 1
+    stream = data[1:]
+    closed: list[int] = []
+    core = ClientCore(close=closed.append)
+    payload = memoryview(bytearray(64))
+
+    claimed: list[object] = []
+
+    def kept(value: object) -> object:
+        return value
+
+    def claim(value: object) -> object:
+        claimed.append(value)
+        return value
+
+    calls: list[Call[object]] = [
+        Call("stat", [], kept),
+        Call("read", [], kept, buffer=payload),
+        Call("fetch", [], claim, receives=True),
+        Call("exports", [], _strict),
+    ]
+    tickets = [core.begin(call) for call in calls]
+    core.abandon(tickets[-1])
+    descriptors = 0
+    done: list[Ticket[Any]] = []
+    while stream:
+        room = core.receive_buffer()
+        got = stream[: min(piece, len(room))]
+        assert got
+        room[: len(got)] = got
+        stream = stream[len(got) :]
+        arrived = [1000 + descriptors] if core.expects_descriptors else []
+        descriptors += len(arrived)
+        done += core.received(len(got), arrived)
+    done += core.received(0)
+    assert all(ticket.done for ticket in tickets)
+    for ticket in tickets:
+        with contextlib.suppress(ClientError):
+            ticket.result()
+    assert len(closed) == len(set(closed)) == descriptors - len(claimed)
+
+
+def _strict(value: object) -> object:
+    if not isinstance(value, list):
+        raise TypeError("a list is wanted")
+    return value
+
+
+# -- the backend -----------------------------------------------------------------------------------
+
+
+def vhost_user_replies(data: bytes) -> None:
+    """Decode headers and payloads of the vhost-user socket."""
+    requests = list(vhost_user.Request)
+    request = requests[_number(data) % len(requests)]
+    body = data[1:]
+    decoders: tuple[Callable[[bytes], object], ...] = (
+        lambda body: vhost_user.decode_reply_header(body, request),
+        vhost_user.decode_u64,
+        vhost_user.VringState.decode,
+        vhost_user.decode_device_state_reply,
+        virtio_fs.DeviceConfig.decode,
+        lambda body: vhost_user.decode_config(body, _number(body), max(len(body) - 12, 0)),
+        lambda body: vhost_user.check_descriptors(request, _number(body)),
+    )
+    for decode in decoders:
+        with contextlib.suppress(MalformedError):
+            decode(body)
+
+
+def vhost_user_connection(data: bytes) -> None:
+    """Answer requests on a live socket with bytes, and descriptors beside one of them."""
+    trio.run(_ask_one, data)
+
+
+async def _ask_one(data: bytes) -> None:
+    count, kind, place = (_number(data[at:]) for at in range(3))
+    stream = data[3:]
+    place = min(place, max(len(stream) - 1, 0))
+    before = _open_here()
+    ours, theirs = socket.socketpair()
+    with contextlib.ExitStack() as stack, theirs:
+        theirs.sendall(stream[:place])
+        if stream:
+            sent = _descriptors(kind, count % 12, stack)
+            theirs.sendmsg([stream[place : place + 1]], ancillary_with(sent))
+        theirs.sendall(stream[place + 1 :])
+        theirs.shutdown(socket.SHUT_WR)
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as opened:
+            connection = VhostUserConnection(opened, timeout=10)
+            async with trio.open_nursery() as nursery:
+
+                async def read() -> None:
+                    with contextlib.suppress(BackendError):
+                        await connection.run()
+
+                with contextlib.suppress(BackendError):
+                    nursery.start_soon(read)
+                    await connection.ask(vhost_user.Request.GET_FEATURES)
+                    await connection.tell(vhost_user.Request.SET_OWNER)
+                nursery.cancel_scope.cancel()
+    assert _open_here() == before
+
+
+def ancillary_descriptors(data: bytes) -> None:
+    """Read descriptors out of control messages: whole ones only, of the one kind that has them."""
+    messages: list[tuple[int, int, bytes]] = []
+    wanted = 0
+    while len(data) >= 3:
+        level = socket.SOL_SOCKET if data[0] % 2 else data[0]
+        kind = socket.SCM_RIGHTS if data[1] % 2 else data[1]
+        content, data = data[3 : 3 + data[2]], data[3 + data[2] :]
+        messages.append((level, kind, content))
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            wanted += len(content) // 4
+    assert len(received_descriptors(messages)) == wanted
+
+
+def used_ring(data: bytes) -> None:
+    """Write a used ring, and reap it: each chain comes back once at most, with a length it has."""
+    num = (2, 4, 8, 16)[_number(data) % 4]
+    base = int.from_bytes(data[1:3], "little")
+    data = data[3:]
+    layout = RingLayout.for_size(num)
+    memory = memoryview(bytearray(layout.size))
+    ring: Virtqueue[int] = Virtqueue(memory, layout, base)
+    added, back = 0, set[int]()
+    capacities: dict[int, int] = {}
+    with contextlib.suppress(MalformedError):
+        while data:
+            chains, written = _number(data) % 4, (_number(data) >> 2) % 64
+            for _ in range(min(chains, ring.free // 2)):
+                capacities[added] = 16 + added % 50
+                ring.add([(4096, 40)], [(8192, capacities[added])], added)
+                added += 1
+            ring.publish()
+            part, data = data[1 : 1 + written], data[1 + written :]
+            if len(part) > 1:
+                place = part[0] % (8 * num + 4)
+                end = min(layout.used + place + len(part) - 1, layout.size)
+                memory[layout.used + place : end] = part[1 : 1 + end - layout.used - place]
+            for token, length in ring.reap():
+                assert token not in back
+                assert 0 <= length <= capacities[token]
+                back.add(token)
+    assert ring.outstanding == added - len(back)
+    assert sorted({*ring.abandon(), *back}) == list(range(added))
+    ring.close()
+
+
+_FUSE_DECODERS: Final[tuple[Callable[[bytes], object], ...]] = (
+    fuse.decode_init,
+    fuse.decode_lookup,
+    lambda body: fuse.decode_entry_at(body, 3),
+    fuse.decode_attributes,
+    fuse.decode_readlink,
+    fuse.decode_open,
+    fuse.decode_statfs,
+    fuse.check_empty,
+    lambda body: fuse.decode_reply_header(body, 2, 16),
+    lambda body: fuse.decode_reply_header(body[:16], _first_u64(body), len(body)),
+)
+
+
+def _first_u64(body: bytes) -> int:
+    return int.from_bytes(body[8:16], "little")
+
+
+def fuse_replies(data: bytes) -> None:
+    """Decode one reply by each of the decoders."""
+    for decode in _FUSE_DECODERS:
+        with contextlib.suppress(MalformedError):
+            found = decode(data)
+            if isinstance(found, Entry):
+                assert found.node > 1
+                assert stat.filemode(found.attributes.mode)[0] in "-dlpscb"
+
+
+def dirents(data: bytes) -> None:
+    """Decode a directory, with and without nodes."""
+    after = int.from_bytes(data[:8], "little")
+    for plus in (False, True):
+        with contextlib.suppress(MalformedError):
+            entries, following = dirent.decode_directory(data[8:], plus=plus, after=after)
+            assert following != after
+            for entry in entries:
+                assert 1 <= len(entry.name) <= fuse.NAME_MAX
+                assert not {b"/", b"\0"} & {
+                    entry.name[at : at + 1] for at in range(len(entry.name))
+                }
+                assert entry.name not in (b".", b"..")
+
+
+# -- paths -----------------------------------------------------------------------------------------
+
+_MODES: Final = {0: stat.S_IFDIR, 1: stat.S_IFLNK, 2: stat.S_IFREG}
+
+
+class _Tree:
+    """A file system in which a name's first byte tells what it is, and which never ends."""
+
+    def __init__(self, targets: Sequence[bytes]) -> None:
+        self.root = root_node()
+        self.symlinks = 0
+        self._targets = targets
+        self._parents: dict[int, int] = {self.root.id: 0}
+
+    def knows(self, node: Node) -> bool:
+        return node.id in self._parents
+
+    async def lookup(self, directory: Node, name: bytes) -> Node:
+        assert stat.S_ISDIR(directory.attributes.mode)
+        assert self.knows(directory)
+        assert 1 <= len(name) <= fuse.NAME_MAX
+        assert b"/" not in name
+        assert b"\0" not in name
+        assert name not in (b".", b"..")
+        if name[0] % 4 == 3:
+            raise FileError(errno.ENOENT)
+        node = NodeId(len(self._parents) + 1)
+        self._parents[node] = directory.id
+        mode = _MODES[name[0] % 4] | 0o755
+        attributes = self.root.attributes._replace(mode=mode, ino=name[-1])
+        return Node(Entry(node, attributes))
+
+    async def readlink(self, node: Node) -> bytes:
+        self.symlinks += 1
+        if not self._targets:
+            raise FileError(errno.ENOENT)
+        return self._targets[node.attributes.ino % len(self._targets)]
+
+
+def _finished(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        value: T = ended.value
+        return value
+    raise AssertionError("it waits")
+
+
+def paths(data: bytes) -> None:
+    """Resolve a path with symlinks: the path up to the first newline, then a target a line."""
+    path, *targets = data[1:].split(b"\n")
+    # A backend's targets are checked before they come here.
+    targets = [target for target in targets if 0 < len(target) < 4096 and b"\0" not in target]
+    tree = _Tree(targets)
+    with contextlib.suppress(FileError):
+        node = _finished(
+            resolve(
+                tree.root,
+                components(path),
+                follow=bool(_number(data) % 2),
+                lookup=tree.lookup,
+                readlink=tree.readlink,
+            )
+        )
+        assert tree.knows(node)
+    assert tree.symlinks <= MAX_SYMLINKS
+
+
+def configuration(data: bytes) -> None:
+    """Read what a command line says of exports and sizes."""
+    text = data.decode(errors="surrogateescape")
+    for parse in (
+        config.parse_export,
+        config.parse_adopted,
+        lambda text: config.parse_size("--image-cache", text),
+    ):
+        with contextlib.suppress(ConfigurationError):
+            parse(text)
+
+
+TARGETS: Final[Mapping[str, Target]] = {
+    function.__name__: Target(function.__name__, function)
+    for function in (
+        rpc_frames,
+        rpc_connection,
+        client_replies,
+        client_core,
+        vhost_user_replies,
+        vhost_user_connection,
+        ancillary_descriptors,
+        used_ring,
+        fuse_replies,
+        dirents,
+        paths,
+        configuration,
+    )
+}
