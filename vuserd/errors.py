@@ -8,6 +8,7 @@
     |-- BackendError            the backend's fault                           BACKEND_DOWN
     |   |-- BackendDown             it did not start, ended, or went away     BACKEND_DOWN
     |   |-- BackendBroken           it broke the protocol                     BACKEND_DOWN
+    |   |   `-- BackendRefused          it refused what it offers             BACKEND_DOWN
     |   `-- BackendTimeout          it did not answer in time                 TIMEOUT
     |-- FileError               what the file system says                     an errno name
     |-- CallError               the caller's fault, or the daemon's answer    one of ErrorCode
@@ -81,6 +82,10 @@ class BackendDown(BackendError):  # noqa: N818
 
 class BackendBroken(BackendError):  # noqa: N818
     """The backend broke the protocol; the session with it is over."""
+
+
+class BackendRefused(BackendBroken):
+    """The backend refused a request that it has to take; what it did before stays as it is."""
 
 
 class BackendTimeout(BackendError):  # noqa: N818

@@ -1,74 +1,112 @@
 """A virtio-fs backend in this process that does what a test tells it to.
 
-It speaks the back-end's side of vhost-user on one end of a socket pair, maps the memory that it is
-given, and takes FUSE requests off the rings through :mod:`tests.fake.ring_device`, which is strict.
-Every request goes to ``answer``, which replies at once, or returns None and keeps it: then
-:meth:`FakeBackend.reply` ends it later. The default is a small read-only file system::
+It speaks the back-end's side of vhost-user, maps the memory that it is given, and takes FUSE
+requests off the rings through :mod:`tests.fake.ring_device`, which is strict: what no correct
+front-end does is an ``AssertionError`` or a ``DriverError`` in the test. By itself it is an honest
+backend with a small read-only file system (:mod:`tests.fake.files`)::
 
     backend = FakeBackend({b"Image": b"kernel"})
-    async with backend.session() as session:
+    async with backend.session() as session:          # vuserd's own front-end, connected
         ...
+
+Another front-end can be tested with it in the same way: it connects to a socket, and may do so
+again after its session was lost, as to a backend that was started again::
+
+    backend = FakeBackend({b"Image": b"kernel"})
+    backend.answer_to(Opcode.READ, Answer(b"kernel", unique=1))    # somebody else's reply
+    async with backend.listening("/tmp/backend.sock"):
+        await run_front_end("/tmp/backend.sock")
+    assert backend.named(Opcode.READ)
+    assert not +backend.lookups, "lookup references were not given back"
+
+It is told to misbehave in five places, each before the session or during it:
+
+==========================  ========================================================================
+``answer``                  is called with each :class:`FuseRequest`. It returns an :class:`Answer`,
+                            which can lie about every field of the reply; or None, and the request
+                            stays unanswered until :meth:`FakeBackend.reply` ends it.
+                            :meth:`FakeBackend.answer_to` sets it for one opcode; the others are
+                            served from the files.
+``rings[queue]``            writes used elements and indices that no device may write:
+                            :meth:`FakeBackend.use_anything` and ``rings[queue].set_used_index``,
+                            then :meth:`FakeBackend.call`.
+``altered[request]``        changes the :class:`Reply` to one vhost-user request: its number, flags,
+                            size, payload, descriptors, how it is cut into pieces, what follows it;
+                            None sends nothing.
+``features`` and its kin    what is offered: ``features``, ``protocol_features``, ``queues``,
+                            ``memory_slots``, ``max_pages``; ``refused`` has the status that a
+                            request is acknowledged with, ``ignored`` what is never answered.
+:meth:`FakeBackend.die`     ends the connection at once, as a process that is killed does;
+                            ``dies_at`` does so when a vhost-user request of that kind has come.
+==========================  ========================================================================
+
+What it saw is in ``messages`` (vhost-user), ``requests`` (FUSE), ``kicks``, ``regions``; what it
+is owed is in ``lookups`` and ``open_handles``. ``sessions`` counts connections; ``on_connect`` is
+called at each, so that a backend can come back with other features than it had.
 """
 
 import array
 import contextlib
-import errno
 import mmap
 import os
 import socket
-import stat
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 import trio
+import trio.testing
 
 from protocol.fuse import Opcode
 from protocol.vhost_user import Request
+from tests.fake.files import MAX_PAGES, ROOT, Answer, FakeFiles, File, FuseRequest
 from tests.fake.ring_device import Chain, DeviceMemory, RingAddresses, RingDevice
 from vuserd.device.session import Session, SessionOptions, open_session
 
-ROOT: Final = 1
+__all__ = [
+    "CONFIGURE_MEM_SLOTS",
+    "MAX_PAGES",
+    "MQ",
+    "PROTOCOL_FEATURES",
+    "REPLY_ACK",
+    "ROOT",
+    "VERSION_1",
+    "Answer",
+    "FakeBackend",
+    "File",
+    "FuseRequest",
+    "Reply",
+]
+
 VERSION_1: Final = 1 << 32
 PROTOCOL_FEATURES: Final = 1 << 30
 MQ: Final = 1 << 0
 REPLY_ACK: Final = 1 << 3
-MAX_PAGES: Final = 1 << 22
+CONFIGURE_MEM_SLOTS: Final = 1 << 15
+
+_SILENT: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
 
 
-class FuseRequest(NamedTuple):
-    """A request as it was taken off a ring."""
+class Reply(NamedTuple):
+    """A vhost-user reply as it goes over the socket; every field can be a lie."""
 
-    queue: int
-    chain: Chain
-    opcode: Opcode
-    unique: int
-    node: int
-    body: bytes
+    number: int
+    payload: bytes
+    flags: int = 5  #: version 1 and REPLY
+    size: int | None = None  #: in the header, instead of the payload's
+    descriptors: Sequence[int] = ()  #: to send beside the first piece
+    piece: int | None = None  #: bytes in each piece that is sent, in place of all at once
+    followed_by: bytes = b""  #: what is sent right after it
 
-
-class Answer(NamedTuple):
-    """What goes into the reply: an errno, or a body; the rest is only for lying."""
-
-    body: bytes = b""
-    error: int = 0
-    unique: int | None = None  #: instead of the request's
-    length: int | None = None  #: in the out-header, instead of the true one
-    used: int | None = None  #: in the used ring, instead of the true one
+    def encode(self) -> bytes:
+        """Return all bytes of it."""
+        size = len(self.payload) if self.size is None else self.size
+        return struct.pack("=III", self.number, self.flags, size) + self.payload + self.followed_by
 
 
-class File(NamedTuple):
-    """A node of the default file system."""
-
-    content: bytes = b""
-    mode: int = stat.S_IFREG | 0o644
-    mtime: int = 1_000_000_000
-    ctime: int = 1_000_000_000
-
-
-class FakeBackend:
+class FakeBackend(FakeFiles):
     """See the module. All attributes may be changed before the session, most during it.
 
     Args:
@@ -77,35 +115,39 @@ class FakeBackend:
     """
 
     def __init__(self, files: Mapping[bytes, File | bytes] | None = None) -> None:
-        self.files = {
-            name: file if isinstance(file, File) else File(file)
-            for name, file in (files or {}).items()
-        }
+        super().__init__(files)
         self.features = VERSION_1 | PROTOCOL_FEATURES
         self.protocol_features = MQ | REPLY_ACK
         self.queues = 2
-        #: The status that each vhost-user request is acknowledged with, 0 by default.
+        self.memory_slots = 8
+        #: The status that each vhost-user request is acknowledged with, 0 by default. What is
+        #: refused is not done.
         self.refused: dict[Request, int] = {}
         #: Vhost-user requests that are never answered.
         self.ignored: set[Request] = set()
-        self.max_pages = 256
+        #: Makes another reply of the honest one, by the vhost-user request; None sends none.
+        self.altered: dict[Request, Callable[[Reply], Reply | None]] = {}
+        #: Vhost-user requests at which the connection is closed, before any answer.
+        self.dies_at: set[Request] = set()
         self.answer: Callable[[FuseRequest], Answer | None] = self.serve_files
+        #: Queues whose chains are taken and never used, whatever ``answer`` says.
+        self.stuck: set[int] = set()
+        #: Called at each connection, before anything is read from it.
+        self.on_connect: Callable[[], None] = lambda: None
 
         #: What has come so far.
+        self.sessions = 0
         self.messages: list[Request] = []
         self.requests: list[FuseRequest] = []
         self.kicks: Counter[int] = Counter()
-        #: Lookup counts that were given and not given back, by node.
-        self.lookups: Counter[int] = Counter()
-        self.open_handles: set[int] = set()
 
         self.rings: dict[int, RingDevice] = {}
         self._memory = DeviceMemory()
         self._rings: dict[int, dict[Request, tuple[int, ...]]] = {}
         self._kick: dict[int, int] = {}
         self._call: dict[int, int] = {}
-        self._handles = 100
         self._scope = trio.CancelScope()
+        self._connection: trio.socket.SocketType | None = None
 
     @asynccontextmanager
     async def session(self, options: SessionOptions | None = None) -> AsyncIterator[Session]:
@@ -124,6 +166,23 @@ class FakeBackend:
         if failure is not None:
             raise failure
 
+    @asynccontextmanager
+    async def listening(self, path: str) -> AsyncIterator[None]:
+        """Serve one connection after the other on a unix socket for the block's time."""
+        with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            await listener.bind(path)
+            listener.listen(1)
+            async with trio.open_nursery() as nursery:
+
+                async def serve_all() -> None:
+                    while True:
+                        connection, _ = await listener.accept()
+                        await self._serve(connection)
+
+                nursery.start_soon(serve_all)
+                yield
+                nursery.cancel_scope.cancel()
+
     def die(self) -> None:
         """Close the vhost-user socket, as a process that ends does."""
         self._scope.cancel()
@@ -131,6 +190,18 @@ class FakeBackend:
     def named(self, opcode: Opcode) -> list[FuseRequest]:
         """Return the requests of one kind that have come so far."""
         return [request for request in self.requests if request.opcode is opcode]
+
+    def answer_to(
+        self, opcode: Opcode, answer: Answer | Callable[[FuseRequest], Answer | None] | None
+    ) -> None:
+        """Answer requests of one kind so (None: never), all others from the files."""
+
+        def answer_one(request: FuseRequest) -> Answer | None:
+            if request.opcode is not opcode:
+                return self.serve_files(request)
+            return answer(request) if callable(answer) else answer
+
+        self.answer = answer_one
 
     def reply(self, request: FuseRequest, answer: Answer) -> None:
         """End a request."""
@@ -147,99 +218,52 @@ class FakeBackend:
     def use(self, request: FuseRequest, length: int) -> None:
         """Put a request's chain into the used ring and call the driver."""
         self.rings[request.queue].push(request.chain, length)
-        os.eventfd_write(self._call[request.queue], 1)
+        self.call(request.queue)
 
-    # --- the default file system ------------------------------------------------------------------
+    def use_anything(self, queue: int, *elements: tuple[int, int]) -> None:
+        """Put elements (head, length) into the used ring, whatever they say, and call."""
+        ring = self.rings[queue]
+        for head, length in elements:
+            ring.place(head, length)
+        ring.publish()
+        self.call(queue)
 
-    def serve_files(self, request: FuseRequest) -> Answer | None:
-        """Answer a request from ``files``; node n is the file of index n - 2."""
-        names = list(self.files)
-        match request.opcode:
-            case Opcode.INIT:
-                flags = MAX_PAGES
-                return Answer(
-                    struct.pack(
-                        "=IIIIHHIIHHI28x", 7, 38, 0, flags, 0, 0, 1 << 20, 1, self.max_pages, 0, 0
-                    )
-                )
-            case Opcode.LOOKUP:
-                name = request.body.rstrip(b"\0")
-                if name not in self.files:
-                    return Answer(error=errno.ENOENT)
-                node = names.index(name) + 2
-                self.lookups[node] += 1
-                return Answer(self.entry(node))
-            case Opcode.GETATTR:
-                return Answer(struct.pack("=QII", 1, 0, 0) + self.attributes(request.node))
-            case Opcode.OPEN | Opcode.OPENDIR:
-                self._handles += 1
-                self.open_handles.add(self._handles)
-                return Answer(struct.pack("=QII", self._handles, 0, 0))
-            case Opcode.READ:
-                _, offset, size = struct.unpack_from("=QQI", request.body)
-                content = self.files[names[request.node - 2]].content
-                return Answer(content[offset : offset + size])
-            case Opcode.READDIR | Opcode.READDIRPLUS:
-                return Answer(self._directory(request, plus=request.opcode is Opcode.READDIRPLUS))
-            case Opcode.RELEASE | Opcode.RELEASEDIR:
-                self.open_handles.discard(struct.unpack_from("=Q", request.body)[0])
-                return Answer()
-            case Opcode.FORGET:
-                self.forget(request.node, struct.unpack("=Q", request.body)[0])
-            case Opcode.BATCH_FORGET:
-                for node, count in struct.iter_unpack("=QQ", request.body[8:]):
-                    self.forget(node, count)
-            case Opcode.INTERRUPT:
-                pass
-            case _:
-                return Answer(error=errno.ENOSYS)
-        return None
+    def call(self, queue: int) -> None:
+        """Call the driver, whether anything was used or not."""
+        os.eventfd_write(self._call[queue], 1)
 
-    def forget(self, node: int, count: int) -> None:
-        """Take lookup counts back, as strictly as the C backend, which aborts on one too many."""
-        assert node != ROOT, "the root was forgotten"
-        self.lookups[node] -= count
-        assert self.lookups[node] >= 0, f"node {node} was forgotten too often"
+    def say(self, message: bytes) -> None:
+        """Send bytes on the vhost-user socket that nobody asked for."""
+        assert self._connection is not None
+        with socket.socket(fileno=os.dup(self._connection.fileno())) as raw:
+            raw.send(message)
 
-    def attributes(self, node: int) -> bytes:
-        """Return ``struct fuse_attr`` of a node."""
-        file = File(mode=stat.S_IFDIR | 0o755)
-        if node != ROOT:
-            file = list(self.files.values())[node - 2]
-        times = struct.pack("=QQQ", file.mtime, file.mtime, file.ctime)
-        size = struct.pack("=QQQ", node + 1000, len(file.content), 8)
-        return size + times + struct.pack("=IIIIIIIIII", 0, 0, 0, file.mode, 1, 0, 0, 0, 4096, 0)
-
-    def entry(self, node: int) -> bytes:
-        """Return ``struct fuse_entry_out`` of a node."""
-        return struct.pack("=QQQQII", node, 0, 1, 1, 0, 0) + self.attributes(node)
-
-    def _directory(self, request: FuseRequest, *, plus: bool) -> bytes:
-        _, offset, size = struct.unpack_from("=QQI", request.body)
-        listing = b""
-        for index, name in list(enumerate(self.files))[offset:]:
-            node = index + 2
-            record = struct.pack("=QQII", node + 1000, index + 1, len(name), 8) + name
-            record += bytes(-len(record) % 8)
-            if plus:
-                record = self.entry(node) + record
-            if len(listing) + len(record) > size:
-                break
-            listing += record
-            self.lookups[node] += plus
-        return listing
+    @property
+    def regions(self) -> int:
+        """Memory regions that are mapped."""
+        return len(self._memory)
 
     # --- vhost-user -------------------------------------------------------------------------------
 
     async def _serve(self, connection: trio.socket.SocketType) -> None:
+        self.sessions += 1
+        self._scope = trio.CancelScope()
+        self._connection = connection
+        self._rings.clear()
+        self.rings.clear()
+        self.forget_everything()
+        self.on_connect()
         try:
             with self._scope, connection:
                 async with trio.open_nursery() as rings:
                     await self._serve_messages(connection, rings)
                     rings.cancel_scope.cancel()
         finally:
+            self._connection = None
             for descriptor in [*self._kick.values(), *self._call.values()]:
                 os.close(descriptor)
+            self._kick.clear()
+            self._call.clear()
             for ring in self.rings.values():
                 ring.close()
             self._memory.close()
@@ -258,11 +282,34 @@ class FakeBackend:
             payload, _ = await self._receive(connection, size)
             request = Request(number)
             self.messages.append(request)
-            reply = self._handle(request, payload, descriptors, rings)
-            if reply is None and flags & 8:
-                reply = struct.pack("=Q", self.refused.get(request, 0))
-            if reply is not None and request not in self.ignored:
-                await connection.send(struct.pack("=III", number, 5, len(reply)) + reply)
+            if request in self.dies_at:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                return
+            answered = self._handle(request, payload, descriptors, rings)
+            if answered is None and flags & 8:
+                answered = struct.pack("=Q", self.refused.get(request, 0))
+            if answered is None or request in self.ignored:
+                continue
+            alter = self.altered.get(request)
+            reply: Reply | None = Reply(number, answered)
+            if alter is not None and reply is not None:
+                reply = alter(reply)
+            if reply is not None:
+                await self._send(connection, reply)
+
+    @staticmethod
+    async def _send(connection: trio.socket.SocketType, reply: Reply) -> None:
+        message = reply.encode()
+        piece = reply.piece or len(message)
+        beside = list(reply.descriptors)
+        with contextlib.suppress(OSError):  # who is lied to may have gone
+            for at in range(0, len(message), piece):
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", beside))]
+                await connection.sendmsg([message[at : at + piece]], rights if beside else [])
+                beside.clear()
+                if piece < len(message):
+                    await trio.testing.wait_all_tasks_blocked()  # so that it is read by itself
 
     @staticmethod
     async def _receive(connection: trio.socket.SocketType, size: int) -> tuple[bytes, list[int]]:
@@ -286,11 +333,19 @@ class FakeBackend:
                 return struct.pack("=Q", self.protocol_features)
             case Request.GET_QUEUE_NUM:
                 return struct.pack("=Q", self.queues)
+            case Request.GET_MAX_MEM_SLOTS:
+                return struct.pack("=Q", self.memory_slots)
             case Request.SET_MEM_TABLE:
                 for index, descriptor in enumerate(descriptors):
-                    guest, size, user, _ = struct.unpack_from("=QQQQ", payload, 8 + 32 * index)
-                    self._memory.add(guest, user, memoryview(mmap.mmap(descriptor, size)))
-                    os.close(descriptor)
+                    self._map(payload[8 + 32 * index :], descriptor)
+            case Request.ADD_MEM_REG:
+                if self.refused.get(request):
+                    os.close(descriptors[0])
+                else:
+                    self._map(payload[8:], descriptors[0])
+            case Request.REM_MEM_REG:
+                if not self.refused.get(request):
+                    self._memory.remove(struct.unpack_from("=Q", payload, 8)[0])
             case Request.SET_VRING_NUM | Request.SET_VRING_BASE:
                 queue, number = struct.unpack("=II", payload)
                 self._rings.setdefault(queue, {})[request] = (number,)
@@ -309,6 +364,11 @@ class FakeBackend:
             case _:
                 pass
         return None
+
+    def _map(self, region: bytes, descriptor: int) -> None:
+        guest, size, user, _ = struct.unpack_from("=QQQQ", region)
+        self._memory.add(guest, user, memoryview(mmap.mmap(descriptor, size)))
+        os.close(descriptor)
 
     async def _serve_ring(self, queue: int) -> None:
         known = self._rings[queue]
@@ -330,8 +390,10 @@ class FakeBackend:
         assert length == len(readable), "in_header.len is not what is readable"
         request = FuseRequest(queue, chain, Opcode(opcode), unique, node, readable[40:])
         self.requests.append(request)
-        silent = request.opcode in (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
+        silent = request.opcode in _SILENT
         assert (queue == 0) == silent, f"{request.opcode.name} on queue {queue}"
+        if queue in self.stuck:
+            return
         answer = self.answer(request)
         if silent:
             self.use(request, 0)

@@ -47,6 +47,13 @@ class DeviceMemory:
         """Map a region: ``view`` is the whole of it, writable bytes."""
         self._regions.append(_MappedRegion(guest_address, user_address, view))
 
+    def remove(self, guest_address: int) -> None:
+        """Unmap the region that begins there."""
+        self._regions = [one for one in self._regions if one.guest_address != guest_address]
+
+    def __len__(self) -> int:
+        return len(self._regions)
+
     def at_guest(self, address: int, length: int) -> memoryview:
         """Return the bytes that a descriptor names.
 

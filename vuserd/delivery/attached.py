@@ -11,7 +11,7 @@ from memory.foreign import ForeignRegion, UnfitMemoryError
 from memory.guest import GuestRegion
 from vuserd.delivery.whole import deliver_whole
 from vuserd.device.session import Session
-from vuserd.errors import BackendError, CallError, ErrorCode
+from vuserd.errors import BackendDown, BackendError, CallError, ErrorCode
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.openfile import OpenFile
 from vuserd.gather import gather
@@ -38,10 +38,16 @@ class _Placed:
             self._returned.unpark_all()
 
     async def removed(self) -> None:
-        """Take the region from the backend once it has returned all that it was lent."""
+        """Take the region from the backend once it has returned all that it was lent.
+
+        One that keeps any of it for longer than it may take for a reply is lost.
+        """
+        deadline = trio.current_time() + self.session.timeout
         while self._lent and not self.session.lost:
             with trio.move_on_after(1):  # a lost backend returns nothing
                 await self._returned.park()
+            if self._lent and trio.current_time() >= deadline:
+                self.session.lose(BackendDown("the backend keeps a request"))
         if not self.session.lost:
             await self.session.remove_region(self.region)
 

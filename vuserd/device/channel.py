@@ -317,7 +317,7 @@ class FuseChannel:
         elif isinstance(entry.result, outcome.Value) and entry.undo is not None:
             late = entry.result.unwrap()
             assert isinstance(late, bytes)
-            entry.undo(late)
+            self.decoded(entry.undo, late)
 
     def _timed_out(self, request: fuse.Request) -> BackendTimeout:
         return BackendTimeout(

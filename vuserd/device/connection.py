@@ -20,7 +20,13 @@ from protocol.vhost_user import (
     encode_message,
 )
 from vuserd.descriptors import ancillary_space, ancillary_with, received_descriptors
-from vuserd.errors import BackendBroken, BackendDown, BackendTimeout
+from vuserd.errors import (
+    BackendBroken,
+    BackendDown,
+    BackendError,
+    BackendRefused,
+    BackendTimeout,
+)
 
 _ANCILLARY_SPACE: Final = ancillary_space(MAX_DESCRIPTORS)
 
@@ -36,6 +42,8 @@ class VhostUserConnection:
         self._timeout = timeout
         self._turn = trio.Lock()
         self._asked: Request | None = None
+        #: Why there are no more replies, once that is so.
+        self._ended: BackendError | None = None
         self._replies_in, self._replies = trio.open_memory_channel[bytes](1)
 
     async def run(self) -> None:
@@ -46,21 +54,33 @@ class VhostUserConnection:
             BackendBroken: it sent what nobody asked for, or what the protocol does not allow.
 
         """
-        with self._replies_in:
-            while True:
-                header = await self._receive(HEADER_SIZE)
-                try:
-                    if self._asked is None:
-                        raise MalformedError("a vhost-user message that nobody asked for")
-                    size = decode_reply_header(header, self._asked)
-                except MalformedError as error:
-                    raise BackendBroken(str(error)) from error
-                payload = await self._receive(size)
-                self._asked = None
-                self._replies_in.send_nowait(payload)
+        try:
+            await self._read_replies()
+        except BackendError as error:
+            self._ended = error
+            raise
+        finally:
+            self._replies_in.close()
 
-    async def ask(self, request: Request, payload: bytes = b"") -> bytes:
+    async def _read_replies(self) -> None:
+        while True:
+            header = await self._receive(HEADER_SIZE)
+            try:
+                if self._asked is None:
+                    raise MalformedError("a vhost-user message that nobody asked for")
+                size = decode_reply_header(header, self._asked)
+            except MalformedError as error:
+                raise BackendBroken(str(error)) from error
+            payload = await self._receive(size)
+            self._asked = None
+            self._replies_in.send_nowait(payload)
+
+    async def ask(
+        self, request: Request, payload: bytes = b"", seconds: float | None = None
+    ) -> bytes:
         """Send a request that has a reply of its own; return the reply's payload.
+
+        ``seconds`` is the time for it, by default that of the connection.
 
         Raises:
             BackendTimeout: no reply within the deadline.
@@ -70,7 +90,7 @@ class VhostUserConnection:
         if request not in REPLIED:
             raise ValueError(f"{request.name} has no reply of its own")
         async with self._turn:
-            return await self._exchange(request, payload, (), need_reply=False)
+            return await self._exchange(request, payload, (), seconds, need_reply=False)
 
     async def tell(
         self, request: Request, payload: bytes = b"", descriptors: Sequence[int] = ()
@@ -78,19 +98,20 @@ class VhostUserConnection:
         """Send a request, with descriptors beside it, and wait until the backend acknowledges it.
 
         Raises:
-            BackendBroken: the backend refused it.
+            BackendRefused: the backend refused it.
+            BackendBroken: what it sent is no acknowledgement.
             BackendTimeout: no acknowledgement within the deadline.
             BackendDown: the connection is gone.
 
         """
         async with self._turn:
-            answer = await self._exchange(request, payload, descriptors, need_reply=True)
+            answer = await self._exchange(request, payload, descriptors, None, need_reply=True)
         try:
             status = decode_u64(answer)
         except MalformedError as error:
             raise BackendBroken(f"{request.name}: {error}") from error
         if status != 0:
-            raise BackendBroken(f"the backend refused {request.name} (status {status})")
+            raise BackendRefused(f"the backend refused {request.name} (status {status})")
 
     async def announce(self, request: Request, payload: bytes = b"") -> None:
         """Send a request that is not acknowledged: what comes before REPLY_ACK is agreed on."""
@@ -98,22 +119,29 @@ class VhostUserConnection:
             await self._send(encode_message(request, payload), ())
 
     async def _exchange(
-        self, request: Request, payload: bytes, descriptors: Sequence[int], *, need_reply: bool
+        self,
+        request: Request,
+        payload: bytes,
+        descriptors: Sequence[int],
+        seconds: float | None,
+        *,
+        need_reply: bool,
     ) -> bytes:
+        allowed = self._timeout if seconds is None else seconds
         message = encode_message(request, payload, need_reply=need_reply)
         self._asked = request
         try:
             # Shielded, since it ends in time: the reply to a request that was given up would be
             # taken for the next one's.
-            with trio.fail_after(self._timeout, shield=True):
+            with trio.fail_after(allowed, shield=True):
                 await self._send(message, descriptors)
                 return await self._replies.receive()
         except trio.TooSlowError:
             raise BackendTimeout(
-                f"the backend did not answer {request.name} within {self._timeout:g} s"
+                f"the backend did not answer {request.name} within {allowed:g} s"
             ) from None
         except trio.EndOfChannel:
-            raise BackendDown("the backend closed its socket") from None
+            raise (self._ended or BackendDown("the backend closed its socket")).again() from None
 
     async def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
         try:

@@ -29,8 +29,10 @@ from vuserd.errors import (
     BackendBroken,
     BackendDown,
     BackendError,
+    BackendRefused,
     CallError,
     ErrorCode,
+    FileError,
     VuserdError,
     os_reason,
 )
@@ -83,6 +85,11 @@ class Session:
         return min(self.init.max_read, PAYLOAD_SIZE)
 
     @property
+    def timeout(self) -> float:
+        """Seconds that the backend has for each reply."""
+        return self._options.timeout
+
+    @property
     def lost(self) -> bool:
         """Whether the session is over: what the backend mapped or holds matters no more."""
         return self._reason is not None
@@ -123,14 +130,20 @@ class Session:
 
         """
         self._layout.memory.remove(placed)
-        await self._change_memory(Request.REM_MEM_REG, encode_memory_region(placed.wire()))
+        try:
+            await self._change_memory(Request.REM_MEM_REG, encode_memory_region(placed.wire()))
+        except BackendError as error:
+            self.lose(error)  # it may still be mapped
+            raise
 
     async def _change_memory(
         self, request: Request, payload: bytes, descriptors: Sequence[int] = ()
     ) -> None:
         try:
             await self._connection.tell(request, payload, descriptors)
-        except BackendDown as error:
+        except BackendRefused:
+            raise
+        except BackendError as error:
             self.lose(error)  # known here before the task that watches the connection has its turn
             raise
 
@@ -190,7 +203,10 @@ class Session:
 
     async def _mount(self) -> None:
         request = fuse.init(_INIT_FLAGS, max_readahead=PAYLOAD_SIZE)
-        self.init = await self.channel.call(request, fuse.decode_init)
+        try:
+            self.init = await self.channel.call(request, fuse.decode_init)
+        except FileError as error:
+            raise BackendBroken(f"the backend refused INIT: {error}") from error
         if self.max_read < _LEAST_READ:
             raise BackendBroken(f"the backend takes READs of {self.max_read} bytes only")
         _LOG.debug("FUSE 7.%d, READs of %d bytes", self.init.minor, self.max_read)
@@ -207,7 +223,7 @@ class Session:
             await self.channel.drained()
             for queue in QUEUES:
                 stop = VringState(queue, 0).encode()
-                await self._connection.ask(Request.GET_VRING_BASE, stop)
+                await self._connection.ask(Request.GET_VRING_BASE, stop, self._options.drain)
 
     def _close(self) -> None:
         self.lose(BackendDown("the session with the backend is over"))

@@ -1,8 +1,9 @@
 """An open regular file: READs of it, and whether it is still the version that was opened."""
 
+import stat
 from collections.abc import Sequence
 
-from protocol import fuse
+from protocol import MalformedError, fuse
 from protocol.fuse import FileHandle, NodeId
 from vuserd.device.channel import Target
 from vuserd.device.session import Session
@@ -55,5 +56,8 @@ class OpenFile:
     async def unchanged(self) -> bool:
         """Ask whether it is still the version that was opened."""
         request = fuse.getattr(self._node)
-        attributes = await self.session.channel.call(request, fuse.decode_attributes)
+        channel = self.session.channel
+        attributes = await channel.call(request, fuse.decode_attributes)
+        if not stat.S_ISREG(attributes.mode):
+            raise channel.broken(MalformedError(f"node {self._node} changed its type"))
         return Version.of(attributes) == self.version

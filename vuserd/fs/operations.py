@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, TypeAlias
@@ -33,6 +34,10 @@ def _was_raced(answer: "Outcome[bytes | int]") -> bool:
         and isinstance(answer.error, FileError)
         and answer.error.number in _RACED
     )
+
+
+#: Replies with "." or ".." only: one each, at most.
+_MOST_BARREN = 2
 
 
 class NodeOperations:
@@ -67,7 +72,7 @@ class NodeOperations:
         finally:
             for answer in answers.values():
                 if isinstance(answer, Value):
-                    self._undo_lookup(answer.value)
+                    self._channel.decoded(self._undo_lookup, answer.value)
         if node is root:
             node.attributes = await self.getattr(node)
         return node
@@ -119,7 +124,10 @@ class NodeOperations:
 
     async def getattr(self, node: Node) -> Attributes:
         """Return a node's attributes as they are now."""
-        return await self._channel.call(fuse.getattr(node.id), fuse.decode_attributes)
+        attributes = await self._channel.call(fuse.getattr(node.id), fuse.decode_attributes)
+        if stat.S_IFMT(attributes.mode) != stat.S_IFMT(node.attributes.mode):
+            raise self._channel.broken(MalformedError(f"node {node.id} changed its type"))
+        return attributes
 
     async def readlink(self, node: Node) -> bytes:
         """Return the target of a symlink."""
@@ -147,12 +155,16 @@ class NodeOperations:
         already: they are for showing only.
         """
         entries: list[DirectoryEntry] = []
+        barren = 0
         position: int | None = start
         passed: set[int | None] = {start}
         while position is not None and len(entries) < limit:
             room = limit - len(entries)
             batch, position = await self._read_batch(node, handle, position, room, plus=attributes)
             entries += batch
+            barren = 0 if batch or position is None else barren + 1
+            if barren > _MOST_BARREN:
+                raise self._channel.broken(MalformedError("a directory of nothing but dots"))
             if position in passed:
                 raise self._channel.broken(MalformedError("a directory goes round in a circle"))
             passed.add(position)

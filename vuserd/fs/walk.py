@@ -12,6 +12,7 @@ from protocol.fuse import FileHandle
 from vuserd.errors import BackendError, FileError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Hold, Node
+from vuserd.fs.paths import PATH_MAX
 from vuserd.gather import gather
 
 #: Directories that are read at once.
@@ -172,6 +173,9 @@ class TreeWalk:
             path = prefix + entry.name
             self._entries.append(WalkEntry(path, entry))
             if entry.type == stat.S_IFDIR >> 12:
+                if len(path) >= PATH_MAX:  # nothing in it could be asked for by its path
+                    self._problems.append(WalkProblem(path, FileError(errno.ENAMETOOLONG)))
+                    continue
                 directory.unfinished += 1
                 self._waiting.append(_Directory(path, directory))
         return following

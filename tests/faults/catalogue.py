@@ -1,0 +1,170 @@
+"""The fault catalogue: rows collected from the tests that show them, written as Markdown.
+
+A test, or one set of its parameters, carries a row as a mark::
+
+    @fault("id-out-of-ring", done="a used element names descriptor 1024 of 1024", must=BROKEN)
+    async def test_...
+
+    pytest.param(..., marks=fault("error-positive", done="...", must=BROKEN), id="error-positive")
+
+Several tests may carry the same row, word for word: one on the fake backend and one on the real
+ones. The table's section is the first line of the docstring of the module that comes first.
+"""
+
+import ast
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+
+REPOSITORY: Final = Path(__file__).parent.parent.parent
+CATALOGUE: Final = REPOSITORY / "docs" / "faults.md"
+
+#: What has to become of most faults.
+BROKEN: Final = (
+    "The session is declared broken with this cause, the caller has BACKEND_DOWN, and so has every"
+    " later call on this session."
+)
+REFUSED: Final = "The session does not come up: BACKEND_DOWN, and the message names the cause."
+DOWN: Final = "The caller has BACKEND_DOWN at once, and so has every later call on this session."
+TIMED_OUT: Final = (
+    "The caller has TIMEOUT when its deadline is over. What the backend holds stays in quarantine,"
+    " is not used for anything else, and is given back when the late reply comes."
+)
+ERRNO: Final = "The caller has the errno; the session goes on and owes nothing."
+UNHARMED: Final = "The call is served as if nothing had happened."
+
+_HEAD: Final = """# Faults of a backend
+
+What a backend may do wrong, what vuserd has to make of it, and the test that shows it. The table
+is generated from the tests: `python -m tests.faults` writes it, and a test fails when it is stale.
+
+In all of these cases nothing crashes and nothing waits for ever. When the session has ended, no
+descriptor is left; where it goes on, no message buffer, payload buffer, lookup reference or open
+handle is. **fake** is `tests/fake/backend.py`, a backend that misbehaves on demand; **rust** and
+**c** are the two real virtiofsd; **codec** is the parser alone.
+"""
+_OPEN_HEAD: Final = """
+## Not held yet
+
+Their tests are expected to fail, and have to be freed of that mark once they do not.
+
+"""
+
+
+class Row(NamedTuple):
+    """A named fault."""
+
+    section: str
+    name: str
+    done: str
+    must: str
+    tests: tuple[str, ...]  #: without their parameters
+    on: tuple[str, ...]
+    open: str  #: why it does not hold yet; empty where it does
+
+
+def fault(name: str, *, done: str, must: str, on: str = "fake") -> pytest.MarkDecorator:
+    """Return the mark of one row; ``on`` matters where the real backends are not parameters."""
+    return pytest.mark.fault(name=name, done=done, must=must, on=on)
+
+
+def not_yet(reason: str) -> pytest.MarkDecorator:
+    """Return the mark of a fault that does not hold: its test has to fail until it does."""
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
+class Collector:
+    """A plugin for pytest that keeps what was collected."""
+
+    def __init__(self) -> None:
+        self.items: list[pytest.Item] = []
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Keep the tests."""
+        self.items = session.items
+
+
+def collect() -> list[Row]:
+    """Collect the rows of all files under tests/ that have one."""
+    collector = Collector()
+    marked = [
+        str(path.relative_to(REPOSITORY))
+        for path in sorted((REPOSITORY / "tests").rglob("test_*.py"))
+        if "tests.faults.catalogue" in path.read_text()
+    ]
+    # Those of this folder first: their words are the sections.
+    marked.sort(key=lambda path: not path.startswith("tests/faults"))
+    os.chdir(REPOSITORY)
+    quiet = ["--collect-only", "-qqq", "-p", "no:cacheprovider", "-o", "addopts="]
+    status = pytest.main([*quiet, *marked], plugins=[collector])
+    if status != pytest.ExitCode.OK:
+        raise RuntimeError(f"the tests could not be collected: {status!r}")
+    return rows_of(collector.items)
+
+
+def rows_of(items: Sequence[pytest.Item]) -> list[Row]:
+    """Return the rows that the tests carry, in the order of their first tests.
+
+    Raises:
+        ValueError: one name with two meanings.
+
+    """
+    rows: dict[str, Row] = {}
+    for item in items:
+        for mark in item.iter_markers("fault"):
+            here = _row(item, mark)
+            row = rows.setdefault(here.name, here)
+            if (row.done, row.must) != (here.done, here.must):
+                raise ValueError(f"the fault {row.name} is described in two ways")
+            rows[row.name] = row._replace(
+                tests=tuple(dict.fromkeys([*row.tests, *here.tests])),
+                on=tuple(dict.fromkeys([*row.on, *here.on])),
+                open=row.open or here.open,
+            )
+    return list(rows.values())
+
+
+def _row(item: pytest.Item, mark: pytest.Mark) -> Row:
+    callspec = getattr(item, "callspec", None)
+    params = callspec.params if callspec is not None else {}
+    expected = item.get_closest_marker("xfail")
+    return Row(
+        section=_section(item.path),
+        name=mark.kwargs["name"],
+        done=mark.kwargs["done"],
+        must=mark.kwargs["must"],
+        tests=(item.nodeid.partition("[")[0],),
+        on=(str(params["virtiofsd"]) if "virtiofsd" in params else mark.kwargs["on"],),
+        open=expected.kwargs["reason"] if expected is not None else "",
+    )
+
+
+def _section(path: Path) -> str:
+    words = ast.get_docstring(ast.parse(path.read_text())) or path.stem
+    return words.partition("\n")[0].rstrip(".").partition(":")[0]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the page."""
+    parts = [_HEAD, f"\n{len(rows)} faults.\n"]
+    for section, group in itertools.groupby(rows, key=lambda row: row.section):
+        parts.append(f"\n## {section}\n\n")
+        parts.append("| fault | what is done | what must happen | shown by | on |\n")
+        parts.append("|---|---|---|---|---|\n")
+        parts += [_line(row) for row in group]
+    if unsolved := [row for row in rows if row.open]:
+        parts.append(_OPEN_HEAD)
+        parts += [f"- `{row.name}`: {row.open}\n" for row in unsolved]
+    return "".join(parts)
+
+
+def _line(row: Row) -> str:
+    tests = "<br>".join(
+        f"[{test.rpartition('::')[2]}](../{test.partition('::')[0]})" for test in row.tests
+    )
+    done, must = (words[:1].upper() + words[1:] for words in (row.done, row.must))
+    return f"| `{row.name}` | {done} | {must} | {tests} | {', '.join(row.on)} |\n"

@@ -1,0 +1,287 @@
+"""Exports: the next session after a fault, and a backend that runs out of something."""
+
+import errno
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from protocol.fuse import Opcode
+from protocol.vhost_user import Request
+from tests.fake.backend import CONFIGURE_MEM_SLOTS, PROTOCOL_FEATURES, FakeBackend
+from tests.fake.files import Answer, FuseRequest
+from tests.faults.catalogue import ERRNO, UNHARMED, fault
+from tests.faults.harness import CONTENT, FOR_EVER, exported, names, read, stat
+from tests.faults.shared import EXHAUSTED, KILLED
+from vuserd.errors import BackendDown, BackendError, FileError
+from vuserd.fs.export import Export, ExportState
+from vuserd.fs.filesystem import FileSystem
+
+
+@pytest.fixture
+def socket(tmp_path: Path) -> str:
+    return str(tmp_path / "backend.sock")
+
+
+async def slots(files: FileSystem) -> int:
+    return files._session._slots
+
+
+async def lost_and_found(export: Export) -> bytes:
+    """Read a file; the session is lost meanwhile or before."""
+    with trio.fail_after(FOR_EVER):
+        return await export.call(read)
+
+
+@KILLED
+async def test_a_backend_that_dies_is_replaced(backend: FakeBackend, socket: str) -> None:
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.READ and backend.sessions == 1:
+            backend.die()
+            return None
+        return backend.serve_files(request)
+
+    backend.answer = answer
+    async with exported(backend, socket) as export:
+        assert await lost_and_found(export) == CONTENT
+        assert export.generation == backend.sessions == 2
+
+
+@fault(
+    "lies-once",
+    done="the backend breaks the protocol in the middle of a call, and its successor does not",
+    must="The call is served by the next session; the caller sees only the delay.",
+)
+async def test_a_backend_that_lies_is_replaced(backend: FakeBackend, socket: str) -> None:
+    def answer(request: FuseRequest) -> Answer | None:
+        honest = backend.serve_files(request)
+        if honest is not None and request.opcode is Opcode.READ and backend.sessions == 1:
+            return honest._replace(unique=1)
+        return honest
+
+    backend.answer = answer
+    async with exported(backend, socket) as export:
+        assert await lost_and_found(export) == CONTENT
+        assert export.generation == backend.sessions == 2
+
+
+@fault(
+    "lies-always",
+    done="each backend breaks the protocol in the same call, and so does its successor",
+    must="The caller has BACKEND_DOWN when its deadline is over, at the latest.",
+)
+async def test_a_backend_that_always_lies(
+    backend: FakeBackend,
+    socket: str,
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+) -> None:
+    backend.answer_to(Opcode.READ, Answer(b"kernel", unique=1))
+    async with exported(backend, socket) as export:
+        begun = trio.current_time()
+        with pytest.raises(BackendError) as raised:
+            await export.call(read)
+        assert raised.value.code == "BACKEND_DOWN"
+        assert trio.current_time() - begun < 10.1
+        assert 2 <= backend.sessions < 30  # it is tried again, and not without a pause
+
+
+def vanishing(backend: FakeBackend, change: Callable[[], None]) -> None:
+    """Make a change from the second session on."""
+
+    def on_connect() -> None:
+        if backend.sessions > 1:
+            change()
+
+    backend.on_connect = on_connect
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "words"),
+    [
+        pytest.param(
+            "features",
+            PROTOCOL_FEATURES,
+            "lacks virtio features: VERSION_1",
+            marks=fault(
+                "feature-vanishes",
+                done="VERSION_1 is offered in the first session, and not in the second",
+                must="The second session is refused; callers have BACKEND_DOWN with the cause.",
+            ),
+            id="feature",
+        ),
+        pytest.param(
+            "queues",
+            1,
+            "has 1 queues",
+            marks=fault(
+                "queue-vanishes",
+                done="there are two queues in the first session, and one in the second",
+                must="The second session is refused; callers have BACKEND_DOWN with the cause.",
+            ),
+            id="queue",
+        ),
+        pytest.param(
+            "refused",
+            {Request.SET_MEM_TABLE: 1},
+            "refused SET_MEM_TABLE",
+            marks=fault(
+                "memory-refused-again",
+                done="the memory table is taken in the first session, and refused in the second",
+                must="The second session is refused; callers have BACKEND_DOWN with the cause.",
+            ),
+            id="memory",
+        ),
+        pytest.param(
+            "max_pages",
+            8,
+            "READs of 32768 bytes only",
+            marks=fault(
+                "pages-shrink",
+                done="INIT allows 256 pages in the first session, and 8 in the second",
+                must="The second session is refused; callers have BACKEND_DOWN with the cause.",
+            ),
+            id="pages",
+        ),
+    ],
+)
+async def test_a_feature_that_vanishes(
+    backend: FakeBackend,
+    socket: str,
+    attribute: str,
+    value: object,
+    words: str,
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+) -> None:
+    vanishing(backend, lambda: setattr(backend, attribute, value))
+    async with exported(backend, socket) as export:
+        assert await export.call(read) == CONTENT
+        backend.die()
+        with pytest.raises(BackendDown, match=words) as raised:
+            await export.call(read)
+        assert raised.value.code == "BACKEND_DOWN"
+        assert export.state is ExportState.RESTARTING
+
+
+@fault(
+    "memory-slots-vanish",
+    done="memory slots are offered in the first session, and not in the second",
+    must="The second session comes up without them: reads are served, a load has BUSY.",
+)
+async def test_memory_slots_that_vanish(backend: FakeBackend, socket: str) -> None:
+    backend.protocol_features |= CONFIGURE_MEM_SLOTS
+
+    def change() -> None:
+        backend.protocol_features &= ~CONFIGURE_MEM_SLOTS
+
+    vanishing(backend, change)
+    async with exported(backend, socket) as export:
+        assert await export.call(read) == CONTENT
+        assert await export.call(slots) == 8
+        backend.die()
+        assert await lost_and_found(export) == CONTENT
+        assert await export.call(slots) == 1
+
+
+@fault(
+    "nodes-renumbered",
+    done="the successor gives the node ids of the first session to other files",
+    must="Each name is looked up again: the caller has the file that it asked for.",
+)
+async def test_node_ids_that_mean_something_else(backend: FakeBackend, socket: str) -> None:
+    vanishing(backend, lambda: setattr(backend, "files", dict(reversed([*backend.files.items()]))))
+    async with exported(backend, socket) as export:
+        assert await export.call(read) == CONTENT
+        backend.die()
+        assert await lost_and_found(export) == CONTENT
+        await wait_all_tasks_blocked()
+        assert sum(backend.lookups.values()) == 1  # none of the session before is given back here
+
+
+def exhausted(backend: FakeBackend, number: int, opcode: Opcode, most: int) -> None:
+    """Refuse requests of one kind while more than so many nodes are known."""
+
+    def answer(request: FuseRequest) -> Answer | None:
+        known = sum(1 for count in backend.lookups.values() if count)
+        if request.opcode is opcode and known > most:
+            return Answer(error=number)
+        return backend.serve_files(request)
+
+    backend.answer = answer
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize(
+    ("opcode", "most"),
+    [(Opcode.LOOKUP, 2), (Opcode.OPEN, 1), (Opcode.OPENDIR, 0), (Opcode.READDIR, 0)],
+)
+@EXHAUSTED
+async def test_idle_nodes_make_room(
+    backend: FakeBackend, socket: str, number: int, opcode: Opcode, most: int
+) -> None:
+    exhausted(backend, number, opcode, most)
+    call = names if opcode in (Opcode.OPENDIR, Opcode.READDIR) else read
+    async with exported(backend, socket) as export:
+        for name in (b"secret", b"folder", b"link")[: 2 if most else 3]:
+            await export.call(partial(FileSystem.stat, path=name, follow=False))
+        assert await export.call(call)
+        assert len(backend.named(opcode)) >= 2
+        assert export.generation == 1
+
+
+@fault(
+    "out-of-descriptors-for-good",
+    done="LOOKUP is answered with EMFILE, whatever is forgotten",
+    must="The caller has EMFILE, after no more than a few tries; the session goes on.",
+)
+async def test_exhaustion_that_stays(backend: FakeBackend, socket: str) -> None:
+    async with exported(backend, socket) as export:
+        await export.call(stat)
+        backend.answer_to(Opcode.LOOKUP, Answer(error=errno.EMFILE))
+        with pytest.raises(FileError) as raised:
+            await export.call(stat)
+        assert raised.value.code == "EMFILE"
+        assert len(backend.named(Opcode.LOOKUP)) < 8
+        backend.answer = backend.serve_files
+        assert await export.call(read) == CONTENT
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOSPC, errno.EAGAIN, errno.EINTR])
+@fault("out-of-memory", done="a READ is answered with ENOMEM, ENOSPC, EAGAIN or EINTR", must=ERRNO)
+async def test_exhaustion_of_another_kind(backend: FakeBackend, socket: str, number: int) -> None:
+    async with exported(backend, socket) as export:
+        backend.answer_to(Opcode.READ, Answer(error=number))
+        with pytest.raises(FileError) as raised:
+            await export.call(read)
+        assert raised.value.code == errno.errorcode[number]
+        backend.answer = backend.serve_files
+        assert await export.call(read) == CONTENT
+
+
+@fault(
+    "stops-listening",
+    done="an adopted backend ends, and nobody listens on its socket for five seconds",
+    must=UNHARMED,
+)
+async def test_an_adopted_backend_that_comes_back(
+    backend: FakeBackend,
+    socket: str,
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+) -> None:
+    async with exported(backend, socket) as export:
+        assert await export.call(read) == CONTENT
+        os.rename(socket, f"{socket}.away")
+        backend.die()
+        async with trio.open_nursery() as nursery:
+
+            async def come_back() -> None:
+                await trio.sleep(5)
+                os.rename(f"{socket}.away", socket)
+
+            nursery.start_soon(come_back)
+            begun = trio.current_time()
+            assert await export.call(read) == CONTENT
+            assert 5 <= trio.current_time() - begun < 6

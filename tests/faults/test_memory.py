@@ -1,0 +1,202 @@
+"""Memory regions: a client's memory that the backend does not take, or does not let go."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from memory.foreign import ForeignRegion
+from protocol.fuse import Opcode
+from protocol.vhost_user import Request
+from tests.fake.backend import CONFIGURE_MEM_SLOTS, FakeBackend
+from tests.faults.catalogue import DOWN, fault
+from tests.faults.harness import CONTENT, FOR_EVER, Front
+from vuserd.delivery.attached import AttachedMemory
+from vuserd.errors import BackendBroken, BackendDown, BackendTimeout
+from vuserd.fs.filesystem import FileSystem
+
+SIZE = 1 << 16
+
+
+@pytest.fixture
+def memory() -> Iterator[AttachedMemory]:
+    descriptor = os.memfd_create("client", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, SIZE)
+    attached = AttachedMemory(ForeignRegion(descriptor, SIZE))
+    yield attached
+    attached.region.close()
+
+
+@pytest.fixture
+async def front(backend: FakeBackend) -> AsyncIterator[Front]:
+    backend.protocol_features |= CONFIGURE_MEM_SLOTS
+    async with backend.session() as session:
+        yield Front(backend, session, FileSystem(session, idle_nodes=10))
+
+
+async def load(memory: AttachedMemory, front: Front) -> int:
+    return await memory.load(front.files, b"Image", 0, 0, None)
+
+
+@fault(
+    "add-region-refused",
+    done="ADD_MEM_REG is acknowledged with status 12",
+    must="The load fails with BACKEND_DOWN and names the message; the region is taken off the"
+    " session's list, the session goes on, and the next load is served.",
+)
+async def test_memory_that_is_refused(front: Front, memory: AttachedMemory) -> None:
+    front.backend.refused = {Request.ADD_MEM_REG: 12}
+    for _ in range(20):  # more than there are slots
+        with pytest.raises(BackendBroken, match=r"refused ADD_MEM_REG \(status 12\)"):
+            await load(memory, front)
+    assert front.session.regions == front.backend.regions == 1
+    front.backend.refused = {}
+    assert await load(memory, front) == len(CONTENT)
+    await memory.detach()
+    assert front.backend.regions == 1
+    await front.serves()
+
+
+@fault(
+    "remove-region-refused",
+    done="REM_MEM_REG is acknowledged with status 1",
+    must="The session is declared broken: the backend could still write into the client's memory.",
+)
+async def test_memory_that_is_not_let_go(front: Front, memory: AttachedMemory) -> None:
+    assert await load(memory, front) == len(CONTENT)
+    front.backend.refused = {Request.REM_MEM_REG: 1}
+    await memory.detach()
+    assert front.session.lost
+
+
+@fault(
+    "add-region-acknowledged-oddly",
+    done="ADD_MEM_REG is acknowledged with 4 bytes",
+    must="The load has BACKEND_DOWN, and the session is declared broken with this cause.",
+)
+async def test_an_acknowledgement_that_is_none(front: Front, memory: AttachedMemory) -> None:
+    front.backend.altered = {Request.ADD_MEM_REG: lambda reply: reply._replace(payload=bytes(4))}
+    with pytest.raises(BackendBroken, match="4 bytes where 8 belong"):
+        await load(memory, front)
+    assert front.session.lost
+
+
+@pytest.mark.parametrize("request_", [Request.ADD_MEM_REG, Request.REM_MEM_REG])
+@fault(
+    "dies-at-region",
+    done="the backend ends when it is sent ADD_MEM_REG or REM_MEM_REG",
+    must=DOWN + " A detach ends.",
+)
+async def test_death_at_a_change_of_memory(
+    front: Front, memory: AttachedMemory, request_: Request
+) -> None:
+    front.backend.dies_at = {request_}
+    with trio.fail_after(FOR_EVER):
+        if request_ is Request.ADD_MEM_REG:
+            with pytest.raises(BackendDown):
+                await load(memory, front)
+        else:
+            assert await load(memory, front) == len(CONTENT)
+        await memory.detach()
+    await front.is_over()
+
+
+@fault(
+    "silent-at-ADD_MEM_REG",
+    done="ADD_MEM_REG is acknowledged after the deadline",
+    must="The load has TIMEOUT, and the session is declared lost: who answers what is not known any"
+    " more.",
+)
+async def test_silence_at_a_change_of_memory(
+    front: Front,
+    memory: AttachedMemory,
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+) -> None:
+    front.backend.ignored = {Request.ADD_MEM_REG}
+    with pytest.raises(BackendTimeout):
+        await load(memory, front)
+    assert front.session.lost
+
+
+@fault(
+    "memory-slots-used-up",
+    done="the backend has two slots in all, one of which is the session's own",
+    must="A second memory takes the slot of one that lies idle, and gives it back in its turn.",
+)
+async def test_memory_without_a_slot(backend: FakeBackend, memory: AttachedMemory) -> None:
+    backend.protocol_features |= CONFIGURE_MEM_SLOTS
+    backend.memory_slots = 2
+    descriptor = os.memfd_create("other", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, SIZE)
+    other = AttachedMemory(ForeignRegion(descriptor, SIZE))
+    async with backend.session() as session:
+        front = Front(backend, session, FileSystem(session, 10))
+        assert await load(memory, front) == len(CONTENT)
+        for each in (other, memory, other):
+            assert await load(each, front) == len(CONTENT)
+            assert session.regions == 2
+        await memory.detach()
+        await other.detach()
+        assert session.regions == 1
+        await front.serves()
+
+
+@fault(
+    "dies-while-loading",
+    done="the backend ends while it has READs into a client's memory",
+    must=DOWN + " A detach ends.",
+)
+async def test_death_while_loading(front: Front, memory: AttachedMemory) -> None:
+    front.tell(Opcode.READ, lambda backend, _: backend.die())
+    with trio.fail_after(FOR_EVER):
+        with pytest.raises(BackendDown):
+            await load(memory, front)
+        await memory.detach()
+    await front.is_over()
+
+
+@fault(
+    "keeps-a-read-into-memory",
+    done="the backend never answers a READ into a client's memory, and all else",
+    must="The load has TIMEOUT. A detach ends within another deadline, and as the memory may still"
+    " be written to, the session is declared lost.",
+)
+async def test_a_read_into_memory_that_never_ends(
+    front: Front,
+    memory: AttachedMemory,
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+) -> None:
+    front.tell(Opcode.READ, None)
+    with pytest.raises(BackendTimeout):
+        await load(memory, front)
+    with trio.fail_after(FOR_EVER):
+        await memory.detach()
+    assert front.session.lost
+
+
+@fault(
+    "late-read-into-memory",
+    done="the backend answers a READ into a client's memory after its caller's deadline",
+    must="A detach waits for it, and only then is the memory taken from the backend.",
+)
+async def test_a_late_read_into_memory(
+    front: Front,
+    memory: AttachedMemory,
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+) -> None:
+    front.tell(Opcode.READ, None)
+    with pytest.raises(BackendTimeout):
+        await load(memory, front)
+    [request] = front.backend.named(Opcode.READ)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(memory.detach)
+        await wait_all_tasks_blocked()
+        assert Request.REM_MEM_REG not in front.backend.messages
+        answer = front.backend.serve_files(request)
+        assert answer is not None
+        front.backend.reply(request, answer)
+    assert front.backend.messages[-1] is Request.REM_MEM_REG
+    assert front.backend.regions == 1
+    await front.serves()

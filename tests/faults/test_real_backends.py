@@ -1,0 +1,125 @@
+"""Real backends: the faults that a signal or a limit makes of an honest virtiofsd."""
+
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.faults.catalogue import fault
+from tests.faults.harness import FOR_EVER, entries, read
+from tests.faults.shared import EXHAUSTED, KILLED
+from vuserd.backend.find import identify
+from vuserd.backend.process import BackendOptions
+from vuserd.config import DaemonConfig, ExportConfig
+from vuserd.device.session import SessionOptions
+from vuserd.errors import BackendTimeout
+from vuserd.fs.export import Export
+from vuserd.fs.filesystem import FileSystem
+
+CONTENT = os.urandom(1 << 20)
+#: Nearly all of them are taken by the Rust backend itself.
+FEW_DESCRIPTORS = 700
+MANY_FILES = 900
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    (folder / "Image").write_bytes(CONTENT)
+    return folder
+
+
+@asynccontextmanager
+async def served(
+    program: str, folder: Path, seconds: float = 10.0, descriptors: int = 4096
+) -> AsyncIterator[Export]:
+    """Run an export of a folder on a virtiofsd of its own."""
+    config = DaemonConfig(
+        socket="",
+        exports=(),
+        session_options=SessionOptions(timeout=seconds),
+        backend_options=BackendOptions(descriptors=descriptors),
+    )
+    export = Export(ExportConfig("files", directory=str(folder)), config, await identify(program))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(export.run)
+        with trio.fail_after(FOR_EVER):
+            await export.settled.wait()
+        yield export
+        export.stop()
+
+
+def process_of(export: Export) -> int:
+    backend = export.describe()["backend"]
+    assert backend is not None, export.reason
+    pid = backend["pid"]
+    assert isinstance(pid, int)
+    return pid
+
+
+@KILLED
+async def test_a_backend_that_is_killed_is_replaced(virtiofsd: str, shared: Path) -> None:
+    async with served(virtiofsd, shared) as export:
+        reads = 0
+
+        async def read_on() -> None:
+            nonlocal reads
+            while export.generation < 3:
+                with trio.fail_after(FOR_EVER):
+                    assert await export.call(read) == CONTENT
+                reads += 1
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(read_on)
+            for generation in (1, 2):
+                seen = reads
+                while reads < seen + 8 or export.generation < generation:
+                    await trio.lowlevel.checkpoint()
+                os.killpg(process_of(export), signal.SIGKILL)
+        assert export.generation == 3
+
+
+@fault(
+    "stopped",
+    done="the backend's process is stopped (SIGSTOP): its socket stays open, its rings are dead",
+    must="The caller has TIMEOUT at its deadline; a second later the backend is replaced, and calls"
+    " are served again.",
+)
+async def test_a_backend_that_is_stopped_is_replaced(virtiofsd: str, shared: Path) -> None:
+    async with served(virtiofsd, shared, seconds=0.2) as export:
+        assert await export.call(read) == CONTENT
+        os.killpg(process_of(export), signal.SIGSTOP)
+        begun = trio.current_time()
+        with pytest.raises(BackendTimeout) as raised:
+            await export.call(read)
+        assert raised.value.code == "TIMEOUT"
+        assert trio.current_time() - begun < 0.4
+        got = None
+        with trio.fail_after(FOR_EVER):
+            while got is None:
+                with contextlib.suppress(BackendTimeout):
+                    got = await export.call(read)
+        assert got == CONTENT
+        assert export.generation > 1
+
+
+@EXHAUSTED
+async def test_a_backend_with_few_descriptors(virtiofsd: str, shared: Path) -> None:
+    names = [b"file-%d" % number for number in range(MANY_FILES)]
+    for name in names:
+        (shared / os.fsdecode(name)).write_bytes(name)
+    async with served(virtiofsd, shared, descriptors=FEW_DESCRIPTORS) as export:
+        for name in names[:300]:
+            await export.call(partial(FileSystem.stat, path=name, follow=True))
+        for name in names[:50]:
+            assert await export.call(partial(read, name=name)) == name
+        assert len(await export.call(entries)) == 100
+        assert export.generation == 1
