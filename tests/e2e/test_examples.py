@@ -86,7 +86,11 @@ def blocks(document: Path) -> list[Block]:
     return [Block(name, language, text) for language, text in found if language in _RUN]
 
 
-DOCUMENTS: Final = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))]
+#: README.md, and of the others those that have blocks.
+DOCUMENTS: Final = [
+    REPOSITORY / "README.md",
+    *filter(blocks, sorted(REPOSITORY.glob("docs/*.md"))),
+]
 
 
 @pytest.fixture(scope="module")
