@@ -17,15 +17,24 @@ class _OpenHow(ctypes.Structure):
     )
 
 
+#: Walks that a rename may come into, one after the other.
+_RENAMES = 1000
+
+
 def stat_in_root(root: str, path: bytes, *, follow: bool) -> os.stat_result:
     """Return the stat of ``path`` as a process sees it whose root is ``root``; or raise OSError.
 
     ELOOP is only believed the third time: a walk that the kernel has to begin again counts the
-    symlinks of both.
+    symlinks of both. EAGAIN means that something was renamed meanwhile, anywhere on the machine.
     """
     for _ in range(2):
         with contextlib.suppress(OSError):
             return _stat_in_root(root, path, follow=follow)
+    for _ in range(_RENAMES):
+        try:
+            return _stat_in_root(root, path, follow=follow)
+        except BlockingIOError:
+            pass
     return _stat_in_root(root, path, follow=follow)
 
 
