@@ -10,7 +10,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo run test check format fix backends bench bench-quick bench-get bench-inside fuzz soak \
-    fresh-debian clean
+    mutants fresh-debian clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -75,6 +75,9 @@ fuzz: setup ## run each fuzz target for FUZZ_TIME seconds (default: 60; ARGS=pat
 
 soak: setup backends ## run the long forms of the storms, and print their figures (an hour)
 	tests/soak/run $(ARGS)
+
+mutants: setup ## change the codec and the virtqueue, see that the tests notice (15 minutes; ARGS=a module)
+	@tools/mutants $(ARGS)
 
 bench-inside: $(BIN)/.runtime ## show what a call costs the daemon, without the RPC (ARGS=--profile)
 	@backend=$$(tools/find-virtiofsd) && \

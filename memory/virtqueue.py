@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from memory.fence import fence
-from protocol import MalformedError
+from protocol import Check, MalformedError
 from protocol.virtio_ring import DESCRIPTOR, USED_ELEMENT, DescriptorFlag, RingLayout
 
 Token = TypeVar("Token")
@@ -55,9 +55,9 @@ class Virtqueue(Generic[Token]):
         # Index words are single 16-bit accesses: struct.pack_into() zeroes its target first, and a
         # device that reads a zero index in that instant is lost.
         self._descriptors = memory[: layout.available]
-        self._available = memory[layout.available : layout.available + 4 + 2 * layout.num].cast("H")
-        self._used_words = memory[layout.used : layout.used + 4].cast("H")
-        self._used_elements = memory[layout.used + 4 : layout.used + 4 + 8 * layout.num]
+        self._available = memory[layout.available : layout.used].cast("H")
+        self._used_words = memory[layout.used :].cast("H")
+        self._used_elements = memory[layout.used + 4 :]
         self._free = list(range(layout.num - 1, -1, -1))
         #: By their heads: chains the device was told of, and those that wait for publish().
         self._chains: dict[int, _Chain[Token]] = {}
@@ -150,7 +150,9 @@ class Virtqueue(Generic[Token]):
         fence()
         step = (used - self._reaped) % _WRAP
         if step > len(self._chains):
-            raise MalformedError(f"used.idx moved by {step} with {len(self._chains)} outstanding")
+            raise MalformedError(
+                f"used.idx moved by {step} with {len(self._chains)} outstanding", Check.USED_INDEX
+            )
         for _ in range(step):
             position = self._reaped % self.layout.num
             head, length = USED_ELEMENT.unpack_from(
@@ -158,9 +160,13 @@ class Virtqueue(Generic[Token]):
             )
             chain = self._chains.get(head)
             if chain is None:
-                raise MalformedError(f"used id {head} is not the head of an outstanding chain")
+                raise MalformedError(
+                    f"used id {head} is not the head of an outstanding chain", Check.USED_ID
+                )
             if length > chain.writable:
-                raise MalformedError(f"used length {length} of {chain.writable} writable bytes")
+                raise MalformedError(
+                    f"used length {length} of {chain.writable} writable bytes", Check.USED_LENGTH
+                )
             del self._chains[head]
             self._free += chain.descriptors
             self._reaped = (self._reaped + 1) % _WRAP

@@ -11,7 +11,7 @@ Source: ``struct fuse_dirent`` and ``struct fuse_direntplus`` in ``include/uapi/
 import struct
 from typing import Final, NamedTuple
 
-from protocol import MalformedError
+from protocol import Check, MalformedError
 from protocol.fuse import ENTRY_SIZE, NAME_MAX, Entry, decode_entry_at
 
 _DIRENT = struct.Struct("=QQII")
@@ -54,25 +54,27 @@ def decode_directory(
     end = len(buffer)
     while position < end:
         if end - position < head + DIRENT_SIZE:
-            raise MalformedError(f"{end - position} bytes left where a directory entry belongs")
+            raise MalformedError(
+                f"{end - position} bytes left where a directory entry belongs", Check.DIRECTORY
+            )
         entry = decode_entry_at(buffer, position) if plus else None
         ino, offset, length, kind = _DIRENT.unpack_from(buffer, position + head)
         start = position + head + DIRENT_SIZE
         position = start + length + (-length % 8)
         if not 1 <= length <= NAME_MAX:
-            raise MalformedError(f"a name of {length} bytes")
+            raise MalformedError(f"a name of {length} bytes", Check.DIRECTORY)
         if position > end:
-            raise MalformedError("a directory entry that leaves its buffer")
+            raise MalformedError("a directory entry that leaves its buffer", Check.DIRECTORY)
         name = buffer[start : start + length]
         if b"/" in name or b"\0" in name:
-            raise MalformedError(f"a name that no directory can hold: {name!r}")
+            raise MalformedError(f"a name that no directory can hold: {name!r}", Check.DIRECTORY)
         if name in (b".", b".."):
             if entry is not None:
-                raise MalformedError(f"a node for {name.decode()!r}")
+                raise MalformedError(f"a node for {name.decode()!r}", Check.DIRECTORY)
             continue
         entries.append(DirectoryEntry(name, ino, offset, kind, entry))
     if not buffer:
         return entries, None
     if offset == after:
-        raise MalformedError("a directory that goes on where it began")
+        raise MalformedError("a directory that goes on where it began", Check.DIRECTORY)
     return entries, offset

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple, NewType
 
-from protocol import MalformedError
+from protocol import Check, MalformedError
 
 #: What a backend calls an inode that was looked up; valid with its session only.
 NodeId = NewType("NodeId", int)
@@ -158,18 +158,20 @@ def decode_reply_header(header: bytes, unique: int, used: int) -> int:
 
     """
     if used < OUT_HEADER_SIZE:
-        raise MalformedError(f"{used} bytes used where an out-header belongs")
+        raise MalformedError(f"{used} bytes used where an out-header belongs", Check.REPLY_LENGTH)
     if len(header) != OUT_HEADER_SIZE:
-        raise MalformedError(f"an out-header of {len(header)} bytes")
+        raise MalformedError(f"an out-header of {len(header)} bytes", Check.REPLY_LENGTH)
     size, error, answered = _OUT_HEADER.unpack(header)
     if answered != unique:
-        raise MalformedError(f"a reply to request {answered} in the buffers of request {unique}")
+        raise MalformedError(
+            f"a reply to request {answered} in the buffers of request {unique}", Check.REPLY_UNIQUE
+        )
     if size != used:
-        raise MalformedError(f"a reply of {size} bytes in {used} bytes used")
+        raise MalformedError(f"a reply of {size} bytes in {used} bytes used", Check.REPLY_LENGTH)
     if not -MAX_ERRNO <= error <= 0:
-        raise MalformedError(f"error {error} in a reply")
+        raise MalformedError(f"error {error} in a reply", Check.REPLY_ERROR)
     if error and size != OUT_HEADER_SIZE:
-        raise MalformedError(f"{size - OUT_HEADER_SIZE} bytes after an error")
+        raise MalformedError(f"{size - OUT_HEADER_SIZE} bytes after an error", Check.REPLY_LENGTH)
     return -int(error)
 
 

@@ -48,4 +48,4 @@ class DeviceConfig(NamedTuple):
         tag, queues, notify = _CONFIG.unpack(payload)
         if queues < 1:
             raise MalformedError("a virtio-fs device without a request queue")
-        return cls(tag.split(b"\0", 1)[0], queues, notify)
+        return cls(tag.partition(b"\0")[0], queues, notify)

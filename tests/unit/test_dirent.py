@@ -99,6 +99,13 @@ class TestReaddir:
         entries, _ = decode_directory(reply, plus=False, after=0)
         assert [entry.name for entry in entries] == [b"x" * length, b"y"]
 
+    def test_numbers_have_no_sign(self) -> None:
+        # ino | off | namelen 1 | type
+        head = bytes.fromhex("ffffffffffffffff ffffffffffffffff 01000000 ffffffff")
+        entries, following = decode_directory(head + b"a" + bytes(7), plus=False, after=0)
+        assert entries == [DirectoryEntry(b"a", 2**64 - 1, 2**64 - 1, 2**32 - 1, None)]
+        assert following == 2**64 - 1
+
     def test_name_is_bytes_of_any_kind(self) -> None:
         entries, _ = decode_directory(record(b"\xff...\n", 1, 3), plus=False, after=0)
         assert entries[0].name == b"\xff...\n"
@@ -124,7 +131,10 @@ class TestMalformedDirectories:
         [
             pytest.param(IMAGE[:1], "1 bytes left", id="one byte"),
             pytest.param(IMAGE[:23], "23 bytes left", id="less than a record's head"),
-            pytest.param(IMAGE + bytes(8), "8 bytes left", id="a tail too short for a record"),
+            pytest.param(IMAGE + bytes(8), "^8 bytes left", id="a tail too short for a record"),
+            pytest.param(
+                record(b"123456789", 1, 7) + bytes(8), "^8 bytes left", id="the same after 40 bytes"
+            ),
             pytest.param(IMAGE[:24], "leaves its buffer", id="a head without its name"),
             pytest.param(IMAGE[:29], "leaves its buffer", id="a name without its padding"),
             pytest.param(IMAGE[:31], "leaves its buffer", id="a byte of padding missing"),

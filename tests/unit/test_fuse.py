@@ -46,12 +46,67 @@ WHO = Credentials(uid=1000, gid=100, pid=4242)
 UNIQUE = 0x1122334455667788
 NODE = NodeId(0x0A0B)
 HANDLE = FileHandle(0x0C0D)
+LAST_NODE = NodeId(2**64 - 1)
+LAST_HANDLE = FileHandle(2**64 - 1)
 
 # What follows len and opcode in the header of every request of these tests:
 # unique | nodeid | uid 1000, gid 100, pid 4242 | no extensions
 HEADER_OF_NODE = "8877665544332211 0b0a000000000000 e8030000 64000000 92100000 00000000"
 HEADER_OF_NONE = "8877665544332211 0000000000000000 e8030000 64000000 92100000 00000000"
 HEADER_OF_ROOT = "8877665544332211 0100000000000000 e8030000 64000000 92100000 00000000"
+
+# "enum fuse_opcode" of the header; the numbers between them were never given.
+OPCODES = {
+    "LOOKUP": 1,
+    "FORGET": 2,
+    "GETATTR": 3,
+    "SETATTR": 4,
+    "READLINK": 5,
+    "SYMLINK": 6,
+    "MKNOD": 8,
+    "MKDIR": 9,
+    "UNLINK": 10,
+    "RMDIR": 11,
+    "RENAME": 12,
+    "LINK": 13,
+    "OPEN": 14,
+    "READ": 15,
+    "WRITE": 16,
+    "STATFS": 17,
+    "RELEASE": 18,
+    "FSYNC": 20,
+    "SETXATTR": 21,
+    "GETXATTR": 22,
+    "LISTXATTR": 23,
+    "REMOVEXATTR": 24,
+    "FLUSH": 25,
+    "INIT": 26,
+    "OPENDIR": 27,
+    "READDIR": 28,
+    "RELEASEDIR": 29,
+    "FSYNCDIR": 30,
+    "GETLK": 31,
+    "SETLK": 32,
+    "SETLKW": 33,
+    "ACCESS": 34,
+    "CREATE": 35,
+    "INTERRUPT": 36,
+    "BMAP": 37,
+    "DESTROY": 38,
+    "IOCTL": 39,
+    "POLL": 40,
+    "NOTIFY_REPLY": 41,
+    "BATCH_FORGET": 42,
+    "FALLOCATE": 43,
+    "READDIRPLUS": 44,
+    "RENAME2": 45,
+    "LSEEK": 46,
+    "COPY_FILE_RANGE": 47,
+    "SETUPMAPPING": 48,
+    "REMOVEMAPPING": 49,
+    "SYNCFS": 50,
+    "TMPFILE": 51,
+}
 
 ATTRIBUTES = bytes.fromhex(
     "0807060504030201"  # 0: ino
@@ -141,45 +196,8 @@ class TestPublishedNumbers:
         assert fuse.OUT_HEADER_SIZE == 16
         assert fuse.ENTRY_SIZE == 128
 
-    def test_opcodes_in_use_have_the_published_numbers(self) -> None:
-        assert {
-            opcode.value: opcode.name
-            for opcode in (
-                Opcode.LOOKUP,
-                Opcode.FORGET,
-                Opcode.GETATTR,
-                Opcode.READLINK,
-                Opcode.OPEN,
-                Opcode.READ,
-                Opcode.STATFS,
-                Opcode.RELEASE,
-                Opcode.INIT,
-                Opcode.OPENDIR,
-                Opcode.READDIR,
-                Opcode.RELEASEDIR,
-                Opcode.INTERRUPT,
-                Opcode.DESTROY,
-                Opcode.BATCH_FORGET,
-                Opcode.READDIRPLUS,
-            )
-        } == {
-            1: "LOOKUP",
-            2: "FORGET",
-            3: "GETATTR",
-            5: "READLINK",
-            14: "OPEN",
-            15: "READ",
-            17: "STATFS",
-            18: "RELEASE",
-            26: "INIT",
-            27: "OPENDIR",
-            28: "READDIR",
-            29: "RELEASEDIR",
-            36: "INTERRUPT",
-            38: "DESTROY",
-            42: "BATCH_FORGET",
-            44: "READDIRPLUS",
-        }
+    def test_opcodes_have_the_published_numbers(self) -> None:
+        assert {name: opcode.value for name, opcode in Opcode.__members__.items()} == OPCODES
 
     def test_flags_have_the_published_bits(self) -> None:
         assert {flag.name: flag.value for flag in InitFlag} == {
@@ -457,6 +475,98 @@ class TestRequestsThatCannotBe:
 
 
 @little_endian
+class TestLargestNumbers:
+    """No field has a sign: each holds a number with all of its bits set."""
+
+    # unique | nodeid | uid, gid, pid | no extensions
+    HEADER = "ff" * 8 + "ff" * 8 + "ff" * 12 + "00000000"
+    HEADER_OF_NONE = "ff" * 8 + "00" * 8 + "ff" * 12 + "00000000"
+
+    @pytest.mark.parametrize(
+        ("request_", "wire"),
+        [
+            pytest.param(
+                fuse.init(InitFlag(2**64 - 1), 2**32 - 1),
+                f"68000000 1a000000 {HEADER_OF_NONE}"
+                " 07000000 26000000 ffffffff ffffffff ffffffff" + "00000000" * 11,
+                id="INIT",
+            ),
+            pytest.param(
+                fuse.forget(LAST_NODE, 2**64 - 1),
+                f"30000000 02000000 {HEADER} ffffffffffffffff",
+                id="FORGET",
+            ),
+            pytest.param(
+                fuse.batch_forget([Forget(LAST_NODE, 2**64 - 1)]),
+                f"40000000 2a000000 {HEADER_OF_NONE}"
+                " 01000000 00000000 ffffffffffffffff ffffffffffffffff",
+                id="BATCH_FORGET",
+            ),
+            pytest.param(
+                fuse.getattr(LAST_NODE, LAST_HANDLE),
+                f"38000000 03000000 {HEADER} 01000000 00000000 ffffffffffffffff",
+                id="GETATTR",
+            ),
+            pytest.param(
+                fuse.open(LAST_NODE, 2**32 - 1),
+                f"30000000 0e000000 {HEADER} ffffffff 00000000",
+                id="OPEN",
+            ),
+            pytest.param(
+                fuse.read(LAST_NODE, LAST_HANDLE, 2**64 - 1, 2**32 - 1),
+                f"50000000 0f000000 {HEADER}"
+                "ffffffffffffffff ffffffffffffffff ffffffff 00000000"
+                "0000000000000000 00000000 00000000",
+                id="READ",
+            ),
+            pytest.param(
+                fuse.release(LAST_NODE, LAST_HANDLE),
+                f"40000000 12000000 {HEADER} ffffffffffffffff 00000000 00000000 0000000000000000",
+                id="RELEASE",
+            ),
+            pytest.param(
+                fuse.interrupt(2**64 - 1),
+                f"30000000 24000000 {HEADER_OF_NONE} ffffffffffffffff",
+                id="INTERRUPT",
+            ),
+        ],
+    )
+    def test_request(self, request_: Request, wire: str) -> None:
+        who = Credentials(2**32 - 1, 2**32 - 1, 2**32 - 1)
+        assert request_.encode(2**64 - 1, who).hex() == bytes.fromhex(wire).hex()
+
+    def test_reply_header(self) -> None:
+        # len | error | unique
+        header = bytes.fromhex("000000f0 00000000 ffffffffffffffff")
+        assert fuse.decode_reply_header(header, 2**64 - 1, 0xF000_0000) == 0
+
+    def test_init(self) -> None:
+        reply = fuse.decode_init(bytes.fromhex("07000000" + "ff" * 60))
+        assert reply == InitReply(2**32 - 1, InitFlag(2**64 - 1), 2**32 - 1, 2**16 - 1)
+
+    def test_attributes(self) -> None:
+        body = ATTR_OUT
+        for offset in (0, 16):  # ino, blocks
+            body = patched(body, 16 + offset, "ffffffffffffffff")
+        body = patched(body, 16 + 64, "ff" * 24)  # nlink, uid, gid, rdev, blksize, flags
+        words = ("nlink", "uid", "gid", "rdev", "blksize", "flags")
+        assert fuse.decode_attributes(body) == DECODED_ATTRIBUTES._replace(
+            ino=2**64 - 1, blocks=2**64 - 1, **dict.fromkeys(words, 2**32 - 1)
+        )
+
+    def test_entry(self) -> None:
+        entry = fuse.decode_lookup(patched(ENTRY, 0, "ff" * 40))  # all before the attributes
+        assert entry == Entry(LAST_NODE, DECODED_ATTRIBUTES)
+
+    def test_handle(self) -> None:
+        assert fuse.decode_open(b"\xff" * 16) == LAST_HANDLE
+
+    def test_statistics(self) -> None:
+        longs, words = (2**64 - 1,) * 5, (2**32 - 1,) * 3
+        assert fuse.decode_statfs(b"\xff" * 80) == FileSystemStatistics(*longs, *words)
+
+
+@little_endian
 class TestReplyHeader:
     @pytest.mark.parametrize(
         ("header", "used", "errno"),
@@ -506,7 +616,10 @@ class TestReplyHeader:
                 "10000000 00000080 8877665544332211", 16, "error -2147483648", id="the lowest error"
             ),
             pytest.param(
-                "18000000 feffffff 8877665544332211", 24, "8 bytes after", id="a body after error"
+                "18000000 feffffff 8877665544332211", 24, "^8 bytes after", id="a body after error"
+            ),
+            pytest.param(
+                "28000000 feffffff 8877665544332211", 40, "^24 bytes after", id="a longer one"
             ),
         ],
     )
@@ -537,8 +650,11 @@ class TestReplies:
         assert reply.max_read == 1 << 20
 
     def test_init_without_init_ext_has_no_second_word_of_flags(self) -> None:
-        reply = fuse.decode_init(patched(INIT_OUT, 12, "21004008"))
-        assert reply.flags >> 32 == 0
+        reply = fuse.decode_init(patched(INIT_OUT, 12, "20004008"))
+        assert reply.flags == 0x0840_0020
+        # bit 31, which means nothing, is not bit 30
+        reply = fuse.decode_init(patched(INIT_OUT, 12, "20004088"))
+        assert reply.flags == 0x8840_0020
 
     def test_init_without_max_pages_has_32_pages(self) -> None:
         reply = fuse.decode_init(patched(INIT_OUT, 12, "21000048"))
@@ -587,8 +703,10 @@ class TestReplies:
         assert fuse.decode_lookup(patched(ENTRY, 0, "0000000000000000")) is None
         assert fuse.decode_lookup(bytes(128)) is None
 
-    def test_entry_within_a_buffer(self) -> None:
-        assert fuse.decode_entry_at(b"1234567" + ENTRY + b"8", 7) == Entry(NODE, DECODED_ATTRIBUTES)
+    @pytest.mark.parametrize("offset", [7, 8, 40])
+    def test_entry_within_a_buffer(self, offset: int) -> None:
+        buffer = b"\xff" * offset + ENTRY + b"\xff"
+        assert fuse.decode_entry_at(buffer, offset) == Entry(NODE, DECODED_ATTRIBUTES)
 
     def test_readlink(self) -> None:
         assert fuse.decode_readlink(b"../a") == b"../a"
@@ -634,12 +752,21 @@ class TestMalformedReplies:
             pytest.param("06000000 26000000", r"FUSE 6\.38", id="major 6"),
             pytest.param("08000000 26000000", r"FUSE 8\.38", id="major 8"),
             pytest.param("07000000 1a000000", r"FUSE 7\.26", id="minor 26"),
+            pytest.param("ffffffff 26000000", r"FUSE 4294967295\.38", id="major of all ones"),
             pytest.param("00000007 00000026", "FUSE", id="another byte order"),
         ],
     )
     def test_version_that_is_not_spoken_is_refused(self, version: str, complaint: str) -> None:
         with pytest.raises(MalformedError, match=complaint):
             fuse.decode_init(patched(INIT_OUT, 0, version))
+
+    def test_requests_of_no_pages_are_refused(self) -> None:
+        with pytest.raises(MalformedError, match="no pages"):
+            fuse.decode_init(patched(INIT_OUT, 28, "0000"))
+
+    def test_number_of_pages_means_nothing_without_max_pages(self) -> None:
+        body = patched(patched(INIT_OUT, 12, "21000048"), 28, "0000")
+        assert fuse.decode_init(body).max_pages == 32
 
     @pytest.mark.parametrize(
         ("offset", "replacement", "complaint"),
@@ -650,7 +777,10 @@ class TestMalformedReplies:
             pytest.param(8, "0000000000000080", "of 9223372036854775808 bytes", id="size 2**63"),
             pytest.param(8, "ffffffffffffffff", "bytes", id="size -1"),
             pytest.param(48, "00ca9a3b", "nanoseconds", id="atime of a second"),
+            pytest.param(48, "ffffffff", "nanoseconds", id="atime of four seconds"),
             pytest.param(52, "00ca9a3b", "nanoseconds", id="mtime of a second"),
+            pytest.param(52, "ffffffff", "nanoseconds", id="mtime of four seconds"),
+            pytest.param(56, "00ca9a3b", "nanoseconds", id="ctime of a second"),
             pytest.param(56, "ffffffff", "nanoseconds", id="ctime of four seconds"),
         ],
     )
@@ -666,9 +796,9 @@ class TestMalformedReplies:
         with pytest.raises(MalformedError, match="the root as an entry"):
             fuse.decode_lookup(patched(ENTRY, 0, "0100000000000000"))
 
-    @pytest.mark.parametrize("offset", [1, 128, 200])
-    def test_entry_that_leaves_its_buffer_is_refused(self, offset: int) -> None:
-        with pytest.raises(MalformedError, match="where an entry of 128 belongs"):
+    @pytest.mark.parametrize(("offset", "left"), [(1, 127), (128, 0), (200, -72)])
+    def test_entry_that_leaves_its_buffer_is_refused(self, offset: int, left: int) -> None:
+        with pytest.raises(MalformedError, match=f"^{left} bytes where an entry of 128 belongs"):
             fuse.decode_entry_at(ENTRY, offset)
 
     @pytest.mark.parametrize(
@@ -677,6 +807,7 @@ class TestMalformedReplies:
             pytest.param(b"", id="an empty target"),
             pytest.param(b"a\0", id="a NUL"),
             pytest.param(b"x" * 4096, id="a whole page"),
+            pytest.param(b"x" * 4097, id="more than a page"),
         ],
     )
     def test_target_that_linux_cannot_hold_is_refused(self, body: bytes) -> None:

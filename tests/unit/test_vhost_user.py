@@ -183,6 +183,7 @@ class TestMessage:
     def test_header_encodes_its_three_words(self) -> None:
         # request 0x2a | flags: version 1, REPLY | size 0x1234
         assert Header(42, 5, 0x1234).encode() == bytes.fromhex("2a000000 05000000 34120000")
+        assert Header(*[2**32 - 1] * 3).encode() == bytes.fromhex("ffffffff ffffffff ffffffff")
 
 
 class TestReplyHeader:
@@ -207,11 +208,13 @@ class TestReplyHeader:
             pytest.param("01000000 05000000 080000", "11 bytes", id="one byte too few"),
             pytest.param("01000000 05000000 08000000 00", "13 bytes", id="one byte too many"),
             pytest.param("02000000 05000000 08000000", "request 2", id="reply to another request"),
+            pytest.param("00000000 05000000 08000000", "request 0", id="reply to no request"),
             pytest.param("00000001 05000000 08000000", "16777216", id="request in wrong order"),
             pytest.param("01000000 04000000 08000000", "version 0", id="version 0"),
             pytest.param("01000000 06000000 08000000", "version 2", id="version 2"),
             pytest.param("01000000 07000000 08000000", "version 3", id="version 3"),
             pytest.param("01000000 01000000 08000000", "no REPLY flag", id="no reply flag"),
+            pytest.param("01000000 09000000 08000000", "no REPLY flag", id="only NEED_REPLY"),
             pytest.param("01000000 05000000 01100000", "4097 bytes", id="payload one too large"),
             pytest.param("01000000 05000000 ffffffff", "4294967295", id="payload of all ones"),
         ],
@@ -225,8 +228,13 @@ class TestDescriptors:
     def test_no_descriptor_is_fine(self) -> None:
         check_descriptors(Request.GET_FEATURES, 0)
 
-    def test_as_many_as_allowed_are_fine(self) -> None:
-        check_descriptors(Request.SET_DEVICE_STATE_FD, 1, allowed=1)
+    @pytest.mark.parametrize("count", [0, 1])
+    def test_as_many_as_allowed_are_fine(self, count: int) -> None:
+        check_descriptors(Request.SET_DEVICE_STATE_FD, count, allowed=1)
+
+    def test_none_is_allowed_where_nothing_is_said(self) -> None:
+        with pytest.raises(MalformedError, match="1 descriptors with the reply"):
+            check_descriptors(Request.GET_FEATURES, 1)
 
     @pytest.mark.parametrize(("count", "allowed"), [(1, 0), (2, 1)])
     def test_more_than_allowed_are_refused(self, count: int, allowed: int) -> None:
@@ -238,6 +246,8 @@ class TestPayloads:
     def test_u64(self) -> None:
         assert encode_u64(0x0102030405060708) == bytes.fromhex("0807060504030201")
         assert decode_u64(bytes.fromhex("0807060504030201")) == 0x0102030405060708
+        assert encode_u64(2**64 - 1) == bytes.fromhex("ffffffffffffffff")
+        assert decode_u64(bytes.fromhex("ffffffffffffffff")) == 2**64 - 1
 
     def test_vring_descriptor_names_the_queue_in_bits_0_to_7(self) -> None:
         assert encode_vring_descriptor(0) == bytes.fromhex("0000000000000000")
@@ -257,6 +267,10 @@ class TestPayloads:
         assert VringState(1, 256).encode() == wire
         assert VringState.decode(wire) == VringState(1, 256)
 
+    def test_vring_state_of_all_ones(self) -> None:
+        assert VringState(2**32 - 1, 2**32 - 1).encode() == bytes.fromhex("ffffffff ffffffff")
+        assert VringState.decode(bytes.fromhex("ffffffff ffff0000")) == (2**32 - 1, 2**16 - 1)
+
     def test_vring_address(self) -> None:
         address = VringAddress(1, 0, 0x7F0000001000, 0x7F0000003000, 0x7F0000002000, 0)
         assert address.encode() == bytes.fromhex(
@@ -265,6 +279,15 @@ class TestPayloads:
             "00300000007f0000"  # used ring, before the available one
             "00200000007f0000"  # available ring
             "0000000000000000"  # log
+        )
+
+    def test_vring_address_of_all_ones(self) -> None:
+        assert VringAddress(*[2**32 - 1] * 2, *[2**64 - 1] * 4).encode() == b"\xff" * 40
+
+    def test_memory_table_of_one_region_whose_numbers_have_no_sign(self) -> None:
+        assert encode_memory_table([MemoryRegion(*[2**64 - 1] * 4)]) == bytes.fromhex(
+            "01000000 00000000"  # one region | padding
+            + "ff" * 32
         )
 
     def test_memory_table_of_two_regions(self) -> None:
@@ -297,6 +320,7 @@ class TestPayloads:
             "0000000001000000 0000200000000000"  # guest address | size
             "0000000001100000 0030000000000000"  # user address | mmap offset
         )
+        assert encode_memory_region(MemoryRegion(*[2**64 - 1] * 4)) == bytes(8) + b"\xff" * 32
 
     def test_config_request_makes_room_for_the_reply(self) -> None:
         # offset 36 | size 4 | flags 0 | 4 bytes
@@ -307,6 +331,12 @@ class TestPayloads:
         # offset 36 | size 4 | flags 1, which do not matter | one request queue
         reply = bytes.fromhex("24000000 04000000 01000000 01000000")
         assert decode_config(reply, 36, 4) == bytes.fromhex("01000000")
+
+    def test_config_offset_has_no_sign(self) -> None:
+        # offset | size 0 | flags 0
+        wire = bytes.fromhex("ffffffff 00000000 00000000")
+        assert encode_config_request(2**32 - 1, 0) == wire
+        assert decode_config(wire, 2**32 - 1, 0) == b""
 
     def test_device_state_parameters(self) -> None:
         # direction 1 (load) | phase 0 (stopped)
@@ -320,6 +350,8 @@ class TestPayloads:
             pytest.param("0000000000000000", DeviceStateReply(True, True), id="use mine"),
             pytest.param("0101000000000000", DeviceStateReply(False, False), id="failed with 1"),
             pytest.param("ff01000000000000", DeviceStateReply(False, False), id="failed with 255"),
+            pytest.param("0002000000000000", DeviceStateReply(True, True), id="bit 9 says nothing"),
+            pytest.param("0003000000000000", DeviceStateReply(True, False), id="nor beside bit 8"),
         ],
     )
     def test_device_state_reply(self, reply: str, meaning: DeviceStateReply) -> None:
@@ -360,13 +392,19 @@ class TestPayloads:
             decode_config(bytes.fromhex(reply), 36, 4)
 
 
-def test_a_failed_state_transfer_brings_no_descriptor() -> None:
-    """Value 1 is a failure (bits 0-7) whose bit 8 says that a descriptor came along."""
-    with pytest.raises(MalformedError, match="failed"):
-        decode_device_state_reply(bytes.fromhex("0100000000000000"))
+@pytest.mark.parametrize(
+    ("reply", "value"),
+    [("0100000000000000", "0x1"), ("ff00000000000000", "0xff"), ("0102000000000000", "0x201")],
+)
+def test_a_failed_state_transfer_brings_no_descriptor(reply: str, value: str) -> None:
+    """A failure (bits 0-7 are not 0) whose bit 8 says that a descriptor came along."""
+    with pytest.raises(MalformedError, match=rf"failed \({value}\) with a descriptor"):
+        decode_device_state_reply(bytes.fromhex(reply))
 
 
 def test_a_split_ring_has_an_index_of_16_bits() -> None:
     assert VringState.decode(bytes.fromhex("01000000ffff0000")) == (1, 0xFFFF)
     with pytest.raises(MalformedError, match="index 65536"):
         VringState.decode(bytes.fromhex("0100000000000100"))
+    with pytest.raises(MalformedError, match="index 4294967295"):
+        VringState.decode(bytes.fromhex("01000000ffffffff"))

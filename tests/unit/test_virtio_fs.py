@@ -45,6 +45,10 @@ class TestDeviceConfig:
         decoded = DeviceConfig.decode(TAG + bytes.fromhex("02010000 00100000"))
         assert decoded == DeviceConfig(b"kernels", 0x102, 0x1000)
 
+    def test_numbers_have_no_sign(self) -> None:
+        decoded = DeviceConfig.decode(TAG + bytes.fromhex("ffffffff ffffffff"))
+        assert decoded == DeviceConfig(b"kernels", 2**32 - 1, 2**32 - 1)
+
     def test_tag_that_fills_its_field_has_no_nul(self) -> None:
         tag = bytes(range(1, 37))
         assert DeviceConfig.decode(tag + CONFIG[36:]).tag == tag

@@ -34,10 +34,12 @@ class TestPublishedNumbers:
         assert DESCRIPTOR.pack(0x0102030405060708, 0x11121314, 0x2122, 0x3132) == bytes.fromhex(
             "0807060504030201 14131211 2221 3231"
         )
+        assert DESCRIPTOR.pack(2**64 - 1, 2**32 - 1, 2**16 - 1, 2**16 - 1) == b"\xff" * 16
 
     def test_used_element_is_id_and_length(self) -> None:
         assert USED_ELEMENT.size == 8
         assert USED_ELEMENT.pack(0x01020304, 0x11121314) == bytes.fromhex("04030201 14131211")
+        assert USED_ELEMENT.unpack(b"\xff" * 8) == (2**32 - 1, 2**32 - 1)
 
     def test_descriptor_flags(self) -> None:
         assert {flag.name: flag.value for flag in DescriptorFlag} == {
@@ -45,6 +47,9 @@ class TestPublishedNumbers:
             "WRITE": 2,
             "INDIRECT": 4,
         }
+
+    def test_largest_ring_has_32768_descriptors(self) -> None:
+        assert MAX_RING_SIZE == 32768
 
     def test_alignments(self) -> None:
         assert (DESCRIPTOR_ALIGNMENT, AVAILABLE_ALIGNMENT, USED_ALIGNMENT) == (16, 2, 4)
@@ -113,7 +118,7 @@ class TestRingLayout:
     ) -> None:
         assert RingLayout.for_size(num) == RingLayout(num, 0, available, used, size)
 
-    @pytest.mark.parametrize("num", [-4, 0, 1, 3, 255, MAX_RING_SIZE + 1, 65536])
+    @pytest.mark.parametrize("num", [-4, 0, 1, 3, 5, 6, 10, 12, 255, 24576, 32769, 65536])
     def test_no_other_size_is_a_ring(self, num: int) -> None:
         with pytest.raises(ValueError, match="power of two"):
             RingLayout.for_size(num)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from memory import virtqueue
 from memory.virtqueue import RingFullError, Span, Virtqueue
 from protocol import MalformedError
 from protocol.virtio_ring import RingLayout
@@ -80,6 +81,12 @@ class TestNewRing:
         assert ring.bytes[80:84] == bytes.fromhex("0000 3412")
         assert sum(ring.bytes) == 2 * (0x12 + 0x34)
 
+    def test_base_is_0_where_none_is_told(self) -> None:
+        memory = bytearray(b"\xff" * SIZE)
+        queue: Virtqueue[str] = Virtqueue(memoryview(memory), RingLayout.for_size(4))
+        assert memory == bytes(SIZE)
+        queue.close()
+
     @pytest.mark.parametrize("size", [0, SIZE - 1, SIZE + 1])
     def test_memory_of_another_size_is_refused(self, size: int) -> None:
         with pytest.raises(ValueError, match=f"{size} bytes for a ring of {SIZE}"):
@@ -122,6 +129,25 @@ class TestChains:
             "0020000001000000300000000100",
             "0030000001000000100000000000",
         ]
+
+    def test_every_readable_span_has_a_descriptor_of_its_own(self) -> None:
+        ring = Ring()
+        slots, records = ring.chain(ring.add("write", [REQUEST, HEADER, PAYLOAD, REQUEST]))
+        assert sorted(slots) == [0, 1, 2, 3]
+        assert records == [
+            "0020000001000000300000000100",
+            "0030000001000000100000000100",
+            "0000100001000000000010000100",
+            "0020000001000000300000000000",
+        ]
+
+    @pytest.mark.parametrize(("readable", "writable"), [([REQUEST], []), ([REQUEST], [HEADER])])
+    def test_next_of_the_last_descriptor_is_0(
+        self, readable: Sequence[Span], writable: Sequence[Span]
+    ) -> None:
+        ring = Ring()
+        last = ring.chain(ring.add("any", readable, writable))[0][-1]
+        assert ring.bytes[16 * last + 14 : 16 * last + 16] == bytes(2)
 
     def test_second_chain_takes_descriptors_that_are_free(self) -> None:
         ring = Ring()
@@ -308,6 +334,45 @@ class TestReap:
             ring.add(f"after {token}", [REQUEST, REQUEST])
         assert tokens == ["first", "second"]
         assert (ring.queue.free, ring.queue.outstanding) == (0, 2)
+
+
+class TestFences:
+    """A fence stands between a ring's entries and its index, in both directions (2.7.13.3)."""
+
+    def test_chains_are_in_memory_before_the_index_that_offers_them(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ring = Ring()
+        at_fence = []
+        monkeypatch.setattr(virtqueue, "fence", lambda: at_fence.append(bytes(ring.bytes)))
+        head = ring.add("first")
+        assert at_fence == []
+        ring.queue.publish()
+        (before,) = at_fence
+        assert before[66:68] == bytes.fromhex("0000")
+        assert before[68:70] == head.to_bytes(2, "little")
+        assert before[16 * head : 16 * head + 14].hex() == "0020000001000000300000000000"
+        assert ring.available_index == "0100"
+
+    def test_elements_are_read_after_the_index_that_announces_them(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ring = Ring()
+        head = ring.add("first", [REQUEST], [HEADER])
+        ring.queue.publish()
+        ring.set_used_index(1)
+        # What stood there before the fence is not the device's last word.
+        ring.use(0, 0xFFFF_FFFF, length=0xFFFF_FFFF)
+        monkeypatch.setattr(virtqueue, "fence", lambda: ring.use(0, head, length=16))
+        assert list(ring.queue.reap()) == [("first", 16)]
+
+    def test_index_is_read_before_the_fence(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ring = Ring()
+        head = ring.add("first")
+        ring.queue.publish()
+        monkeypatch.setattr(virtqueue, "fence", lambda: ring.use(0, head, length=0, index=1))
+        assert list(ring.queue.reap()) == []
+        assert list(ring.queue.reap()) == [("first", 0)]
 
 
 class TwoChains(Ring):

@@ -1,0 +1,106 @@
+"""``python -m tests.mutants``: try the tests of each module on all of its mutants.
+
+Run by ``make mutants`` in a copy of the tree. It prints the mutants that live and have no reason
+in reasons.toml; the status is 1 then, or when a module's score is too low.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from tests.mutants.making import make_mutants
+from tests.mutants.report import (
+    Reason,
+    Score,
+    Survivor,
+    load_reasons,
+    markdown,
+    out_of_date,
+    without_reason,
+)
+from tests.mutants.trials import TrialError, Verdict, baseline, run_trials
+
+#: Each module and its tests, those that find most first.
+TARGETS: Final = {
+    "protocol/dirent.py": ("tests/unit/test_dirent.py", "tests/property/test_dirent.py"),
+    "protocol/fuse.py": ("tests/unit/test_fuse.py", "tests/property/test_fuse.py"),
+    "protocol/vhost_user.py": (
+        "tests/unit/test_vhost_user.py",
+        "tests/property/test_vhost_user.py",
+    ),
+    "protocol/virtio_fs.py": ("tests/unit/test_virtio_fs.py", "tests/property/test_vhost_user.py"),
+    "protocol/virtio_ring.py": ("tests/unit/test_virtio_ring.py",),
+    "memory/virtqueue.py": (
+        "tests/unit/test_virtqueue.py",
+        "tests/property/test_ring_and_arena.py",
+    ),
+}
+#: The least share of its mutants, in percent, that a module's tests have to kill.
+LEAST: Final = 85
+
+
+def _try_module(module: str) -> tuple[Score, list[Survivor]]:
+    tests = TARGETS[module]
+    begun = time.monotonic()
+    limit = 10 + 10 * baseline(tests)
+    counts = dict.fromkeys(Verdict, 0)
+    survivors = []
+    source = Path(module).read_text()
+    for mutant, verdict in run_trials(make_mutants(source, module), module, tests, limit):
+        counts[verdict] += 1
+        if verdict is Verdict.LIVES:
+            survivors.append(Survivor(module, mutant.line, mutant.was, mutant.now))
+    score = Score(module, sum(counts.values()), len(survivors))
+    print(
+        f"{module:<24} {score.mutants:>5} mutants, {score.live:>3} live"
+        f" ({score.percent:.1f} % killed, {counts[Verdict.TIMED_OUT]} by the clock)"
+        f" in {time.monotonic() - begun:.0f} s",
+        flush=True,
+    )
+    return score, sorted(survivors)
+
+
+def main() -> int:
+    """Try the modules one after the other."""
+    parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
+    parser.add_argument("--report", type=Path, help="the page to write, after all modules")
+    parser.add_argument("module", nargs="*", help=f"default: all of {', '.join(TARGETS)}")
+    arguments = parser.parse_args()
+    unknown = set(arguments.module) - TARGETS.keys()
+    if unknown:
+        parser.error(f"no such module: {', '.join(sorted(unknown))}")
+    modules = arguments.module or list(TARGETS)
+    reasons = load_reasons()
+    scores: list[Score] = []
+    survivors: list[Survivor] = []
+    satisfied = True
+    for module in modules:
+        try:
+            score, live = _try_module(module)
+        except TrialError as error:
+            print(f"{module}: {error}", file=sys.stderr)
+            return 1
+        scores.append(score)
+        survivors += live
+        satisfied &= _judge(score, live, reasons)
+    if arguments.report and not arguments.module:
+        arguments.report.write_text(markdown(scores, survivors, reasons))
+    return 0 if satisfied else 1
+
+
+def _judge(score: Score, live: list[Survivor], reasons: list[Reason]) -> bool:
+    """Print what is wrong with a module's result; True if nothing is."""
+    for text in out_of_date(live, reasons, score.module):
+        print(f"  killed, so it needs no reason: {text}")
+    unexplained = without_reason(live, reasons)
+    for each in unexplained:
+        print(f"  line {each.line} lives without a reason:\n- {each.was}\n+ {each.now}", flush=True)
+    if score.percent < LEAST:
+        print(f"  at least {LEAST} % are wanted")
+    return not unexplained and score.percent >= LEAST
+
+
+if __name__ == "__main__":
+    sys.exit(main())
