@@ -4,6 +4,7 @@
 
     VuserdError
     |-- ConfigurationError      the operator's fault: what was asked for cannot be set up
+    |   |-- ConfigurationErrors     all that is wrong in configuration files
     |   `-- BackendNotFound         no virtiofsd on this machine
     |-- BackendError            the backend's fault                           BACKEND_DOWN
     |   |-- BackendDown             it did not start, ended, or went away     BACKEND_DOWN
@@ -20,8 +21,9 @@ standard library, and reaches a client as ``INTERNAL``.
 
 import errno
 import os
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class ErrorCode(StrEnum):
@@ -61,19 +63,73 @@ class VuserdError(Exception):
 class ConfigurationError(VuserdError):
     """What the operator asked for cannot be set up; the message says what would be right."""
 
+    code = ErrorCode.BAD_REQUEST
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong in a configuration file; ``str()`` is a line about it."""
+
+    file: str
+    line: int | None
+    #: Empty where it is about the file itself.
+    key: str
+    wrong: str
+    #: What to do about it, for people.
+    right: str
+
+    def __str__(self) -> str:
+        """Return ``FILE:LINE: KEY: what is wrong; what would be right``."""
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        words = "; ".join(filter(None, (self.wrong, self.right)))
+        return ": ".join(filter(None, (place, self.key, words)))
+
+
+class ConfigurationErrors(ConfigurationError):  # noqa: N818 - there are several
+    """All that is wrong in configuration files; ``str()`` has a line for each problem."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
 
 class BackendNotFound(ConfigurationError):  # noqa: N818 - reads as the sentence it is
     """No virtiofsd was found; the message names the package to install."""
 
 
+class LossCause(StrEnum):
+    """Why a backend was lost, in so many words as there are things to do about it."""
+
+    KILLED = "killed"  #: somebody sent its process a signal: an administrator, the OOM killer
+    CRASHED = "crashed"  #: a signal of its own making: SIGSEGV, SIGABRT, SIGSYS
+    EXITED = "exited"  #: its process ended with an exit status
+    CLOSED = "closed"  #: it closed its socket; of somebody else's backend no more is known
+    PROTOCOL = "protocol"  #: it broke the protocol
+    SILENT = "silent"  #: it answered nothing any more
+    NOT_STARTED = "not_started"  #: it never came to serve
+
+
 class BackendError(VuserdError):
-    """The backend's fault: the base of what a lost, broken or silent backend raises."""
+    """The backend's fault: the base of what a lost, broken or silent backend raises.
+
+    Args:
+        message: for people.
+        cause: why it is lost where this ends its session, unless the kind of error says so.
+        check: the :class:`protocol.Check` that its bytes failed, where it broke the protocol.
+
+    """
 
     code = ErrorCode.BACKEND_DOWN
+    cause: LossCause = LossCause.CLOSED
+    check = ""
+
+    def __init__(self, message: str, cause: LossCause | None = None, check: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause or self.cause
+        self.check = check or self.check
 
     def again(self) -> "BackendError":
         """Return another of the same kind and words: one that is shared grows a traceback."""
-        return type(self)(str(self))
+        return type(self)(str(self), self.cause, self.check)
 
 
 class BackendDown(BackendError):  # noqa: N818
@@ -82,6 +138,9 @@ class BackendDown(BackendError):  # noqa: N818
 
 class BackendBroken(BackendError):  # noqa: N818
     """The backend broke the protocol; the session with it is over."""
+
+    cause = LossCause.PROTOCOL
+    check = "vhost_user"  #: unless it is said to be another
 
 
 class BackendRefused(BackendBroken):
@@ -92,6 +151,7 @@ class BackendTimeout(BackendError):  # noqa: N818
     """The backend did not answer within the deadline."""
 
     code = ErrorCode.TIMEOUT
+    cause = LossCause.SILENT
 
 
 class FileError(VuserdError):

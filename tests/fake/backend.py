@@ -63,6 +63,7 @@ from protocol.fuse import Opcode
 from protocol.vhost_user import Request
 from tests.fake.files import MAX_PAGES, ROOT, Answer, FakeFiles, File, FuseRequest
 from tests.fake.ring_device import Chain, DeviceMemory, RingAddresses, RingDevice
+from vuserd.device.observer import Observer
 from vuserd.device.session import Session, SessionOptions, open_session
 
 __all__ = [
@@ -150,7 +151,9 @@ class FakeBackend(FakeFiles):
         self._connection: trio.socket.SocketType | None = None
 
     @asynccontextmanager
-    async def session(self, options: SessionOptions | None = None) -> AsyncIterator[Session]:
+    async def session(
+        self, options: SessionOptions | None = None, observer: Observer | None = None
+    ) -> AsyncIterator[Session]:
         """Run the front-end's session on this backend for the block's time."""
         ours, theirs = socket.socketpair()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
@@ -158,7 +161,7 @@ class FakeBackend(FakeFiles):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve, trio.socket.from_stdlib_socket(ours))
             try:
-                async with open_session(stream, options or SessionOptions()) as session:
+                async with open_session(stream, options or SessionOptions(), observer) as session:
                     yield session
             except Exception as error:
                 failure = error

@@ -37,15 +37,17 @@ TIMED_OUT: Final = (
 ERRNO: Final = "The caller has the errno; the session goes on and owes nothing."
 UNHARMED: Final = "The call is served as if nothing had happened."
 
-_HEAD: Final = """# Faults of a backend
+_HEAD: Final = """# Faults
 
-What a backend may do wrong, what vuserd has to make of it, and the test that shows it. The table
-is generated from the tests: `python -m tests.faults` writes it, and a test fails when it is stale.
+What a backend may do wrong, and which of the daemon's own system calls may fail; what vuserd has to
+make of it, and the test that shows it. The table is generated from the tests: `python -m
+tests.faults` writes it, and a test fails when it is stale.
 
 In all of these cases nothing crashes and nothing waits for ever. When the session has ended, no
 descriptor is left; where it goes on, no message buffer, payload buffer, lookup reference or open
 handle is. **fake** is `tests/fake/backend.py`, a backend that misbehaves on demand; **rust** and
-**c** are the two real virtiofsd; **codec** is the parser alone.
+**c** are the two real virtiofsd; **codec** is the parser alone; **daemon** is vuserd itself, with
+one of its system calls made to fail.
 """
 _OPEN_HEAD: Final = """
 ## Not held yet

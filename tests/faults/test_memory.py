@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -13,18 +14,22 @@ from protocol.vhost_user import Request
 from tests.fake.backend import CONFIGURE_MEM_SLOTS, FakeBackend
 from tests.faults.catalogue import DOWN, fault
 from tests.faults.harness import CONTENT, FOR_EVER, Front
-from vuserd.delivery.attached import AttachedMemory
+from vuserd.delivery.attached import AttachedMemory, ChangeLocks, MemoryTable
 from vuserd.errors import BackendBroken, BackendDown, BackendTimeout
 from vuserd.fs.filesystem import FileSystem
 
 SIZE = 1 << 16
 
 
-@pytest.fixture
-def memory() -> Iterator[AttachedMemory]:
+def memfd() -> int:
     descriptor = os.memfd_create("client", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, SIZE)
-    attached = AttachedMemory(ForeignRegion(descriptor, SIZE))
+    return descriptor
+
+
+@pytest.fixture
+def memory() -> Iterator[AttachedMemory]:
+    attached = AttachedMemory(ForeignRegion(memfd(), SIZE), ChangeLocks())
     yield attached
     attached.region.close()
 
@@ -128,9 +133,7 @@ async def test_silence_at_a_change_of_memory(
 async def test_memory_without_a_slot(backend: FakeBackend, memory: AttachedMemory) -> None:
     backend.protocol_features |= CONFIGURE_MEM_SLOTS
     backend.memory_slots = 2
-    descriptor = os.memfd_create("other", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(descriptor, SIZE)
-    other = AttachedMemory(ForeignRegion(descriptor, SIZE))
+    other = AttachedMemory(ForeignRegion(memfd(), SIZE), ChangeLocks())
     async with backend.session() as session:
         front = Front(backend, session, FileSystem(session, 10))
         assert await load(memory, front) == len(CONTENT)
@@ -174,6 +177,44 @@ async def test_a_read_into_memory_that_never_ends(
     with trio.fail_after(FOR_EVER):
         await memory.detach()
     assert front.session.lost
+
+
+@fault(
+    "several-silent-at-REM_MEM_REG",
+    done="three backends, each of which has a client's memories, acknowledge no REM_MEM_REG",
+    must="All memories are detached within one deadline, and the sessions are declared lost.",
+)
+async def test_silence_of_several_at_a_detach(
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+) -> None:
+    table = MemoryTable(2, 2 * SIZE)
+    memories = [table.find(table.attach(memfd(), SIZE)) for _ in range(2)]
+    async with AsyncExitStack() as stack:
+        sessions = []
+        for _ in range(3):
+            backend = FakeBackend({b"Image": CONTENT})
+            backend.protocol_features |= CONFIGURE_MEM_SLOTS
+            backend.ignored = {Request.REM_MEM_REG}
+            session = await stack.enter_async_context(backend.session())
+            for memory in memories:
+                await memory.load(FileSystem(session, idle_nodes=10), b"Image", 0, 0, None)
+            sessions.append(session)
+        begun = trio.current_time()
+        with trio.CancelScope() as client:
+            client.cancel()  # it is gone, and that takes nothing from the backends
+            await table.close()
+        assert trio.current_time() - begun == pytest.approx(sessions[0].timeout)
+        assert all(session.lost for session in sessions)
+    assert [memory.region.fileno() for memory in memories] == [-1, -1]
+
+
+async def test_memory_that_was_closed_is_no_loss_of_the_backend(front: Front) -> None:
+    region = ForeignRegion(memfd(), SIZE)
+    region.close()
+    with pytest.raises(ValueError, match="ADD_MEM_REG with a descriptor that is closed"):
+        await front.session.add_region(region)
+    assert front.session.regions == front.backend.regions == 1
+    await front.serves()
 
 
 @fault(

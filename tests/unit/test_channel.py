@@ -8,7 +8,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from protocol import fuse
-from protocol.fuse import NodeId, Opcode
+from protocol.fuse import Forget, NodeId, Opcode
 from protocol.virtio_fs import REQUEST_QUEUE
 from protocol.virtio_ring import Feature
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
@@ -301,3 +301,63 @@ async def test_the_death_of_the_backend_wakes_everybody(
         await wait_all_tasks_blocked()
         backend.die()
     assert woken == 1000
+
+
+async def test_a_late_reply_after_the_end_is_nobodys_fault(
+    backend: FakeBackend, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The ring was given up with what was on it: the backend did nothing wrong."""
+    withheld = Withheld(backend, Opcode.STATFS)
+    async with trio.open_nursery() as nursery:
+
+        async def statfs() -> None:
+            with pytest.raises(BackendDown, match="for a test"):
+                await session.channel.call(fuse.statfs(ROOT), fuse.decode_statfs)
+
+        nursery.start_soon(statfs)
+        await wait_all_tasks_blocked()
+        session.lose(BackendDown("for a test"))
+    withheld.let_go()
+    await wait_all_tasks_blocked()
+    assert caplog.records == []
+    assert str(await session.wait_lost()) == "for a test"
+
+
+async def test_of_several_that_are_given_up_what_came_already_is_undone(
+    backend: FakeBackend, session: Session
+) -> None:
+    """Of two lookups one is answered and one is not: the count of the first is given back, too."""
+    held: list[FuseRequest] = []
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.body == b"second\0":
+            held.append(request)
+            return None
+        return backend.serve_files(request)
+
+    backend.answer = answer
+    undone: list[bytes] = []
+
+    async def lookups() -> None:
+        requests = [fuse.lookup(ROOT, b"Image"), fuse.lookup(ROOT, b"second")]
+        await session.channel.call_all(requests, undone.append)
+
+    await give_up(lookups)
+    assert [fuse.decode_lookup(body) is not None for body in undone] == [True]
+    backend.reply(held[0], Answer(error=2))
+    await wait_all_tasks_blocked()
+    assert len(undone) == 1
+    assert session.channel.in_flight == 0
+
+
+async def test_what_no_ring_can_carry_is_a_mistake_of_the_caller(session: Session) -> None:
+    channel = session.channel
+    [buffer] = await session.payloads.take(1, "test")
+    with pytest.raises(ValueError, match="FORGET has no fixed reply"):
+        await channel.call(fuse.batch_forget([]), fuse.decode_attributes)
+    with pytest.raises(ValueError, match="BATCH_FORGET of 16048 bytes"):
+        channel.post(fuse.batch_forget([Forget(NodeId(2), 1)] * 1000))
+    with pytest.raises(ValueError, match="READ of 1048577 bytes"):
+        await channel.call_into(fuse.read(NodeId(2), fuse.FileHandle(1), 0, (1 << 20) + 1), buffer)
+    buffer.give_back()
+    assert channel.in_flight == 0

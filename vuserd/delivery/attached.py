@@ -3,7 +3,8 @@
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -11,7 +12,7 @@ from memory.foreign import ForeignRegion, UnfitMemoryError
 from memory.guest import GuestRegion
 from vuserd.delivery.whole import deliver_whole
 from vuserd.device.session import Session
-from vuserd.errors import BackendDown, BackendError, CallError, ErrorCode
+from vuserd.errors import BackendDown, BackendError, CallError, ErrorCode, LossCause
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.openfile import OpenFile
 from vuserd.gather import gather
@@ -20,12 +21,34 @@ from vuserd.gather import gather
 _WINDOW: Final = 8
 
 
+class Loaded(NamedTuple):
+    """What became of a load."""
+
+    length: int  #: bytes that stand in the memory now
+
+
+class ChangeLocks:
+    """At each session, a lock for the changes that all memories of one client need.
+
+    What changes a backend's memory is done in order, one change after the other. A client that has
+    many to make queues for one at a time, so that others wait for one of its changes at most.
+    """
+
+    def __init__(self) -> None:
+        self._locks: WeakKeyDictionary[Session, trio.Lock] = WeakKeyDictionary()
+
+    def at(self, session: Session) -> trio.Lock:
+        """Return the lock at this session."""
+        return self._locks.setdefault(session, trio.Lock())
+
+
 class _Placed:
     """Attached memory as one session's backend has it mapped."""
 
-    def __init__(self, session: Session, region: GuestRegion) -> None:
+    def __init__(self, memory: "AttachedMemory", session: Session, region: GuestRegion) -> None:
         self.session = session
         self.region = region
+        self._memory = memory
         self._lent = 0
         self._returned = trio.lowlevel.ParkingLot()
 
@@ -37,17 +60,22 @@ class _Placed:
         if not self._lent:
             self._returned.unpark_all()
 
+    async def leave(self) -> bool:
+        """Give the slot back, unless the memory is in use."""
+        return await self._memory.leave(self)
+
     async def removed(self) -> None:
         """Take the region from the backend once it has returned all that it was lent.
 
-        One that keeps any of it for longer than it may take for a reply is lost.
+        It has the session's timeout for that and again for each change of memory, this one and
+        those asked for before it. Over that it is lost, and all who wait here go on at once.
         """
         deadline = trio.current_time() + self.session.timeout
         while self._lent and not self.session.lost:
             with trio.move_on_after(1):  # a lost backend returns nothing
                 await self._returned.park()
             if self._lent and trio.current_time() >= deadline:
-                self.session.lose(BackendDown("the backend keeps a request"))
+                self.session.lose(BackendDown("the backend keeps a request", LossCause.SILENT))
         if not self.session.lost:
             await self.session.remove_region(self.region)
 
@@ -62,12 +90,20 @@ class _Window:
 
 
 class AttachedMemory:
-    """One memfd of a client's, mapped by the backend of each export that it was loaded from."""
+    """One memfd of a client's, mapped by the backend of each export that it was loaded from.
 
-    def __init__(self, region: ForeignRegion) -> None:
+    Args:
+        region: the memfd.
+        changes: those of its client.
+
+    """
+
+    def __init__(self, region: ForeignRegion, changes: ChangeLocks) -> None:
         self.region = region
+        self._changes = changes
         self._placed: list[_Placed] = []
         self._placing = trio.Lock()
+        self._detached = False
         self._loads = 0
         self._loads_ended = trio.lowlevel.ParkingLot()
 
@@ -88,10 +124,15 @@ class AttachedMemory:
 
         Raises:
             CallError: TOO_LARGE when they would leave the memory, CHANGED when the file went on
-                changing: then what stands there is of no use.
+                changing: then what stands there is of no use; BAD_REQUEST when the memory was
+                detached before this, such as while the call waited for a backend.
             FileError: what the file system says.
 
         """
+        if self._detached:
+            raise CallError(
+                ErrorCode.BAD_REQUEST, "there is no attached memory any more: it was detached"
+            )
         self._loads += 1
         try:
             deliver = functools.partial(
@@ -104,18 +145,33 @@ class AttachedMemory:
                 self._loads_ended.unpark_all()
 
     async def detach(self) -> None:
-        """Wait for loads in progress, take the memory from every backend, and close it."""
+        """Wait for loads in progress, take the memory from every backend, and close it.
+
+        No load begins any more. Shielded, since what a backend still maps would keep its slot, and
+        all of that ends in time: each backend has its session's timeout to return what it was lent
+        and again for each change of memory that is asked of it, all backends at the same time; one
+        that takes longer is lost. Loads in progress end when they are cancelled.
+        """
+        self._detached = True
+        with trio.CancelScope(shield=True):
+            await self._detach()
+
+    async def _detach(self) -> None:
         try:
             while self._loads:
                 await self._loads_ended.park()
-            while self._placed:
-                placed = self._placed[-1]
-                placed.session.attached.pop(self, None)
-                with contextlib.suppress(BackendError):  # a backend that is lost maps nothing
-                    await placed.removed()
-                self._placed.remove(placed)
+            async with trio.open_nursery() as nursery:
+                while self._placed:
+                    placed = self._placed.pop()
+                    placed.session.end_hold(placed)
+                    nursery.start_soon(self._take_from_backend, placed)
         finally:
             self.region.close()
+
+    async def _take_from_backend(self, placed: _Placed) -> None:
+        with contextlib.suppress(BackendError):  # a backend that is lost maps nothing
+            async with self._changes.at(placed.session):
+                await placed.removed()
 
     async def _load_version(
         self, file: OpenFile, address: int, offset: int, length: int | None
@@ -155,17 +211,12 @@ class AttachedMemory:
             self._placed = [placed for placed in self._placed if not placed.session.lost]
             for placed in self._placed:
                 if placed.session is session:
-                    session.attached[self] = session.attached.pop(self)  # the last to go
-                    return placed
-            try:
-                region = await session.add_region(self.region)
-            except CallError as full:
-                if full.code != ErrorCode.BUSY or not await _take_idle_slot(session):
-                    raise
-                region = await session.add_region(self.region)
-            placed = _Placed(session, region)
-            self._placed.append(placed)
-            session.attached[self] = placed
+                    break
+            else:
+                async with self._changes.at(session):
+                    placed = _Placed(self, session, await session.add_region(self.region))
+                self._placed.append(placed)
+            session.hold_slot(placed)
             return placed
 
     async def leave(self, placed: _Placed) -> bool:
@@ -173,21 +224,16 @@ class AttachedMemory:
         if self._loads or self._placing.locked():
             return False
         async with self._placing:
-            if self._loads or placed not in self._placed:
+            if self._loads or placed not in self._placed:  # detach() has it
                 return False
             self._placed.remove(placed)
-            placed.session.attached.pop(self, None)
-            with contextlib.suppress(BackendError):  # whoever loads next is told
+            placed.session.end_hold(placed)
+            with (
+                trio.CancelScope(shield=True),  # nobody else would take it from the backend now
+                contextlib.suppress(BackendError),  # whoever loads next is told
+            ):
                 await placed.removed()
         return True
-
-
-async def _take_idle_slot(session: Session) -> bool:
-    """Free the slot of the memory that was loaded into longest ago, of those that are not now."""
-    for memory, placed in list(session.attached.items()):
-        if await memory.leave(placed):
-            return True
-    return False
 
 
 class MemoryTable:
@@ -203,6 +249,7 @@ class MemoryTable:
         self._most = most
         self._most_bytes = most_bytes
         self._memories: dict[int, AttachedMemory] = {}
+        self._changes = ChangeLocks()
         self._last_id = 0
 
     def __len__(self) -> int:
@@ -226,7 +273,7 @@ class MemoryTable:
             region.close()
             raise
         self._last_id += 1
-        self._memories[self._last_id] = AttachedMemory(region)
+        self._memories[self._last_id] = AttachedMemory(region, self._changes)
         return self._last_id
 
     def find(self, memory: int) -> AttachedMemory:
@@ -253,9 +300,11 @@ class MemoryTable:
         await found.detach()
 
     async def close(self) -> None:
-        """Let go of all of them."""
-        while self._memories:
-            await self._memories.popitem()[1].detach()
+        """Let go of all of them, at the same time: see :meth:`AttachedMemory.detach`."""
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                while self._memories:
+                    nursery.start_soon(self._memories.popitem()[1].detach)
 
     def _check(self, region: ForeignRegion) -> None:
         regions = [memory.region for memory in self._memories.values()]

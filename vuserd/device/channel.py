@@ -6,91 +6,40 @@ up, by deadline or cancellation, leaves its request behind as an orphan: INTERRU
 the reply comes after all, ``undo`` gives back what it brought: a lookup count, an open handle.
 """
 
-import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import outcome
 import trio
 
 from memory.arena import Buffer
 from memory.virtqueue import Virtqueue
-from protocol import MalformedError, fuse
+from protocol import Check, MalformedError, fuse
 from protocol.virtio_fs import HIPRIO_QUEUE, REQUEST_QUEUE
 from vuserd.device.layout import IN_FLIGHT, PAYLOAD_SIZE, REPLY_ROOM, REQUEST_ROOM, SharedLayout
+from vuserd.device.observer import Observer
 from vuserd.device.queue import NotifiedQueue
-from vuserd.errors import BackendBroken, BackendDown, BackendError, BackendTimeout, FileError
+from vuserd.device.request import InFlight, Result, Target, Undo
+from vuserd.device.watch import Watch
+from vuserd.errors import (
+    BackendBroken,
+    BackendDown,
+    BackendError,
+    BackendTimeout,
+    FileError,
+    LossCause,
+)
 
 _LOG = logging.getLogger(__name__)
-
-#: Takes the body of a successful reply that nobody waits for any more.
-Undo = Callable[[bytes], None]
 
 Reply = TypeVar("Reply")
 
 _HEADER: Final = fuse.OUT_HEADER_SIZE
 
-#: A request whose reply is this long is bulk, and few of them are in the backend at once: enough
-#: to keep it busy, and the small ones of others do not wait long behind them.
-_BULK_SIZE: Final = 128 << 10
+#: Bulk requests that are in the backend at once.
 _BULK_IN_FLIGHT: Final = 4
-#: Seconds for a backend that has been silent to show that it is alive.
-_PROBE_TIME: Final = 1.0
-
-
-class Target(Protocol):
-    """Where the body of a reply goes: a payload buffer, or memory that a client attached."""
-
-    @property
-    def address(self) -> int:
-        """Its guest-physical address."""
-
-    def lend(self) -> None:
-        """Take note that the device may write there from now on."""
-
-    def reclaim(self) -> None:
-        """Take note that the device is done with it."""
-
-
-class _InFlight:
-    """A request that the device has, or will have when a slot is free."""
-
-    __slots__ = (
-        "answers_before",
-        "deadline",
-        "is_bulk",
-        "message",
-        "request",
-        "result",
-        "target",
-        "task",
-        "undo",
-        "unique",
-    )
-
-    def __init__(
-        self, request: fuse.Request, unique: int, target: Target | None, undo: Undo | None
-    ) -> None:
-        self.request = request
-        self.unique = unique
-        self.target = target
-        self.undo = undo
-        self.message: Buffer | None = None
-        #: What became of it, and who waits for that, until when.
-        self.result: outcome.Outcome[bytes | int] | None = None
-        self.task: trio.lowlevel.Task | None = None
-        self.deadline = 0.0
-        self.answers_before = 0
-        self.is_bulk = target is not None and (request.reply_size or 0) >= _BULK_SIZE
-
-
-class _Probe(NamedTuple):
-    """A request sent to learn whether the backend is alive, and how many it had answered before."""
-
-    deadline: float
-    answers_before: int
 
 
 class FuseChannel:
@@ -109,34 +58,36 @@ class FuseChannel:
         self._who = fuse.Credentials(os.geteuid(), os.getegid(), os.getpid())
         self._unique = 0
         self.requests = self._new_queue(layout, REQUEST_QUEUE, self._answered)
-        self.hiprio = self._new_queue(layout, HIPRIO_QUEUE, self._forgotten)
+        try:
+            self.hiprio = self._new_queue(layout, HIPRIO_QUEUE, self._forgotten)
+        except OSError:
+            self.requests.close()
+            raise
         #: Free slots by queue. A slot is free again when the device gave it back.
         self._slots = dict(IN_FLIGHT)
         #: Requests that wait for a slot, by queue and unique, in order.
-        self._backlog: dict[int, dict[int, _InFlight]] = {queue: {} for queue in IN_FLIGHT}
+        self._backlog: dict[int, dict[int, InFlight]] = {queue: {} for queue in IN_FLIGHT}
         #: Bulk in the backend, and what waits for its turn.
         self._bulk = 0
-        self._bulk_backlog: dict[int, _InFlight] = {}
-        #: Requests that somebody wants the reply to, by unique: the oldest deadline is the first.
-        self._awaited: dict[int, _InFlight] = {}
-        self._more_awaited = trio.lowlevel.ParkingLot()
+        self._bulk_backlog: dict[int, InFlight] = {}
+        self._watch = Watch(timeout, self.requests, self.hiprio)
+        self._awaited = self._watch.awaited
         self._idle = trio.lowlevel.ParkingLot()
         self.submitted = 0
-        self._answers = 0
         #: Whether INTERRUPT is sent for requests that are given up.
         self.interrupts = True
+        #: Who is told of each request that the device is given, and what became of it.
+        self.observer: Observer | None = None
 
     @staticmethod
     def _new_queue(
-        layout: SharedLayout, queue: int, used: Callable[[_InFlight, int], None]
-    ) -> NotifiedQueue[_InFlight]:
-        ring: Virtqueue[_InFlight] = Virtqueue(
-            layout.ring_memory(queue), layout.rings[queue].layout
-        )
+        layout: SharedLayout, queue: int, used: Callable[[InFlight, int], None]
+    ) -> NotifiedQueue[InFlight]:
+        ring: Virtqueue[InFlight] = Virtqueue(layout.ring_memory(queue), layout.rings[queue].layout)
         return NotifiedQueue(ring, used)
 
     @property
-    def queues(self) -> dict[int, NotifiedQueue[_InFlight]]:
+    def queues(self) -> dict[int, NotifiedQueue[InFlight]]:
         """The queues by their index."""
         return {REQUEST_QUEUE: self.requests, HIPRIO_QUEUE: self.hiprio}
 
@@ -165,7 +116,7 @@ class FuseChannel:
 
     async def call_all(
         self, requests: Sequence[fuse.Request], undo: Undo | None = None
-    ) -> list[outcome.Outcome[bytes | int]]:
+    ) -> list[Result]:
         """Send requests of fixed replies all at once; return what became of each, undecoded."""
         return await self._all_settled([(request, None) for request in requests], undo)
 
@@ -181,8 +132,8 @@ class FuseChannel:
 
     async def _all_settled(
         self, requests: Sequence[tuple[fuse.Request, Target | None]], undo: Undo | None
-    ) -> list[outcome.Outcome[bytes | int]]:
-        entries: list[_InFlight] = []
+    ) -> list[Result]:
+        entries: list[InFlight] = []
         try:
             for request, target in requests:
                 entries.append(self._begin(request, target, undo))
@@ -224,9 +175,13 @@ class FuseChannel:
     def broken(self, error: MalformedError) -> BackendBroken:
         """End the session with a backend that broke the protocol; return what to raise."""
         _LOG.warning("the backend broke the protocol: %s", error)
-        reason = BackendBroken(f"the backend broke the protocol: {error}")
+        reason = BackendBroken(f"the backend broke the protocol: {error}", check=error.check)
         self._lost(reason)
         return reason
+
+    def makes_progress(self) -> bool:
+        """Tell whether the tasks of this end do their work, however the backend is."""
+        return self._watch.makes_progress()
 
     def post(self, request: fuse.Request) -> None:
         """Send a request that nobody waits for: RELEASE, FORGET, INTERRUPT and their kin.
@@ -252,7 +207,10 @@ class FuseChannel:
             backlog.clear()
         self._bulk_backlog.clear()
         for queue in self.queues.values():
-            queue.ring.abandon()
+            for entry in queue.ring.abandon():
+                entry.let_go()
+        if self.observer is not None:
+            self.observer.lost()
         for entry in list(self._awaited.values()):
             self._settle(entry, outcome.Error(reason.again()))
         self._idle.unpark_all()
@@ -262,28 +220,24 @@ class FuseChannel:
         self.requests.close()
         self.hiprio.close()
 
-    def _begin(self, request: fuse.Request, target: Target | None, undo: Undo | None) -> _InFlight:
+    def _begin(self, request: fuse.Request, target: Target | None, undo: Undo | None) -> InFlight:
         """Submit a request whose reply is wanted, as soon as there is a slot for it."""
         if self._failure is not None:
             raise self._failure.again()
         entry = self._new_entry(request, target, undo)
-        entry.deadline = trio.current_time() + self._timeout
-        entry.answers_before = self._answers
-        self._awaited[entry.unique] = entry
-        if self._more_awaited:
-            self._more_awaited.unpark_all()
+        self._watch.begin(entry)
         self._enqueue(entry)
         return entry
 
     def _new_entry(
         self, request: fuse.Request, target: Target | None, undo: Undo | None
-    ) -> _InFlight:
+    ) -> InFlight:
         if len(request.body) > REQUEST_ROOM - fuse.IN_HEADER_SIZE:
             raise ValueError(f"{request.opcode.name} of {request.size} bytes")
         self._unique += 2  # odd numbers are the kernel's for interrupts, so they stay unused
-        return _InFlight(request, self._unique, target, undo)
+        return InFlight(request, self._unique, target, undo)
 
-    def _enqueue(self, entry: _InFlight) -> None:
+    def _enqueue(self, entry: InFlight) -> None:
         """Submit a request, or let it wait for its turn: in the order in which they came."""
         if entry.is_bulk:
             if self._bulk == _BULK_IN_FLIGHT:
@@ -297,7 +251,7 @@ class FuseChannel:
         else:
             self._backlog[queue][entry.unique] = entry
 
-    async def _settled(self, entry: _InFlight) -> outcome.Outcome[bytes | int]:
+    async def _settled(self, entry: InFlight) -> Result:
         """Wait until it is known what became of a request; cancelled, leave it an orphan."""
 
         def abandon(_: object) -> trio.lowlevel.Abort:
@@ -310,7 +264,7 @@ class FuseChannel:
             assert entry.result is not None
         return entry.result
 
-    def _give_up(self, entry: _InFlight) -> None:
+    def _give_up(self, entry: InFlight) -> None:
         """Want a request's reply no more, whether it has come or not."""
         if entry.unique in self._awaited:
             self._orphan(entry)
@@ -324,20 +278,20 @@ class FuseChannel:
             f"the backend did not answer {request.opcode.name} within {self._timeout:g} s"
         )
 
-    def _settle(self, entry: _InFlight, result: outcome.Outcome[bytes | int]) -> None:
+    def _settle(self, entry: InFlight, result: Result) -> None:
         del self._awaited[entry.unique]
         entry.result = result
         if entry.task is not None:
             trio.lowlevel.reschedule(entry.task)
             entry.task = None
 
-    def _orphan(self, entry: _InFlight) -> None:
+    def _orphan(self, entry: InFlight) -> None:
         """Take a request back that still waits for a slot, or leave it to the device."""
         entry.task = None
         del self._awaited[entry.unique]
         self._want_no_more(entry)
 
-    def _want_no_more(self, entry: _InFlight) -> None:
+    def _want_no_more(self, entry: InFlight) -> None:
         if self._bulk_backlog.pop(entry.unique, None) is None:
             if self._backlog[REQUEST_QUEUE].pop(entry.unique, None) is None:
                 if self.interrupts:
@@ -348,46 +302,20 @@ class FuseChannel:
             self._idle.unpark_all()
 
     async def watch_deadlines(self) -> None:
-        """Wake those whose request is overdue; runs until cancelled, sleeps while there are none.
+        """Wake those whose request is overdue, find a backend that is silent; run for ever."""
+        silence = await self._watch.run(self._time_out, self._probe)
+        self._lost(BackendDown(silence, LossCause.SILENT))
 
-        All requests have the same time, so the oldest one's deadline is the next: one task with one
-        timer costs a request less than a cancel scope of its own.
+    def _time_out(self, entry: InFlight) -> None:
+        self._settle(entry, outcome.Error(self._timed_out(entry.request)))
+        if self.observer is not None:
+            self.observer.timed_out(entry.unique)
+        self._want_no_more(entry)
 
-        Where nothing at all was answered since an overdue request was begun, one more is sent that
-        any backend answers at once. If that is silent, too, the backend is lost: its socket may be
-        open still, but its rings are dead.
-        """
-        probe: _Probe | None = None
-        while True:
-            if not self._awaited and probe is None:
-                await self._more_awaited.park()
-                continue
-            deadlines = [entry.deadline for entry in itertools.islice(self._awaited.values(), 1)]
-            await trio.sleep_until(min(deadlines + ([probe.deadline] if probe else [])))
-            now = trio.current_time()
-            silent = self._time_out(now)
-            if probe is not None and probe.deadline <= now:
-                if self._answers == probe.answers_before:
-                    self._lost(BackendDown("the backend answers nothing any more"))
-                    return
-                probe = None
-            if silent and probe is None:
-                probe = _Probe(now + _PROBE_TIME, self._answers)
-                self.post(fuse.getattr(fuse.ROOT_ID))
+    def _probe(self) -> InFlight:
+        return self._begin(fuse.getattr(fuse.ROOT_ID), None, None)
 
-    def _time_out(self, now: float) -> bool:
-        """Wake those who are overdue; tell whether nothing was answered in all of the time."""
-        silent = False
-        while self._awaited:
-            oldest = next(iter(self._awaited.values()))
-            if oldest.deadline > now:
-                break
-            self._settle(oldest, outcome.Error(self._timed_out(oldest.request)))
-            self._want_no_more(oldest)
-            silent = self._answers == oldest.answers_before
-        return silent
-
-    def _submit(self, queue: int, entry: _InFlight) -> None:
+    def _submit(self, queue: int, entry: InFlight) -> None:
         """Put a request on the ring. It has a slot."""
         request = entry.request
         message = entry.message = self._messages.take(entry)
@@ -406,19 +334,24 @@ class FuseChannel:
         notified = self.requests if queue == REQUEST_QUEUE else self.hiprio
         notified.ring.add(readable, writable, entry)
         self.submitted += 1
+        if self.observer is not None:
+            self.observer.sent(entry.unique, request)
         notified.offer()
+        if queue == HIPRIO_QUEUE:
+            self._watch.wake()
 
-    def _answered(self, entry: _InFlight, used: int) -> None:
+    def _answered(self, entry: InFlight, used: int) -> None:
         """Take a used chain of the request queue: check the reply, wake who waits for it."""
         message = entry.message
         assert message is not None
-        self._answers += 1
         # Copied out before it is looked at: the backend may go on writing.
         size = used if entry.target is None else _HEADER
         reply = bytes(message.view[REQUEST_ROOM : REQUEST_ROOM + size])
         error = fuse.decode_reply_header(reply[:_HEADER], entry.unique, used)
         length = used - _HEADER
-        result: outcome.Outcome[bytes | int]
+        if self.observer is not None:
+            self.observer.ended(entry.unique, error, length)
+        result: Result
         if error:
             result = outcome.Error(FileError(error))
         elif entry.target is None:
@@ -438,18 +371,22 @@ class FuseChannel:
         self._bulk_is_done(entry)
         self._recycle(REQUEST_QUEUE, message)
 
-    def _bulk_is_done(self, entry: _InFlight) -> None:
+    def _bulk_is_done(self, entry: InFlight) -> None:
         """Let the next bulk request have its turn, where this was one."""
         if entry.is_bulk:
             self._bulk -= 1
             if self._bulk_backlog:
                 self._enqueue(self._bulk_backlog.pop(next(iter(self._bulk_backlog))))
 
-    def _forgotten(self, entry: _InFlight, used: int) -> None:
+    def _forgotten(self, entry: InFlight, used: int) -> None:
         """Take a used chain of the hiprio queue, where nothing is answered."""
         assert entry.message is not None
         if used:
-            raise MalformedError(f"{used} bytes in reply to {entry.request.opcode.name}")
+            raise MalformedError(
+                f"{used} bytes in reply to {entry.request.opcode.name}", Check.REPLY_LENGTH
+            )
+        if self.observer is not None:
+            self.observer.ended(entry.unique, 0, 0)
         self._recycle(HIPRIO_QUEUE, entry.message)
 
     def _recycle(self, queue: int, message: Buffer) -> None:
@@ -469,4 +406,5 @@ class FuseChannel:
         try:
             await self.queues[queue].reap_calls()
         except MalformedError as error:
-            self.broken(error)
+            if self._failure is None:  # of a lost one nothing is outstanding, whatever it returns
+                self.broken(error)

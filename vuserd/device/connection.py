@@ -26,6 +26,7 @@ from vuserd.errors import (
     BackendError,
     BackendRefused,
     BackendTimeout,
+    os_reason,
 )
 
 _ANCILLARY_SPACE: Final = ancillary_space(MAX_DESCRIPTORS)
@@ -102,8 +103,11 @@ class VhostUserConnection:
             BackendBroken: what it sent is no acknowledgement.
             BackendTimeout: no acknowledgement within the deadline.
             BackendDown: the connection is gone.
+            ValueError: one of the descriptors is closed, which is no fault of the backend's.
 
         """
+        if any(descriptor < 0 for descriptor in descriptors):
+            raise ValueError(f"{request.name} with a descriptor that is closed")
         async with self._turn:
             answer = await self._exchange(request, payload, descriptors, None, need_reply=True)
         try:
@@ -150,7 +154,7 @@ class VhostUserConnection:
             while sent < len(message):
                 sent += await self._socket.send(message[sent:])
         except OSError as error:
-            raise BackendDown("the backend closed its socket") from error
+            raise _lost(error) from error
 
     async def _receive(self, size: int) -> bytes:
         """Receive exactly ``size`` bytes; descriptors that come with them are closed."""
@@ -161,7 +165,7 @@ class VhostUserConnection:
                     size - len(received), _ANCILLARY_SPACE, socket.MSG_CMSG_CLOEXEC
                 )
             except OSError as error:
-                raise BackendDown("the connection to the backend was lost") from error
+                raise _lost(error) from error
             self._refuse_descriptors(ancillary)
             if not chunk:
                 raise BackendDown("the backend closed its socket")
@@ -177,3 +181,9 @@ class VhostUserConnection:
             check_descriptors(self._asked or Request.GET_FEATURES, len(descriptors))
         except MalformedError as error:
             raise BackendBroken(str(error)) from error
+
+
+def _lost(error: OSError) -> BackendDown:
+    if isinstance(error, ConnectionError):
+        return BackendDown("the backend closed its socket")
+    return BackendDown(f"the connection to the backend was lost: {os_reason(error)}")

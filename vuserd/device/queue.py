@@ -23,12 +23,19 @@ class NotifiedQueue(Generic[Token]):
         self.ring = ring
         self._used = used
         self.kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.call = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self.call = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError:
+            os.close(self.kick)
+            raise
         self._kicker: trio.lowlevel.Task | None = None
+        #: When the device last used a chain, or was given the first one after a time without.
+        self.heard = 0.0
 
     def offer(self) -> None:
         """See to it that the chains that were added reach the backend soon."""
         if self.ring.outstanding == 1:
+            self.heard = trio.current_time()
             self._publish()
         elif self._kicker is not None:
             trio.lowlevel.reschedule(self._kicker)
@@ -58,7 +65,9 @@ class NotifiedQueue(Generic[Token]):
             # The eventfd first, then used.idx: a chain used in between calls again.
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self.call)
+            now = trio.current_time()
             for token, length in self.ring.reap():
+                self.heard = now
                 self._used(token, length)
 
     def _publish(self) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import trio
 
@@ -24,6 +24,7 @@ from protocol.virtio_ring import Feature
 from vuserd.device.channel import FuseChannel
 from vuserd.device.connection import VhostUserConnection
 from vuserd.device.layout import PAYLOAD_SIZE, SharedLayout
+from vuserd.device.observer import Observer
 from vuserd.device.payloads import PayloadPool
 from vuserd.errors import (
     BackendBroken,
@@ -62,6 +63,13 @@ class SessionOptions(NamedTuple):
     drain: float = 2.0  #: seconds for requests in flight when the session ends
 
 
+class SlotHolder(Protocol):
+    """Who has a memory slot of the backend's for memory that may not be in use all the time."""
+
+    async def leave(self) -> bool:
+        """Give the slot back; False, at once, where it is in use."""
+
+
 class Session:
     """A session whose rings run: ``channel`` for requests, ``payloads`` for what they bring."""
 
@@ -69,13 +77,17 @@ class Session:
         self._options = options
         self._connection = VhostUserConnection(stream, options.timeout)
         self._layout = SharedLayout(options.payloads)
-        self.channel = FuseChannel(self._layout, options.timeout, self.lose)
+        try:
+            self.channel = FuseChannel(self._layout, options.timeout, self.lose)
+        except OSError:
+            self._layout.close()
+            raise
         self.payloads = PayloadPool(self._layout.payloads)
         self.init = fuse.InitReply(0, fuse.InitFlag(0), 0, 0)
         #: Regions that the backend can map.
         self._slots = 1
-        #: Memory of clients that has a slot, by its owner: the one that was used longest ago first.
-        self.attached: dict[Any, Any] = {}
+        #: The one whose slot was used longest ago first.
+        self._holders: dict[SlotHolder, None] = {}
         self._lost = trio.Event()
         self._reason: BackendError | None = None
 
@@ -102,17 +114,15 @@ class Session:
     async def add_region(self, region: Shareable) -> GuestRegion:
         """Let the backend map one more region, which stays the caller's.
 
+        Where all slots are taken, an idle one is taken from its holder.
+
         Raises:
             CallError: BUSY when the backend has no slot left for it.
             BackendError: the backend refused it, or is lost.
 
         """
-        if self.regions >= self._slots:
-            raise CallError(
-                ErrorCode.BUSY,
-                f"the backend has {self._slots} memory slots, and all are in use",
-                limit=self._slots,
-            )
+        while self.regions >= self._slots:
+            await self._free_slot()
         placed = self._layout.memory.add(region)
         try:
             payload = encode_memory_region(placed.wire())
@@ -121,6 +131,25 @@ class Session:
             self._layout.memory.remove(placed)
             raise
         return placed
+
+    def hold_slot(self, holder: SlotHolder) -> None:
+        """Take note that a slot is used now: its holder is the last one to be asked for it."""
+        self._holders.pop(holder, None)
+        self._holders[holder] = None
+
+    def end_hold(self, holder: SlotHolder) -> None:
+        """Ask a holder no more: it gives its slot back."""
+        self._holders.pop(holder, None)
+
+    async def _free_slot(self) -> None:
+        for holder in list(self._holders):
+            if await holder.leave():
+                return
+        raise CallError(
+            ErrorCode.BUSY,
+            f"the backend has {self._slots} memory slots, and all are in use",
+            limit=self._slots,
+        )
 
     async def remove_region(self, placed: GuestRegion) -> None:
         """Have the backend unmap a region; no request that is in flight may touch it.
@@ -240,9 +269,11 @@ def _require(kind: str, needed: Feature | ProtocolFeature, offered: int) -> None
 
 @asynccontextmanager
 async def open_session(
-    stream: trio.SocketStream, options: SessionOptions
+    stream: trio.SocketStream, options: SessionOptions, observer: Observer | None = None
 ) -> AsyncIterator[Session]:
     """Run a session on a fresh connection to a backend for the block's time.
+
+    ``observer`` is the channel's from the first request on.
 
     Raises:
         BackendError: the backend does not answer, offers too little, or breaks the protocol.
@@ -253,6 +284,7 @@ async def open_session(
     except OSError as error:
         await stream.aclose()
         raise BackendDown(f"no memory to share with the backend: {os_reason(error)}") from error
+    session.channel.observer = observer
     failure: Exception | None = None
     try:
         async with stream, trio.open_nursery() as nursery:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from protocol import MalformedError, fuse
 from protocol.fuse import FileHandle, NodeId
-from vuserd.device.channel import Target
+from vuserd.device.request import Target
 from vuserd.device.session import Session
 from vuserd.fs.version import Version
 

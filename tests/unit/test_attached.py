@@ -1,0 +1,191 @@
+"""Memory of clients: whose slot is taken when there are no more, and who waits for whom."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from memory.foreign import ForeignRegion
+from protocol.fuse import Opcode
+from tests.fake.backend import CONFIGURE_MEM_SLOTS, FakeBackend
+from vuserd.delivery.attached import AttachedMemory, ChangeLocks, MemoryTable
+from vuserd.device.session import Session
+from vuserd.errors import CallError, ErrorCode
+from vuserd.fs.filesystem import FileSystem
+
+CONTENT = b"kernel" * 100
+SIZE = 1 << 16
+
+
+def memfd(size: int = SIZE) -> int:
+    descriptor = os.memfd_create("client", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+@pytest.fixture
+def memories() -> Iterator[list[AttachedMemory]]:
+    """Three memories, each of a client of its own."""
+    made = [AttachedMemory(ForeignRegion(memfd(), SIZE), ChangeLocks()) for _ in range(3)]
+    yield made
+    for memory in made:
+        memory.region.close()
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    backend = FakeBackend({b"Image": CONTENT})
+    backend.protocol_features |= CONFIGURE_MEM_SLOTS
+    return backend
+
+
+@pytest.fixture
+async def session(backend: FakeBackend) -> AsyncIterator[Session]:
+    async with backend.session() as session:
+        yield session
+
+
+async def load(memory: AttachedMemory, session: Session) -> None:
+    assert await memory.load(FileSystem(session, 10), b"Image", 0, 0, None) == len(CONTENT)
+
+
+async def test_the_slot_that_was_used_longest_ago_is_taken(
+    backend: FakeBackend, memories: list[AttachedMemory]
+) -> None:
+    backend.memory_slots = 3
+    first, second, third = memories
+    async with backend.session() as session:
+        await load(first, session)
+        await load(second, session)
+        await load(first, session)
+        changes = len(backend.messages)
+        await load(third, session)
+        assert len(backend.messages) == changes + 2  # the second one's out, the third one's in
+        await load(first, session)
+        assert len(backend.messages) == changes + 2  # it has stayed
+
+
+async def test_a_slot_in_use_is_not_taken(
+    backend: FakeBackend, memories: list[AttachedMemory]
+) -> None:
+    backend.memory_slots = 2
+    async with backend.session() as session:
+        backend.answer_to(Opcode.READ, None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load, memories[0], session)
+            await wait_all_tasks_blocked()
+            with pytest.raises(CallError, match="all are in use") as busy:
+                await load(memories[1], session)
+            assert busy.value.code == ErrorCode.BUSY
+            [request] = backend.named(Opcode.READ)
+            answer = backend.serve_files(request)
+            assert answer is not None
+            backend.reply(request, answer)
+            backend.answer = backend.serve_files
+        await load(memories[1], session)
+        assert session.regions == 2
+
+
+async def test_a_client_with_many_memories_queues_for_one_change_at_a_time(
+    backend: FakeBackend,
+) -> None:
+    backend.memory_slots = 64
+    greedy, other = MemoryTable(50, 1 << 30), MemoryTable(1, 1 << 30)
+    async with backend.session() as session:
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                memory = greedy.find(greedy.attach(memfd(), SIZE))
+                nursery.start_soon(load, memory, session)
+            memory = other.find(other.attach(memfd(2 * SIZE), 2 * SIZE))
+            nursery.start_soon(load, memory, session)
+        sizes = [len(region.view) for region in backend._memory._regions]
+        assert len(sizes) == 52
+        assert sizes.index(2 * SIZE) <= 2  # after the session's own, and one of the greedy one's
+        # The same holds for taking them away.
+        closed: list[str] = []
+
+        async def detach(table: MemoryTable, memory: int, name: str) -> None:
+            await table.detach(memory)
+            closed.append(name)
+
+        async with trio.open_nursery() as nursery:
+            for memory_id in range(1, 51):
+                nursery.start_soon(detach, greedy, memory_id, "greedy")
+            nursery.start_soon(detach, other, 1, "other")
+        assert closed.index("other") <= 1
+        assert session.regions == backend.regions == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "code", "words"),
+    [
+        ([SIZE, SIZE, SIZE], ErrorCode.TOO_LARGE, "may attach 2 memories"),
+        ([SIZE, 4 * SIZE], ErrorCode.TOO_LARGE, f"this would make {5 * SIZE}"),
+        ([SIZE + 1], ErrorCode.BAD_REQUEST, "whole number of pages"),
+    ],
+)
+async def test_a_client_has_only_so_much(sizes: list[int], code: ErrorCode, words: str) -> None:
+    table = MemoryTable(2, 4 * SIZE)
+    for size in sizes[:-1]:
+        table.attach(memfd(size), size)
+    refused = memfd(sizes[-1])
+    with pytest.raises(CallError, match=words) as raised:
+        table.attach(refused, sizes[-1])
+    assert raised.value.code == code
+    with pytest.raises(OSError, match="Bad file descriptor"):  # what is refused is closed
+        os.fstat(refused)
+    assert len(table) == len(sizes) - 1
+    await table.close()
+    assert len(table) == 0
+
+
+async def test_a_memory_is_attached_once_and_forgotten_with_its_id() -> None:
+    table = MemoryTable(2, 4 * SIZE)
+    descriptor = memfd()
+    again = os.dup(descriptor)
+    memory = table.attach(descriptor, SIZE)
+    with pytest.raises(CallError, match="attached already"):
+        table.attach(again, SIZE)
+    await table.detach(memory)
+    with pytest.raises(CallError, match=f"no attached memory {memory}"):
+        table.find(memory)
+    with pytest.raises(CallError, match=f"no attached memory {memory}"):
+        await table.detach(memory)
+
+
+async def test_no_load_begins_once_a_memory_is_detached(
+    backend: FakeBackend, memories: list[AttachedMemory], session: Session
+) -> None:
+    backend.answer_to(Opcode.READ, None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(load, memories[0], session)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(memories[0].detach)
+        await wait_all_tasks_blocked()
+        with pytest.raises(CallError, match="no attached memory any more") as refused:
+            await load(memories[0], session)
+        assert refused.value.code == ErrorCode.BAD_REQUEST
+        [request] = backend.named(Opcode.READ)
+        answer = backend.serve_files(request)
+        assert answer is not None
+        backend.reply(request, answer)  # the load that was there before is not disturbed
+    assert session.regions == backend.regions == 1
+    assert memories[0].region.fileno() == -1
+    with pytest.raises(CallError, match="no attached memory any more"):
+        await load(memories[0], session)
+    assert not session.lost
+
+
+async def test_a_file_that_does_not_fit_is_not_loaded(session: Session) -> None:
+    table = MemoryTable(1, SIZE)
+    memory = table.find(table.attach(memfd(), SIZE))
+    files = FileSystem(session, 10)
+    room = len(CONTENT) - 1
+    with pytest.raises(CallError, match=f"the memory ends {room} bytes after") as raised:
+        await memory.load(files, b"Image", SIZE - room, 0, None)
+    assert raised.value.fields == {"size": len(CONTENT), "room": room}
+    assert await memory.load(files, b"Image", SIZE - room, 0, room) == room
+    assert await memory.load(files, b"Image", 0, len(CONTENT), None) == 0
+    await table.close()

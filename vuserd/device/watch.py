@@ -1,0 +1,126 @@
+"""Deadlines and signs of life: what is overdue is ended, and a backend that is silent is found."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from vuserd.device.queue import NotifiedQueue
+from vuserd.device.request import InFlight
+
+#: Seconds for a backend that has been silent to show that it is alive.
+_PROBE_TIME: Final = 1.0
+
+
+class Watch:
+    """Watches over a session's requests and over the queues that they are on.
+
+    A request that is overdue says little of a backend: others may be answered. So one more is sent,
+    a probe, that any backend answers at once. Where the whole queue stays silent the backend is
+    lost: its socket may be open still, but its rings are dead. Of the hiprio queue nothing is
+    answered, but everything is taken at once, and so no probe is needed there.
+
+    Args:
+        timeout: seconds for each request, the same for all.
+        requests: the queue whose requests are answered.
+        hiprio: the queue whose requests are only taken.
+
+    """
+
+    def __init__(
+        self, timeout: float, requests: NotifiedQueue[InFlight], hiprio: NotifiedQueue[InFlight]
+    ) -> None:
+        #: Requests that somebody wants the reply to, by unique: the oldest deadline is the first.
+        self.awaited: dict[int, InFlight] = {}
+        self._timeout = timeout
+        self._requests = requests
+        self._hiprio = hiprio
+        #: The latest probe's unique, and when it was sent.
+        self._probe = 0
+        self._probed = -math.inf
+        self._something = trio.lowlevel.ParkingLot()
+
+    def begin(self, entry: InFlight) -> None:
+        """Give a request its time, from now on."""
+        entry.deadline = trio.current_time() + self._timeout
+        self.awaited[entry.unique] = entry
+        self.wake()
+
+    def wake(self) -> None:
+        """Begin to watch, if there was nothing to be watched before."""
+        if self._something:
+            self._something.unpark_all()
+
+    async def run(self, end: Callable[[InFlight], None], probe: Callable[[], InFlight]) -> str:
+        """Watch until the backend is silent; return what to say of it.
+
+        All requests have the same time, so the oldest one's deadline is the next: one task with one
+        timer costs a request less than a cancel scope of its own.
+
+        Args:
+            end: takes a request that is overdue off ``awaited``, and wakes who waits for it.
+            probe: sends one that any backend answers at once.
+
+        """
+        while True:
+            times = self._times(trio.current_time())
+            if not times:
+                await self._something.park()
+                continue
+            await trio.sleep_until(min(times))
+            now = trio.current_time()
+            is_overdue = self._end_overdue(now, end)
+            for silent, why in (
+                (self._requests_silent_at(), "answers nothing any more"),
+                (self._hiprio_silent_at(), "takes nothing from its hiprio queue any more"),
+            ):
+                if silent is not None and silent <= now:
+                    return f"the backend {why}"
+            if is_overdue and not self._is_in_doubt() and self._probe not in self.awaited:
+                self._probe = probe().unique
+                self._probed = trio.current_time()
+
+    def makes_progress(self) -> bool:
+        """Tell whether :meth:`run` has its turns: what is overdue is ended, or only just so."""
+        oldest = next(iter(self.awaited.values()), None)
+        return oldest is None or trio.current_time() < oldest.deadline + _PROBE_TIME
+
+    def _times(self, now: float) -> list[float]:
+        """Return when there is something to do next."""
+        times = [entry.deadline for entry in itertools.islice(self.awaited.values(), 1)]
+        if (silent := self._requests_silent_at()) is not None:
+            times.append(silent)
+        if (silent := self._hiprio_silent_at()) is not None:
+            # A request that is begun later may not be overdue before this task looks again.
+            doubtful = silent - _PROBE_TIME
+            times.append(doubtful if now < doubtful else silent)
+        return times
+
+    def _end_overdue(self, now: float, end: Callable[[InFlight], None]) -> bool:
+        """End what is overdue; tell whether there was anything."""
+        found = False
+        while self.awaited:
+            oldest = next(iter(self.awaited.values()))
+            if oldest.deadline > now:
+                break
+            end(oldest)
+            found = True
+        return found
+
+    def _is_in_doubt(self) -> bool:
+        """Tell whether nothing was answered since the latest probe."""
+        return self._requests.heard < self._probed
+
+    def _requests_silent_at(self) -> float | None:
+        """Return when a backend that answers neither the probe nor anything else is lost."""
+        if not self._is_in_doubt():
+            return None
+        return max(self._probed + _PROBE_TIME, self._requests.heard + self._timeout)
+
+    def _hiprio_silent_at(self) -> float | None:
+        """Return when a backend is lost that takes nothing of what is on the hiprio queue."""
+        if not self._hiprio.ring.outstanding:
+            return None
+        return self._hiprio.heard + self._timeout + _PROBE_TIME
