@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from tests.e2e.processes import family
+
 REPOSITORY: Final = Path(__file__).parent.parent
 _PLACES: Final = {
     "rust": (REPOSITORY / ".cache/virtiofsd-rust/virtiofsd", Path("/usr/libexec/virtiofsd")),
@@ -44,7 +46,8 @@ def find_backend(kind: str) -> str | None:
 class RunningDaemon:
     """``vuserd serve`` for the block's time; ended by SIGTERM, which has to give status 0.
 
-    ``log`` is its standard error, complete after the block.
+    ``log`` is its standard error, complete after the block. With ``configured`` the arguments name
+    a configuration that listens on ``socket_path``.
     """
 
     def __init__(
@@ -55,12 +58,15 @@ class RunningDaemon:
         *arguments: str,
         descriptors: int | None = None,
         user: int | None = None,
+        configured: bool = False,
     ) -> None:
         self.socket = str(socket_path)
         self.backend = backend
         self.log = ""
         start = ["-m", "vuserd.cli"] if user is None else ["-c", _BECOME.format(user=user)]
-        self._command = [sys.executable, *start, "serve", "--socket", self.socket]
+        self._command = [sys.executable, *start, "serve"]
+        if not configured:
+            self._command += ["--socket", self.socket]
         for name, directory in exports.items():
             self._command += ["--export", f"{name}={directory}"]
         if backend is not None:
@@ -121,10 +127,8 @@ class RunningDaemon:
 
 
 def open_descriptors(process: int) -> int:
-    """Return how many descriptors a process has open, with those of the processes it forked."""
-    own = len(os.listdir(f"/proc/{process}/fd"))
-    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return own + sum(open_descriptors(int(child)) for child in children)
+    """Return how many descriptors a process has open, with those of all that descend from it."""
+    return sum(len(os.listdir(f"/proc/{one}/fd")) for one in family(process))
 
 
 def adopt_orphans() -> None:

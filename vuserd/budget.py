@@ -20,6 +20,13 @@ class Budget:
         self._waiting: deque[tuple[int, trio.lowlevel.Task]] = deque()
         self._end: Callable[[], Exception] | None = None
 
+    def try_take(self, amount: int) -> bool:
+        """Take ``amount`` units if nobody has to wait for them; tell whether that was so."""
+        if self._waiting or amount > self.available or self._end is not None:
+            return False
+        self.available -= amount
+        return True
+
     async def take(self, amount: int) -> None:
         """Take ``amount`` units, all at once, so that nobody holds some and waits for more.
 
@@ -60,3 +67,53 @@ class Budget:
             amount, task = self._waiting.popleft()
             self.available -= amount
             trio.lowlevel.reschedule(task)
+
+
+class Share:
+    """What one holder may use of a common budget: ``most`` units at a time."""
+
+    def __init__(self, most: int, common: Budget) -> None:
+        self._own = Budget(min(most, common.total))
+        self._common = common
+
+    @property
+    def total(self) -> int:
+        """The most that can be taken."""
+        return self._own.total
+
+    @property
+    def taken(self) -> int:
+        """What is taken now, or waited for."""
+        return self._own.total - self._own.available
+
+    def try_take(self, amount: int) -> bool:
+        """Take ``amount`` units if nobody has to wait for them; tell whether that was so."""
+        if not self._own.try_take(amount):
+            return False
+        if self._common.try_take(amount):
+            return True
+        self._own.give_back(amount)
+        return False
+
+    async def take(self, amount: int) -> None:
+        """Take ``amount`` units, first of the holder's own ones, then of those of all."""
+        await self._own.take(amount)
+        try:
+            await self._common.take(amount)
+        except BaseException:
+            self._own.give_back(amount)
+            raise
+
+    def give_back(self, amount: int) -> None:
+        """Give units back that were taken."""
+        self._own.give_back(amount)
+        self._common.give_back(amount)
+
+    async def wait_unused(self) -> None:
+        """Wait until all that was taken is given back."""
+        await self._own.take(self._own.total)
+        self._own.give_back(self._own.total)
+
+    def close(self) -> None:
+        """Give back what is still taken; no task waits for more."""
+        self.give_back(self.taken)

@@ -1,31 +1,38 @@
 """The command line of the daemon: ``vuserd serve``."""
 
 import argparse
+import contextlib
 import gc
 import logging
+import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import trio
 
-from vuserd import __version__
+from vuserd import __version__, check
 from vuserd.address import socket_address
-from vuserd.config import (
-    DaemonConfig,
+from vuserd.config.arguments import (
     check_names,
     parse_adopted,
     parse_export,
     parse_seconds,
     parse_size,
 )
+from vuserd.config.files import config_files, read_config
+from vuserd.config.model import DaemonConfig, ListenConfig
 from vuserd.daemon import Daemon
 from vuserd.device.session import SessionOptions
 from vuserd.errors import ConfigurationError
+from vuserd.journal import journal_handler
+from vuserd.machine import LEAST_DESCRIPTORS
+from vuserd.systemd import Notifier, listen_sockets, withhold_privileges
 
-#: A backend alone takes 610.
-_LEAST_DESCRIPTORS = 1024
+_LOG = logging.getLogger(__name__)
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -34,32 +41,52 @@ EXIT_USAGE = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 1 for a failure, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.INFO,
-        format="vuserd: %(message)s",
-        stream=sys.stderr,
-    )
+    if options.command == "check":
+        return check.run(options)
+    withhold_privileges()
+    notifier = Notifier.from_environment(os.environ)
+    _log(verbose=options.verbose)
     try:
-        config = _config(options)
+        inherited = listen_sockets(os.environ, os.getpid())
+        daemon = Daemon(_reader(options), inherited, notifier)
     except ConfigurationError as error:
-        print(f"vuserd: {error}", file=sys.stderr)
+        _complain(error)
         return EXIT_USAGE
     problem = _allow_descriptors()
     if problem is None:
         _collect_seldom()
-        problem = trio.run(_serve, config)
+        problem = trio.run(_serve, daemon)
     if problem is not None:
-        print(f"vuserd: {problem}", file=sys.stderr)
+        _complain(problem)
         return EXIT_FAILURE
     return 0
+
+
+def _log(*, verbose: bool) -> None:
+    """Log to the journal where standard error goes there anyway, else to standard error."""
+    journal = None
+    with contextlib.suppress(OSError):  # a caller's own stream has no descriptor
+        journal = journal_handler(os.environ, sys.stderr.fileno())
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="vuserd: %(message)s" if journal is None else "%(message)s",
+        handlers=[journal or logging.StreamHandler(sys.stderr)],
+    )
+
+
+def _complain(problem: ConfigurationError) -> None:
+    """Say what keeps the daemon from serving, to a person or, with LOG_ERR, to the journal."""
+    prefix = "<3>" if "JOURNAL_STREAM" in os.environ else "vuserd: "
+    for line in str(problem).splitlines():
+        print(f"{prefix}{line}", file=sys.stderr)
 
 
 def _allow_descriptors() -> ConfigurationError | None:
     """Use as many descriptors as may be: clients need them; return why they are too few."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < _LEAST_DESCRIPTORS:
+    if hard < LEAST_DESCRIPTORS:
         return ConfigurationError(
-            f"{hard} open files are too few, at least {_LEAST_DESCRIPTORS} are needed: raise the"
+            f"{hard} open files are too few, at least {LEAST_DESCRIPTORS} are needed: raise the"
             " limit (ulimit -Hn, or LimitNOFILE= of a unit)"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -101,6 +128,13 @@ def _parser() -> argparse.ArgumentParser:
         help="export what a virtiofsd that you started serves on a unix socket (repeatable)",
     )
     serve.add_argument(
+        "--config",
+        metavar="FILE",
+        help="read this configuration, with conf.d/*.toml beside it (default, where there is"
+        " neither --export nor --adopt: /etc/vuserd/vuserd.toml for root,"
+        " $XDG_CONFIG_HOME/vuserd/vuserd.toml for a user)",
+    )
+    serve.add_argument(
         "--socket",
         metavar="PATH",
         help="where to listen for clients; @NAME for an abstract socket (default:"
@@ -112,43 +146,70 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--image-cache",
         metavar="SIZE",
-        default="1G",
         help="memory for images of files that clients fetched, for the next who asks; 0 keeps none"
-        " (default: %(default)s)",
+        " (default: 1G)",
     )
     serve.add_argument(
         "--timeout",
         metavar="SECONDS",
-        default="10",
-        help="how long a backend may take for each answer (default: %(default)s)",
+        help="how long a backend may take for each answer (default: 10)",
     )
     serve.add_argument("-v", "--verbose", action="store_true", help="log more")
+    check.add_arguments(
+        commands.add_parser(
+            "check", help="tell whether the configuration and this machine are fit to serve"
+        )
+    )
     return parser
 
 
+def _reader(options: argparse.Namespace) -> Callable[[], DaemonConfig]:
+    """Return what reads the configuration: from the command line, or from files, each time anew."""
+    if options.export or options.adopt:
+        if options.config is not None:
+            raise ConfigurationError("give --config, or --export and --adopt, but not both")
+        config = _config(options)
+        return lambda: config
+    return partial(_config_of_files, options)
+
+
 def _config(options: argparse.Namespace) -> DaemonConfig:
-    exports = (
-        *map(parse_export, options.export),
-        *map(parse_adopted, options.adopt),
+    session = SessionOptions(timeout=parse_seconds("--timeout", options.timeout or "10"))
+    exports = tuple(
+        replace(export, program=options.backend, session=session)
+        for export in (*map(parse_export, options.export), *map(parse_adopted, options.adopt))
     )
-    if not exports:
-        raise ConfigurationError("nothing to serve: give --export NAME=DIR or --adopt NAME=SOCKET")
     check_names(exports)
     return DaemonConfig(
-        socket_address(options.socket),
+        _listeners(options),
         exports,
-        options.backend,
-        session_options=SessionOptions(timeout=parse_seconds("--timeout", options.timeout)),
-        image_cache=parse_size("--image-cache", options.image_cache),
+        image_cache=parse_size("--image-cache", options.image_cache or "1G"),
     )
 
 
-async def _serve(config: DaemonConfig) -> ConfigurationError | None:
+def _config_of_files(options: argparse.Namespace) -> DaemonConfig:
+    files = config_files(options.config, os.environ, os.geteuid())
+    if not files:
+        raise ConfigurationError(
+            "nothing to serve: give --export NAME=DIR, --adopt NAME=SOCKET or --config FILE"
+        )
+    for option in ("backend", "image_cache", "timeout"):
+        if getattr(options, option) is not None:
+            flag = "--" + option.replace("_", "-")
+            raise ConfigurationError(f"{flag}: say {option} in the configuration file instead")
+    config = read_config(files, socket_address(options.socket))
+    return replace(config, listeners=_listeners(options)) if options.socket else config
+
+
+def _listeners(options: argparse.Namespace) -> tuple[ListenConfig, ...]:
+    return (ListenConfig(options.socket),) if options.socket else ()
+
+
+async def _serve(daemon: Daemon) -> ConfigurationError | None:
     """Serve until a signal; return what prevents it."""
-    daemon = Daemon(config)
     problem: ConfigurationError | None = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_on_signal, daemon)
+        nursery.start_soon(_obey_signals, daemon)
         try:
             await daemon.run()
         except ConfigurationError as error:
@@ -157,12 +218,21 @@ async def _serve(config: DaemonConfig) -> ConfigurationError | None:
     return problem
 
 
-async def _stop_on_signal(daemon: Daemon) -> None:
-    """Let the daemon end in good order; a signal before it serves ends it as soon as it would."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
-        async for number in received:
-            logging.getLogger(__name__).info("ending on %s", signal.Signals(number).name)
-            daemon.stop()
+async def _obey_signals(daemon: Daemon) -> None:
+    """Reload on SIGHUP; end in good order on the others, as soon as the daemon serves."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+        async with trio.open_nursery() as nursery:
+            async for number in received:
+                if number == signal.SIGHUP:
+                    nursery.start_soon(_reload, daemon)
+                else:
+                    _LOG.info("ending on %s", signal.Signals(number).name)
+                    daemon.stop()
+
+
+async def _reload(daemon: Daemon) -> None:
+    with contextlib.suppress(ConfigurationError):  # which is logged
+        await daemon.reload()
 
 
 if __name__ == "__main__":

@@ -3,89 +3,202 @@
 import logging
 import os
 import resource
+import socket
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import trio
 
 from vuserd import __version__
-from vuserd.backend.find import Program, find_program
-from vuserd.config import DaemonConfig
+from vuserd.address import socket_address
+from vuserd.config.model import DaemonConfig, ListenConfig
 from vuserd.delivery.images import ImageStore
 from vuserd.errors import ConfigurationError
-from vuserd.fs.export import Export
-from vuserd.rpc.listener import listening
+from vuserd.exporter import Exporter, Sources
+from vuserd.fs.export import ExportState
+from vuserd.fs.exports import Exports
+from vuserd.rpc.access import Rights
+from vuserd.rpc.listeners import Listeners
 from vuserd.rpc.methods import Methods
+from vuserd.rpc.rigs import Rigs
 from vuserd.rpc.server import Server
+from vuserd.systemd import Notifier
 
 _LOG = logging.getLogger(__name__)
 
 #: Images that are kept, however small: each takes a page and a descriptor at least.
 _MOST_IMAGES: Final = 4096
+#: Seconds for which the service manager is asked while calls end, and how often.
+_EXTENSION: Final = 10.0
+_EXTENSION_PERIOD: Final = 1.0
 
 
 class Daemon:
-    """Serves a configuration until :meth:`stop`."""
+    """Serves a configuration, and what it becomes by :meth:`reload`, until :meth:`stop`.
 
-    def __init__(self, config: DaemonConfig) -> None:
-        self._config = config
+    Args:
+        read: reads the configuration, now and again; raises ConfigurationError.
+        inherited: sockets that the service manager listens on, with their names.
+        notifier: tells the service manager how it goes.
+
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], DaemonConfig],
+        inherited: Sequence[tuple[str, socket.socket]] = (),
+        notifier: Notifier | None = None,
+    ) -> None:
+        self._read = read
+        self._inherited = inherited
+        self._notifier = notifier or Notifier(None)
         self._started = time.monotonic()
-        self._exports: dict[str, Export] = {}
-        self._server: Server | None = None
-        self._images: ImageStore | None = None
-        self._stopping = False
+        self._stopped = trio.Event()
+        self._starting = trio.CancelScope()
+        #: Held by whoever changes exports, listeners or rigs.
+        self._changing = trio.Lock()
+        self._config = read()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Start every export, then serve calls; started once clients can connect.
+        """Start every export, then serve calls; started once clients are served.
 
         An export that cannot be brought up is in state ``failed`` and the others serve.
 
         Raises:
-            ConfigurationError: the socket cannot be had.
+            ConfigurationError: a socket cannot be had.
 
         """
         config = self._config
-        program = await self._find_program()
-        with listening(config.socket) as listener:
-            async with trio.open_nursery() as nursery:
-                self._images = ImageStore(config.image_cache, _most_images(), nursery)
-                self._server = Server(Methods(self._exports, self._images, self.status))
-                for export_config in config.exports:
-                    export = Export(export_config, config, program)
-                    self._exports[export_config.name] = export
-                for export in self._exports.values():
-                    nursery.start_soon(export.run)
-                for export in self._exports.values():
-                    await export.settled.wait()
-                _LOG.info("serving on %s", config.socket)
-                task_status.started()
-                if not self._stopping:
-                    await self._server.serve([listener], config.drain)
-                for export in self._exports.values():
-                    export.stop()
-                self._images.close()
+        async with trio.open_nursery() as exporting:
+            self._exports = Exports(exporting)
+            self._images = ImageStore(config.image_cache, _most_images(), exporting)
+            methods = Methods(self._exports, self._images, self)
+            self._server = Server(methods, config.limits)
+            self._exporter = Exporter(
+                Sources(
+                    self._server.counters,
+                    self._exports,
+                    self._images,
+                    methods.refusals,
+                    lambda: len(self._server.connections()),
+                )
+            )
+            self._exporter.configure(config.metrics_file, config.metrics_interval)
+            async with trio.open_nursery() as serving:
+                await serving.start(self._server.run)
+                self._listeners = Listeners(self._server, serving, self._inherited)
+                self._rigs = Rigs(self._server, serving)
+                problem = await self._come_up(serving)
+                if problem is None and not self._stopped.is_set():
+                    serving.start_soon(self._rigs.run)
+                    serving.start_soon(self._ping)
+                    serving.start_soon(self._exporter.run)
+                    self._server.open()
+                    self._notifier.ready(self._summary())
+                    task_status.started()
+                    await self._stopped.wait()
+                    self._notifier.stopping("answering the calls in progress")
+                    await self._drain(serving)
+                await self._changing.acquire()  # and for ever: a change would come too late
+                serving.cancel_scope.cancel()
+            self._exports.stop()
+            self._images.close()
+        if problem is not None:
+            raise problem
+
+    async def _come_up(self, serving: trio.Nursery) -> ConfigurationError | None:
+        """Bind every socket, then start every export; return what prevents that."""
+        serving.start_soon(self._ask_for_time, self._starting)
+        async with self._changing:
+            with self._starting:
+                config = self._config
+                try:
+                    await self._listeners.apply(self._wanted_listeners(config))
+                except ConfigurationError as error:
+                    return error
+                await self._rigs.apply(config.rigs)
+                await self._exports.apply(config.exports)
+        self._starting.cancel()
+        return None
 
     def stop(self) -> None:
         """End in good order: calls in progress first, then the exports."""
-        self._stopping = True
-        if self._server is not None:
-            self._server.stop()
+        self._stopped.set()
+        self._starting.cancel()
 
-    def status(self) -> dict[str, Any]:
-        """Return what ``vuserctl status`` shows."""
-        assert self._server is not None
-        assert self._images is not None
+    async def reload(self) -> list[str]:
+        """Read the configuration again and apply what differs; tell what was done.
+
+        Raises:
+            ConfigurationError: it is wrong, and nothing was done; or a socket cannot be had, and
+                all else was done.
+
+        """
+        async with self._changing:
+            self._notifier.reloading()
+            try:
+                config = await trio.to_thread.run_sync(self._read)
+            except ConfigurationError as error:
+                _LOG.error("the configuration was not applied: %s", error)
+                raise
+            else:
+                return await self._apply(config)
+            finally:
+                self._notifier.ready(self._summary())
+
+    async def reload_export(self, name: str) -> list[str]:
+        """Replace an export's backend.
+
+        Raises:
+            VuserdError: it cannot be had; the old one, if there is one, goes on.
+
+        """
+        async with self._changing:
+            return await self._exports.replace(name)
+
+    def rigs(self, rights: Rights) -> list[dict[str, Any]]:
+        """Return the rigs that this client may know of."""
+        return self._rigs.describe(rights)
+
+    async def metrics(self) -> str:
+        """Return all metrics as Prometheus reads them."""
+        return await self._exporter.text()
+
+    def status(self, rights: Rights) -> dict[str, Any]:
+        """Return what ``vuserctl status`` shows to this client.
+
+        What concerns others is for those alone who manage the daemon.
+        """
+        described = {
+            "version": __version__,
+            "uptime_s": time.monotonic() - self._started,
+            "exports": [
+                export.describe_fully() if rights.manages else export.describe()
+                for name, export in self._exports.items()
+                if rights.sees(name, export.config.access)
+            ],
+            "rigs": self._rigs.describe(rights),
+            "clients": [
+                connection.describe()
+                for connection in self._server.connections()
+                if rights.manages or connection.rights.is_same_user(rights)
+            ],
+        }
+        return described | (self._totals() if rights.manages else {})
+
+    def _totals(self) -> dict[str, Any]:
         counters = self._server.counters
         return {
-            "version": __version__,
             "pid": os.getpid(),
-            "uptime_s": time.monotonic() - self._started,
-            "socket": self._config.socket,
-            "exports": [export.describe_fully() for export in self._exports.values()],
-            "connections": self._server.connections,
+            "socket": ", ".join(self._listeners.addresses),
+            "listeners": self._listeners.describe(),
+            "connections": len(self._server.connections()),
             "requests": counters.requests,
             "errors": counters.errors,
             "bytes_read": counters.bytes_read,
+            "bytes_of_images": counters.bytes_of_images,
+            "bytes_loaded": counters.bytes_loaded,
             "images": {
                 "count": len(self._images),
                 "bytes": self._images.bytes,
@@ -94,12 +207,79 @@ class Daemon:
             },
         }
 
-    async def _find_program(self) -> Program | ConfigurationError:
-        """Find the virtiofsd that directories need; adopted backends do without."""
+    async def _apply(self, config: DaemonConfig) -> list[str]:
+        """Apply what differs, sockets last: behind them all is up by then.
+
+        Raises:
+            ConfigurationError: a socket cannot be had.
+
+        """
+        before, self._config = self._config, config
+        done = await self._exports.apply(config.exports)
+        done += await self._rigs.apply(config.rigs)
+        if config.limits != before.limits:
+            self._server.limits = config.limits
+            done.append("limits: changed, for users who connect from now on")
+        if config.image_cache != before.image_cache:
+            self._images.resize(config.image_cache)
+            done.append(f"image_cache: {config.image_cache} bytes")
+        if config.drain != before.drain:
+            done.append(f"drain: {config.drain:g} s")
+        metrics = (config.metrics_file, config.metrics_interval)
+        if metrics != (before.metrics_file, before.metrics_interval):
+            self._exporter.configure(*metrics)
+            done.append(f"metrics_file: {config.metrics_file or 'none'}")
         try:
-            return await find_program(self._config.backend, os.geteuid())
+            done += await self._listeners.apply(self._wanted_listeners(config))
         except ConfigurationError as error:
-            return error
+            _LOG.error("all of the configuration is applied but: %s", error)
+            raise
+        finally:
+            for line in done:
+                _LOG.info("reloaded: %s", line)
+        return done
+
+    def _wanted_listeners(self, config: DaemonConfig) -> Sequence[ListenConfig]:
+        """Return what to listen on: by default one socket, unless there are inherited ones."""
+        if config.listeners or self._inherited:
+            return config.listeners
+        return [ListenConfig(socket_address())]
+
+    def _summary(self) -> str:
+        """Return the daemon's state in a line for ``systemctl status``."""
+        states = [export.state for export in self._exports.values()]
+        up = sum(state is ExportState.UP for state in states)
+        down = [
+            f"{name} {export.state}"
+            for name, export in self._exports.items()
+            if export.state is not ExportState.UP
+        ]
+        return f"{up} of {len(states)} exports up" + (f"; {', '.join(down)}" if down else "")
+
+    async def _ping(self) -> None:
+        """Tell the service manager that all makes progress, and how it is where that changed."""
+        interval = self._notifier.watchdog_interval
+        said = self._summary()
+        while True:
+            await trio.sleep(min(interval or _EXTENSION_PERIOD, _EXTENSION_PERIOD))
+            if all(export.makes_progress() for export in self._exports.values()):
+                self._notifier.watchdog()
+            summary = self._summary()
+            if summary != said and not self._stopped.is_set():
+                self._notifier.status(summary)
+                said = summary
+
+    async def _drain(self, serving: trio.Nursery) -> None:
+        """Let the server see its clients off; the service manager is asked to wait for it."""
+        serving.start_soon(self._ask_for_time, trio.CancelScope())
+        self._server.stop(self._config.drain)
+        await self._server.ended.wait()
+
+    async def _ask_for_time(self, over: trio.CancelScope) -> None:
+        """Ask the service manager for patience until this is over."""
+        while not over.cancel_called:
+            self._notifier.extend_timeout(_EXTENSION)
+            await trio.sleep(_EXTENSION_PERIOD)
 
 
 def _most_images() -> int:

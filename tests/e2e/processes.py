@@ -1,6 +1,7 @@
 """What the kernel tells of a running daemon and of its backends."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,17 @@ def family(process: int) -> Iterator[int]:
     for children in Path(f"/proc/{process}/task").glob("*/children"):
         for child in children.read_text().split():
             yield from family(int(child))
+
+
+def stop_group(leader: int) -> None:
+    """Stop a process group; all that descends from its leader stands still when this returns."""
+    os.killpg(leader, signal.SIGSTOP)
+    while any(_state(process) not in "TZ" for process in family(leader)):
+        os.sched_yield()
+
+
+def _state(process: int) -> str:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def mappings_of(process: int, descriptor: int) -> Iterator[str]:

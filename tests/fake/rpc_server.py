@@ -8,6 +8,7 @@ import os
 import socket
 import stat as modes
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -96,6 +97,9 @@ class FakeDaemon:
         self.raw: dict[str, Callable[[Request], bytes]] = {}
         #: Results, in place of what these methods would answer.
         self.results: dict[str, Any] = {}
+        #: Read nothing while this is not set.
+        self.reads = threading.Event()
+        self.reads.set()
         #: Methods that it does not know.
         self.unknown: set[str] = set()
         self.requests: list[Request] = []
@@ -119,6 +123,7 @@ class FakeDaemon:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.reads.set()
         for sock in (self._listener, *self._connections):
             with suppress(OSError):  # the client was first
                 sock.shutdown(socket.SHUT_RDWR)
@@ -166,10 +171,36 @@ class FakeDaemon:
                         connection.shutdown(socket.SHUT_RDWR)
                         return
                 held.clear()
+            for request in held:  # of a client that has shut its side, or as end_connections() does
+                self._send(connection, *self._answer(request))
+            connection.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # the client went away
 
+    def end_connections(self) -> None:
+        """Do as a daemon that ends: what clients have sent until now is answered, and no more."""
+        for connection in self._connections:
+            with suppress(OSError):  # the client was first
+                connection.shutdown(socket.SHUT_RD)
+
+    def refuse_clients(self) -> None:
+        """Listen no more."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def connections(self) -> int:
+        """How many connections there were."""
+        return len(self._connections)
+
+    def wait_for_requests(self, count: int) -> None:
+        """Wait until so many have come."""
+        deadline = time.monotonic() + 10
+        while len(self.requests) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
     def _receive(self, connection: socket.socket) -> bytes:
+        self.reads.wait()
         data, descriptors, _, _ = socket.recv_fds(connection, 65536, 16)
         self._descriptors.extend(descriptors)
         return data
@@ -301,24 +332,64 @@ class FakeDaemon:
         keys = ("blocks", "bfree", "bavail", "files", "ffree", "bsize", "frsize", "namelen")
         return {key: number for number, key in enumerate(keys)}
 
+    def do_reload(self, export: object) -> Any:
+        if export is None:
+            return ["limits: changed", "rig lab: added, absent"]
+        self.find(export, "")
+        return [f"export {export}: backend replaced"]
+
+    def do_rigs(self) -> Any:
+        lab = {"netns": "lab", "socket": "@vuserd", "state": "listening", "exports": ["kernels"]}
+        bench = {"netns": "bench", "socket": "@vuserd", "state": "failed", "exports": []}
+        return [lab | {"clients": 2}, bench | {"clients": 0, "reason": "permission denied"}]
+
+    def do_walk(self, export: object, path: object, options: dict[str, Any]) -> Any:
+        """Give a page for each name of a directory, and nothing of what is below."""
+        names = sorted(self.find(export, path).children)
+        at = 0 if options["after"] is None else int.from_bytes(options["after"], "big")
+        entries = [{"path": wire_name(name), "type": "file", "ino": 1} for name in names[at:][:1]]
+        more = (at + 1).to_bytes(8, "big") if at + 1 < len(names) else None
+        return {"entries": entries, "problems": [], "next": more}
+
     def do_status(self) -> Any:
-        export = {
+        kernels = {
             "name": "kernels",
-            "state": "ready",
+            "state": "up",
             "source": "/srv/kernels",
-            "backend": {"kind": "rust", "version": "1.13.2"},
+            "backend": {"kind": "rust", "version": "1.13.2", "pid": 4242, "generation": 3},
             "nodes": 3,
             "lookups": 4,
             "in_flight": 0,
             "requests": 99,
+            "restarts": 1,
+            "restarts_by_cause": {"killed": 1},
+            "last_loss": {"cause": "killed", "reason": "it ended", "when": 1_600_000_000.5},
         }
+        broken = {"name": "broken", "state": "failed", "backend": None, "reason": "no virtiofsd"}
+        client = {
+            "pid": 77,
+            "uid": 0,
+            "command": "vuserctl",
+            "requests": len(self.requests),
+            "in_flight": 1,
+            "bytes_read": 1000 * len(self.requests),
+            "since": 1_600_000_000.0,
+        }
+        stranger = client | {"pid": 78, "uid": 4_000_000_000, "command": None, "requests": 7}
         return {
             "version": "9.9",
             "pid": os.getpid(),
             "uptime_s": 3723.5,
             "socket": self.address,
-            "exports": [export, {"name": "broken", "state": "failed", "reason": "no virtiofsd"}],
+            "listeners": [{"socket": self.address, "activated": True, "clients": 1}],
+            "exports": [kernels, broken],
+            "rigs": self.do_rigs(),
+            "clients": [stranger, client],
             "connections": 1,
             "requests": 100,
+            "errors": 3,
             "bytes_read": 5 << 20,
+            "bytes_of_images": 3 << 20,
+            "bytes_loaded": 0,
+            "images": {"count": 2, "bytes": 1 << 20, "hits": 10, "misses": 4},
         }

@@ -14,7 +14,7 @@ from memory.arena import BufferState
 from protocol import fuse
 from tests.fake.backend import FakeBackend
 from tests.fake.files import Answer, FuseRequest
-from vuserd.config import DaemonConfig, ExportConfig
+from vuserd.config.model import ExportConfig
 from vuserd.delivery.inline import read_inline
 from vuserd.device.layout import IN_FLIGHT
 from vuserd.device.session import Session
@@ -171,8 +171,8 @@ def spoil(offset: int, layout: str, value: int) -> Lie:
 @asynccontextmanager
 async def exported(backend: FakeBackend, path: str, **options: object) -> AsyncIterator[Export]:
     """Run an export on a backend that comes back on its socket whenever its session is over."""
-    config = DaemonConfig(socket="", exports=(), **options)  # type: ignore[arg-type]
-    export = Export(ExportConfig("files", socket=path), config, ConfigurationError("not asked for"))
+    config = ExportConfig("files", socket=path, **options)  # type: ignore[arg-type]
+    export = Export(config, ConfigurationError("not asked for"))
     async with backend.listening(path), trio.open_nursery() as nursery:
         nursery.start_soon(export.run)
         with trio.fail_after(FOR_EVER):

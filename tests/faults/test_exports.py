@@ -17,7 +17,8 @@ from tests.fake.files import Answer, FuseRequest
 from tests.faults.catalogue import ERRNO, UNHARMED, fault
 from tests.faults.harness import CONTENT, FOR_EVER, exported, names, read, stat
 from tests.faults.shared import EXHAUSTED, KILLED
-from vuserd.errors import BackendDown, BackendError, FileError
+from vuserd.delivery.attached import MemoryTable
+from vuserd.errors import BackendDown, BackendError, CallError, FileError
 from vuserd.fs.export import Export, ExportState
 from vuserd.fs.filesystem import FileSystem
 
@@ -285,3 +286,36 @@ async def test_an_adopted_backend_that_comes_back(
             begun = trio.current_time()
             assert await export.call(read) == CONTENT
             assert 5 <= trio.current_time() - begun < 6
+
+
+@fault(
+    "detached-while-awaited",
+    done="an adopted backend ends, and a client detaches the memory of a load that waits for it",
+    must="The load has BAD_REQUEST; the next session is not harmed by it.",
+)
+async def test_a_detach_while_a_load_waits_for_a_backend(backend: FakeBackend, socket: str) -> None:
+    backend.protocol_features |= CONFIGURE_MEM_SLOTS
+    descriptor = os.memfd_create("client", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, 1 << 16)
+    table = MemoryTable(1, 1 << 16)
+    attached = table.attach(descriptor, 1 << 16)
+    memory = table.find(attached)
+    load = partial(memory.load, path=b"Image", address=0, offset=0, length=None)
+    async with exported(backend, socket) as export:
+        assert await export.call(load) == len(CONTENT)
+        os.rename(socket, f"{socket}.away")
+        backend.die()
+
+        async def load_in_vain() -> None:
+            with pytest.raises(CallError, match="no attached memory any more") as raised:
+                await export.call(load)
+            assert raised.value.code == "BAD_REQUEST"
+
+        with trio.fail_after(FOR_EVER):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(load_in_vain)
+                await wait_all_tasks_blocked()
+                await table.detach(attached)
+                os.rename(f"{socket}.away", socket)
+        assert await export.call(read) == CONTENT
+        assert export.generation == backend.sessions == 2

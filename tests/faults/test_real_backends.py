@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.e2e.processes import stop_group
 from tests.faults.catalogue import fault
 from tests.faults.harness import FOR_EVER, entries, read
 from tests.faults.shared import EXHAUSTED, KILLED
 from vuserd.backend.find import identify
 from vuserd.backend.process import BackendOptions
-from vuserd.config import DaemonConfig, ExportConfig
+from vuserd.config.model import ExportConfig
 from vuserd.device.session import SessionOptions
 from vuserd.errors import BackendTimeout
 from vuserd.fs.export import Export
@@ -41,13 +42,13 @@ async def served(
     program: str, folder: Path, seconds: float = 10.0, descriptors: int = 4096
 ) -> AsyncIterator[Export]:
     """Run an export of a folder on a virtiofsd of its own."""
-    config = DaemonConfig(
-        socket="",
-        exports=(),
-        session_options=SessionOptions(timeout=seconds),
-        backend_options=BackendOptions(descriptors=descriptors),
+    config = ExportConfig(
+        "files",
+        directory=str(folder),
+        session=SessionOptions(timeout=seconds),
+        options=BackendOptions(descriptors=descriptors),
     )
-    export = Export(ExportConfig("files", directory=str(folder)), config, await identify(program))
+    export = Export(config, await identify(program))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(export.run)
         with trio.fail_after(FOR_EVER):
@@ -96,7 +97,7 @@ async def test_a_backend_that_is_killed_is_replaced(virtiofsd: str, shared: Path
 async def test_a_backend_that_is_stopped_is_replaced(virtiofsd: str, shared: Path) -> None:
     async with served(virtiofsd, shared, seconds=0.2) as export:
         assert await export.call(read) == CONTENT
-        os.killpg(process_of(export), signal.SIGSTOP)
+        stop_group(process_of(export))
         begun = trio.current_time()
         with pytest.raises(BackendTimeout) as raised:
             await export.call(read)

@@ -10,6 +10,8 @@ import errno
 import os
 import socket
 import stat
+import tempfile
+import tomllib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -20,15 +22,24 @@ from memory.virtqueue import Virtqueue
 from protocol import MalformedError, dirent, fuse, vhost_user, virtio_fs
 from protocol.fuse import Entry, NodeId
 from protocol.virtio_ring import RingLayout
-from vuserd import config
+from tests.fake.bare_daemon import bare_connection, bare_methods
 from vuserd.client.calls import Call
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import ClientError
 from vuserd.client.replies import ReplyDecoder
+from vuserd.config import arguments
+from vuserd.config.files import read_config
+from vuserd.config.lines import find_lines
 from vuserd.delivery.images import ImageStore
 from vuserd.descriptors import ancillary_with, received_descriptors
 from vuserd.device.connection import VhostUserConnection
-from vuserd.errors import BackendError, CallError, ConfigurationError, FileError
+from vuserd.errors import (
+    BackendError,
+    CallError,
+    ConfigurationError,
+    ConfigurationErrors,
+    FileError,
+)
 from vuserd.fs.nodes import Node, root_node
 from vuserd.fs.paths import MAX_SYMLINKS, components, resolve
 from vuserd.rpc.codec import (
@@ -43,8 +54,7 @@ from vuserd.rpc.codec import (
     Response,
     encode_response,
 )
-from vuserd.rpc.connection import Connection, ConnectionLimits, Counters
-from vuserd.rpc.methods import Methods
+from vuserd.rpc.counters import Counters
 
 T = TypeVar("T")
 
@@ -67,11 +77,7 @@ class _NoImages:
     """Methods that are bound here and not called never ask for an image."""
 
 
-def _methods(images: Any) -> Methods:
-    return Methods({}, images, dict[str, Any])
-
-
-_BOUND: Final = _methods(_NoImages())
+_BOUND: Final = bare_methods(_NoImages())
 
 
 def rpc_frames(data: bytes) -> None:
@@ -151,7 +157,7 @@ async def _serve_one(data: bytes) -> None:
         received = bytearray()
         async with trio.open_nursery() as nursery:
             store = ImageStore(0, 1, nursery)
-            served = Connection(ours, _methods(store), ConnectionLimits(), counters)
+            served = bare_connection(ours, store, counters)
             nursery.start_soon(_receive_all, theirs, received)
             with trio.fail_after(10):
                 await served.run()
@@ -464,12 +470,26 @@ def configuration(data: bytes) -> None:
     """Read what a command line says of exports and sizes."""
     text = data.decode(errors="surrogateescape")
     for parse in (
-        config.parse_export,
-        config.parse_adopted,
-        lambda text: config.parse_size("--image-cache", text),
+        arguments.parse_export,
+        arguments.parse_adopted,
+        lambda text: arguments.parse_size("--image-cache", text),
     ):
         with contextlib.suppress(ConfigurationError):
             parse(text)
+
+
+def configuration_file(data: bytes) -> None:
+    """Read a configuration file, and find the lines of what tomllib finds in it."""
+    with tempfile.NamedTemporaryFile(suffix=".toml") as file:
+        file.write(data)
+        file.flush()
+        with contextlib.suppress(ConfigurationErrors):
+            read_config([file.name], "/run/vuserd.sock")
+    with contextlib.suppress(ValueError, RecursionError):
+        text = data.decode()
+        document = tomllib.loads(text)
+        lines = find_lines(text)
+        assert all(1 <= (lines.line((key,)) or 0) <= text.count("\n") + 1 for key in document)
 
 
 TARGETS: Final[Mapping[str, Target]] = {
@@ -487,5 +507,6 @@ TARGETS: Final[Mapping[str, Target]] = {
         dirents,
         paths,
         configuration,
+        configuration_file,
     )
 }

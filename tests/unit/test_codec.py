@@ -1,5 +1,7 @@
 """The MessagePack-RPC codec: bytes worked out from the two specifications."""
 
+import itertools
+
 import msgpack
 import pytest
 
@@ -15,10 +17,12 @@ from vuserd.rpc.codec import (
     Notification,
     Request,
     Response,
+    encode_array_response_head,
     encode_bin_response_head,
     encode_notification,
     encode_request,
     encode_response,
+    encode_values,
     name_bytes,
     parse_bin_response_head,
     wire_name,
@@ -86,11 +90,10 @@ class TestMessages:
         assert isinstance(message, Request)
         assert name_bytes(message.params[0]) == b"a\xff"
 
-    def test_error_text_with_an_escaped_byte_is_still_utf8(self) -> None:
+    def test_text_with_an_escaped_byte_is_still_utf8(self) -> None:
         frame = encode_response(1, {"message": "no export \udcff"}, None)
         assert msgpack.unpackb(frame)[2] == {"message": "no export \\udcff"}
-        with pytest.raises(ValueError, match="surrogates"):
-            encode_response(1, None, "\udcff")
+        assert msgpack.unpackb(encode_response(1, None, "\udcff"))[3] == "\\udcff"
 
     @pytest.mark.parametrize("msgid", [0, 0x7F, 0x80, 0xFF, 0x100, 0xFFFF, 0x10000, 0xFFFFFFFF])
     def test_msgids(self, msgid: int) -> None:
@@ -293,3 +296,19 @@ class TestBinHead:
         assert decoder.take(4) == b"pay"
         decoder.feed(STAT)
         assert isinstance(decoder.next_message(), Request)
+
+
+class TestListing:
+    def test_the_head_and_the_values_make_what_one_call_makes(self) -> None:
+        entries = [{"name": "a", "ino": 1}, {"name": b"\xff", "ino": 2**40}]
+        for msgid, count in itertools.product((0, 200, 70_000), (0, 1, 2)):
+            head = encode_array_response_head(msgid, {"next": None}, "entries", count)
+            frame = head + encode_values(entries[:count])
+            wanted = {"next": None, "entries": entries[:count]}
+            assert frame == encode_response(msgid, None, wanted)
+
+    def test_bytes(self) -> None:
+        assert encode_array_response_head(1, {}, "entries", 20).hex(" ") == (
+            "94 01 01 c0 81 a7 65 6e 74 72 69 65 73 dc 00 14"
+        )
+        assert encode_values([1, "a", None]).hex(" ") == "01 a1 61 c0"

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from vuserd import cli
-from vuserd.config import check_names, parse_adopted, parse_export, parse_seconds, parse_size
+from vuserd.config.arguments import (
+    check_names,
+    parse_adopted,
+    parse_export,
+    parse_seconds,
+    parse_size,
+)
 from vuserd.errors import ConfigurationError
 
 

@@ -1,17 +1,17 @@
 """How much of one client's stream the daemon takes in before others have their turn."""
 
 import socket
-from typing import Any, Final
+from typing import Final
 
 import pytest
 import trio
 import trio.testing
 
+from tests.fake.bare_daemon import bare_connection
 from vuserd.delivery.images import ImageStore
 from vuserd.rpc import connection as connection_module
 from vuserd.rpc.codec import Message, MessageDecoder, NeedData, encode_request
-from vuserd.rpc.connection import Connection, ConnectionLimits, Counters
-from vuserd.rpc.methods import Methods
+from vuserd.rpc.counters import Counters
 
 #: What one receive takes.
 _FLOOD: Final = 64 << 10
@@ -52,8 +52,7 @@ async def turns_of(flood: bytes, monkeypatch: pytest.MonkeyPatch) -> Turns:
         ours.setblocking(False)
         async with trio.open_nursery() as nursery:
             store = ImageStore(0, 1, nursery)
-            methods = Methods({}, store, dict[str, Any])
-            served = Connection(ours, methods, ConnectionLimits(), Counters())
+            served = bare_connection(ours, store, Counters())
             trio.lowlevel.add_instrument(turns)
             nursery.start_soon(served.run)
             await trio.testing.wait_all_tasks_blocked()

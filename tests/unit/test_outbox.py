@@ -8,6 +8,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from memory.arena import Buffer, BufferState
+from vuserd.delivery.inline import FileContent
 from vuserd.descriptors import received_descriptors
 from vuserd.rpc.outbox import Outbox, Reply
 
@@ -114,6 +116,60 @@ async def test_a_client_that_does_not_read_is_too_slow(
     with pytest.raises(trio.TooSlowError):
         await sender.outbox.run(30.0)
     assert autojump_clock.current_time() >= 30
+
+
+class Lent:
+    """Content in buffers that all clients share."""
+
+    def __init__(self) -> None:
+        self.given_back = trio.Event()
+
+    def reply(self) -> Reply:
+        buffer = Buffer(self, memoryview(LARGE), 0)  # type: ignore[arg-type]
+        buffer.state = BufferState.OWNED
+        content = FileContent([buffer], [len(LARGE)])
+        return Reply(content.views(), content=content)
+
+    def put(self, _: Buffer) -> None:
+        self.given_back.set()
+
+
+async def test_shared_buffers_are_kept_while_nobody_else_waits(
+    sender: Sender, autojump_clock: trio.testing.MockClock
+) -> None:
+    lent = Lent()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender.outbox.run, 30.0)
+        sender.outbox.send(lent.reply())
+        await trio.sleep(5)
+        assert not lent.given_back.is_set()
+        sender.alone = False
+        begun = autojump_clock.current_time()
+        await lent.given_back.wait()
+        assert autojump_clock.current_time() - begun < 0.12
+        nursery.cancel_scope.cancel()
+    assert await collected(sender, len(LARGE)) == LARGE
+
+
+async def test_those_that_come_later_are_unloaded_too(
+    sender: Sender, autojump_clock: trio.testing.MockClock
+) -> None:
+    """And not before they have waited a while: a client may be about to take them."""
+    sender.alone = False
+    first, second = Lent(), Lent()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender.outbox.run, 30.0)
+        sender.outbox.send(first.reply())
+        await trio.sleep(0.05)
+        assert not first.given_back.is_set()
+        await trio.sleep(0.1)
+        assert first.given_back.is_set()
+        sender.outbox.send(second.reply())
+        begun = autojump_clock.current_time()
+        await second.given_back.wait()
+        assert autojump_clock.current_time() - begun < 0.12
+        nursery.cancel_scope.cancel()
+    assert await collected(sender, 2 * len(LARGE)) == 2 * LARGE
 
 
 async def test_a_client_that_is_gone(sender: Sender) -> None:

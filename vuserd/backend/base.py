@@ -27,6 +27,10 @@ class Backend(ABC):
     def last_words(self) -> str:
         """Return what is known of why it went away, for people; empty when nothing is."""
 
+    def own_end(self) -> int | None:
+        """Return how its process ended where it was not for us: its status, or minus the signal."""
+        return None
+
     @abstractmethod
     def expect_end(self) -> None:
         """Take note that the session ends in good order."""

@@ -18,6 +18,7 @@ import trio
 from vuserd.backend.base import Backend
 from vuserd.backend.find import BackendKind, Program
 from vuserd.errors import BackendDown, os_reason
+from vuserd.journal import about_export
 
 _LOG = logging.getLogger(__name__)
 
@@ -25,6 +26,9 @@ _LOG = logging.getLogger(__name__)
 _GRACE: Final = 2.0
 #: The same where the session with it is lost already.
 _SHORT_GRACE: Final = 0.05
+#: How a process may end when it is told to.
+_ENDS_FOR_US: Final = frozenset({0, -signal.SIGTERM, -signal.SIGKILL})
+_MOST_STATUS: Final = 256
 _LONGEST_LINE: Final = 4096
 _LAST_LINES: Final = 5
 
@@ -34,6 +38,16 @@ class BackendOptions(NamedTuple):
 
     #: The most descriptors it may open: one for each node that is looked up.
     descriptors: int = 65536
+    #: One of :func:`sandboxes`; None for the best one that the machine grants.
+    sandbox: str | None = None
+    #: One of ``never``, ``metadata``, ``auto``, ``always``.
+    cache: str = "auto"
+    #: Threads beside the main one.
+    thread_pool: int = 0
+    #: Whether extended attributes can be read through it.
+    xattr: bool = False
+    #: One of ``never``, ``prefer``, ``mandatory``.
+    inode_file_handles: str = "never"
 
     def within_limits(self) -> "BackendOptions":
         """Return what the machine grants: over its hard limit a backend does not start."""
@@ -60,13 +74,22 @@ def command_line(
     """Return the command line that serves ``directory`` on the listening descriptor."""
     common = [program.path, f"--fd={listener}", f"--rlimit-nofile={options.descriptors}"]
     if program.kind is BackendKind.RUST:
-        served = [f"--shared-dir={directory}", f"--sandbox={sandbox}"]
-        return [*common, *served, "--readonly", "--log-level=warn"]
+        served = [f"--shared-dir={directory}", f"--sandbox={sandbox}", f"--cache={options.cache}"]
+        if options.xattr:
+            served.append("--xattr")
+        handles = f"--inode-file-handles={options.inode_file_handles}"
+        threads = f"--thread-pool-size={options.thread_pool}"
+        return [*common, *served, handles, threads, "--readonly", "--log-level=warn"]
     # The C one splits its options at commas, and has no way to quote one.
     if "," in directory:
         raise BackendDown(f"the C virtiofsd cannot share a directory with a comma: {directory}")
-    shared = f"source={directory},sandbox={sandbox},announce_submounts,log_level=warn"
-    return [*common, "-f", "-o", shared]
+    if options.cache == "metadata" or options.inode_file_handles != "never":
+        raise BackendDown("the C virtiofsd has neither cache=metadata nor inode file handles")
+    cache = "none" if options.cache == "never" else options.cache
+    xattr = "xattr" if options.xattr else "no_xattr"
+    shared = f"source={directory},sandbox={sandbox},cache={cache},{xattr}"
+    threads = f"--thread-pool-size={options.thread_pool}"
+    return [*common, threads, "-f", "-o", f"{shared},announce_submounts,log_level=warn"]
 
 
 def connected_listener() -> tuple[socket.socket, socket.socket]:
@@ -100,9 +123,10 @@ class BackendProcess(Backend):
         self._process = process
         self._connection: socket.socket | None = connection
         self._name = name
+        self._log = about_export(_LOG, name)
         self._words: deque[str] = deque(maxlen=_LAST_LINES)
-        self._level = logging.INFO
         self._end_expected = False
+        self._own_end: int | None = None
 
     async def connect(self) -> trio.SocketStream:
         """Hand the connection out that was made before the start."""
@@ -122,9 +146,19 @@ class BackendProcess(Backend):
             end = f"virtiofsd ended with status {code}"
         return ": ".join(filter(None, [end, " / ".join(self._words)]))
 
+    def own_end(self) -> int | None:
+        """Return how it ended by itself; None where that was for a signal of ours.
+
+        The Rust one's sandbox has a process in front, whose status is minus the signal that ended
+        the one behind it, in eight bits.
+        """
+        end = self._own_end
+        if end is not None and self.kind is BackendKind.RUST and end > _MOST_STATUS - signal.NSIG:
+            return end - _MOST_STATUS
+        return end
+
     def expect_end(self) -> None:
         """Log what it says from here on as chatter: the C one never ends without some."""
-        self._level = logging.DEBUG
         self._end_expected = True
 
     async def wait(self) -> None:
@@ -145,7 +179,9 @@ class BackendProcess(Backend):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, request)
             with trio.move_on_after(grace):
-                await self._process.wait()
+                code = await self._process.wait()
+                if request is None or code not in _ENDS_FOR_US:
+                    self._own_end = code
                 break
         # What the namespace sandbox forked outlives a parent that was killed: take it along.
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -169,7 +205,30 @@ class BackendProcess(Backend):
         words = line.decode(errors="replace").strip()
         if words:
             self._words.append(words)
-            _LOG.log(self._level, "export %s: virtiofsd: %s", self._name, words)
+            level = logging.DEBUG if self._end_expected else logging.INFO
+            self._log.log(level, "export %s: virtiofsd: %s", self._name, words)
+
+
+async def _start_process(
+    program: Program, directory: str, sandbox: str, options: BackendOptions, name: str
+) -> tuple[trio.Process, socket.socket]:
+    """Start a virtiofsd; return it with the one connection to it."""
+    listener, connection = connected_listener()
+    with listener, contextlib.ExitStack() as undo:
+        undo.enter_context(connection)
+        arguments = command_line(program, directory, listener.fileno(), sandbox, options)
+        process = await trio.lowlevel.open_process(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[listener.fileno()],
+            process_group=0,
+        )
+        undo.pop_all()
+    command = " ".join(arguments)
+    about_export(_LOG, name).info("export %s: started %s (pid %d)", name, command, process.pid)
+    return process, connection
 
 
 @asynccontextmanager
@@ -182,26 +241,13 @@ async def start_backend(
         BackendDown: it cannot be started.
 
     """
-    listener, connection = connected_listener()
-    with listener:
-        arguments = command_line(program, directory, listener.fileno(), sandbox, options)
-        try:
-            process = await trio.lowlevel.open_process(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[listener.fileno()],
-                process_group=0,
-            )
-        except BaseException as error:
-            connection.close()
-            if isinstance(error, OSError):
-                raise BackendDown(f"{program.path}: {os_reason(error)}") from error
-            raise
+    try:
+        process, connection = await _start_process(program, directory, sandbox, options, name)
+    except OSError as error:
+        raise BackendDown(f"{program.path} cannot be started: {os_reason(error)}") from error
     backend = BackendProcess(program, process, connection, name)
-    _LOG.info("export %s: started %s (pid %d)", name, " ".join(arguments), process.pid)
-    async with trio.open_nursery() as nursery:
+    assert process.stderr is not None
+    async with process.stderr, trio.open_nursery() as nursery:
         nursery.start_soon(backend.log_words)
         try:
             yield backend

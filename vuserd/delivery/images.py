@@ -17,7 +17,7 @@ from vuserd.fs.version import Version
 class ImageKey(NamedTuple):
     """What an image is an image of."""
 
-    export: str
+    source: str
     version: Version
 
 
@@ -73,7 +73,7 @@ class ImageStore:
 
         """
         version = await export.call(lambda files: files.version(path))
-        key = ImageKey(export.config.name, version)
+        key = ImageKey(export.config.source, version)
         kept = self._kept.get(key)
         if kept is not None:
             self._kept.move_to_end(key)
@@ -85,6 +85,12 @@ class ImageStore:
             making = self._making[key] = _Making(key)
             self._nursery.start_soon(self._make, making, export, path)
         return Fetched(await self._wait_for(making), cached=False)
+
+    def resize(self, budget: int) -> None:
+        """Keep up to ``budget`` bytes from here on."""
+        self._budget = budget
+        while self.bytes > self._budget:
+            self._drop_oldest()
 
     def close(self) -> None:
         """Let go of all images."""
@@ -119,7 +125,7 @@ class ImageStore:
             if making.image is not None:
                 for _ in range(making.waiting):
                     making.image.hold()
-                self._keep(ImageKey(making.key.export, making.image.version), making.image)
+                self._keep(ImageKey(making.key.source, making.image.version), making.image)
             making.done.set()
 
     def _forget(self, making: _Making) -> None:

@@ -3,15 +3,17 @@
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import trio
 
+from protocol import Check
 from vuserd.backend.find import Program
 from vuserd.backend.process import sandboxes
-from vuserd.config import DaemonConfig, ExportConfig
+from vuserd.config.model import ExportConfig
 from vuserd.errors import (
     BackendDown,
     BackendError,
@@ -19,9 +21,12 @@ from vuserd.errors import (
     ConfigurationError,
     ErrorCode,
     FileError,
+    LossCause,
 )
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.serving import Serving
+from vuserd.journal import about_export
+from vuserd.tracing.tap import Tracing
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,6 +34,8 @@ _LOG = logging.getLogger(__name__)
 _ADOPT_PAUSE: Final = 0.1
 #: What a backend says that has no descriptor left: each node that is known takes one.
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE})
+#: How often it is given back all nodes that no call uses, and asked again, in one call.
+_MOST_FORGETS: Final = 3
 #: Seconds for it to give up those of nodes that were forgotten.
 _FORGET_PAUSE: Final = 0.005
 
@@ -45,31 +52,52 @@ class ExportState(StrEnum):
     STOPPED = "stopped"
 
 
+class Loss(NamedTuple):
+    """How a backend was lost."""
+
+    cause: LossCause
+    reason: str  #: for people
+    when: float  #: seconds since 1970
+
+
+class Usage(NamedTuple):
+    """What a session uses now."""
+
+    requests: int  #: sent so far
+    in_flight: int
+    nodes: int
+    lookups: int
+    payloads: int
+
+
 class Export:
     """A directory that can be read through a backend, and through the next one if that is lost.
 
     Args:
         config: what to export.
-        daemon: limits and options.
         program: the virtiofsd to start; or why there is none, which only matters to a directory.
 
     """
 
-    def __init__(
-        self, config: ExportConfig, daemon: DaemonConfig, program: Program | ConfigurationError
-    ) -> None:
+    def __init__(self, config: ExportConfig, program: Program | ConfigurationError) -> None:
         self.config = config
         self.state = ExportState.STARTING
         self.reason = ""
         #: Counts sessions; a node id of one means nothing in another.
         self.generation = 0
-        self._daemon = daemon
         self._program = program
         #: The sandboxes to try; once one has worked, that one alone.
-        self._modes: list[str] = []
+        self._modes: Sequence[str] = ()
         self._serving: Serving | None = None
         #: Backends in a row that were lost before any call was served.
         self._failures = 0
+        #: Backends that another had to take the place of, by why; and the last one that was lost.
+        self.restarts = dict.fromkeys(LossCause, 0)
+        self.last_loss: Loss | None = None
+        #: Sessions that ended because bytes were not to be believed, by the check that they failed.
+        self.faults = dict.fromkeys(map(str, Check), 0)
+        self.tracing = Tracing()
+        self._log = about_export(_LOG, config.name)
         self._changed = trio.lowlevel.ParkingLot()
         #: Set once the first backend is up, or is known not to be.
         self.settled = trio.Event()
@@ -91,7 +119,8 @@ class Export:
             VuserdError: what the operation raises.
 
         """
-        deadline = trio.current_time() + self._daemon.session_options.timeout
+        deadline = trio.current_time() + self.config.session.timeout
+        forgets = 0
         while True:
             serving = self._serving
             if serving is None or not serving.is_serving():
@@ -104,8 +133,10 @@ class Export:
                 if serving.is_serving() or trio.current_time() >= deadline:
                     raise
             except FileError as error:
-                if error.number not in _EXHAUSTED or not files.forget_idle():
+                if error.number not in _EXHAUSTED or forgets == _MOST_FORGETS:
                     raise
+                forgets += 1
+                files.nodes.forget_idle()
                 await trio.sleep(_FORGET_PAUSE)  # forgets are not answered
             else:
                 self._failures = 0
@@ -132,25 +163,44 @@ class Export:
 
     def describe_fully(self) -> dict[str, Any]:
         """Return the export as ``status`` shows it."""
-        described = self.describe() | {"source": self.config.source}
+        described = self.describe() | {
+            "source": self.config.source,
+            "restarts": sum(self.restarts.values()),
+            "restarts_by_cause": {str(cause): n for cause, n in self.restarts.items() if n},
+            "last_loss": self.last_loss._asdict() if self.last_loss is not None else None,
+        }
+        usage = self.usage()
+        return described | (usage._asdict() if usage is not None else {})
+
+    def usage(self) -> Usage | None:
+        """Return what the present session uses; None where there is none."""
         serving = self._serving
-        if serving is not None and serving.session is not None and serving.files is not None:
-            described |= {
-                "nodes": len(serving.files.nodes),
-                "lookups": serving.files.nodes.lookups,
-                "in_flight": serving.session.channel.in_flight,
-                "requests": serving.session.channel.submitted,
-                "payloads": serving.session.payloads.taken,
-            }
-        return described
+        if serving is None or serving.session is None or serving.files is None:
+            return None
+        return Usage(
+            serving.session.channel.submitted,
+            serving.session.channel.in_flight,
+            len(serving.files.nodes),
+            serving.files.nodes.lookups,
+            serving.session.payloads.taken,
+        )
+
+    def makes_progress(self) -> bool:
+        """Tell whether the session's tasks do their work: what is overdue has been told so."""
+        session = None if self._serving is None else self._serving.session
+        return session is None or session.lost or session.channel.makes_progress()
 
     def stop(self) -> None:
         """Ask :meth:`run` to end the backend in good order."""
         self._stopped.set()
         self._waiting.cancel()
 
-    async def replace(self) -> None:
+    async def replace(self, config: ExportConfig, program: Program | ConfigurationError) -> None:
         """Start another backend and put calls to it; the old one ends after those that it has.
+
+        Args:
+            config: what it is to be like, in the place of the present one.
+            program: the virtiofsd to start.
 
         Raises:
             CallError: BAD_REQUEST for a backend of somebody else's.
@@ -165,13 +215,22 @@ class Export:
         async with self._replacement:
             if self._nursery is None or self.state is not ExportState.UP:
                 raise BackendDown(f"export {self.config.name} is {self.state}, and not to replace")
-            serving = await self._start(self._nursery)
+            before = self._serving
+            modes = self._modes if (self.config, self._program) == (config, program) else ()
+            # Cancelled, it takes the backend that it is starting with it.
+            serving = await self._start(self._nursery, config, program, modes)
             if not serving.is_serving():
                 raise BackendDown(f"the other backend: {serving.failure}")
-            before, self._next = self._serving, serving
+            if self._stopped.is_set() or self.has_ended():
+                serving.retire()
+                raise BackendDown(f"export {self.config.name} has ended or is about to")
+            self.config, self._program, self._modes = config, program, modes
+            if self._next is not None:
+                self._next.retire()
+            self._next = serving
             self._waiting.cancel()
-            assert before is not None
-            await before.over.wait()
+            if before is not None:
+                await before.over.wait()
 
     async def run(self) -> None:
         """Serve until :meth:`stop`, one backend after the other.
@@ -183,14 +242,19 @@ class Export:
             self._nursery = nursery
             while not self._stopped.is_set():
                 successor, self._next = self._next, None
-                serving = successor or await self._start(nursery)
+                serving = successor or await self._start(
+                    nursery, self.config, self._program, self._modes
+                )
                 served = serving.is_serving()
                 if served:
                     serving = await self._serve_with(serving)
-                if self._stopped.is_set():
-                    break
-                if not await self._goes_on(serving.failure, served=served):
+                if self._stopped.is_set() or self._next is not None:
+                    continue
+                self._note_loss(serving, served=served)
+                if not await self._goes_on(serving, served=served):
                     return
+            if self._next is not None:
+                self._next.retire()
             self._change(ExportState.STOPPED, "")
 
     async def _wait_for_another(self, deadline: float) -> None:
@@ -198,8 +262,7 @@ class Export:
 
         An adopted backend that was never there is not waited for: somebody has to start it.
         """
-        ended = self.state in (ExportState.FAILED, ExportState.STOPPED)
-        if not ended and not (self.state is ExportState.STARTING and self.reason):
+        if not self.has_ended() and not (self.state is ExportState.STARTING and self.reason):
             with trio.move_on_at(deadline) as patience:
                 await self._changed.park()
             if not patience.cancelled_caught:
@@ -207,18 +270,27 @@ class Export:
         why = f": {self.reason}" if self.reason else ""
         raise BackendDown(f"export {self.config.name} is {self.state}{why}")
 
-    async def _start(self, nursery: trio.Nursery) -> Serving:
-        """Start a backend, and wait until it serves or cannot."""
-        serving = Serving(self.config, self._daemon, None, ())
-        if self.config.socket is None:
-            if isinstance(self._program, ConfigurationError):
-                serving.failure = str(self._program)
-                return serving
-            modes = self._modes or sandboxes(self._program.kind, os.geteuid())
-            serving = Serving(self.config, self._daemon, self._program, modes)
+    def has_ended(self) -> bool:
+        """Tell whether no backend will come any more."""
+        return self.state in (ExportState.FAILED, ExportState.STOPPED)
+
+    async def _start(
+        self,
+        nursery: trio.Nursery,
+        config: ExportConfig,
+        program: Program | ConfigurationError,
+        modes: Sequence[str],
+    ) -> Serving:
+        """Start a backend, and wait until it serves or cannot; ``modes``: where one is known."""
+        if config.socket is not None:
+            serving = Serving(config, None, (), self.tracing)
+        elif isinstance(program, ConfigurationError):
+            serving = Serving(config, None, (), self.tracing)
+            serving.failure = str(program)
+            return serving
+        else:
+            serving = Serving(config, program, modes or _sandboxes(config, program), self.tracing)
         await nursery.start(serving.run)
-        if serving.mode is not None:
-            self._modes = [serving.mode]
         return serving
 
     async def _serve_with(self, serving: Serving) -> Serving:
@@ -226,7 +298,8 @@ class Export:
         while True:
             self._come_up(serving)
             with trio.CancelScope() as self._waiting:
-                if self._stopped.is_set():
+                # One may have come while there was nobody in this wait to be told so.
+                if self._stopped.is_set() or self._next is not None:
                     self._waiting.cancel()
                 await serving.lost()
             successor, self._next = self._next, None
@@ -235,7 +308,6 @@ class Export:
             serving.retire()
             serving = successor
         if self._stopped.is_set():
-            self._change(ExportState.STOPPED, "")
             serving.retire()
         else:
             self._change(ExportState.RESTARTING, "")
@@ -243,17 +315,27 @@ class Export:
         self._serving = None
         return serving
 
-    async def _goes_on(self, failure: str, *, served: bool) -> bool:
+    def _note_loss(self, serving: Serving, *, served: bool) -> None:
+        """Count a loss; a socket of somebody else's where nobody listens yet is none."""
+        if served or self.config.socket is None:
+            self.last_loss = Loss(serving.cause, serving.failure, time.time())
+        if serving.fault in self.faults:
+            self.faults[serving.fault] += 1
+
+    async def _goes_on(self, serving: Serving, *, served: bool) -> bool:
         """Take note of a failure; tell whether to try again, once it is time to."""
+        failure = serving.failure
         self._failures += 1
         adopted = self.config.socket is not None
-        if not adopted and (self.generation == 0 or self._failures > self._daemon.restarts):
-            _LOG.error("export %s failed: %s", self.config.name, failure)
+        if not adopted and (self.generation == 0 or self._failures > self.config.restarts):
+            self._log.error("export %s failed: %s", self.config.name, failure)
             self._change(ExportState.FAILED, failure)
             self.settled.set()
             return False
+        if served or not adopted:
+            self.restarts[serving.cause] += 1
         if failure != self.reason:
-            _LOG.warning("export %s: %s; trying again", self.config.name, failure)
+            self._log.warning("export %s: %s; trying again", self.config.name, failure)
         begun = self.generation > 0
         self._change(ExportState.RESTARTING if begun else ExportState.STARTING, failure)
         self.settled.set()
@@ -262,7 +344,7 @@ class Export:
 
     def _delay(self) -> float:
         """Return how long to wait for the next try: not at all at first, then longer and longer."""
-        least, most = self._daemon.restart_delays
+        least, most = self.config.restart_delays
         return 0.0 if self._failures <= 1 else min(least * 2 ** (self._failures - 2), most)
 
     async def _pause(self, seconds: float) -> None:
@@ -277,9 +359,11 @@ class Export:
     def _come_up(self, serving: Serving) -> None:
         self.generation += 1
         self._serving = serving
+        if serving.mode is not None:
+            self._modes = [serving.mode]
         self._change(ExportState.UP, "")
         assert serving.backend is not None
-        _LOG.info(
+        self._log.info(
             "export %s is up: %s through virtiofsd %s (%s)",
             self.config.name,
             self.config.source,
@@ -287,3 +371,9 @@ class Export:
             serving.backend.kind,
         )
         self.settled.set()
+
+
+def _sandboxes(config: ExportConfig, program: Program) -> Sequence[str]:
+    """Return the sandboxes to try, the best one first."""
+    wanted = config.options.sandbox
+    return sandboxes(program.kind, os.geteuid()) if wanted is None else [wanted]

@@ -46,10 +46,6 @@ class FileSystem:
         """Tell whether the session is over: nothing can be asked any more."""
         return self._session.lost
 
-    def forget_idle(self) -> bool:
-        """Give back all nodes that no call uses; tell whether there were any."""
-        return self.nodes.forget_idle() > 0
-
     def close(self) -> None:
         """Give every lookup count back, as far as the backend still listens."""
         self.nodes.forget_idle()

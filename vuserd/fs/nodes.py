@@ -18,6 +18,8 @@ from protocol.fuse import Attributes, Entry, Forget, NodeId
 
 #: Nodes whose forgets go out together. Few: each may keep a descriptor open in the backend.
 _BATCH: Final = 64
+#: Directories above a node that are looked at for its path: a backend can make them go in a circle.
+_DEEPEST: Final = 4096
 
 
 #: The root before GETATTR: a directory, that is all.
@@ -75,6 +77,25 @@ class NodeTable:
         """Return the node that was found there last, if it is still known; it may have moved."""
         return self._children.get((directory, name))
 
+    def path(self, node: NodeId) -> bytes | None:
+        """Return where a node was found last: ``/`` and names from the root on.
+
+        Without a slash in front where a directory above is not known; None where nothing is. What
+        is known of several nodes can be of different times.
+        """
+        names: list[bytes] = []
+        here = self._nodes.get(node)
+        if here is None:
+            return b"/" if node == fuse.ROOT_ID else None
+        while here is not None and here.place is not None and len(names) < _DEEPEST:
+            directory, name = here.place
+            names.append(name)
+            if directory == fuse.ROOT_ID:
+                names.append(b"")
+                break
+            here = self._nodes.get(directory)
+        return b"/".join(reversed(names))
+
     def add(self, entry: Entry, directory: NodeId, name: bytes) -> Node:
         """Take over one lookup count; the node gets one user, to be ended by :meth:`leave`."""
         node = self._nodes.get(entry.node)
@@ -121,14 +142,12 @@ class NodeTable:
             self._post(fuse.batch_forget([*starmap(Forget, self._forgets.items())]))
             self._forgets.clear()
 
-    def forget_idle(self) -> int:
-        """Forget every node that nobody uses; return how many there were."""
-        count = len(self._idle)
+    def forget_idle(self) -> None:
+        """Forget every node that nobody uses."""
         for node in self._idle.values():
             self._drop(node)
         self._idle.clear()
         self.flush()
-        return count
 
     def _drop(self, node: Node) -> None:
         del self._nodes[node.id]

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 from outcome import Error, Outcome, Value
 
-from protocol import MalformedError, fuse
+from protocol import Check, MalformedError, fuse
 from protocol.dirent import LONGEST_RECORD, DirectoryEntry, decode_directory
 from protocol.fuse import Attributes, FileHandle, NodeId
 from vuserd.device.payloads import given_back
@@ -25,6 +25,8 @@ _Answers: TypeAlias = "dict[tuple[NodeId, bytes], Outcome[bytes | int]]"
 _RACED: Final = frozenset({errno.EAGAIN, errno.EXDEV})
 #: How often a name is looked up then.
 _ATTEMPTS: Final = 10
+#: Replies with "." or ".." only: one each, at most.
+_MOST_BARREN: Final = 2
 
 
 def _was_raced(answer: "Outcome[bytes | int]") -> bool:
@@ -34,10 +36,6 @@ def _was_raced(answer: "Outcome[bytes | int]") -> bool:
         and isinstance(answer.error, FileError)
         and answer.error.number in _RACED
     )
-
-
-#: Replies with "." or ".." only: one each, at most.
-_MOST_BARREN = 2
 
 
 class NodeOperations:
@@ -164,9 +162,13 @@ class NodeOperations:
             entries += batch
             barren = 0 if batch or position is None else barren + 1
             if barren > _MOST_BARREN:
-                raise self._channel.broken(MalformedError("a directory of nothing but dots"))
+                raise self._channel.broken(
+                    MalformedError("a directory of nothing but dots", Check.DIRECTORY)
+                )
             if position in passed:
-                raise self._channel.broken(MalformedError("a directory goes round in a circle"))
+                raise self._channel.broken(
+                    MalformedError("a directory goes round in a circle", Check.DIRECTORY)
+                )
             passed.add(position)
         self._nodes.flush()
         return entries, position

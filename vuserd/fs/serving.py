@@ -1,6 +1,7 @@
 """One backend in use, from its start to its end: its session, its files, and who is on them."""
 
 import logging
+import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
@@ -11,15 +12,29 @@ from vuserd.backend.adopted import AdoptedBackend
 from vuserd.backend.base import Backend
 from vuserd.backend.find import Program
 from vuserd.backend.process import start_backend
-from vuserd.config import DaemonConfig, ExportConfig
+from vuserd.config.model import ExportConfig
 from vuserd.device.session import Session, open_session
-from vuserd.errors import BackendDown, BackendError, VuserdError
+from vuserd.errors import BackendDown, BackendError, LossCause, VuserdError
 from vuserd.fs.filesystem import FileSystem
+from vuserd.journal import about_export
+from vuserd.tracing.tap import Tap, Tracing
 
 _LOG = logging.getLogger(__name__)
 
 #: Seconds for calls on files whose backend is to go in good order.
 _DRAIN: Final = 10.0
+#: Signals that a process gets for a fault of its own: of its memory, of its sandbox, by abort().
+_CRASHES: Final = frozenset(
+    {
+        signal.SIGSEGV,
+        signal.SIGBUS,
+        signal.SIGILL,
+        signal.SIGFPE,
+        signal.SIGABRT,
+        signal.SIGSYS,
+        signal.SIGTRAP,
+    }
+)
 
 
 class Serving:
@@ -27,32 +42,36 @@ class Serving:
 
     Args:
         config: what to export.
-        daemon: limits and options.
         program: the virtiofsd to start; None for a socket of somebody else's.
         modes: the sandboxes to try, the best one first.
+        tracing: who wants to know of its requests.
 
     """
 
     def __init__(
         self,
         config: ExportConfig,
-        daemon: DaemonConfig,
         program: Program | None,
         modes: Sequence[str],
+        tracing: Tracing,
     ) -> None:
         self.backend: Backend | None = None
         self.session: Session | None = None
         self.files: FileSystem | None = None
         #: Why it was lost, or could not be had; empty once it has ended in good order.
         self.failure = ""
+        #: The same for counting, and the check that its bytes failed where it broke the protocol.
+        self.cause = LossCause.NOT_STARTED
+        self.fault = ""
         #: Set when nothing of it is left.
         self.over = trio.Event()
         #: The sandbox that it runs in.
         self.mode: str | None = None
         self._config = config
-        self._daemon = daemon
         self._program = program
         self._modes = modes
+        self._tracing = tracing
+        self._tap: Tap | None = None
         self._calls = 0
         self._unused = trio.lowlevel.ParkingLot()
         self._retired = trio.Event()
@@ -88,8 +107,10 @@ class Serving:
             async with self._opened_session() as session:
                 self.session = session
                 # Each idle node keeps a descriptor open in the backend; leave it most of them.
-                most = self._daemon.backend_options.within_limits().descriptors // 4
-                self.files = FileSystem(session, min(self._daemon.idle_nodes, most))
+                most = self._config.options.within_limits().descriptors // 4
+                self.files = FileSystem(session, min(self._config.idle_nodes, most))
+                assert self._tap is not None
+                self._tap.places = self.files.nodes
                 task_status.started()
                 try:
                     await self._run_session(session)
@@ -100,10 +121,24 @@ class Serving:
         except VuserdError as error:
             words = self.backend.last_words() if self.backend is not None else ""
             self.failure = f"{error} ({words})" if words else str(error)
+            if isinstance(error, BackendError):
+                self.fault = error.check
             if self.files is None:
                 task_status.started()
+            else:
+                self.cause = self._cause(error)
         finally:
             self.over.set()
+
+    def _cause(self, error: VuserdError) -> LossCause:
+        """Return why it was lost. What its process says comes before what its socket did."""
+        cause = error.cause if isinstance(error, BackendError) else LossCause.CLOSED
+        end = self.backend.own_end() if self.backend is not None else None
+        if end is None or cause not in (LossCause.CLOSED, LossCause.EXITED):
+            return cause
+        if end >= 0:
+            return LossCause.EXITED
+        return LossCause.CRASHED if -end in _CRASHES else LossCause.KILLED
 
     async def _run_session(self, session: Session) -> None:
         """Wait until it is retired and unused.
@@ -125,7 +160,7 @@ class Serving:
         """Notice an end that the connection hides: what the process forked may hold that open."""
         assert self.backend is not None
         await self.backend.wait()
-        session.lose(BackendDown("the backend's process has ended"))
+        session.lose(BackendDown("the backend's process has ended", LossCause.EXITED))
 
     async def _wait_unused(self, scope: trio.CancelScope) -> None:
         await self._retired.wait()
@@ -149,10 +184,12 @@ class Serving:
                     yield session
                 return
             except BackendDown as error:
-                if self.mode is not None or index == len(self._modes) - 1:
+                cause = error.__cause__  # of ours, such as EMFILE, it is no sandbox's fault
+                ours = isinstance(cause, OSError) and not isinstance(cause, ConnectionError)
+                if ours or self.mode is not None or index == len(self._modes) - 1:
                     raise
                 words = self.backend.last_words() if self.backend is not None else ""
-                _LOG.warning(
+                about_export(_LOG, self._config.name).warning(
                     "export %s: no sandbox of kind %s here (%s), trying %s",
                     self._config.name,
                     mode,
@@ -168,7 +205,7 @@ class Serving:
             program,
             self._config.directory,
             mode,
-            self._daemon.backend_options.within_limits(),
+            self._config.options.within_limits(),
             self._config.name,
         ) as backend:
             try:
@@ -184,5 +221,8 @@ class Serving:
     async def _session_with(self, backend: Backend) -> AsyncIterator[Session]:
         self.backend = backend
         stream = await backend.connect()
-        async with open_session(stream, self._daemon.session_options) as session:
-            yield session
+        with self._tracing.session() as tap:
+            self._tap = tap
+            async with open_session(stream, self._config.session, tap.observer()) as session:
+                tap.follow(session.channel)
+                yield session

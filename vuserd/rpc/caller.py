@@ -2,16 +2,38 @@
 
 from vuserd.delivery.attached import MemoryTable
 from vuserd.fs.walks import WalkTable
+from vuserd.rpc.access import Rights
+from vuserd.rpc.users import Account
+from vuserd.tracing.trace import TraceTable
 
 
 class Caller:
     """The client that calls, as the methods see it."""
 
-    def __init__(self, memories: MemoryTable, walks: WalkTable) -> None:
+    def __init__(
+        self,
+        rights: Rights,
+        account: Account,
+        memories: MemoryTable,
+        walks: WalkTable,
+        traces: TraceTable,
+    ) -> None:
+        self.rights = rights
+        self._account = account
         self.memories = memories
         self.walks = walks
+        self.traces = traces
+
+    async def take_turn(self) -> None:
+        """Wait until it is this client's user's turn to keep the daemon busy."""
+        await self._account.take_turn()
+
+    def hurry(self) -> None:
+        """Have calls end that only wait for something to happen."""
+        self.traces.close()
 
     async def close(self) -> None:
         """Give back what the client had; it is gone."""
         self.walks.close()
+        self.traces.close()
         await self.memories.close()

@@ -13,7 +13,7 @@ This module opens no socket and knows no method.  What the peer did wrong comes 
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgpack
@@ -144,13 +144,43 @@ def encode_notification(method: str, params: list[Any]) -> bytes:
 def encode_response(msgid: int, error: object, result: object) -> bytes:
     """Encode ``[1, msgid, error, result]``.
 
-    Text in ``error`` is for people: what UTF-8 cannot say in it (an escaped byte of a file name) is
-    written as a backslash escape. In ``result`` it is a fault of the caller's and a ValueError:
-    names go through :func:`wire_name`.
+    Text is for people: what UTF-8 cannot say in it (an escaped byte of a file name) is written as a
+    backslash escape. Names that are to come through as they are go through :func:`wire_name`.
     """
     return b"".join(
-        (b"\x94\x01", _pack(msgid), _pack(error, unicode_errors="backslashreplace"), _pack(result))
+        (
+            b"\x94\x01",
+            _pack(msgid),
+            _pack(error, unicode_errors="backslashreplace"),
+            _pack(result, unicode_errors="backslashreplace"),
+        )
     )
+
+
+def encode_values(values: Iterable[object]) -> bytes:
+    """Encode values one after the other: elements of an array whose head was sent before."""
+    packer = msgpack.Packer(use_bin_type=True, autoreset=False)
+    for value in values:
+        packer.pack(value)
+    packed: bytes = packer.bytes()
+    return packed
+
+
+def encode_array_response_head(
+    msgid: int, others: Mapping[str, object], key: str, count: int
+) -> bytes:
+    """Encode all of a successful response but the elements of an array, the last value of its map.
+
+    The sender lets ``count`` of them follow, by :func:`encode_values`.
+    """
+    packer = msgpack.Packer(use_bin_type=True, autoreset=False)
+    packer.pack_map_header(len(others) + 1)
+    for name, value in others.items():
+        packer.pack(name)
+        packer.pack(value)
+    packer.pack(key)
+    packer.pack_array_header(count)
+    return b"".join((b"\x94\x01", _pack(msgid), b"\xc0", packer.bytes()))
 
 
 # The head of a response that carries a bin, in the bytes that msgpack itself would write:

@@ -1,24 +1,33 @@
 """One client: its requests become tasks, its replies go out as they are ready.
 
 A client has a bounded number of requests and of payload bytes in the daemon, counted from the
-moment a request is read until its reply has left; over them, nothing more is read from it.
+moment a request is read until its reply has left; over them, nothing more is read from it. Its
+user's connections together are bounded likewise.
+
+When the daemon ends, it shuts its side down for receiving: what a client has sent until then is
+answered, and what it sends afterwards fails at once, so it knows of each request which of the two
+became of it.
 """
 
+import contextlib
 import logging
 import os
 import socket
+import time
 from collections import deque
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import trio
 
-from vuserd.budget import Budget
-from vuserd.delivery.attached import MemoryTable
+from vuserd.budget import Share
+from vuserd.config.model import ClientLimits
+from vuserd.delivery.attached import Loaded, MemoryTable
 from vuserd.delivery.images import Fetched
 from vuserd.delivery.inline import FileContent
 from vuserd.descriptors import ancillary_space, received_descriptors
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.walks import WalkTable
+from vuserd.rpc.access import Rights
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.codec import (
     FramingError,
@@ -30,14 +39,20 @@ from vuserd.rpc.codec import (
     encode_notification,
     encode_response,
 )
-from vuserd.rpc.methods import READ_MAX, Methods, fetched_map
+from vuserd.rpc.counters import GONE, NO_METHOD, OK, Counters
+from vuserd.rpc.listing import Listing
+from vuserd.rpc.methods import Methods, fetched_map
 from vuserd.rpc.outbox import Outbox, Reply
+from vuserd.rpc.users import Account
+from vuserd.tracing.trace import TraceTable
 
 _LOG = logging.getLogger(__name__)
 
 _RECEIVE_SIZE: Final = 64 << 10
-#: Messages of one client that are handled before others have their turn.
-_TURN: Final = 64
+#: Messages of one client, alone with the daemon, before whatever else there is has its turn.
+_MOST_ALONE: Final = 64
+#: Messages of one client in a turn of its user's; a request is a turn's worth.
+_TURN: Final = 16
 #: What the kernel may hold of replies that a client has not read yet.
 _SEND_BUFFER: Final = 2 << 20
 _SO_SNDBUFFORCE: Final = 32
@@ -46,42 +61,22 @@ _MOST_DESCRIPTORS: Final = 16
 #: A plain number: arithmetic on a flag of the standard library costs more than the receiving.
 _TRUNCATED: Final = int(socket.MSG_CTRUNC)
 _ANCILLARY_SPACE: Final = ancillary_space(_MOST_DESCRIPTORS)
-#: Seconds for a backend to return what it was lent for a client that is gone.
-_FAREWELL: Final = 30.0
+#: Exports that a client may trace at once.
+_MOST_TRACES: Final = 8
 
 
-class ConnectionLimits(NamedTuple):
-    """What one client may use."""
-
-    walks: int = 4  #: begun and not finished
-    memories: int = 8  #: attached
-    memory: int = 16 << 30  #: bytes of them
-
-    requests: int = 64  #: in flight
-    payload: int = 2 * READ_MAX  #: bytes in flight
-    frame: int = 1 << 20  #: bytes of one request
-    depth: int = 16  #: nesting of one request
-    stall: float = 30.0  #: seconds without progress before a client that does not read is dropped
-
-
-class Counters:
-    """What all connections have done so far."""
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self.requests = 0
-        self.errors = 0
-        self.bytes_read = 0
-        #: Requests in the daemon now.
-        self.in_flight = 0
+def _notice(error: CallError) -> Reply:
+    """Say what concerns the connection, and no request of it."""
+    return Reply([encode_notification("error", [error.to_wire()])])
 
 
 def _widen(sock: socket.socket) -> None:
     """Let one send carry a whole payload buffer: each send less is a wake-up of both sides less."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
-    except PermissionError:  # only root may exceed net.core.wmem_max
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    except OSError:  # only root may exceed net.core.wmem_max
+        with contextlib.suppress(OSError):  # it is as good with less
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
 
 class Connection:
@@ -95,44 +90,85 @@ class Connection:
         self,
         sock: socket.socket,
         methods: Methods,
-        limits: ConnectionLimits,
+        limits: ClientLimits,
         counters: Counters,
+        account: Account,
+        rights: Rights,
     ) -> None:
+        self.rights = rights
+        self.since = time.time()
+        self.requests = 0
+        #: Bytes of files that it was given, in whatever way.
+        self.bytes_read = 0
+        #: The name of its process, once somebody wants to know.
+        self._command: str | None = None
         self._socket = sock
         _widen(sock)
         self._methods = methods
         self._limits = limits
         self._counters = counters
-        self._requests = Budget(limits.requests)
-        self._payload = Budget(limits.payload)
+        self._account = account
+        self._requests = Share(limits.requests, account.requests)
+        self._payload = Share(limits.payload, account.payload)
         self._outbox = Outbox(sock, self._gone, self._is_alone)
-        self._caller = Caller(MemoryTable(limits.memories, limits.memory), WalkTable(limits.walks))
+        self._caller = Caller(
+            rights,
+            account,
+            MemoryTable(limits.memories, limits.memory),
+            WalkTable(limits.walks),
+            TraceTable(_MOST_TRACES),
+        )
         #: Descriptors that came and whose request has not come yet, in order.
         self._descriptors: deque[int] = deque()
         self._last_request_read = trio.Event()
-        self._shutting_down = False
+        #: Why the daemon ends the connection.
+        self._farewell: CallError | None = None
 
-    def shut_down(self) -> None:
-        """Refuse new requests from here on, and end when those in progress are answered."""
-        self._shutting_down = True
-        self._last_request_read.set()
+    def shut_down(self, reason: str) -> None:
+        """Take no more requests, and end when those that were sent are answered."""
+        if self._farewell is None:
+            self._farewell = CallError(ErrorCode.SHUTTING_DOWN, reason)
+            self._caller.hurry()
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RD)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the client as ``status`` shows it."""
+        peer = self.rights.peer
+        if self._command is None:
+            self._command = peer.command() or ""
+        return {
+            "pid": peer.pid,
+            "uid": peer.uid,
+            "command": self._command or None,
+            "requests": self.requests,
+            "in_flight": self._requests.taken,
+            "bytes_read": self.bytes_read,
+            "since": self.since,
+        }
 
     async def run(self) -> None:
         """Serve the client until it goes away, loses its framing, or stops reading."""
         try:
+            await self._account.take_turn()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write_replies, nursery.cancel_scope)
                 nursery.start_soon(self._read_requests, nursery)
                 await self._last_request_read.wait()
-                # All of the budget is free when all replies have left.
-                await self._requests.take(self._requests.total)
+                await self._requests.wait_unused()  # all replies have left
+                if self._farewell is not None:
+                    await self._take_turn()
+                    self._outbox.send(_notice(self._farewell))
                 nursery.cancel_scope.cancel()
         finally:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
             self._outbox.close()
+            self._counters.in_flight -= self._requests.taken  # by calls that were cancelled
+            self._requests.close()
+            self._payload.close()
             self._drop_descriptors()
-            with trio.move_on_after(_FAREWELL, shield=True):
+            with trio.CancelScope(shield=True):  # no backend keeps memory longer than it may
                 await self._caller.close()
 
     async def _read_requests(self, nursery: trio.Nursery) -> None:
@@ -140,6 +176,8 @@ class Connection:
         while True:
             try:
                 await trio.lowlevel.wait_readable(self._socket)
+                if not self._account.is_alone():
+                    await self._account.take_turn()
                 received, ancillary, flags, _ = self._socket.recvmsg(
                     _RECEIVE_SIZE, _ANCILLARY_SPACE, socket.MSG_CMSG_CLOEXEC
                 )
@@ -158,16 +196,16 @@ class Connection:
                     raise FramingError("TOO_LARGE", "too many descriptors came with a request")
                 decoder.feed(received)
                 for number, message in enumerate(decoder, 1):
-                    if number % _TURN == 0:
+                    if number % _MOST_ALONE == 0:
                         await trio.lowlevel.checkpoint()
+                    is_new_turn = number > 1 and isinstance(message, Request)
+                    if (is_new_turn or number % _TURN == 0) and not self._account.is_alone():
+                        await self._account.take_turn()
                     if isinstance(message, Request):
                         await self._take_turn()
+                        self.requests += 1
                         self._counters.requests += 1
-                        if self._shutting_down:
-                            end = CallError(ErrorCode.SHUTTING_DOWN, "the daemon is about to end")
-                            self._refuse_request(message, end.to_wire(), reserved=0)
-                        else:
-                            nursery.start_soon(self._answer, message, self._claimed(message))
+                        nursery.start_soon(self._answer, message, self._claimed(message))
                     elif isinstance(message, InvalidMessage):
                         await self._take_turn()
                         self._refuse(message)
@@ -177,13 +215,14 @@ class Connection:
             except FramingError as error:
                 await self._take_turn()
                 refusal = CallError(ErrorCode(error.code), str(error))
-                self._outbox.send(Reply([encode_notification("error", [refusal.to_wire()])]))
+                self._outbox.send(_notice(refusal))
                 self._last_request_read.set()
                 return
 
     async def _take_turn(self) -> None:
         """Wait until the client may have one more request in the daemon; its reply ends that."""
-        await self._requests.take(1)
+        if not self._requests.try_take(1):
+            await self._requests.take(1)
         self._counters.in_flight += 1
 
     def _claimed(self, request: Request) -> int | None:
@@ -199,17 +238,24 @@ class Connection:
 
     def _refuse(self, message: InvalidMessage) -> None:
         self._counters.errors += 1
-        refusal = CallError(ErrorCode.BAD_REQUEST, message.reason).to_wire()
+        self._counters.count(NO_METHOD, ErrorCode.BAD_REQUEST, 0.0)
+        refusal = CallError(ErrorCode.BAD_REQUEST, message.reason)
         if message.msgid is None:
-            frame = encode_notification("error", [refusal])
+            self._outbox.send(_notice(refusal))
         else:
-            frame = encode_response(message.msgid, refusal, None)
-        self._outbox.send(Reply([frame]))
+            frame = encode_response(message.msgid, refusal.to_wire(), None)
+            self._outbox.send(Reply([frame]))
 
     async def _answer(self, request: Request, descriptor: int | None) -> None:
         reserved = 0
+        name, end, began = NO_METHOD, OK, time.perf_counter()
         try:
             method = self._methods.find(request.method)
+            name = method.name
+            if method.manages and not self.rights.manages:
+                raise CallError(
+                    ErrorCode.DENIED, f"{method.name} is for root and the daemon's user"
+                )
             arguments, options = method.bind(request.params)
             wanted = min(method.weight(arguments, options), self._payload.total)
             if wanted:
@@ -222,15 +268,25 @@ class Connection:
                     )
                 options["descriptor"], descriptor = descriptor, None
             result = await method.handler(self._caller, *arguments, **options)
+            reply = self._reply_to(request, result, reserved)
         except VuserdError as error:
+            end = error.code
             self._refuse_request(request, error.to_wire(), reserved)
         except Exception:
             _LOG.exception("fault in %s", request.method)
             fault = CallError(ErrorCode.INTERNAL, "a fault of the daemon's; its log says more")
+            end = fault.code
             self._refuse_request(request, fault.to_wire(), reserved)
+        except trio.Cancelled:
+            end = GONE
+            if self._farewell is not None:  # cut off: it took too long
+                end = self._farewell.code
+                self._refuse_request(request, self._farewell.to_wire(), reserved)
+            raise
         else:
-            self._answer_with(request, result, reserved)
+            self._outbox.send(reply)
         finally:
+            self._counters.count(name, end, time.perf_counter() - began)
             if descriptor is not None:
                 os.close(descriptor)
 
@@ -238,27 +294,42 @@ class Connection:
         self._counters.errors += 1
         self._outbox.send(Reply([encode_response(request.msgid, error, None)], payload=reserved))
 
-    def _answer_with(self, request: Request, result: Any, reserved: int) -> None:
+    def _reply_to(self, request: Request, result: Any, reserved: int) -> Reply:
+        """Encode a result.
+
+        Raises:
+            FileError: there is no descriptor for the image.
+
+        """
         if isinstance(result, FileContent):
             head = encode_bin_response_head(request.msgid, result.length)
+            self.bytes_read += result.length
             self._counters.bytes_read += result.length
-            self._outbox.send(Reply([head, *result.views()], content=result, payload=reserved))
-        elif isinstance(result, Fetched):
-            self._answer_with_image(request, result)
-        else:
-            frame = encode_response(request.msgid, None, result)
-            self._outbox.send(Reply([frame], payload=reserved))
+            return Reply([head, *result.views()], content=result, payload=reserved)
+        if isinstance(result, Fetched):
+            return self._image_reply(request, result)
+        if isinstance(result, Listing):
+            return Reply(result.pieces(request.msgid), payload=reserved)
+        if isinstance(result, Loaded):
+            self.bytes_read += result.length
+            self._counters.bytes_loaded += result.length
+            result = result._asdict()
+        return Reply([encode_response(request.msgid, None, result)], payload=reserved)
 
-    def _answer_with_image(self, request: Request, fetched: Fetched) -> None:
+    def _image_reply(self, request: Request, fetched: Fetched) -> Reply:
         try:
+            head = encode_response(request.msgid, None, fetched_map(fetched))
             descriptor = fetched.image.reopen()
-        except OSError as error:
+        except BaseException as error:
             fetched.image.give_back()
-            refusal = FileError(error.errno or 0, f"no descriptor for the image: {error.strerror}")
-            self._refuse_request(request, refusal.to_wire(), reserved=0)
-            return
-        head = encode_response(request.msgid, None, fetched_map(fetched))
-        self._outbox.send(Reply([head], descriptor, fetched.image))
+            if isinstance(error, OSError):
+                raise FileError(
+                    error.errno or 0, f"no descriptor for the image: {error.strerror}"
+                ) from error
+            raise
+        self.bytes_read += fetched.image.size
+        self._counters.bytes_of_images += fetched.image.size
+        return Reply([head], descriptor, fetched.image)
 
     def _gone(self, reply: Reply) -> None:
         """Take back what a reply used of the budgets."""
@@ -267,7 +338,7 @@ class Connection:
         self._counters.in_flight -= 1
 
     def _is_alone(self) -> bool:
-        return self._counters.in_flight == self._requests.total - self._requests.available
+        return self._counters.in_flight == self._requests.taken
 
     async def _write_replies(self, cancel: trio.CancelScope) -> None:
         try:

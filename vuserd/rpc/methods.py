@@ -2,12 +2,13 @@
 
 import errno
 import struct
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
 
 from protocol.dirent import DirectoryEntry
 from protocol.fuse import AttributeFlag, Attributes
 from vuserd import __version__
+from vuserd.delivery.attached import Loaded
 from vuserd.delivery.images import Fetched, ImageStore
 from vuserd.delivery.inline import FileContent, read_inline
 from vuserd.errors import CallError, ErrorCode
@@ -15,9 +16,23 @@ from vuserd.fs.export import Export
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.filetype import type_name
 from vuserd.fs.walk import TreeWalk
+from vuserd.rpc.access import RefusalLog, Rights
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.codec import wire_name
-from vuserd.rpc.signature import FLAG, PATH, TEXT, TOKEN, Method, Option, integer, optional
+from vuserd.rpc.listing import Listing, pack_listing
+from vuserd.rpc.signature import (
+    FLAG,
+    PATH,
+    TEXT,
+    TOKEN,
+    Method,
+    Option,
+    integer,
+    optional,
+    seconds,
+)
+from vuserd.tracing.event import Event
+from vuserd.tracing.trace import CAPACITY
 
 #: Goes up with each addition; a client that needs level N works with every daemon of N or more...
 API_LEVEL: Final = 1
@@ -29,11 +44,44 @@ READ_MAX: Final = 8 << 20
 #: The most entries of one page.
 PAGE_MAX: Final = 10_000
 _ENTRY_BYTES: Final = 512
+#: What a status may have, about: it names clients.
+_STATUS_BYTES: Final = 256 << 10
+#: The most seconds that ``trace`` waits for something to happen.
+TRACE_WAIT_MAX: Final = 10.0
 
 _NANOSECONDS: Final = 1_000_000_000
 _SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
 #: Where a directory goes on: its inode number, and the backend's offset.
 _TOKEN: Final = struct.Struct(">QQ")
+
+
+class Manager(Protocol):
+    """What the methods ask of the daemon itself."""
+
+    def status(self, rights: Rights) -> dict[str, Any]:
+        """Tell how the daemon does."""
+
+    def rigs(self, rights: Rights) -> list[dict[str, Any]]:
+        """Tell which rigs there are."""
+
+    async def metrics(self) -> str:
+        """Return all metrics as Prometheus reads them."""
+
+    async def reload(self) -> list[str]:
+        """Read the configuration again and apply what differs; tell what was done.
+
+        Raises:
+            CallError: it is wrong, and nothing was done.
+
+        """
+
+    async def reload_export(self, name: str) -> list[str]:
+        """Replace an export's backend.
+
+        Raises:
+            VuserdError: it cannot be had; the old one, if there is one, goes on.
+
+        """
 
 
 class Methods:
@@ -42,19 +90,15 @@ class Methods:
     Args:
         exports: by name.
         images: where ``fetch`` gets them.
-        status: what ``status`` returns.
+        manager: the daemon itself, for what concerns all of it.
 
     """
 
-    def __init__(
-        self,
-        exports: Mapping[str, Export],
-        images: ImageStore,
-        status: Callable[[], dict[str, Any]],
-    ) -> None:
+    def __init__(self, exports: Mapping[str, Export], images: ImageStore, manager: Manager) -> None:
         self._exports = exports
         self._images = images
-        self._status = status
+        self._manager = manager
+        self.refusals = RefusalLog()
         of_file = {"export": TEXT, "path": PATH}
         table = (
             Method("api_info", self.api_info, {}, {}, "map"),
@@ -107,8 +151,25 @@ class Methods:
                 "map of length",
             ),
             Method("detach", self.detach, {"memory": integer()}, {}, "nil"),
-            Method("reload", self.reload, {"export": TEXT}, {}, "nil"),
-            Method("status", self.status, {}, {}, "map"),
+            Method(
+                "reload", self.reload, {"export": optional(TEXT)}, {}, "array of str", manages=True
+            ),
+            Method("rigs", self.rigs, {}, {}, "array of map"),
+            Method("status", self.status, {}, {}, "map", weight=lambda _, __: _STATUS_BYTES),
+            Method("metrics", self.metrics, {}, {}, "str", manages=True),
+            Method(
+                "trace",
+                self.trace,
+                {"export": TEXT},
+                {
+                    "limit": Option(integer(1, CAPACITY), 1000),
+                    "wait": Option(seconds(TRACE_WAIT_MAX), 1.0),
+                    "end": Option(FLAG, default=False),
+                },
+                "map of events, lost",
+                weight=_listing_weight,
+                manages=True,
+            ),
         )
         self.table: Mapping[str, Method] = {method.name: method for method in table}
 
@@ -126,9 +187,12 @@ class Methods:
             )
         return method
 
-    def _export(self, name: str) -> Export:
+    def _export(self, caller: Caller, name: str) -> Export:
+        """Return the export of this name, unless the caller may not know of it."""
         found = self._exports.get(name)
-        if found is None:
+        if found is None or not caller.rights.sees(name, found.config.access):
+            if found is not None:
+                self.refusals.note(caller.rights.peer, f"export {name}")
             raise CallError(ErrorCode.UNKNOWN_EXPORT, f"there is no export {name!r}")
         return found
 
@@ -142,39 +206,51 @@ class Methods:
             "errors": [*ErrorCode, *errno.errorcode.values()],
         }
 
-    async def exports(self, _: Caller) -> list[dict[str, Any]]:
-        """Tell which exports there are and how they are."""
-        return [export.describe() for export in self._exports.values()]
+    async def exports(self, caller: Caller) -> list[dict[str, Any]]:
+        """Tell which exports there are for this client, and how they are."""
+        return [
+            export.describe()
+            for export in self._exports.values()
+            if caller.rights.sees(export.config.name, export.config.access)
+        ]
 
-    async def stat(self, _: Caller, export: str, path: bytes, *, follow: bool) -> dict[str, Any]:
+    async def stat(
+        self, caller: Caller, export: str, path: bytes, *, follow: bool
+    ) -> dict[str, Any]:
         """Return a file's attributes."""
-        found = self._export(export)
+        found = self._export(caller, export)
         return stat_map(await found.call(lambda files: files.stat(path, follow=follow)))
 
-    async def readlink(self, _: Caller, export: str, path: bytes) -> str | bytes:
+    async def readlink(self, caller: Caller, export: str, path: bytes) -> str | bytes:
         """Return a symlink's target."""
-        return wire_name(await self._export(export).call(lambda files: files.readlink(path)))
+        return wire_name(
+            await self._export(caller, export).call(lambda files: files.readlink(path))
+        )
 
     async def readdir(
         self,
-        _: Caller,
+        caller: Caller,
         export: str,
         path: bytes,
         *,
         attrs: bool,
         limit: int,
         after: bytes | None,
-    ) -> dict[str, Any]:
+    ) -> Listing:
         """Return a page of a directory."""
         if after is not None and len(after) != _TOKEN.size:
             raise CallError(ErrorCode.BAD_REQUEST, "readdir after: not a token of this daemon's")
         begin = None if after is None else _TOKEN.unpack(after)
-        page = await self._export(export).call(
+        page = await self._export(caller, export).call(
             lambda files: files.readdir(path, attributes=attrs, limit=limit, after=begin)
         )
         following = None if page.next is None else _TOKEN.pack(page.ino, page.next)
-        entries = [_entry_map(entry, "name", entry.name) for entry in page.entries]
-        return {"entries": entries, "next": following}
+        return await pack_listing(
+            caller,
+            page.entries,
+            lambda entry: _entry_map(entry, "name", entry.name),
+            next=following,
+        )
 
     async def walk(
         self,
@@ -185,9 +261,9 @@ class Methods:
         attrs: bool,
         limit: int,
         after: bytes | None,
-    ) -> dict[str, Any]:
+    ) -> Listing:
         """Return a page of the tree below a directory; the walk stays this connection's."""
-        found = self._export(export)
+        found = self._export(caller, export)
         begun = (export, path)
         if after is None:
             walk = TreeWalk(path, attributes=attrs)
@@ -198,33 +274,35 @@ class Methods:
         except BaseException:
             walk.close()
             raise
-        return {
-            "entries": [_entry_map(entry, "path", inside) for inside, entry in entries],
-            "problems": [
+        return await pack_listing(
+            caller,
+            entries,
+            lambda found: _entry_map(found[1], "path", found[0]),
+            problems=[
                 {"path": wire_name(problem.path), **problem.error.to_wire()} for problem in problems
             ],
-            "next": None if walk.finished else caller.walks.keep(walk, begun),
-        }
+            next=None if walk.finished else caller.walks.keep(walk, begun),
+        )
 
     async def read(
-        self, _: Caller, export: str, path: bytes, offset: int, length: int
+        self, caller: Caller, export: str, path: bytes, offset: int, length: int
     ) -> FileContent:
         """Return bytes of a regular file; the receiver gives their buffers back."""
         if length > READ_MAX:
             raise CallError(
                 ErrorCode.TOO_LARGE, f"read gives {READ_MAX} bytes at most", limit=READ_MAX
             )
-        return await self._export(export).call(
+        return await self._export(caller, export).call(
             lambda files: read_inline(files, path, offset, length)
         )
 
-    async def statfs(self, _: Caller, export: str) -> dict[str, Any]:
+    async def statfs(self, caller: Caller, export: str) -> dict[str, Any]:
         """Return the statistics of the export's file system."""
-        return (await self._export(export).call(FileSystem.statfs))._asdict()
+        return (await self._export(caller, export).call(FileSystem.statfs))._asdict()
 
-    async def fetch(self, _: Caller, export: str, path: bytes) -> Fetched:
+    async def fetch(self, caller: Caller, export: str, path: bytes) -> Fetched:
         """Return a sealed image of a file; the receiver gives it back."""
-        return await self._images.fetch(self._export(export), path)
+        return await self._images.fetch(self._export(caller, export), path)
 
     async def attach(self, caller: Caller, size: int, *, descriptor: int) -> int:
         """Take a client's memory; return the id to load files into it."""
@@ -240,25 +318,50 @@ class Methods:
         *,
         offset: int,
         length: int | None,
-    ) -> dict[str, Any]:
+    ) -> Loaded:
         """Put a file's bytes into attached memory."""
         attached = caller.memories.find(memory)
-        loaded = await self._export(export).call(
+        loaded = await self._export(caller, export).call(
             lambda files: attached.load(files, path, address, offset, length)
         )
-        return {"length": loaded}
+        return Loaded(loaded)
 
     async def detach(self, caller: Caller, memory: int) -> None:
         """Let go of attached memory, once loads into it have ended."""
         await caller.memories.detach(memory)
 
-    async def reload(self, _: Caller, export: str) -> None:
-        """Replace an export's backend; calls in progress end on the old one."""
-        await self._export(export).replace()
+    async def reload(self, caller: Caller, export: str | None) -> list[str]:
+        """Replace an export's backend, or read the configuration again; tell what was done."""
+        if export is None:
+            return await self._manager.reload()
+        self._export(caller, export)
+        return await self._manager.reload_export(export)
 
-    async def status(self, _: Caller) -> dict[str, Any]:
-        """Return how the daemon does."""
-        return self._status()
+    async def rigs(self, caller: Caller) -> list[dict[str, Any]]:
+        """Tell which rigs there are, as far as this client may know."""
+        return self._manager.rigs(caller.rights)
+
+    async def status(self, caller: Caller) -> dict[str, Any]:
+        """Return how the daemon does, as far as this client may know."""
+        return self._manager.status(caller.rights)
+
+    async def metrics(self, _: Caller) -> str:
+        """Return all metrics as Prometheus reads them."""
+        return await self._manager.metrics()
+
+    async def trace(
+        self, caller: Caller, export: str, *, limit: int, wait: float, end: bool
+    ) -> dict[str, Any]:
+        """Return the FUSE requests of an export that ended since the last time.
+
+        The first time begins the trace. It ends with ``end``, with the connection, or when nobody
+        asks for a minute.
+        """
+        trace = caller.traces.find(export, self._export(caller, export).tracing)
+        if end:
+            caller.traces.end(export)
+        events, lost = await trace.take(limit, wait)
+        return {"events": [event_map(event) for event in events], "lost": lost}
 
 
 def _listing_weight(_: list[Any], options: dict[str, Any]) -> int:
@@ -272,10 +375,15 @@ def fetched_map(fetched: Fetched) -> dict[str, Any]:
     version = fetched.image.version
     return {
         "size": fetched.image.size,
-        "mtime_ns": version.mtime_ns,
+        "mtime_ns": _on_the_wire(version.mtime_ns),
         "ino": version.ino,
         "cached": fetched.cached,
     }
+
+
+def _on_the_wire(nanoseconds: int) -> int:
+    """Return a time that MessagePack can say: of years far away, the farthest that fits."""
+    return max(-(1 << 63), min(nanoseconds, (1 << 63) - 1))
 
 
 def stat_map(attributes: Attributes) -> dict[str, Any]:
@@ -291,12 +399,24 @@ def stat_map(attributes: Attributes) -> dict[str, Any]:
         "rdev": attributes.rdev,
         "blocks": attributes.blocks,
         "blksize": attributes.blksize,
-        "atime_ns": attributes.atime * _NANOSECONDS + attributes.atime_nsec,
-        "mtime_ns": attributes.mtime * _NANOSECONDS + attributes.mtime_nsec,
-        "ctime_ns": attributes.ctime * _NANOSECONDS + attributes.ctime_nsec,
+        "atime_ns": _on_the_wire(attributes.atime * _NANOSECONDS + attributes.atime_nsec),
+        "mtime_ns": _on_the_wire(attributes.mtime * _NANOSECONDS + attributes.mtime_nsec),
+        "ctime_ns": _on_the_wire(attributes.ctime * _NANOSECONDS + attributes.ctime_nsec),
     }
     if attributes.flags & _SUBMOUNT:
         shown["submount"] = True
+    return shown
+
+
+def event_map(event: Event) -> dict[str, Any]:
+    """Return an event as the RPC shows it."""
+    shown = event._asdict()
+    if event.path is not None:
+        shown["path"] = wire_name(event.path)
+    shown["arguments"] = {
+        name: wire_name(value) if isinstance(value, bytes) else value
+        for name, value in event.arguments.items()
+    }
     return shown
 
 

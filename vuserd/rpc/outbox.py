@@ -17,7 +17,7 @@ from vuserd.descriptors import ancillary_with
 _PIECES: Final = 256
 #: The most bytes that are copied for one client while others wait.
 _SHARE: Final = 256 << 10
-#: Seconds that a reply may wait in the buffers that the backend wrote, which all clients share.
+#: Seconds that a reply may wait in the buffers that the backend wrote, which others wait for, too.
 _PATIENCE: Final = 0.1
 
 
@@ -88,8 +88,6 @@ class Outbox:
         self._alone = alone
         self._waiting: deque[Reply] = deque()
         self._more = trio.lowlevel.ParkingLot()
-        #: Whether what waits is copied: until the client has taken all of it.
-        self._slow = False
 
     def send(self, reply: Reply) -> None:
         """Send a reply, or what the socket does not take at once as soon as it does.
@@ -98,17 +96,13 @@ class Outbox:
         :meth:`run`'s to find.
         """
         self._waiting.append(reply)
-        if len(self._waiting) > 1:
-            reply.since = trio.current_time()
-            if self._slow:
-                reply.unload()
-            return
-        self._slow = False
-        with contextlib.suppress(OSError):
-            self._send_some()
-        if self._waiting:
-            reply.since = trio.current_time()
+        if len(self._waiting) == 1:
+            with contextlib.suppress(OSError):
+                self._send_some()
+            if not self._waiting:
+                return
             self._more.unpark_all()
+        reply.since = trio.current_time()
 
     async def run(self, stall: float) -> None:
         """Send what :meth:`send` could not.
@@ -122,11 +116,7 @@ class Outbox:
             while not self._waiting:
                 await self._more.park()
             with trio.fail_after(stall):
-                with trio.move_on_at(self._waiting[0].since + _PATIENCE) as soon:
-                    await trio.lowlevel.wait_writable(self._socket)
-                if soon.cancelled_caught:
-                    self._unload()
-                    await trio.lowlevel.wait_writable(self._socket)
+                await self._wait_writable()
             with contextlib.suppress(BlockingIOError):
                 self._send_some()
 
@@ -135,11 +125,19 @@ class Outbox:
         while self._waiting:
             self._drop_first()
 
-    def _unload(self) -> None:
-        """Let the buffers go that others wait for: the client takes its time."""
-        self._slow = True
-        for reply in self._waiting:
-            reply.unload()
+    async def _wait_writable(self) -> None:
+        """Wait until the client takes more; let the buffers go that others wait for meanwhile."""
+        look_at = self._waiting[0].since + _PATIENCE
+        while True:
+            now = trio.current_time()
+            if look_at <= now:
+                look_at = now + _PATIENCE
+                if not self._alone():
+                    for reply in self._waiting:
+                        reply.unload()
+            with trio.move_on_at(look_at):
+                await trio.lowlevel.wait_writable(self._socket)
+                return
 
     def _send_some(self) -> None:
         """Send what one system call takes: a descriptor goes with the first byte of its own."""

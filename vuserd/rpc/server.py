@@ -1,54 +1,169 @@
 """All clients of the daemon: accepted, counted, and seen off when the daemon ends."""
 
+import contextlib
+import errno
 import logging
 import socket
+from collections.abc import Sequence
+from typing import Final
 
 import trio
 
-from vuserd.rpc.connection import Connection, ConnectionLimits, Counters
+from vuserd.config.model import ClientLimits
+from vuserd.errors import CallError, os_reason
+from vuserd.rpc.access import Peer, Rights
+from vuserd.rpc.codec import encode_notification
+from vuserd.rpc.connection import Connection
+from vuserd.rpc.counters import Counters
+from vuserd.rpc.listener import Listener
 from vuserd.rpc.methods import Methods
+from vuserd.rpc.users import Accounts
 
 _LOG = logging.getLogger(__name__)
 
+#: accept() fails so where the socket itself is of no use; all else passes (accept(2)).
+_USELESS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
+#: Seconds for it to pass: for descriptors to come back, say. Clients wait in the socket's queue.
+_PAUSE: Final = 0.1
+_LOG_PAUSE: Final = 60.0
+
 
 class Server:
-    """Serves the methods on any number of listeners."""
+    """Serves the methods to the clients of any number of listeners."""
 
-    def __init__(self, methods: Methods, limits: ConnectionLimits | None = None) -> None:
+    def __init__(self, methods: Methods, limits: ClientLimits) -> None:
         self.counters = Counters()
+        #: For those who connect from now on.
+        self.limits = limits
         self._methods = methods
-        self._limits = limits or ConnectionLimits()
-        self._connections: set[Connection] = set()
-        self._accepting = trio.CancelScope()
+        self._accounts = Accounts()
+        self._connections: dict[Connection, Listener] = {}
+        self._open = trio.Event()
+        self._stopped = False
+        self._drain = 0.0
+        #: Set when the last client is gone, after :meth:`stop`.
+        self.ended = trio.Event()
+        self._stop = trio.Event()
+        self._accepting: dict[trio.CancelScope, Listener] = {}
+        self._clients: trio.Nursery | None = None
+        self._next_complaint = 0.0
 
-    @property
-    def connections(self) -> int:
-        """Clients that are connected."""
-        return len(self._connections)
+    def connections(self, listener: Listener | None = None) -> Sequence[Connection]:
+        """Return the clients that are connected: all, or those of one listener."""
+        return [
+            connection
+            for connection, origin in self._connections.items()
+            if listener is None or origin is listener
+        ]
 
-    async def serve(self, listeners: list[trio.SocketListener], drain: float) -> None:
-        """Accept and serve until :meth:`stop`, then let calls in progress end within ``drain``."""
-        async with trio.open_nursery() as clients:
-            with self._accepting:
-                await trio.serve_listeners(self._serve_client, listeners, handler_nursery=clients)
-            for connection in self._connections:
-                connection.shut_down()
-            clients.cancel_scope.deadline = trio.current_time() + drain
-        if clients.cancel_scope.cancelled_caught:
-            _LOG.warning("calls in progress were cut off after %g s", drain)
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Serve clients until :meth:`stop`."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._accounts.turns.run)
+            async with trio.open_nursery() as self._clients:
+                task_status.started()
+                await self._stop.wait()
+                while self._accepting:
+                    scope, listener = self._accepting.popitem()
+                    self._accept_last(listener)
+                    scope.cancel()
+                for connection in self.connections():
+                    connection.shut_down("the daemon is about to end")
+                self._clients.cancel_scope.deadline = trio.current_time() + self._drain
+            nursery.cancel_scope.cancel()
+        self.ended.set()
+        if self._clients.cancel_scope.cancelled_caught:
+            _LOG.warning("calls in progress were cut off after %g s", self._drain)
 
-    def stop(self) -> None:
-        """Accept no more clients and no more calls."""
-        self._accepting.cancel()
+    def open(self) -> None:
+        """Begin to accept clients; until now they wait in the queues of their sockets."""
+        self._open.set()
 
-    async def _serve_client(self, stream: trio.SocketStream) -> None:
-        sock = socket.socket(fileno=stream.socket.detach())
-        connection = Connection(sock, self._methods, self._limits, self.counters)
-        self._connections.add(connection)
-        if self._accepting.cancel_called:
-            connection.shut_down()
+    def stop(self, drain: float) -> None:
+        """Accept no more clients and calls; those in progress may take so many seconds."""
+        self._drain = drain
+        self._stopped = True
+        self._stop.set()
+
+    async def accept(self, listener: Listener) -> None:
+        """Accept the clients of a listener until cancelled; its clients are seen off then."""
+        if self._stopped:
+            return
+        with trio.CancelScope() as scope:
+            self._accepting[scope] = listener
+            try:
+                await self._open.wait()
+                await self._accept(listener)
+            finally:
+                if self._accepting.pop(scope, None) is not None:
+                    self._accept_last(listener)
+                for connection in self.connections(listener):
+                    connection.shut_down(f"{listener.address} is closed")
+
+    async def _accept(self, listener: Listener) -> None:
+        assert self._clients is not None
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(listener.socket)
+                if self._stopped:
+                    return
+                sock, _ = listener.socket.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
+            except OSError as error:
+                if error.errno in _USELESS:
+                    raise
+                self._complain(error)
+                await trio.sleep(_PAUSE)
+            else:
+                self._clients.start_soon(self._serve_client, sock, listener)
+
+    def _accept_last(self, listener: Listener) -> None:
+        """Accept those who wait in the queue of a socket that is about to be closed.
+
+        They may have sent requests already, and could not tell which of these were taken. Where the
+        socket is this process's own, nobody gets into the queue any more; that of a service
+        manager's stays open and goes on with the next daemon.
+        """
+        assert self._clients is not None
+        with contextlib.suppress(OSError):
+            if not listener.inherited:
+                listener.socket.shutdown(socket.SHUT_RD)
+            while True:
+                sock, _ = listener.socket.accept()
+                self._clients.start_soon(self._serve_client, sock, listener)
+
+    def _complain(self, error: OSError) -> None:
+        now = trio.current_time()
+        if now >= self._next_complaint:
+            self._next_complaint = now + _LOG_PAUSE
+            _LOG.warning("no client can be accepted for now: %s", os_reason(error))
+
+    async def _serve_client(self, sock: socket.socket, listener: Listener) -> None:
+        sock.setblocking(False)  # noqa: FBT003 - the name is the standard library's
+        try:
+            peer = Peer.of(sock)
+        except OSError as error:
+            _LOG.warning("a client was dropped whose user is not known: %s", os_reason(error))
+            sock.close()
+            return
+        try:
+            account = self._accounts.open(peer.uid, listener.rig, self.limits)
+        except CallError as refusal:
+            self._methods.refusals.note(peer, str(refusal))
+            with sock, contextlib.suppress(OSError):
+                sock.send(encode_notification("error", [refusal.to_wire()]), socket.MSG_NOSIGNAL)
+            return
+        rights = Rights(peer, listener.exports)
+        connection = Connection(sock, self._methods, self.limits, self.counters, account, rights)
+        self._connections[connection] = listener
+        if self._stopped:
+            connection.shut_down("the daemon is about to end")
+        elif all(listener is not accepting for accepting in self._accepting.values()):
+            connection.shut_down(f"{listener.address} is closed")
         self.counters.connections += 1
         try:
             await connection.run()
         finally:
-            self._connections.discard(connection)
+            del self._connections[connection]
+            self._accounts.close(account)

@@ -55,6 +55,19 @@ def integer(least: int = 0, most: int = _MAX_INT) -> Kind:
     return Kind("int", check)
 
 
+def seconds(most: float) -> Kind:
+    """Return the kind of a time span of up to so many seconds."""
+
+    def check(value: Any) -> float:
+        if type(value) not in (int, float):
+            raise TypeError(f"a number of seconds is wanted, not {type(value).__name__}")
+        if not 0 <= value <= most:
+            raise ValueError(f"{value} is not in 0..{most:g}")
+        return float(value)
+
+    return Kind("float", check)
+
+
 TEXT = Kind("str", _text)
 FLAG = Kind("bool", _flag)
 PATH = Kind("path", _path)
@@ -88,6 +101,8 @@ class Method(NamedTuple):
     returns: str
     since: int = 1
     descriptor: bool = False
+    #: Whether it is for those alone who manage the daemon.
+    manages: bool = False
     #: About how many bytes the reply has, by the arguments and options: the client's budget counts.
     weight: Callable[[list[Any], dict[str, Any]], int] = lambda _, __: 0
 

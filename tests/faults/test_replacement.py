@@ -1,0 +1,250 @@
+"""Replaced backends: one that is lost, or no longer wanted, while the next one comes up."""
+
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from protocol.fuse import Opcode
+from protocol.vhost_user import Request
+from tests.fake.backend import FakeBackend
+from tests.faults.catalogue import fault
+from tests.faults.harness import CONTENT, FOR_EVER, read
+from vuserd.backend.adopted import AdoptedBackend
+from vuserd.backend.find import BackendKind, Program
+from vuserd.backend.process import BackendOptions
+from vuserd.config.model import ExportConfig
+from vuserd.errors import BackendDown
+from vuserd.fs.export import Export, ExportState
+from vuserd.fs.exports import Exports
+
+PROGRAM: Final = Program("/usr/libexec/virtiofsd", BackendKind.RUST, "1")
+FIRST: Final = ExportConfig("files", directory="/first")
+OTHER: Final = ExportConfig(
+    "files", directory="/first", options=BackendOptions(thread_pool=2, sandbox="none")
+)
+
+#: Seconds in which nothing happens, before a test goes on: a busy machine is late to wake anybody.
+QUIET: Final = 0.02
+
+
+class Backends:
+    """The backends that an export starts, by their order, each of which waits until it may."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.may_start: defaultdict[int, trio.Event] = defaultdict(trio.Event)
+        self.backends: list[FakeBackend] = []
+        #: Of each backend what it was to export, and how.
+        self.asked: list[tuple[str, str, int]] = []
+        self.running: set[int] = set()
+
+    @asynccontextmanager
+    async def start(
+        self, _: Program, directory: str, sandbox: str, options: BackendOptions, __: str
+    ) -> AsyncIterator[AdoptedBackend]:
+        """Do as start_backend does."""
+        number = len(self.backends)
+        backend = FakeBackend({b"Image": CONTENT})
+        self.backends.append(backend)
+        self.asked.append((directory, sandbox, options.thread_pool))
+        self.running.add(number)
+        try:
+            await self.may_start[number].wait()
+            path = str(self._folder / f"{number}.sock")
+            async with backend.listening(path):
+                yield AdoptedBackend(path)
+        finally:
+            self.running.remove(number)
+
+
+@pytest.fixture
+def backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backends:
+    made = Backends(tmp_path)
+    made.may_start[0].set()
+    monkeypatch.setattr("vuserd.fs.serving.start_backend", made.start)
+    return made
+
+
+@asynccontextmanager
+async def exported() -> AsyncIterator[Export]:
+    """Run an export whose first backend is up; see that it ends when it is told to."""
+    export = Export(FIRST, PROGRAM)
+    with trio.fail_after(FOR_EVER):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(export.run)
+            await export.settled.wait()
+            yield export
+            export.stop()
+    assert export.state is ExportState.STOPPED
+
+
+async def serves(export: Export) -> None:
+    with trio.fail_after(FOR_EVER):
+        assert await export.call(read) == CONTENT
+
+
+def answer_read(backend: FakeBackend) -> None:
+    """Answer the one READ that has waited for it."""
+    [request] = backend.named(Opcode.READ)
+    answer = backend.serve_files(request)
+    assert answer is not None
+    backend.reply(request, answer)
+
+
+@fault(
+    "dies-while-replaced",
+    done="the backend ends while the one that is to replace it comes up",
+    must="The export has one backend in the end, and that is the replacement. Until it serves, what"
+    " is new about it is used for no other.",
+)
+@pytest.mark.parametrize("restarted_first", [False, True])
+async def test_death_while_replaced(backends: Backends, *, restarted_first: bool) -> None:
+    async with exported() as export, trio.open_nursery() as nursery:
+        nursery.start_soon(export.replace, OTHER, PROGRAM)
+        await wait_all_tasks_blocked(QUIET)
+        backends.backends[0].die()
+        await wait_all_tasks_blocked(QUIET)
+        assert backends.asked == [
+            ("/first", "namespace", 0),
+            ("/first", "none", 2),
+            ("/first", "namespace", 0),
+        ]
+        assert export.config == FIRST
+        for number in (2, 1) if restarted_first else (1, 2):
+            backends.may_start[number].set()
+            await wait_all_tasks_blocked(QUIET)
+        assert export.config == OTHER
+        assert export.generation == 3
+        assert backends.running == {1}
+        await serves(export)
+        backends.may_start[3].set()
+        backends.backends[1].die()
+        await serves(export)
+        assert backends.asked[3] == ("/first", "none", 2)
+    assert backends.running == set()
+
+
+@fault(
+    "replacement-given-up",
+    done="who asked for another backend is gone before that serves",
+    must="The other one ends, and all is as it was: the old one serves, and a next one is like it.",
+)
+@pytest.mark.parametrize("connected", [False, True])
+async def test_a_replacement_that_is_given_up(backends: Backends, *, connected: bool) -> None:
+    async with exported() as export:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(export.replace, OTHER, PROGRAM)
+            await wait_all_tasks_blocked(QUIET)
+            if connected:
+                backends.backends[1].ignored = {Request.GET_QUEUE_NUM}
+                backends.may_start[1].set()
+                await wait_all_tasks_blocked(QUIET)
+                assert Request.GET_QUEUE_NUM in backends.backends[1].messages
+            assert backends.running == {0, 1}
+            nursery.cancel_scope.cancel()
+        assert (export.config, backends.running) == (FIRST, {0})
+        await serves(export)
+        backends.may_start[2].set()
+        backends.backends[0].die()
+        await serves(export)
+        assert export.generation == 2
+        assert backends.asked[2] == backends.asked[0]
+    assert backends.running == set()
+
+
+async def test_a_replacement_that_serves_is_not_given_up(backends: Backends) -> None:
+    async with exported() as export:
+        backends.backends[0].answer_to(Opcode.READ, None)
+        backends.may_start[1].set()
+        async with trio.open_nursery() as calls:
+            calls.start_soon(export.call, read)
+            await wait_all_tasks_blocked(QUIET)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(export.replace, OTHER, PROGRAM)
+                await wait_all_tasks_blocked(QUIET)
+                nursery.cancel_scope.cancel()  # it waits for the call on the old one
+            assert (export.config, export.generation) == (OTHER, 2)
+            assert backends.running == {0, 1}
+            await serves(export)
+            answer_read(backends.backends[0])
+        await wait_all_tasks_blocked(QUIET)
+        assert backends.running == {1}
+    assert backends.running == set()
+
+
+@fault(
+    "refused-as-replacement",
+    done="the backend that is to replace another closes its socket at once",
+    must="The reload fails with BACKEND_DOWN; the old backend serves, and a next one is like it.",
+)
+async def test_a_replacement_that_fails(backends: Backends) -> None:
+    async with exported() as export:
+        async with trio.open_nursery() as nursery:
+
+            async def replace() -> None:
+                with pytest.raises(BackendDown, match="the other backend: "):
+                    await export.replace(OTHER, PROGRAM)
+
+            nursery.start_soon(replace)
+            await wait_all_tasks_blocked(QUIET)
+            backends.backends[1].dies_at = {Request.GET_FEATURES}
+            backends.may_start[1].set()
+        assert (export.config, export.generation, backends.running) == (FIRST, 1, {0})
+        await serves(export)
+
+
+async def test_an_export_that_is_about_to_end_takes_no_other_backend(
+    backends: Backends,
+) -> None:
+    async with exported() as export:
+        backends.backends[0].answer_to(Opcode.READ, None)
+        async with trio.open_nursery() as calls:
+            calls.start_soon(export.call, read)
+            await wait_all_tasks_blocked(QUIET)
+            export.stop()  # which waits for the call
+            backends.may_start[1].set()
+            with pytest.raises(BackendDown, match="has ended or is about to"):
+                await export.replace(OTHER, PROGRAM)
+            await wait_all_tasks_blocked(QUIET)
+            assert (export.config, backends.running) == (FIRST, {0})
+            answer_read(backends.backends[0])
+    assert backends.running == set()
+
+
+async def test_an_export_of_another_directory_serves_all_the_time(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = trio.Event()
+
+    async def find(*_: object) -> Program:
+        await found.wait()
+        return PROGRAM
+
+    elsewhere = ExportConfig("files", directory="/elsewhere")
+    with trio.fail_after(FOR_EVER):
+        async with trio.open_nursery() as nursery:
+            exports = Exports(nursery)
+            monkeypatch.setattr("vuserd.fs.exports.find_program", find)
+            found.set()
+            await exports.apply([FIRST])
+            first, found = exports["files"], trio.Event()
+            nursery.start_soon(exports.apply, [elsewhere])
+            await wait_all_tasks_blocked(QUIET)
+            await serves(exports["files"])  # while a program is looked for
+            found.set()
+            await wait_all_tasks_blocked(QUIET)
+            assert backends.asked[1][0] == "/elsewhere"
+            assert first.state is ExportState.STOPPED
+            nursery.start_soon(serves, exports["files"])  # and waits for the first backend
+            await wait_all_tasks_blocked(QUIET)
+            backends.may_start[1].set()
+            await serves(exports["files"])
+            assert backends.running == {1}
+            exports.stop()
+    assert backends.running == set()

@@ -1,0 +1,105 @@
+"""Who a client is, what it may see, and what is said of refusals."""
+
+import logging
+import os
+import socket
+import struct
+
+import pytest
+import trio
+import trio.testing
+
+from vuserd.config.model import Access
+from vuserd.rpc.access import Peer, RefusalLog, Rights
+
+SO_PEERGROUPS = 59
+
+
+def peer(uid: int, *groups: int) -> Peer:
+    return Peer(1, uid, frozenset(groups))
+
+
+class TestPeer:
+    def test_the_kernel_says_who_it_is(self) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            found = Peer.of(ours)
+        assert found.pid == os.getpid()
+        assert found.uid == os.geteuid()
+        assert found.groups == {os.getegid(), *os.getgroups()}
+        with open("/proc/self/comm") as file:
+            assert found.command() == file.read().strip()
+
+    def test_one_in_too_many_groups_has_its_own_alone(self) -> None:
+        class Crowded:
+            def getsockopt(self, _: int, option: int, size: int) -> bytes:
+                if option == SO_PEERGROUPS:
+                    raise OSError(34, "ERANGE")
+                return struct.pack("=iII", 7, 61_001, 61_002)[:size]
+
+        assert Peer.of(Crowded()) == Peer(7, 61_001, frozenset({61_002}))  # type: ignore[arg-type]
+
+    def test_a_process_that_is_gone_has_no_name(self) -> None:
+        assert Peer(2**22 + 1, 0, frozenset()).command() is None
+
+
+class TestRights:
+    NOBODY = Access()
+    NAMED = Access(users=frozenset({61_001}), groups=frozenset({62_001}))
+    ALL = Access(everyone=True)
+
+    @pytest.mark.parametrize("uid", [0, os.geteuid()])
+    def test_root_and_the_daemons_user_see_and_manage_everything(self, uid: int) -> None:
+        rights = Rights(peer(uid))
+        assert rights.manages
+        assert all(rights.sees("x", access) for access in (self.NOBODY, self.NAMED, self.ALL))
+
+    @pytest.mark.parametrize(
+        ("who", "sees"),
+        [
+            (peer(61_001, 61_001), True),
+            (peer(61_009, 62_001), True),
+            (peer(61_009, 61_009, 62_001), True),
+            (peer(61_009, 61_009), False),
+            (peer(62_001, 61_001), False),  # numbers of users are not those of groups
+        ],
+    )
+    def test_others_see_what_names_them(self, who: Peer, *, sees: bool) -> None:
+        rights = Rights(who)
+        assert not rights.manages
+        assert rights.sees("x", self.NAMED) is sees
+        assert rights.sees("x", self.ALL)
+        assert not rights.sees("x", self.NOBODY)
+
+    def test_a_rig_bounds_everybody(self) -> None:
+        rights = Rights(peer(0), {"a"})
+        assert not rights.manages
+        assert rights.sees("a", self.NOBODY)
+        assert not rights.sees("b", self.ALL)
+
+
+async def test_refusals_are_told_once_a_minute_with_a_count(
+    caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    del autojump_clock
+    log = RefusalLog()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(10):
+            log.note(peer(61_001), "export a")
+        log.note(peer(61_002), "export a")
+        await trio.sleep(61)
+        log.note(peer(61_001), "export b")
+    assert [record.message for record in caplog.records] == [
+        "refused to uid 61001 (pid 1): export a",
+        "refused to uid 61002 (pid 1): export a",
+        "refused to uid 61001 (pid 1): export b, and 9 times more since the last such line",
+    ]
+    assert log.count == 12
+
+
+async def test_users_without_number_take_no_memory(autojump_clock: trio.testing.MockClock) -> None:
+    del autojump_clock
+    log = RefusalLog()
+    for uid in range(5000):
+        log.note(peer(61_000 + uid), "export a")
+    assert len(log._users) <= 1024

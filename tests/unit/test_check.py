@@ -1,0 +1,460 @@
+"""``vuserd check``: what it says of a machine and a configuration that lack this or that."""
+
+import argparse
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vuserd import check, machine, readiness
+from vuserd.backend.process import BackendOptions
+from vuserd.config.model import Access, DaemonConfig, ExportConfig, ListenConfig, RigConfig
+from vuserd.machine import Mark, Result
+
+RUST = "virtiofsd 1.13.2"
+C = "virtiofsd version 7.2.22 (Debian)"
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
+    """Make a Rust and a C virtiofsd, and find no others."""
+    made = {}
+    for name, version in (("rust", RUST), ("c", C), ("neither", "true 9.1")):
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\necho '{version}'\n")
+        path.chmod(0o755)
+        made[name] = str(path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(readiness, "PLACES", (made["rust"], made["c"], made["neither"]))
+    return made
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    check.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def marks(results: list[Result]) -> list[Mark]:
+    return [result.mark for result in results]
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "status"),
+    [
+        ([Mark.OK, Mark.OK], 0),
+        ([Mark.OK, Mark.WARNING, Mark.OK], 0),
+        ([Mark.PROBLEM, Mark.WARNING, Mark.OK], 1),
+    ],
+)
+def test_the_status_and_the_lines(
+    found: list[Mark],
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def examine(*_: object) -> list[Result]:
+        return [
+            Result(f"number {'1' * number}", mark, "detail", "advice" if mark != Mark.OK else "")
+            for number, mark in enumerate(found)
+        ]
+
+    monkeypatch.setattr(check, "examine", examine)
+    assert check.run(options()) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(found)
+    assert len({line.index("detail") for line in lines}) == 1
+    assert [line.endswith("; advice") for line in lines] == [mark != Mark.OK for mark in found]
+
+    assert check.run(options("--json")) == status
+    report = json.loads(capsys.readouterr().out)
+    assert report["result"] == max(found, key=list(Mark).index)
+    assert [each["mark"] for each in report["checks"]] == found
+    assert set(report["checks"][0]) == {"name", "mark", "detail", "advice"}
+
+
+def test_names_that_no_terminal_should_see() -> None:
+    (line,) = check.table([Result("export e", Mark.OK, "/a\n\x1b[2J\udcff\N{BULLET}")])
+    assert line == "ok       export e  /a\\n\\x1b[2J\\udcff\N{BULLET}"
+
+
+def test_a_whole_run(
+    tmp_path: Path, programs: Mapping[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "vuserd.toml"
+    file.write_text(
+        f'metrics_file = "{tmp_path}/vuserd.prom"\ndescriptors = 1024\n'
+        f'[[export]]\nname = "tree"\npath = "{tmp_path}"\nbackend = "{programs["rust"]}"\n'
+        f'[[listen]]\nsocket = "{tmp_path}/d.sock"\n[[listen]]\nsocket = "@d"\n'
+    )
+    assert check.run(options("--config", str(file), "--json")) == 0
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)["checks"]}
+    assert found["configuration"]["detail"] == str(file)
+    assert found["export tree"]["detail"] == str(tmp_path)
+    for name in ("socket", "metrics", "kernel", "descriptors", "memory locks", "huge pages"):
+        assert found[name]["mark"] == "ok", found[name]
+
+
+def test_a_configuration_that_is_wrong(
+    tmp_path: Path, programs: Mapping[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert programs
+    file = tmp_path / "vuserd.toml"
+    file.write_text("drain = true\ntimeot = 1\n[[export]]\nname = 'e'\npath = '/no/such'\n")
+    assert check.run(options("--config", str(file))) == 1
+    lines = capsys.readouterr().out.splitlines()
+    problems = [line for line in lines if line.startswith("problem")]
+    assert [
+        f"{file}:{line}: " in problem for line, problem in zip((1, 2, 5), problems, strict=True)
+    ]
+    assert len(lines) > len(problems)  # the machine is looked at, nevertheless
+
+
+# -- the configuration -----------------------------------------------------------------------------
+
+
+def test_no_configuration_is_no_problem(tmp_path: Path) -> None:
+    environ = {"XDG_CONFIG_HOME": str(tmp_path)}
+    config, (result,) = check.configuration_results(None, environ, 1000, "@d")
+    assert config == DaemonConfig((), ())
+    assert result.mark is Mark.OK
+
+
+def test_a_configuration_without_exports_that_everybody_may_write(tmp_path: Path) -> None:
+    file = tmp_path / "vuserd.toml"
+    file.touch()
+    file.chmod(0o666)
+    _, results = check.configuration_results(str(file), {}, 0, "@d")
+    assert marks(results) == [Mark.OK, Mark.WARNING, Mark.WARNING]
+    assert "nothing to serve" in results[1].detail
+    assert results[2] == Result(
+        "configuration", Mark.WARNING, f"everybody may write {file}", f"chmod o-w {file}"
+    )
+    file.chmod(0o644)
+    assert len(check.configuration_results(str(file), {}, 0, "@d")[1]) == 2
+
+
+def test_a_folder_of_more_files_that_cannot_be_listed(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").symlink_to("conf.d")
+    file = str(tmp_path / "vuserd.toml")
+    _, (result,) = check.configuration_results(file, {}, 0, "@d")
+    assert result.mark is Mark.PROBLEM
+
+
+# -- backends --------------------------------------------------------------------------------------
+
+
+async def test_every_candidate_is_told(programs: Mapping[str, str]) -> None:
+    results = await readiness.candidate_results([], 0)
+    assert [(result.mark, result.detail) for result in results] == [
+        (Mark.OK, f"{programs['rust']}: rust 1.13.2"),
+        (Mark.OK, f"{programs['c']}: c 7.2.22"),
+        (Mark.WARNING, results[2].detail),
+    ]
+    assert "is no virtiofsd" in results[2].detail
+    results = await readiness.candidate_results([ExportConfig("e", program=programs["c"])], 1000)
+    assert (results[0].mark, results[0].detail) == (
+        Mark.WARNING,
+        f"{programs['c']}: c 7.2.22, which takes root",
+    )
+    assert len(results) == 3
+
+
+def export(program: str | None = None, **wanted: Any) -> ExportConfig:
+    return ExportConfig("e", directory="/", program=program, options=BackendOptions(**wanted))
+
+
+@pytest.mark.parametrize(
+    ("kind", "uid", "wanted", "words"),
+    [
+        ("rust", 0, {}, ""),
+        ("rust", 1000, {"sandbox": "none", "cache": "metadata"}, ""),
+        ("rust", 1000, {"sandbox": "chroot"}, 'sandbox = "chroot" takes root'),
+        ("rust", 1000, {"inode_file_handles": "mandatory"}, "inode_file_handles takes root"),
+        ("c", 0, {"sandbox": "chroot"}, ""),
+        ("c", 0, {"sandbox": "none"}, 'has no sandbox "none"'),
+        ("c", 0, {"cache": "metadata"}, "has neither cache=metadata nor"),
+        ("c", 1000, {}, "only root can run"),
+        ("neither", 0, {}, "is no virtiofsd"),
+    ],
+)
+async def test_what_a_backend_cannot_do(
+    kind: str, uid: int, wanted: dict[str, Any], words: str, programs: Mapping[str, str]
+) -> None:
+    results = await readiness.fitness_results([export(programs[kind], **wanted)], uid)
+    assert marks(results) == ([Mark.PROBLEM] if words else [])
+    assert all(result.name == "export e" and words in result.detail for result in results)
+
+
+async def test_a_machine_without_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(readiness, "PLACES", ())
+    monkeypatch.setattr("vuserd.backend.find.find_program.__defaults__", ((),))
+    (result,) = await readiness.fitness_results([], 0)
+    assert result.mark is Mark.PROBLEM
+    assert "no virtiofsd on this machine: " in result.detail
+    assert await readiness.candidate_results([], 0) == []
+    # Who has it from somebody else needs none.
+    assert await readiness.fitness_results([ExportConfig("e", socket="/s")], 0) == []
+    several = await readiness.fitness_results([export(), export()], 0)
+    assert [each.name for each in several] == ["backend"]
+
+
+# -- exports ---------------------------------------------------------------------------------------
+
+
+def test_a_directory_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ExportConfig("e", directory=str(tmp_path))
+    assert readiness.export_result(config) == Result("export e", Mark.OK, str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    result = readiness.export_result(config)
+    assert result.mark is Mark.PROBLEM
+    assert f"{tmp_path} cannot be read by " in result.detail
+
+
+def test_a_socket_of_somebody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "vfs.sock")
+    config = ExportConfig("e", socket=path)
+    assert readiness.export_result(config).mark is Mark.WARNING
+    with socket.socket(socket.AF_UNIX) as backend:
+        backend.bind(path)
+        backend.listen()
+        backend.settimeout(0)
+        assert readiness.export_result(config).mark is Mark.OK
+        with pytest.raises(BlockingIOError):
+            backend.accept()  # it takes one connection in its life: that was not it
+        monkeypatch.setattr(os, "access", lambda *_, **__: False)
+        assert readiness.export_result(config).mark is Mark.PROBLEM
+    assert readiness.export_result(ExportConfig("e", socket="/etc/hosts")).mark is Mark.PROBLEM
+
+
+# -- sockets ---------------------------------------------------------------------------------------
+
+
+def test_where_to_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "d.sock"
+
+    def result(address: Path | str) -> Result:
+        return readiness.listener_result(ListenConfig(str(address)))
+
+    assert result("@d") == Result("socket", Mark.OK, "@d")
+    assert result(path) == Result("socket", Mark.OK, str(path))
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(path))
+        assert result(path) == Result("socket", Mark.OK, str(path))  # nobody listens
+        daemon.listen()
+        daemon.settimeout(0)
+        assert "a daemon serves it" in result(path).detail
+        with pytest.raises(BlockingIOError):
+            daemon.accept()  # systemd would have started a daemon for that
+    assert result(path).mark is Mark.OK
+    path.unlink()
+    path.touch()
+    assert result(path) == Result("socket", Mark.PROBLEM, f"{path} is no socket", "remove it")
+    assert result(tmp_path / "no" / "d.sock").advice.startswith(f"mkdir {tmp_path}/no")
+    path.unlink()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert f"may not write {tmp_path}" in result(path).detail
+
+
+def test_the_system_s_folder_is_made_by_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "run" / "vuserd.sock")
+    monkeypatch.setattr(readiness, "SYSTEM_SOCKET", path)
+    for uid, mark in ((0, Mark.OK), (1000, Mark.PROBLEM)):
+        monkeypatch.setattr(os, "geteuid", lambda uid=uid: uid)
+        assert readiness.listener_result(ListenConfig(path)).mark is mark
+
+
+@pytest.mark.parametrize(
+    ("listeners", "access", "shut_out"),
+    [
+        ((), Access(), None),
+        ((), Access(everyone=True), "everybody"),
+        ((ListenConfig("/s", 0o660),), Access(everyone=True), "everybody"),
+        ((ListenConfig("/s", 0o666),), Access(everyone=True, users=frozenset({1})), None),
+        ((ListenConfig("/s"), ListenConfig("@s")), Access(everyone=True), None),
+        ((), Access(users=frozenset({0})), None),
+        ((), Access(users=frozenset({1, 4_000_000_000})), "daemon, uid 4000000000"),
+        ((ListenConfig("/s", 0o660, 1),), Access(users=frozenset({1})), None),
+        ((ListenConfig("/s", 0o660, 2),), Access(users=frozenset({1})), "daemon"),
+        ((ListenConfig("/s", 0o660, 1),), Access(users=frozenset({4_000_000_000})), "uid 4"),
+        ((ListenConfig("/s", 0o600, 1),), Access(users=frozenset({1})), "daemon"),
+        ((), Access(groups=frozenset({2, 4_000_000_000})), "group 4000000000, group bin"),
+        ((ListenConfig("/s", 0o660, 2),), Access(groups=frozenset({2})), None),
+        ((ListenConfig("/s", 0o602, 2),), Access(groups=frozenset({1})), None),
+    ],
+)
+def test_users_whom_no_socket_lets_in(
+    listeners: tuple[ListenConfig, ...], access: Access, shut_out: str | None
+) -> None:
+    exports = (ExportConfig("e", directory="/", access=access),)
+    results = list(readiness.access_results(DaemonConfig(listeners, exports)))
+    assert marks(results) == ([] if shut_out is None else [Mark.WARNING])
+    assert all(f"it is for {shut_out}" in result.detail for result in results)
+    in_a_rig = DaemonConfig(listeners, exports, (RigConfig("r", ("e",)),))
+    assert list(readiness.access_results(in_a_rig)) == []
+
+
+def test_where_metrics_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = str(tmp_path / "vuserd.prom")
+    assert readiness.metrics_result(file) == Result("metrics", Mark.OK, file)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert readiness.metrics_result(file).mark is Mark.PROBLEM
+
+
+# -- rigs ------------------------------------------------------------------------------------------
+
+
+def test_the_namespaces_of_rigs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rigs = [RigConfig(netns, ("e", "f")) for netns in ("/proc/self/ns/net", "no-such", "/dev/null")]
+    monkeypatch.setattr(readiness, "may_enter_namespaces", lambda: True)
+    results = list(readiness.rig_results(rigs))
+    assert marks(results) == [Mark.OK, Mark.WARNING, Mark.PROBLEM]
+    assert results[0].detail == "/proc/self/ns/net: e, f on @vuserd"
+    assert results[1].advice == "ip netns add no-such: it is waited for"
+    monkeypatch.setattr(readiness, "may_enter_namespaces", lambda: False)
+    assert marks(list(readiness.rig_results(rigs[:1]))) == [Mark.PROBLEM, Mark.OK]
+    assert list(readiness.rig_results([])) == []
+
+
+# -- the machine -----------------------------------------------------------------------------------
+
+
+def test_this_machine_will_do() -> None:
+    results = {result.name: result for result in machine.machine_results(os.geteuid())}
+    assert results["kernel"].mark is Mark.OK
+    assert results["memory locks"].mark is Mark.OK
+    assert results["huge pages"].mark is Mark.OK
+
+
+@pytest.mark.parametrize(
+    ("call", "mark", "words"),
+    [
+        ("memfd_create", Mark.PROBLEM, "sealed memory (memfd_create): function not implemented"),
+        ("eventfd", Mark.PROBLEM, "eventfds: function not implemented"),
+    ],
+)
+def test_a_kernel_that_lacks_something(
+    call: str, mark: Mark, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, call, refuse)
+    result = machine.machine_results(os.geteuid())[0]
+    assert (result.name, result.mark) == ("kernel", mark)
+    assert words in result.detail
+
+
+@pytest.mark.parametrize(
+    ("hard", "wanted", "mark"),
+    [
+        (1023, 0, Mark.PROBLEM),
+        (1024, 0, Mark.OK),
+        (1024, 65536, Mark.WARNING),
+        (65536, 65536, Mark.OK),
+        (resource.RLIM_INFINITY, 1 << 30, Mark.OK),
+    ],
+)
+def test_the_limit_of_descriptors(hard: int, wanted: int, mark: Mark) -> None:
+    result = machine.descriptor_result(hard, wanted)
+    assert result.mark is mark
+    assert bool(result.advice) is (mark is not Mark.OK)
+
+
+def test_huge_pages() -> None:
+    assert "none" in machine.huge_pages_result({}).detail
+    meminfo = {"HugePages_Total": "8", "HugePages_Free": "3", "Hugepagesize": "2048 kB"}
+    assert "3 of 8 free, of 2048 kB" in machine.huge_pages_result(meminfo).detail
+
+
+def test_a_sandbox_that_the_machine_grants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_UNSHARE", "pass")
+    for uid in (0, 1000):
+        assert machine.sandbox_result(uid, wanted=True).mark is Mark.OK
+
+
+@pytest.mark.parametrize(
+    ("uid", "sysctl", "value", "instead", "advice"),
+    [
+        (0, "", "", "chroot", "CAP_SYS_ADMIN"),
+        (1000, "", "", "none", "user_namespaces(7)"),
+        (1000, "user/max_user_namespaces", "0", "none", "user.max_user_namespaces"),
+        (1000, "user/max_user_namespaces", "9", "none", "user_namespaces(7)"),
+        (1000, "kernel/unprivileged_userns_clone", "0", "none", "unprivileged_userns_clone=1"),
+        (
+            1000,
+            "kernel/apparmor_restrict_unprivileged_userns",
+            "1",
+            "none",
+            "apparmor_restrict_unprivileged_userns=0",
+        ),
+    ],
+)
+def test_a_sandbox_that_the_machine_refuses(
+    uid: int,
+    sysctl: str,
+    value: str,
+    instead: str,
+    advice: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "_UNSHARE", "import sys; sys.exit('Operation not permitted')")
+    if sysctl:
+        (tmp_path / sysctl).parent.mkdir()
+        (tmp_path / sysctl).write_text(f"{value}\n")
+    result = machine.sandbox_result(uid, str(tmp_path))
+    assert result.mark is Mark.WARNING
+    assert "operation not permitted" in result.detail
+    assert f'"{instead}"' in result.detail
+    assert advice in result.advice
+    assert machine.sandbox_result(uid, str(tmp_path), wanted=True).mark is Mark.PROBLEM
+
+
+def test_a_sandbox_that_cannot_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    assert "no such file or directory" in machine.sandbox_result(1000).detail
+
+
+def test_who_may_enter_namespaces() -> None:
+    assert isinstance(machine.may_enter_namespaces(), bool)
+    if os.geteuid() != 0:
+        assert not machine.may_enter_namespaces()
+
+
+# -- as a command ----------------------------------------------------------------------------------
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "vuserd.toml"
+    file.write_text('[[export]]\nname = "e"\nsocket = "/no/such"\n[[listen]]\nsocket = "@e"\n')
+    command = [sys.executable, "-m", "vuserd.cli", "check", "--json", "--config", str(file)]
+    good = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert good.stderr == ""
+    checks = json.loads(good.stdout)["checks"]
+    assert checks[0] == {
+        "name": "configuration",
+        "mark": "ok",
+        "detail": str(file),
+        "advice": "",
+    }
+    assert good.returncode == any(each["mark"] == "problem" for each in checks)
+
+    file.write_text("drain = -1\n")
+    command.remove("--json")
+    bad = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (bad.returncode, bad.stderr) == (1, "")
+    assert bad.stdout.startswith(f"problem  configuration  {file}:1: drain: -1 is out of range; ")

@@ -1,0 +1,81 @@
+"""Turns: at once for whoever is alone, in rounds for several."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import trio
+import trio.testing
+
+from vuserd.rpc.turns import Turns
+
+
+@pytest.fixture
+async def turns(nursery: trio.Nursery) -> AsyncIterator[Turns]:
+    made = Turns()
+    nursery.start_soon(made.run)
+    await trio.testing.wait_all_tasks_blocked()
+    yield made
+    nursery.cancel_scope.cancel()
+
+
+def taker(turns: Turns, log: list[str]) -> Callable[[str, int], Awaitable[None]]:
+    async def take(holder: str, count: int) -> None:
+        for _ in range(count):
+            await turns.take(holder)
+            log.append(holder)
+            await trio.lowlevel.checkpoint()
+
+    return take
+
+
+async def test_alone_there_is_no_waiting(turns: Turns, autojump_clock: trio.abc.Clock) -> None:
+    del autojump_clock
+    await turns.take("one")
+    await trio.sleep(1)  # whoever was there before is forgotten
+    with trio.testing.assert_no_checkpoints():
+        for _ in range(1000):
+            await turns.take("one")
+
+
+async def test_one_does_not_wait_for_the_many_turns_of_another(turns: Turns) -> None:
+    log: list[str] = []
+    take = taker(turns, log)
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(take, "many", 10)
+        nursery.start_soon(take, "few", 10)
+    assert len(log) == 1010
+    last = max(at for at, holder in enumerate(log) if holder == "few")
+    assert last < 150  # of the first pass all had a turn, before it was known that there are two
+
+
+async def test_everybody_comes_in_the_order_of_arrival(turns: Turns) -> None:
+    log: list[str] = []
+    await turns.take("other")
+
+    async def take(number: int) -> None:
+        await turns.take("same")
+        log.append(str(number))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(take, number)
+            await trio.testing.wait_all_tasks_blocked()
+    assert log == [str(number) for number in range(20)]
+
+
+async def test_who_is_cancelled_keeps_nobody_waiting(turns: Turns) -> None:
+    log: list[str] = []
+    take = taker(turns, log)
+    await turns.take("other")
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as doomed:
+                for _ in range(10):
+                    doomed.start_soon(take, "same", 5)
+                scope.cancel()
+        assert scope.cancelled_caught
+        log.clear()
+        nursery.start_soon(take, "same", 3)
+        nursery.start_soon(take, "third", 3)
+    assert sorted(log) == ["same"] * 3 + ["third"] * 3

@@ -1,0 +1,124 @@
+"""``vuserd check``: look at all that serving needs, and say what to do about what is missing.
+
+The status is 0 where everything is well, warnings or not, and 1 where there is a problem.
+"""
+
+import argparse
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+import trio
+
+from vuserd import __version__
+from vuserd.address import socket_address
+from vuserd.config.files import config_files, read_config
+from vuserd.config.model import DaemonConfig, ListenConfig
+from vuserd.errors import ConfigurationErrors
+from vuserd.machine import Mark, Result, machine_results
+from vuserd.readiness import (
+    access_results,
+    candidate_results,
+    export_result,
+    fitness_results,
+    listener_result,
+    metrics_result,
+    rig_results,
+)
+
+_NAME = "configuration"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's own arguments."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="the configuration file (default: the one that vuserd serve reads)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, print what was found, and return the exit status."""
+    results = trio.run(examine, options.config, os.environ, os.geteuid())
+    worst = max((result.mark for result in results), key=list(Mark).index)
+    if options.json:
+        checks = [result._asdict() for result in results]
+        report = {"version": __version__, "result": worst, "checks": checks}
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in table(results))
+    return 1 if worst is Mark.PROBLEM else 0
+
+
+def table(results: Sequence[Result]) -> Iterator[str]:
+    """Give a line for each result, one below the other."""
+    width = max(len(result.name) for result in results)
+    for name, mark, detail, advice in results:
+        words = _printable(f"{detail}; {advice}" if advice else detail)
+        yield f"{mark:<7}  {name:<{width}}  {words}"
+
+
+def _printable(text: str) -> str:
+    """Return it without what would move a terminal's cursor, or could not be written."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) -> list[Result]:
+    """Look at everything as the effective user ``uid``, which is this process's."""
+    default = socket_address(None, environ)
+    config, results = configuration_results(explicit, environ, uid, default)
+    results += await candidate_results(config.exports, uid)
+    results += map(export_result, config.exports)
+    results += await fitness_results(config.exports, uid)
+    results += map(listener_result, config.listeners or (ListenConfig(default),))
+    results += access_results(config)
+    results += rig_results(config.rigs)
+    if config.metrics_file is not None:
+        results.append(metrics_result(config.metrics_file))
+    options = [export.options for export in config.exports if export.socket is None]
+    return results + machine_results(
+        uid,
+        max((each.descriptors for each in options), default=0),
+        namespaces_wanted=any(each.sandbox == "namespace" for each in options),
+    )
+
+
+def configuration_results(
+    explicit: str | None, environ: Mapping[str, str], uid: int, socket: str
+) -> tuple[DaemonConfig, list[Result]]:
+    """Read the configuration; where something is wrong with it, an empty one comes instead."""
+    nothing = DaemonConfig((), ())
+    try:
+        files = config_files(explicit, environ, uid)
+        config = read_config(files, socket)
+    except ConfigurationErrors as errors:
+        return nothing, [
+            Result(_NAME, Mark.PROBLEM, str(problem._replace(right="")), problem.right)
+            for problem in errors.problems
+        ]
+    if not files:
+        return nothing, [Result(_NAME, Mark.OK, "no file: vuserd serve takes --export instead")]
+    results = [Result(_NAME, Mark.OK, ", ".join(files))]
+    if not config.exports:
+        detail = "there is nothing to serve"
+        results.append(Result(_NAME, Mark.WARNING, detail, "write [[export]] with a name and path"))
+    results += [
+        Result(_NAME, Mark.WARNING, f"everybody may write {file}", f"chmod o-w {file}")
+        for file in files
+        if _everybody_may_write(file)
+    ]
+    return config, results
+
+
+def _everybody_may_write(file: str) -> bool:
+    try:
+        mode = os.stat(file).st_mode
+    except OSError:  # gone since it was read
+        return False
+    return stat.S_ISREG(mode) and bool(mode & stat.S_IWOTH)

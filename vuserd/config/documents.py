@@ -1,0 +1,195 @@
+"""One configuration file: its tables, each value checked for itself, and where it stands."""
+
+import difflib
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from vuserd.config.lines import Lines, Path, find_lines
+from vuserd.config.schema import TABLES, heading, spelled
+from vuserd.config.values import WrongValue, shown
+from vuserd.errors import Problem, os_reason
+
+_LARGEST: Final = 1 << 20
+_ABOVE: Final = "above the first [table]"
+#: The end of a message of tomllib's.
+_PLACE: Final = re.compile(r" \(at (?:line (?P<line>\d+), column \d+|end of document)\)$")
+
+
+class Place(NamedTuple):
+    """Where something stands."""
+
+    file: str
+    line: int | None
+
+    def __str__(self) -> str:
+        """Return it as problems begin."""
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+class Value(NamedTuple):
+    """A value that is right by itself."""
+
+    value: Any
+    place: Place
+
+
+@dataclass
+class Section:
+    """One table of a file, or its top."""
+
+    table: str
+    place: Place
+    values: dict[str, Value] = field(default_factory=dict)
+    #: The keys that are given, with right values and wrong ones, as the file has them.
+    given: Mapping[str, Any] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+
+    def place_of(self, key: str) -> Place:
+        """Return where a key stands, or the table where it is not given."""
+        return self.places.get(key, self.place)
+
+    def problem(self, key: str, wrong: str, right: str) -> Problem:
+        """Return a problem with a key of this table."""
+        return Problem(*self.place_of(key), spelled(self.table, key), wrong, right)
+
+
+def read_document(file: str, problems: list[Problem]) -> list[Section]:
+    """Read a file's tables, in the order of the schema; say what is wrong in ``problems``."""
+    name = file if file.isprintable() else ascii(file)
+    try:
+        text = _text(file)
+    except WrongValue as error:
+        problems.append(Problem(name, None, "", str(error), error.right))
+        return []
+    try:
+        document = tomllib.loads(text)
+    except RecursionError:
+        problems.append(Problem(name, None, "", "values are nested too deeply", ""))
+        return []
+    except ValueError as error:  # tomllib's own is one, and so is int()'s of too many digits
+        problems.append(_syntax(name, text, str(error)))
+        return []
+    return _Reader(name, os.path.dirname(file), find_lines(text), problems).read(document)
+
+
+def _text(file: str) -> str:
+    """Read a file that may be anything, without waiting.
+
+    Raises:
+        WrongValue: it cannot be read.
+
+    """
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with open(descriptor, "rb") as opened:
+            mode = os.fstat(descriptor).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):
+                raise WrongValue("is not a file", "give a file")
+            content = opened.read(_LARGEST + 1) or b""
+    except IsADirectoryError:
+        example = os.path.join(file, "vuserd.toml")
+        raise WrongValue("is a directory", f"give a file, such as {example}") from None
+    except WrongValue:
+        raise
+    except (OSError, ValueError) as error:
+        reason = os_reason(error) if isinstance(error, OSError) else "no path has a NUL byte"
+        raise WrongValue(f"cannot be read: {reason}") from None
+    if len(content) > _LARGEST:
+        raise WrongValue("is too large", f"write {_LARGEST} bytes at most")
+    try:
+        return content.decode().removeprefix("\ufeff").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise WrongValue(f"line {line} is not UTF-8", "save the file as UTF-8") from None
+
+
+def _syntax(file: str, text: str, message: str) -> Problem:
+    match = _PLACE.search(message)
+    if match is None:
+        return Problem(file, None, "", "a number has too many digits", "")
+    line = int(match["line"]) if match["line"] else len(text.splitlines()) or 1
+    wrong = message[: match.start()]
+    return Problem(file, line, "", f"{wrong[:1].lower()}{wrong[1:]}", "write it as TOML: toml.io")
+
+
+class _Reader:
+    """Checks the values of one document by the schema."""
+
+    def __init__(self, file: str, folder: str, lines: Lines, problems: list[Problem]) -> None:
+        self._file = file
+        self._folder = folder
+        self._lines = lines
+        self._problems = problems
+
+    def read(self, document: dict[str, Any]) -> list[Section]:
+        """Return the sections of a document."""
+        top = {key: value for key, value in document.items() if key not in TABLES or not key}
+        sections = [self._section("", top, ())]
+        for name, table in TABLES.items():
+            if not name or name not in document:
+                continue
+            content = document[name]
+            if table.repeated and isinstance(content, list):
+                for number, element in enumerate(content):
+                    sections += self._table(name, element, (name, number))
+            elif table.repeated:
+                self._malformed(name, content, (name,))
+            else:
+                sections += self._table(name, content, (name,))
+        return sections
+
+    def _table(self, name: str, content: Any, path: Path) -> list[Section]:
+        if isinstance(content, dict):
+            return [self._section(name, content, path)]
+        self._malformed(name, content, path)
+        return []
+
+    def _malformed(self, name: str, content: Any, path: Path) -> None:
+        self._add(path, name, f"{shown(content)} is wrong here", f"write it below {heading(name)}")
+
+    def _section(self, table: str, content: dict[str, Any], path: Path) -> Section:
+        keys = TABLES[table].keys
+        section = Section(table, self._place(path), given=content)
+        for name, value in content.items():
+            place = section.places[name] = self._place((*path, name))
+            if name not in keys:
+                self._add((*path, name), spelled(table, _printable(name)), *_unknown(table, name))
+                continue
+            kind = keys[name].kind
+            try:
+                section.values[name] = Value(kind.check(value, self._folder), place)
+            except WrongValue as error:
+                right = error.right or kind.right
+                self._add((*path, name), spelled(table, name), str(error), right)
+        for name, key in keys.items():
+            if key.required and name not in content:
+                self._add(path, spelled(table, name), "is missing", key.kind.right)
+        return section
+
+    def _place(self, path: Path) -> Place:
+        return Place(self._file, self._lines.line(path))
+
+    def _add(self, path: Path, key: str, wrong: str, right: str) -> None:
+        self._problems.append(Problem(self._file, self._lines.line(path), key, wrong, right))
+
+
+def _unknown(table: str, name: str) -> tuple[str, str]:
+    """Return what to say of a key that is not there."""
+    wrong = "there is no such key"
+    known = [*TABLES[table].keys, *(filter(None, TABLES) if not table else ())]
+    elsewhere = [other for other in TABLES if other != table and name in TABLES[other].keys]
+    if elsewhere:
+        places = " or ".join(f"below {heading(other)}" if other else _ABOVE for other in elsewhere)
+        return f"{wrong} here", f"write it {places}"
+    if close := difflib.get_close_matches(name, known, 1):
+        return wrong, f'did you mean "{close[0]}"?'
+    return wrong, f"those of {heading(table)} are {', '.join(known)}"
+
+
+def _printable(name: str) -> str:
+    return name[:64] if name.isprintable() and name else shown(name)

@@ -1,0 +1,112 @@
+"""Metrics for whoever wants them: by the RPC, and in a file for node_exporter.
+
+prometheus_client takes longer to load than the daemon to start, so it is loaded when metrics are
+first asked for, in a thread.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import trio
+
+from vuserd.delivery.images import ImageStore
+from vuserd.errors import os_reason
+from vuserd.fs.export import Export
+from vuserd.rpc.access import RefusalLog
+from vuserd.rpc.counters import Counters
+
+if TYPE_CHECKING:
+    from vuserd.metrics import Metrics
+
+_LOG = logging.getLogger(__name__)
+
+#: For everybody to read: node_exporter runs as a user of its own.
+_MODE: Final = 0o644
+
+
+class Sources(NamedTuple):
+    """What metrics are read from."""
+
+    counters: Counters
+    exports: Mapping[str, Export]
+    images: ImageStore
+    refusals: RefusalLog
+    clients: Callable[[], int]
+
+
+class Exporter:
+    """Gives the metrics as text; :meth:`run` keeps a file of them, where one is wanted.
+
+    The file is removed in the end: node_exporter would go on showing what it says. One that a
+    daemon left behind that was killed shows by its age, ``node_textfile_mtime_seconds``.
+    """
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self._metrics: Metrics | None = None
+        self._path: str | None = None
+        self._interval = 0.0
+        self._changed = trio.Event()
+        #: Why the file could not be written the last time.
+        self._problem = ""
+
+    async def text(self) -> str:
+        """Return all metrics in Prometheus' text format."""
+        if self._metrics is None:
+            self._metrics = await trio.to_thread.run_sync(_loaded, self._sources)
+        return await trio.to_thread.run_sync(self._metrics.read())
+
+    def configure(self, path: str | None, interval: float) -> None:
+        """Keep this file from here on, anew each ``interval`` seconds; None keeps none."""
+        self._path, self._interval = path, interval
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Keep the file up to date until cancelled."""
+        while True:
+            self._changed = trio.Event()
+            path = self._path
+            try:
+                while not self._changed.is_set():
+                    if path is not None:
+                        await self._write(path)
+                    with trio.move_on_after(self._interval if path is not None else float("inf")):
+                        await self._changed.wait()
+            finally:
+                if path is not None and (path != self._path or not self._changed.is_set()):
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
+
+    async def _write(self, path: str) -> None:
+        try:
+            await trio.to_thread.run_sync(_replace, path, await self.text())
+        except OSError as error:
+            problem = f"{path}: {os_reason(error)}"
+            if problem != self._problem:
+                _LOG.warning("metrics cannot be written: %s", problem)
+            self._problem = problem
+        else:
+            if self._problem:
+                _LOG.info("metrics are written to %s again", path)
+            self._problem = ""
+
+
+def _loaded(sources: Sources) -> "Metrics":
+    from vuserd.metrics import Metrics
+
+    return Metrics(sources)
+
+
+def _replace(path: str, text: str) -> None:
+    """Put a new file in the place of the one before: who reads sees one of them, whole."""
+    temporary = f"{path}.tmp"  # node_exporter reads *.prom
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)  # whatever it is: opening a pipe would wait
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with open(os.open(temporary, flags, _MODE), "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), _MODE)  # whatever the umask is
+        file.write(text)
+    os.rename(temporary, path)

@@ -1,0 +1,230 @@
+"""What the machine grants the daemon and its backends, tried out rather than looked up."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from vuserd.errors import os_reason
+
+#: Open files that the daemon needs at least: a backend alone takes 610.
+LEAST_DESCRIPTORS: Final = 1024
+
+_SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+#: asm-generic/socket.h
+_SO_PEERGROUPS: Final = 59
+#: linux/capability.h
+_CAP_SYS_ADMIN: Final = 21
+_PATIENCE: Final = 10.0
+
+#: Does in a process of its own what a sandbox begins with: argument 1 has the namespaces. The
+#: constants are those of linux/sched.h and linux/mount.h: MS_REC | MS_PRIVATE.
+_UNSHARE: Final = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def must(result):
+    if result:
+        sys.exit(os.strerror(ctypes.get_errno()))
+must(libc.unshare(int(sys.argv[1])))
+must(libc.mount(None, b"/", None, ctypes.c_ulong(0x44000), None))
+"""
+_CLONE_NEWNS: Final = 0x00020000
+_CLONE_NEWUSER: Final = 0x10000000
+_CLONE_NEWPID: Final = 0x20000000
+_CLONE_NEWNET: Final = 0x40000000
+
+#: Settings that keep users from namespaces, and the value that does: sysctl, value, what to do.
+_USER_NAMESPACES: Final = (
+    ("user/max_user_namespaces", "0", "set sysctl user.max_user_namespaces to 10000, say"),
+    ("kernel/unprivileged_userns_clone", "0", "set sysctl kernel.unprivileged_userns_clone=1"),
+    (
+        "kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "set sysctl kernel.apparmor_restrict_unprivileged_userns=0, or give virtiofsd a profile",
+    ),
+)
+
+
+class Mark(StrEnum):
+    """How it stands with something."""
+
+    OK = "ok"
+    WARNING = "warning"  #: it works, if not as it might
+    PROBLEM = "problem"  #: something will not work
+
+
+class Result(NamedTuple):
+    """One thing that was looked at."""
+
+    name: str
+    mark: Mark
+    #: What was found.
+    detail: str
+    #: What to do about it; empty where nothing need be done.
+    advice: str = ""
+
+
+def machine_results(
+    uid: int, descriptors: int = 0, *, namespaces_wanted: bool = False
+) -> list[Result]:
+    """Try out what the machine grants to ``uid``, which is this process's.
+
+    Args:
+        uid: the effective user.
+        descriptors: the most that a backend is to open.
+        namespaces_wanted: whether a backend is to do with namespaces or not at all.
+
+    """
+    return [
+        _kernel(),
+        sandbox_result(uid, wanted=namespaces_wanted),
+        descriptor_result(resource.getrlimit(resource.RLIMIT_NOFILE)[1], descriptors),
+        _memory_locks(),
+        huge_pages_result(_meminfo()),
+    ]
+
+
+def _kernel() -> Result:
+    """Try what the kernel has to know: sealed memory, eventfds, the groups of a peer."""
+    name = f"{platform.system()} {platform.release()} on {platform.machine()}"
+    needed = "take a newer kernel, or a container that allows it"
+    trials: tuple[tuple[str, Callable[[], None], Mark, str], ...] = (
+        ("sealed memory (memfd_create)", _try_memory, Mark.PROBLEM, needed),
+        ("eventfds", _try_eventfd, Mark.PROBLEM, needed),
+        (
+            "supplementary groups of clients (SO_PEERGROUPS)",
+            _try_peer_groups,
+            Mark.WARNING,
+            "name users in the configuration, or take Linux 4.13 or newer",
+        ),
+    )
+    for what, trial, mark, advice in trials:
+        try:
+            trial()
+        except OSError as error:
+            return Result("kernel", mark, f"{name}: {what}: {os_reason(error)}", advice)
+    return Result("kernel", Mark.OK, name)
+
+
+def _try_memory() -> None:
+    descriptor = os.memfd_create("vuserd-check", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, 4096)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+    finally:
+        os.close(descriptor)
+
+
+def _try_eventfd() -> None:
+    os.close(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+
+
+def _try_peer_groups() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        try:
+            ours.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+        except OSError as error:
+            if error.errno != errno.ERANGE:  # we are in very many groups
+                raise
+
+
+def sandbox_result(uid: int, settings: str = "/proc/sys", *, wanted: bool = False) -> Result:
+    """Make the namespaces that the sandbox of a backend begins with, as ``uid``."""
+    if uid == 0:
+        flags = _CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWNET
+        instead, advice = "chroot", "give this container CAP_SYS_ADMIN"
+    else:
+        flags = _CLONE_NEWNS | _CLONE_NEWUSER
+        instead, advice = "none", "allow user namespaces here (user_namespaces(7))"
+        for sysctl, culprit, remedy in _USER_NAMESPACES:
+            if _first_line(os.path.join(settings, sysctl)) == culprit:
+                advice = remedy
+                break
+    reason = _unshare(flags)
+    if reason is None:
+        return Result("sandbox", Mark.OK, "backends can be shut in by namespaces")
+    if wanted:
+        detail = f'namespaces: {reason}; an export wants sandbox = "namespace"'
+        return Result("sandbox", Mark.PROBLEM, detail, advice)
+    detail = f'namespaces: {reason}; backends get the sandbox "{instead}"'
+    return Result("sandbox", Mark.WARNING, detail, advice)
+
+
+def _unshare(namespaces: int) -> str | None:
+    """Try it in another process; return what prevents it."""
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _UNSHARE, str(namespaces)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return os_reason(error) if isinstance(error, OSError) else "no answer"
+    if tried.returncode == 0:
+        return None
+    words = tried.stderr.decode(errors="replace").strip().splitlines() or ["it failed"]
+    return words[-1][:1].lower() + words[-1][1:]
+
+
+def descriptor_result(hard: int, wanted: int) -> Result:
+    """Judge the hard limit of open files, by what backends are to open."""
+    raise_it = "raise the limit (ulimit -Hn, or LimitNOFILE= of a unit)"
+    if hard == resource.RLIM_INFINITY:
+        return Result("descriptors", Mark.OK, "without a limit")
+    if hard < LEAST_DESCRIPTORS:
+        detail = f"{hard} are too few, at least {LEAST_DESCRIPTORS} are needed"
+        return Result("descriptors", Mark.PROBLEM, detail, raise_it)
+    if hard < wanted:
+        detail = f"{hard}; backends get no more, where {wanted} are wanted"
+        return Result("descriptors", Mark.WARNING, detail, raise_it)
+    return Result("descriptors", Mark.OK, f"{hard} for each process")
+
+
+def _memory_locks() -> Result:
+    """Tell the limit: nothing is locked, but locked memory is the first thought of who has a VM."""
+    soft = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    limit = "without a limit" if soft == resource.RLIM_INFINITY else f"{soft >> 10} KiB"
+    return Result("memory locks", Mark.OK, f"{limit}; vuserd locks none")
+
+
+def huge_pages_result(meminfo: Mapping[str, str]) -> Result:
+    """Tell what there is: vuserd takes none itself, a client's memory may be of them."""
+    total, free = (meminfo.get(f"HugePages_{each}", "0") for each in ("Total", "Free"))
+    size = meminfo.get("Hugepagesize", "an unknown size")
+    there = f"{free} of {total} free, of {size}" if total != "0" else "none"
+    return Result("huge pages", Mark.OK, f"{there}; vuserd needs none, clients may attach them")
+
+
+def _meminfo() -> dict[str, str]:
+    found: dict[str, str] = {}
+    with contextlib.suppress(OSError), open("/proc/meminfo") as lines:
+        for line in lines:
+            key, _, value = line.partition(":")
+            found[key] = value.strip()
+    return found
+
+
+def may_enter_namespaces() -> bool:
+    """Tell whether this process has CAP_SYS_ADMIN, which setns(2) wants."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/status") as lines:
+        for line in lines:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+    return False
+
+
+def _first_line(path: str) -> str:
+    with contextlib.suppress(OSError), open(path) as lines:
+        return lines.readline().strip()
+    return ""

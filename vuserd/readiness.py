@@ -1,0 +1,263 @@
+"""Whether what a configuration names is there and can be used: without using it."""
+
+import grp
+import os
+import pwd
+import re
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from vuserd.address import SYSTEM_SOCKET
+from vuserd.backend.find import PLACES, BackendKind, Program, find_program, identify
+from vuserd.backend.process import command_line, sandboxes
+from vuserd.config.model import DaemonConfig, ExportConfig, ListenConfig, RigConfig
+from vuserd.errors import BackendDown, ConfigurationError, os_reason
+from vuserd.machine import Mark, Result, may_enter_namespaces
+
+_OWN_NAMESPACE: Final = "/proc/self/ns/net"
+#: A socket with a name in the table of proc_net(5).
+_LISTED: Final = re.compile(r"\S+: \w+ \w+ (?P<flags>\w+) \w+ \w+ +\d+ (?P<path>.+)")
+#: __SO_ACCEPTCON, a flag of sockets that listen.
+_ACCEPTS: Final = 0x10000
+
+
+# -- backends --------------------------------------------------------------------------------------
+
+
+async def candidate_results(exports: Sequence[ExportConfig], uid: int) -> list[Result]:
+    """Ask every virtiofsd that is configured, or is where one may be, what it is."""
+    configured = filter(None, (export.program for export in exports))
+    results = []
+    for path in _different(filter(None, map(shutil.which, (*configured, "virtiofsd", *PLACES)))):
+        try:
+            program = await identify(path)
+        except ConfigurationError as error:
+            results.append(Result("backend", Mark.WARNING, str(error), "remove it, or mend it"))
+            continue
+        detail = f"{path}: {program.kind} {program.version}"
+        if program.kind is BackendKind.C and uid != 0:
+            results.append(Result("backend", Mark.WARNING, f"{detail}, which takes root"))
+        else:
+            results.append(Result("backend", Mark.OK, detail))
+    return results
+
+
+async def fitness_results(exports: Sequence[ExportConfig], uid: int) -> list[Result]:
+    """Tell which exports have no virtiofsd that fits; without exports, whether there is any."""
+    results = []
+    own = [export for export in exports if export.directory is not None]
+    for wanted in dict.fromkeys(export.program for export in own) if exports else [None]:
+        served = [export for export in own if export.program == wanted]
+        try:
+            program = await find_program(wanted, uid)
+        except ConfigurationError as error:
+            name = f"export {served[0].name}" if len(served) == 1 else "backend"
+            results.append(Result(name, Mark.PROBLEM, str(error)))
+        else:
+            results += (
+                Result(f"export {export.name}", Mark.PROBLEM, reason, "choose another, or leave it")
+                for export in served
+                if (reason := _unfit(export, program, uid))
+            )
+    return results
+
+
+def _different(paths: Iterable[str]) -> Iterable[str]:
+    """Return one path of each file."""
+    return {os.path.realpath(path): path for path in paths}.values()
+
+
+def _unfit(export: ExportConfig, program: Program, uid: int) -> str:
+    """Return what a backend cannot do of what the export wants of it."""
+    assert export.directory is not None
+    options = export.options
+    mode = options.sandbox or sandboxes(program.kind, uid)[0]
+    if mode == "chroot" and uid != 0:
+        return 'sandbox = "chroot" takes root'
+    if mode == "none" and program.kind is BackendKind.C:
+        return 'the C virtiofsd has no sandbox "none"'
+    if options.inode_file_handles == "mandatory" and uid != 0:
+        return "inode_file_handles takes root"
+    try:
+        command_line(program, export.directory, 0, mode, options)
+    except BackendDown as error:
+        return str(error)
+    return ""
+
+
+# -- exports ---------------------------------------------------------------------------------------
+
+
+def export_result(export: ExportConfig) -> Result:
+    """Tell whether this user can read an export's directory, or whether its socket is there."""
+    name = f"export {export.name}"
+    if export.directory is not None:
+        if os.access(export.directory, os.R_OK | os.X_OK, effective_ids=True):
+            return Result(name, Mark.OK, export.directory)
+        detail = f"{export.directory} cannot be read by {_user(os.geteuid())}"
+        return Result(name, Mark.PROBLEM, detail, "permit it, or serve as another user")
+    assert export.socket is not None
+    # A connection would be the only one that the backend takes in its life.
+    try:
+        is_socket = stat.S_ISSOCK(os.stat(export.socket).st_mode)
+    except OSError as error:
+        detail = f"{export.socket}: {os_reason(error)}"
+        return Result(name, Mark.WARNING, detail, "start a virtiofsd there: it is waited for")
+    if not is_socket:
+        detail = f"{export.socket} is no socket"
+        return Result(name, Mark.PROBLEM, detail, "name the socket of a virtiofsd")
+    if not os.access(export.socket, os.W_OK, effective_ids=True):
+        detail = f"{_user(os.geteuid())} may not connect to {export.socket}"
+        return Result(name, Mark.PROBLEM, detail, "permit it, or serve as another user")
+    return Result(name, Mark.OK, f"the backend on {export.socket}")
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+# -- sockets ---------------------------------------------------------------------------------------
+
+
+def listener_result(config: ListenConfig) -> Result:
+    """Tell whether the daemon can listen there, or whether somebody does already."""
+    address = config.address
+    if address.startswith("@"):
+        return Result("socket", Mark.OK, address)
+    if _is_served(address):
+        detail = f"{address}: a daemon serves it, or systemd holds it for one"
+        return Result("socket", Mark.OK, detail)
+    if os.path.lexists(address) and not stat.S_ISSOCK(os.lstat(address).st_mode):
+        return Result("socket", Mark.PROBLEM, f"{address} is no socket", "remove it")
+    folder = os.path.dirname(address) or "."
+    if not os.path.isdir(folder):
+        if address == SYSTEM_SOCKET and os.geteuid() == 0:
+            return Result("socket", Mark.OK, f"{address}; its folder will be made")
+        detail = f"{address}: there is no folder {folder}"
+        return Result("socket", Mark.PROBLEM, detail, f"mkdir {folder}, or choose another socket")
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        detail = f"{address}: {_user(os.geteuid())} may not write {folder}"
+        return Result("socket", Mark.PROBLEM, detail, "choose another socket, or permit it")
+    return Result("socket", Mark.OK, address)
+
+
+def _is_served(path: str) -> bool:
+    """Tell whether somebody listens there, without a connection: systemd starts daemons for one."""
+    try:
+        with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as table:
+            rows = [match for line in table if (match := _LISTED.fullmatch(line.rstrip("\n")))]
+    except OSError:
+        return False
+    return any(row["path"] == path and int(row["flags"], 16) & _ACCEPTS for row in rows)
+
+
+def access_results(config: DaemonConfig) -> Iterator[Result]:
+    """Warn of exports for users whom no socket lets in; those of rigs are theirs to reach."""
+    in_rigs = {name for rig in config.rigs for name in rig.exports}
+    listeners = config.listeners or (ListenConfig(SYSTEM_SOCKET),)
+    for export in config.exports:
+        if export.name in in_rigs:
+            continue
+        shut_out = sorted(
+            _user(user)
+            for user in export.access.users - {0, os.geteuid()}
+            if not any(_lets_in(listener, user) for listener in listeners)
+        )
+        shut_out += sorted(
+            f"group {_group(group)}"
+            for group in export.access.groups
+            if not any(_lets_group_in(listener, group) for listener in listeners)
+        )
+        if export.access.everyone and not any(_is_open(listener) for listener in listeners):
+            shut_out.append("everybody")
+        if shut_out:
+            yield Result(
+                f"export {export.name}",
+                Mark.WARNING,
+                f"it is for {', '.join(shut_out)}, but no socket lets them connect",
+                'give a [[listen]] a mode such as "0666", or "0660" and their group',
+            )
+
+
+def _is_open(listener: ListenConfig) -> bool:
+    return listener.address.startswith("@") or bool(listener.mode & stat.S_IWOTH)
+
+
+def _lets_in(listener: ListenConfig, uid: int) -> bool:
+    if _is_open(listener):
+        return True
+    if not listener.mode & stat.S_IWGRP:
+        return False
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return _socket_group(listener) in os.getgrouplist(user.pw_name, user.pw_gid)
+
+
+def _lets_group_in(listener: ListenConfig, gid: int) -> bool:
+    """Tell whether a group, or every member that is known to be in it, can connect."""
+    if _is_open(listener):
+        return True
+    if listener.mode & stat.S_IWGRP and _socket_group(listener) == gid:
+        return True
+    try:
+        members = grp.getgrgid(gid).gr_mem
+        return bool(members) and all(
+            _lets_in(listener, pwd.getpwnam(member).pw_uid) for member in members
+        )
+    except KeyError:
+        return False
+
+
+def _socket_group(listener: ListenConfig) -> int:
+    return os.getegid() if listener.group is None else listener.group
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+# -- rigs and the rest -----------------------------------------------------------------------------
+
+
+def rig_results(rigs: Sequence[RigConfig]) -> Iterator[Result]:
+    """Tell whether the namespaces of rigs are there, and can be entered."""
+    if rigs and not may_enter_namespaces():
+        yield Result(
+            "rigs",
+            Mark.PROBLEM,
+            f"{_user(os.geteuid())} may not enter network namespaces",
+            "serve as root, or with CAP_SYS_ADMIN (AmbientCapabilities= of a unit)",
+        )
+    for rig in rigs:
+        name = f"rig {rig.netns}"
+        try:
+            there, own = os.stat(rig.path), os.stat(_OWN_NAMESPACE)
+        except OSError as error:
+            detail = f"{rig.path}: {os_reason(error)}"
+            advice = f"ip netns add {rig.netns}: it is waited for"
+            yield Result(name, Mark.WARNING, detail, advice)
+            continue
+        if there.st_dev != own.st_dev:
+            detail = f"{rig.path} is no namespace"
+            yield Result(name, Mark.PROBLEM, detail, "name one that ip netns shows")
+        else:
+            yield Result(name, Mark.OK, f"{rig.path}: {', '.join(rig.exports)} on {rig.address}")
+
+
+def metrics_result(file: str) -> Result:
+    """Tell whether the metrics can be written: a new file takes the place of the one before."""
+    folder = os.path.dirname(file)
+    if os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        return Result("metrics", Mark.OK, file)
+    detail = f"{_user(os.geteuid())} may not write {folder}"
+    return Result("metrics", Mark.PROBLEM, detail, "permit it, or give another metrics_file")

@@ -1,0 +1,122 @@
+"""Who a client is, by the kernel's word, and what it may see."""
+
+import logging
+import os
+import socket
+import struct
+from collections.abc import Container
+from typing import Final, NamedTuple, Self
+
+import trio
+
+from vuserd.config.model import Access
+from vuserd.errors import os_reason
+
+_LOG = logging.getLogger(__name__)
+
+#: struct ucred: pid, uid, gid.
+_UCRED: Final = struct.Struct("=iII")
+_GID: Final = struct.Struct("=I")
+#: SO_PEERGROUPS of asm-generic/socket.h: the supplementary groups at connect(), gid_t each.
+_SO_PEERGROUPS: Final = 59
+#: What the standard library makes room for; hardly anybody is in more.
+_MOST_GROUPS: Final = 256
+_ROOT: Final = 0
+
+#: Seconds between two lines of the log about one user's refusals.
+_REFUSAL_PAUSE: Final = 60.0
+_MOST_USERS: Final = 1024
+
+
+class Peer(NamedTuple):
+    """The process that connected, with its credentials at that moment."""
+
+    pid: int
+    uid: int
+    groups: frozenset[int]  #: its own and the supplementary ones
+
+    @classmethod
+    def of(cls, sock: socket.socket) -> Self:
+        """Ask the kernel (SO_PEERCRED, SO_PEERGROUPS) who is at the other end."""
+        pid, uid, gid = _UCRED.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        )
+        try:
+            more = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GID.size * _MOST_GROUPS)
+        except OSError as error:  # ERANGE: in too many; ENOPROTOOPT: before Linux 4.13
+            _LOG.warning("supplementary groups of uid %d do not count: %s", uid, os_reason(error))
+            more = b""
+        return cls(pid, uid, frozenset({gid, *(group for (group,) in _GID.iter_unpack(more))}))
+
+    def command(self) -> str | None:
+        """Return the name of the process, while it lives and may be looked at."""
+        try:
+            with open(f"/proc/{self.pid}/comm", errors="backslashreplace") as file:
+                return file.read().rstrip("\n")
+        except OSError:
+            return None
+
+
+class Rights:
+    """What a client may see and do: by who it is, and by the listener that it came through.
+
+    Root and the daemon's own user see everything and may manage the daemon; in a rig nobody sees
+    more than the rig has, and nobody manages anything.
+
+    Args:
+        peer: who it is.
+        exports: those behind the listener, as they are at any time; None for all.
+
+    """
+
+    def __init__(self, peer: Peer, exports: Container[str] | None = None) -> None:
+        self.peer = peer
+        self.exports = exports
+        self._is_trusted = peer.uid in (_ROOT, os.geteuid())
+        #: Whether this client may change the daemon, and see what others do.
+        self.manages = exports is None and self._is_trusted
+
+    def sees(self, name: str, access: Access) -> bool:
+        """Tell whether an export exists for this client."""
+        if self.exports is not None and name not in self.exports:
+            return False
+        return (
+            self._is_trusted
+            or access.everyone
+            or self.peer.uid in access.users
+            or not access.groups.isdisjoint(self.peer.groups)
+        )
+
+    def is_same_user(self, other: "Rights") -> bool:
+        """Tell whether both are one user in one place: in each rig a user is another one."""
+        return self.peer.uid == other.peer.uid and self.exports is other.exports
+
+
+class RefusalLog:
+    """Logs what was refused to whom: at once, then once a minute a user, with a count."""
+
+    def __init__(self) -> None:
+        #: By uid: when the next line is due, and what was not logged since the last one.
+        self._users: dict[int, tuple[float, int]] = {}
+        self.count = 0
+
+    def note(self, peer: Peer, what: str) -> None:
+        """Take note of one refusal."""
+        self.count += 1
+        now = trio.current_time()
+        due, unsaid = self._users.get(peer.uid, (now, 0))
+        if now < due:
+            self._users[peer.uid] = (due, unsaid + 1)
+            return
+        if len(self._users) >= _MOST_USERS and peer.uid not in self._users:
+            self._users.pop(next(iter(self._users)))
+        self._users[peer.uid] = (now + _REFUSAL_PAUSE, 0)
+        before = f", and {unsaid} times more since the last such line" if unsaid else ""
+        _LOG.warning(
+            "refused to uid %d (pid %d): %s%s",
+            peer.uid,
+            peer.pid,
+            what,
+            before,
+            extra={"fields": {"VUSERD_UID": str(peer.uid), "VUSERD_PID": str(peer.pid)}},
+        )

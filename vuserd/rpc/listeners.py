@@ -1,0 +1,118 @@
+"""The sockets of the daemon's own network namespace, by the configuration and its changes."""
+
+import logging
+import socket
+from collections.abc import Iterable, Sequence
+
+import trio
+
+from vuserd.config.model import ListenConfig
+from vuserd.errors import ConfigurationError, os_reason
+from vuserd.rpc.listener import Listener, listening, permit
+from vuserd.rpc.server import Server
+
+_LOG = logging.getLogger(__name__)
+
+
+class _Open:
+    """A socket that clients are accepted from."""
+
+    def __init__(self, config: ListenConfig | None, listener: Listener) -> None:
+        #: None for a socket of the service manager's.
+        self.config = config
+        self.listener = listener
+        self.scope = trio.CancelScope()
+        self.closed = trio.Event()
+
+
+class Listeners:
+    """Every socket that is listened on, by its address.
+
+    Args:
+        server: gets the clients.
+        nursery: where they are accepted.
+        inherited: sockets that the service manager listens on, with their names: they stay as they
+            are and stay open, whatever the configuration says.
+
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        nursery: trio.Nursery,
+        inherited: Iterable[tuple[str, socket.socket]] = (),
+    ) -> None:
+        self._server = server
+        self._nursery = nursery
+        self._open: dict[str, _Open] = {}
+        for name, sock in inherited:
+            address = _address_of(sock)
+            _LOG.info("serving on %s, from the service manager (%s)", address, name)
+            opened = self._open[address] = _Open(None, Listener(address, sock, inherited=True))
+            nursery.start_soon(self._serve, opened)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where clients can connect."""
+        return list(self._open)
+
+    def describe(self) -> list[dict[str, object]]:
+        """Return the listeners as ``status`` shows them."""
+        return [
+            {
+                "socket": address,
+                "activated": opened.config is None,
+                "clients": len(self._server.connections(opened.listener)),
+            }
+            for address, opened in self._open.items()
+        ]
+
+    async def apply(self, configs: Sequence[ListenConfig]) -> list[str]:
+        """Listen on these sockets and, but for inherited ones, no others; tell what was done.
+
+        Raises:
+            ConfigurationError: one cannot be had. Those before it are listened on.
+
+        """
+        done = []
+        wanted = {config.address: config for config in configs}
+        for address, opened in list(self._open.items()):
+            if opened.config is not None and address not in wanted:
+                opened.scope.cancel()
+                await opened.closed.wait()
+                done.append(f"socket {address}: closed")
+        for address, config in wanted.items():
+            current = self._open.get(address)
+            if current is None:
+                await self._nursery.start(self._listen, config)
+                done.append(f"socket {address}: listening")
+            elif current.config not in (None, config):
+                try:
+                    permit(config)
+                except OSError as error:
+                    raise ConfigurationError(f"socket {address}: {os_reason(error)}") from error
+                current.config = config
+                done.append(f"socket {address}: other permissions")
+        return done
+
+    async def _listen(self, config: ListenConfig, task_status: trio.TaskStatus[None]) -> None:
+        with listening(config) as sock:
+            opened = self._open[config.address] = _Open(config, Listener(config.address, sock))
+            _LOG.info("serving on %s", config.address)
+            task_status.started()
+            await self._serve(opened)
+
+    async def _serve(self, opened: _Open) -> None:
+        try:
+            with opened.scope, opened.listener.socket:
+                await self._server.accept(opened.listener)
+        finally:
+            del self._open[opened.listener.address]
+            opened.closed.set()
+
+
+def _address_of(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    if isinstance(name, bytes):
+        return "@" + name[1:].decode(errors="backslashreplace")
+    return str(name)

@@ -1,0 +1,254 @@
+"""Rigs: network namespaces with a socket of their own inside, which come and go while we serve.
+
+An abstract unix socket belongs to the network namespace that it was made in (unix(7)): only
+processes of that namespace reach it, by its name alone.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import trio
+
+from vuserd.address import to_sockaddr
+from vuserd.config.model import RigConfig
+from vuserd.errors import os_reason
+from vuserd.rpc.access import Rights
+from vuserd.rpc.listener import Listener
+from vuserd.rpc.server import Server
+
+_LOG = logging.getLogger(__name__)
+
+_BACKLOG: Final = 128
+_OWN_NAMESPACE: Final = "/proc/self/ns/net"
+#: Seconds between two looks where the system tells of changes, and where it does not.
+_SELDOM: Final = 30.0
+_OFTEN: Final = 1.0
+#: After a change: the file of a namespace is there a moment before the namespace is mounted on it.
+_SOON: Final = 0.05
+_SETTLING: Final = 2.0
+
+
+class _Rig:
+    """One rig, with its namespace or waiting for it."""
+
+    def __init__(self, config: RigConfig) -> None:
+        self.config = config
+        self.exports = set(config.exports)
+        #: The namespace that the socket is in: device and inode number on nsfs.
+        self.namespace: tuple[int, int] | None = None
+        self.listener: Listener | None = None
+        self.problem = ""
+        self.scope = trio.CancelScope()
+        self.closed = trio.Event()
+        #: Held by whoever looks after its socket: the namespaces' watcher, or a reload.
+        self.lock = trio.Lock()
+        self.is_wanted = True
+
+    @property
+    def state(self) -> str:
+        if self.listener is not None:
+            return "listening"
+        return "failed" if self.problem else "absent"
+
+
+class Rigs:
+    """The rigs of the configuration.
+
+    Args:
+        server: gets their clients.
+        nursery: where they are accepted.
+
+    """
+
+    def __init__(self, server: Server, nursery: trio.Nursery) -> None:
+        self._server = server
+        self._nursery = nursery
+        self._rigs: dict[tuple[str, str], _Rig] = {}
+        self._changed = trio.Event()
+
+    def describe(self, rights: Rights) -> list[dict[str, Any]]:
+        """Return the rigs as ``vuserctl rigs`` shows them; a rig's clients see their own alone."""
+        return [
+            {
+                "netns": rig.config.netns,
+                "socket": rig.config.address,
+                "state": rig.state,
+                "exports": sorted(rig.exports),
+                "clients": len(self._server.connections(rig.listener)) if rig.listener else 0,
+            }
+            | ({"reason": rig.problem} if rig.problem else {})
+            for rig in self._rigs.values()
+            if rights.manages or rights.exports is rig.exports
+        ]
+
+    async def apply(self, configs: Sequence[RigConfig]) -> list[str]:
+        """Make the rigs these, and touch only those that differ; tell what was done."""
+        done = []
+        wanted = {(config.path, config.address): config for config in configs}
+        for key in [key for key in self._rigs if key not in wanted]:
+            rig = self._rigs.pop(key)
+            rig.is_wanted = False
+            async with rig.lock:
+                await self._close(rig)
+            done.append(f"rig {rig.config.netns}: removed")
+        for key, config in wanted.items():
+            current = self._rigs.get(key)
+            if current is None:
+                current = self._rigs[key] = _Rig(config)
+                await self._look_at(current)
+                done.append(f"rig {config.netns}: added, {current.state}")
+            elif current.config != config:
+                current.config = config
+                current.exports.clear()  # the rights of its clients refer to this very set
+                current.exports.update(config.exports)
+                done.append(f"rig {config.netns}: other exports")
+        self._changed.set()
+        return done
+
+    async def run(self) -> None:
+        """Follow the namespaces until cancelled."""
+        while True:
+            self._changed = trio.Event()
+            folders = {os.path.dirname(rig.config.path) for rig in self._rigs.values()}
+            if not folders:
+                await self._changed.wait()
+                continue
+            async with _watching(folders, self._changed) as look:
+                while not self._changed.is_set():
+                    for rig in list(self._rigs.values()):
+                        await self._look_at(rig)
+                    await look()
+
+    async def _look_at(self, rig: _Rig) -> None:
+        """Listen in the rig's namespace, where there is one now; leave the one that is gone."""
+        async with rig.lock:
+            if rig.is_wanted:
+                await self._follow(rig)
+
+    async def _follow(self, rig: _Rig) -> None:
+        namespace = _namespace_at(rig.config.path)
+        if namespace != rig.namespace:
+            await self._close(rig)
+        if namespace is None or rig.listener is not None:
+            return
+        try:
+            sock = await trio.to_thread.run_sync(_listen_in, rig.config)
+        except Exception as error:  # pyroute2 passes on whatever its helper process raised
+            problem = os_reason(error) if isinstance(error, OSError) else repr(error)
+            if problem != rig.problem:
+                _LOG.warning("rig %s: cannot listen in it: %s", rig.config.netns, problem)
+            rig.problem = problem
+            return
+        rig.namespace, rig.problem = namespace, ""
+        rig.scope, rig.closed = trio.CancelScope(), trio.Event()
+        rig.listener = Listener(rig.config.address, sock, rig.config.netns, rig.exports)
+        self._nursery.start_soon(self._serve, rig, rig.listener)
+
+    async def _close(self, rig: _Rig) -> None:
+        rig.namespace, rig.problem = None, ""
+        if rig.listener is not None:
+            rig.scope.cancel()
+            await rig.closed.wait()
+
+    async def _serve(self, rig: _Rig, listener: Listener) -> None:
+        _LOG.info("rig %s: serving on its %s", rig.config.netns, listener.address)
+        try:
+            with rig.scope, listener.socket:
+                await self._server.accept(listener)
+        finally:
+            rig.listener = None
+            rig.closed.set()
+            _LOG.info("rig %s: closed", rig.config.netns)
+
+
+def _namespace_at(path: str) -> tuple[int, int] | None:
+    """Return the identity of the network namespace that is mounted there, if one is."""
+    try:
+        there, own = os.stat(path), os.stat(_OWN_NAMESPACE)
+    except OSError:
+        return None
+    return (there.st_dev, there.st_ino) if there.st_dev == own.st_dev else None
+
+
+def _listen_in(config: RigConfig) -> socket.socket:
+    """Make a listening socket in a namespace; it takes a helper process, which pyroute2 runs."""
+    from pyroute2 import netns  # it takes a tenth of a second, and few need it
+
+    # Without flags: a namespace that has gone meanwhile is not made again.
+    sock = netns.create_socket(config.path, socket.AF_UNIX, socket.SOCK_STREAM, flags=0)
+    assert isinstance(sock, socket.socket)
+    try:
+        sock.set_inheritable(False)
+        sock.setblocking(False)  # noqa: FBT003
+        sock.bind(to_sockaddr(config.address))
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class _Look:
+    """Waits for the next time to look."""
+
+    def __init__(self, inotify: Any, changed: trio.Event) -> None:
+        self._inotify = inotify
+        self._changed = changed
+        self._settled = trio.current_time()
+
+    async def __call__(self) -> None:
+        """Return when something may have changed."""
+        now = trio.current_time()
+        pause = _SOON if now < self._settled else _SELDOM if self._inotify else _OFTEN
+        with trio.move_on_after(pause):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._wait_for_files, nursery.cancel_scope)
+                await self._changed.wait()
+                nursery.cancel_scope.cancel()
+
+    async def _wait_for_files(self, scope: trio.CancelScope) -> None:
+        if self._inotify is None:
+            return
+        await trio.lowlevel.wait_readable(self._inotify.fd)
+        os.read(self._inotify.fd, 1 << 16)
+        self._settled = trio.current_time() + _SETTLING
+        scope.cancel()
+
+
+@asynccontextmanager
+async def _watching(folders: set[str], changed: trio.Event) -> AsyncIterator[_Look]:
+    """Watch the folders by inotify, or not at all where the system does not allow that.
+
+    A folder that is not there yet comes with the first namespace: the one above is watched, too.
+    """
+    inotify = None
+    try:
+        inotify = await trio.to_thread.run_sync(_inotify_on, folders)
+        yield _Look(inotify, changed)
+    finally:
+        if inotify is not None:
+            inotify.close()
+
+
+def _inotify_on(folders: set[str]) -> Any:
+    from pyroute2.inotify.inotify_fd import Inotify
+
+    existing = {folder if os.path.isdir(folder) else os.path.dirname(folder) for folder in folders}
+    inotify = None
+    with contextlib.suppress(OSError, ValueError):  # without descriptors, pyroute2 polls -1
+        inotify = Inotify(path=existing)
+        inotify.bind()
+        if existing == folders and -1 not in inotify.wd:
+            return inotify
+    if inotify is not None:
+        if inotify.fd == -1:
+            inotify.fd = None
+        inotify.close()
+        for descriptor in (inotify.ctlr, inotify.ctlw) if inotify.fd is None else ():
+            os.close(descriptor)
+    return None

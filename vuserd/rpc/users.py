@@ -1,0 +1,61 @@
+"""What one user's connections use together, so that no user takes what others need."""
+
+from vuserd.budget import Budget
+from vuserd.config.model import ClientLimits
+from vuserd.errors import CallError, ErrorCode
+from vuserd.rpc.turns import Turns
+
+
+class Account:
+    """One user's share, for all of the user's connections."""
+
+    def __init__(self, uid: int, rig: str | None, limits: ClientLimits, turns: Turns) -> None:
+        self.uid = uid
+        self.rig = rig
+        self._turns = turns
+        self.connections = 0
+        self.requests = Budget(limits.user_requests)
+        self.payload = Budget(limits.user_payload)
+
+    def is_alone(self) -> bool:
+        """Tell whether no other user wants anything: then there is no need to take a turn."""
+        return self._turns.is_free(self)
+
+    async def take_turn(self) -> None:
+        """Wait until it is this user's turn to keep the daemon busy."""
+        await self._turns.take(self)
+
+
+class Accounts:
+    """The accounts of the users who are connected."""
+
+    def __init__(self) -> None:
+        self.turns = Turns()
+        self._accounts: dict[tuple[int, str | None], Account] = {}
+
+    def open(self, uid: int, rig: str | None, limits: ClientLimits) -> Account:
+        """Count one more connection of a user; :meth:`close` ends that.
+
+        In each rig a user is another one: root of a rig shares nothing with root of the host.
+
+        Raises:
+            CallError: BUSY: the user has as many as may be.
+
+        """
+        account = self._accounts.get((uid, rig))
+        if account is None:
+            account = self._accounts[uid, rig] = Account(uid, rig, limits, self.turns)
+        if account.connections >= limits.user_connections:
+            raise CallError(
+                ErrorCode.BUSY,
+                f"user {uid} has {account.connections} connections, as many as one user may have",
+                limit=limits.user_connections,
+            )
+        account.connections += 1
+        return account
+
+    def close(self, account: Account) -> None:
+        """Count one connection less; the last one takes the account with it."""
+        account.connections -= 1
+        if not account.connections:
+            del self._accounts[account.uid, account.rig]

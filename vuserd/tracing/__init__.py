@@ -1,0 +1,1 @@
+"""Traces of the FUSE requests that an export's backend is sent: who looks on, and what is kept."""
