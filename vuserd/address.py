@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 
 SYSTEM_SOCKET = "/run/vuserd/vuserd.sock"
+#: In a network namespace that is a rig's.
+RIG_SOCKET = "@vuserd"
 
 
 def socket_candidates(
@@ -14,19 +16,22 @@ def socket_candidates(
 ) -> tuple[str, ...]:
     """Give the addresses that a client tries, in this order.
 
-    One alone where it was named, by the caller or by ``VUSERD_SOCKET``.  Else the user's own daemon
-    under ``XDG_RUNTIME_DIR``, then the system's.
+    One alone where it was named, by the caller or by ``VUSERD_SOCKET``.  Else the rig's, where the
+    client's network namespace is one; the user's own daemon under ``XDG_RUNTIME_DIR``; the
+    system's.
     """
     if named := explicit or environ.get("VUSERD_SOCKET"):
         return (named,)
-    if runtime_dir := environ.get("XDG_RUNTIME_DIR"):
-        return (os.path.join(runtime_dir, "vuserd.sock"), SYSTEM_SOCKET)
-    return (SYSTEM_SOCKET,)
+    return tuple(dict.fromkeys((RIG_SOCKET, socket_address(None, environ), SYSTEM_SOCKET)))
 
 
 def socket_address(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
-    """Give the address that a daemon listens on: the first one that its clients try."""
-    return socket_candidates(explicit, environ)[0]
+    """Give the address that a daemon listens on."""
+    if named := explicit or environ.get("VUSERD_SOCKET"):
+        return named
+    if runtime_dir := environ.get("XDG_RUNTIME_DIR"):
+        return os.path.join(runtime_dir, "vuserd.sock")
+    return SYSTEM_SOCKET
 
 
 def to_sockaddr(address: str) -> str:

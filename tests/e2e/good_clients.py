@@ -6,6 +6,7 @@ It is a process of its own, so that what an attacker does in Python does not slo
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -92,9 +93,11 @@ class GoodClients:
 
 
 @contextmanager
-def good_clients(socket: str) -> Iterator[GoodClients]:
+def good_clients(socket: str, user: int | None = None) -> Iterator[GoodClients]:
     """Run the process, for a daemon whose export ``files`` has what is named above."""
     command = [sys.executable, "-m", "tests.e2e.good_clients", socket]
+    if user is not None:
+        command.append(str(user))
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
     ) as process:
@@ -183,7 +186,11 @@ class _Ways:
 
 
 def main() -> None:
-    """Do as is told until there are no more orders."""
+    """Do as is told until there are no more orders, as another user if that is said."""
+    for user in map(int, sys.argv[2:]):
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
     ways = _Ways()
     small = _Client(sys.argv[1], [ways.stat])
     bulk = _Client(sys.argv[1], [ways.read, ways.fetch, ways.load, ways.list])

@@ -7,11 +7,12 @@ import contextlib
 import os
 import resource
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pytest
 
@@ -25,18 +26,17 @@ from tests.e2e.good_clients import (
     large_content,
     small_content,
 )
-from tests.e2e.processes import family, memfd_mappings
 from tests.e2e.rounds import LONG, repeated, rounds
+from tests.e2e.standing import Standing, assert_settles
 from tests.running import RunningDaemon
 from vuserd.client import Client
 from vuserd.client.errors import RemoteError
 
 Attack = Callable[[str, int], None]
 
+GOOD_USER: Final = 61_001
 #: Descriptors that this process and the daemon need for 2,000 connections, with some to spare.
 _DESCRIPTORS: Final = 4096
-#: Seconds for a daemon to notice that clients are gone.
-_SETTLED: Final = 20.0
 
 
 class Sized(NamedTuple):
@@ -74,39 +74,6 @@ ATTACKS: Final = (
 )
 
 
-class Standing(NamedTuple):
-    """What a daemon and its backend hold while nobody asks for anything."""
-
-    descriptors: int
-    memfd_mappings: int
-    connections: int
-    export: dict[str, Any]
-
-    @classmethod
-    def of(cls, running: RunningDaemon) -> "Standing":
-        """Take stock, through a connection that counts itself."""
-        with Client.connect(running.socket) as client:
-            status = client.status()
-            [export] = status["exports"]
-            held = ("state", "nodes", "lookups", "in_flight", "payloads")
-            process = running.process.pid
-            return cls(
-                sum(len(os.listdir(f"/proc/{each}/fd")) for each in family(process)),
-                memfd_mappings(process),
-                status["connections"],
-                {key: export[key] for key in held}
-                | {"generation": export["backend"]["generation"]},
-            )
-
-
-def assert_settles(running: RunningDaemon, before: Standing) -> None:
-    """Check that what the daemon holds becomes what it was; it may need to notice who has gone."""
-    deadline = time.monotonic() + _SETTLED
-    while (now := Standing.of(running)) != before and time.monotonic() < deadline:
-        pass
-    assert now == before
-
-
 class Served(NamedTuple):
     """A daemon with its good clients, and how they do while nothing else happens."""
 
@@ -139,14 +106,21 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(
-    files: Path, rust_virtiofsd: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
-    socket_path = tmp_path_factory.mktemp("hostile-daemon") / "s"
+def served(files: Path, rust_virtiofsd: str) -> Iterator[Served]:
+    """Serve clients of another user than the attackers, as far as we may become one."""
+    user = GOOD_USER if os.geteuid() == 0 else None
+    config = files.parent / "vuserd.toml"
+    config.write_text(
+        f'backend = "{rust_virtiofsd}"\n'
+        f'[[export]]\nname = "files"\npath = "{files}"\nusers = ["*"]\n'
+    )
     with (
-        RunningDaemon({"files": files}, socket_path, rust_virtiofsd) as running,
-        good_clients(running.socket) as good,
+        tempfile.TemporaryDirectory() as folder,  # pytest's own are for one user alone
+        RunningDaemon({}, Path(folder) / "s", None, "--config", str(config)) as running,
+        good_clients(running.socket, user) as good,
     ):
+        os.chmod(folder, 0o755)
+        os.chmod(running.socket, 0o666)
         good.go()
         with Client.connect(running.socket) as client:  # as long as these take, they measure
             for _ in range(rounds(300)):

@@ -71,9 +71,12 @@ def file(running: RunningDaemon) -> Path:
 
 
 def owed(client: Client) -> dict[str, Any]:
-    """Return what the daemon says that it holds."""
-    status = client.status()
-    export = status["exports"][0]
+    """Return what the daemon says that it holds, once no RELEASE or FORGET is on its way."""
+    for _ in range(1000):
+        status = client.status()
+        export = status["exports"][0]
+        if not export["in_flight"]:
+            break
     held = {key: export[key] for key in ("nodes", "lookups", "in_flight", "payloads")}
     images = {key: status["images"][key] for key in ("count", "bytes")}
     return {**held, **images, "connections": status["connections"]}

@@ -1,6 +1,7 @@
 """``vuserd serve`` as its operator meets it: starts, failures, sockets, ends."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -158,3 +159,52 @@ def test_a_signal_ends_it_with_status_0_and_replies_come_first(
         assert daemon.process.wait(timeout=20) == 0
     assert buffer == content
     assert "ending on" in daemon.log
+
+
+@pytest.mark.parametrize("ends", ["exit 1", "exec 9>&-; kill -KILL $$", "exec cat"])
+def test_another_sandbox_is_tried_where_one_cannot_be_had(
+    ends: str, rust_virtiofsd: str, tmp_path: Path
+) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    program = tmp_path / "virtiofsd"
+    program.write_text(
+        f'#!/bin/sh\ncase "$*" in *--sandbox=namespace*) {ends} </dev/null ;; esac\n'
+        f'exec {rust_virtiofsd} "$@"\n'
+    )
+    program.chmod(0o755)
+    for number in range(5):  # how the end is noticed is a matter of chance
+        with (
+            RunningDaemon({"files": files}, tmp_path / f"s{number}", str(program)) as daemon,
+            Client.connect(daemon.socket) as client,
+        ):
+            [export] = client.exports()
+            assert (export.state, export.reason) == ("up", None)
+        assert "no sandbox of kind namespace here" in daemon.log
+
+
+def test_times_far_away_and_names_of_any_bytes_are_told(
+    rust_virtiofsd: str, tmp_path: Path
+) -> None:
+    folder = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else tmp_path  # a file system that
+    files = folder / f"vuserd-test-{os.getpid()}"  # takes any time
+    files.mkdir()
+    try:
+        (files / "old").touch()
+        (files / "new").touch()
+        os.utime(files / "old", (-(1 << 33), -(1 << 33)))
+        os.utime(files / "new", (1 << 34, 1 << 34))
+        strange = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.sock")
+        adopt = ["--adopt", f"strange={strange}"]
+        with (
+            RunningDaemon({"files": files}, tmp_path / "s", rust_virtiofsd, *adopt) as daemon,
+            Client.connect(daemon.socket) as client,
+        ):
+            entries = {entry.name: entry.stat for entry in client.iterdir("files", "", attrs=True)}
+            assert entries["new"] is not None
+            assert entries["new"] == client.stat("files", "new")
+            with client.fetch("files", "new") as image:
+                assert image.size == 0
+            assert r"\udcff.sock" in str(client.status()["exports"])
+    finally:
+        shutil.rmtree(files)

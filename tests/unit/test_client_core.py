@@ -12,6 +12,7 @@ from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import (
     BadReply,
     ConnectionLost,
+    NotTaken,
     RemoteError,
 )
 from vuserd.rpc.codec import encode_notification, encode_request, encode_response
@@ -35,7 +36,9 @@ class TestAddress:
         assert socket_candidates("/e", environ) == ("/e",)
         assert socket_candidates(None, environ) == ("/v",)
         del environ["VUSERD_SOCKET"]
-        assert socket_candidates(None, environ) == ("/run/user/1/vuserd.sock", SYSTEM_SOCKET)
+        users = "/run/user/1/vuserd.sock"
+        assert socket_candidates(None, environ) == ("@vuserd", users, SYSTEM_SOCKET)
+        assert socket_candidates(None, {}) == ("@vuserd", SYSTEM_SOCKET)
         assert socket_address(None, environ) == "/run/user/1/vuserd.sock"
         assert socket_address(None, {}) == SYSTEM_SOCKET
         assert socket_address(None, {"VUSERD_SOCKET": ""}) == SYSTEM_SOCKET
@@ -155,8 +158,8 @@ class TestCore:
         assert receive(core, frame) == [ticket]
         with pytest.raises(ConnectionLost):
             ticket.result()
-        with pytest.raises(ConnectionLost):
-            core.begin(calls.exports())
+        with pytest.raises(NotTaken):
+            core.begin(calls.exports()).result()
 
     def test_a_notification_is_passed_over(self) -> None:
         core = ClientCore()
@@ -180,6 +183,10 @@ class TestCore:
             (calls.readdir("k", ""), []),
             (calls.statfs("k"), {"blocks": 1}),
             (calls.status(), []),
+            (calls.reload(), 5),
+            (calls.reload("k"), [5]),
+            (calls.rigs(), [{"netns": "lab"}]),
+            (calls.rigs(), [{"netns": 5}]),
             (calls.api_info(), None),
         ],
     )

@@ -59,7 +59,6 @@ class TestImage:
     def test_an_empty_one(self) -> None:
         with image_of(b"") as image:
             assert bytes(image.buffer()) == b""
-            image.copy_to(-1)
 
     def test_a_view_outlives_it(self) -> None:
         image = image_of(CONTENT)
@@ -72,24 +71,6 @@ class TestImage:
         with pytest.raises(ValueError, match="closed"):
             image.buffer()
         assert repr(image) == f"<Image of {len(CONTENT)} bytes, closed>"
-
-    def test_a_copy_goes_where_the_file_stands(self, tmp_path: os.PathLike[str]) -> None:
-        told: list[tuple[int, int]] = []
-        with image_of(CONTENT) as image, open(os.path.join(tmp_path, "copy"), "w+b") as file:
-            file.write(b"before ")
-            file.flush()
-            image.copy_to(file.fileno(), progress=lambda *there: told.append(there))
-            file.seek(0)
-            assert file.read() == b"before " + CONTENT
-        assert told == [(len(CONTENT), len(CONTENT))]
-
-    def test_one_that_is_shorter_than_it_says(self, tmp_path: os.PathLike[str]) -> None:
-        with (
-            image_of(b"short", 10) as image,
-            open(os.path.join(tmp_path, "copy"), "wb") as file,
-            pytest.raises(EOFError, match="5 bytes, not 10"),
-        ):
-            image.copy_to(file.fileno())
 
     def test_a_forgotten_one_is_told_and_closed(self) -> None:
         images = [image_of(CONTENT)]

@@ -40,6 +40,11 @@ class TestClient:
         assert client.readlink("kernels", b"/link") == "/image"
         assert client.statfs("kernels").namelen == 7
         assert client.status()["pid"] == os.getpid()
+        assert client.reload("kernels") == ["export kernels: backend replaced"]
+        assert client.reload() == ["limits: changed", "rig lab: added, absent"]
+        lab, bench = client.rigs()
+        assert (lab.netns, lab.state, lab.exports) == ("lab", "listening", ["kernels"])
+        assert (bench.state, bench.reason) == ("failed", "permission denied")
         assert client.read("kernels", "image", 299_999, 100) == IMAGE[-2:]
 
     def test_names_that_are_not_utf8(self, client: Client) -> None:
@@ -92,7 +97,7 @@ class TestClient:
     @pytest.mark.parametrize("cut_after", [1, 9, 5000, 100_008])
     def test_cut_in_mid_payload(self, fake_daemon: FakeDaemon, cut_after: int) -> None:
         fake_daemon.cut_after = cut_after
-        with Client.connect(fake_daemon.address) as client:
+        with Client.connect(fake_daemon.address, reconnect=0) as client:
             with pytest.raises(ConnectionLost, match="closed the connection"):
                 client.read("kernels", "image", 0, 100_000)
             with pytest.raises(ConnectionLost):
@@ -111,7 +116,7 @@ class TestClient:
             raise Interrupt
 
         ticket = client.begin(calls.exports())
-        client._core.receive_buffer = interrupt  # type: ignore[method-assign]
+        client._link.core.receive_buffer = interrupt  # type: ignore[method-assign]
         with pytest.raises(Interrupt):
             client.finish(ticket)
         with pytest.raises(ConnectionLost, match="interrupted"):
@@ -296,7 +301,7 @@ class TestDownload:
         self, fake_daemon: FakeDaemon, client: Client
     ) -> None:
         def write(_: memoryview) -> None:
-            assert not client._core._pending
+            assert not client._link.core._pending
 
         client.stream("kernels", "image", write)
         parts = sum(request.method in PARTS for request in fake_daemon.requests)

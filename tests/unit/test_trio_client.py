@@ -33,6 +33,9 @@ class TestTrioClient:
             assert await connected.readlink("kernels", "odd") == "\udcff"
             assert (await connected.statfs("kernels")).blocks == 0
             assert (await connected.status())["version"] == "9.9"
+            assert await connected.reload("kernels") == ["export kernels: backend replaced"]
+            assert len(await connected.reload()) == 2
+            assert [rig.netns for rig in await connected.rigs()] == ["lab", "bench"]
             assert await connected.read("kernels", "image", 5, 10) == IMAGE[5:15]
             with pytest.raises(RemoteError, match="ENOENT"):
                 await connected.stat("kernels", "nothing")
@@ -185,7 +188,7 @@ class TestTrioClient:
                 await connected.read("kernels", "image", 0, 100_000)
             lost += 1
 
-        async with TrioClient.connect(fake_daemon.address) as connected:
+        async with TrioClient.connect(fake_daemon.address, reconnect=0) as connected:
             async with trio.open_nursery() as nursery:
                 for _ in range(3):
                     nursery.start_soon(read)

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node, directory
-from vuserd.client import output, transfer, vuserctl
+from vuserd.client import completion, output, transfer, vuserctl
 from vuserd.client.completion import candidates, script
+from vuserd.client.status import lines
 from vuserd.client.target import Target
 from vuserd.rpc.codec import Request
 
@@ -99,6 +100,11 @@ class TestUsage:
             ["get", "kernels:"],
             ["get", "kernels:boot/.."],
             ["completion", "tcsh"],
+            ["top", "--interval", "0"],
+            ["top", "--interval", "soon"],
+            ["top", "--interval", "nan"],
+            ["top", "-n", "0"],
+            ["top", "-n", "-1"],
         ],
     )
     def test_wrong(self, run: Run, arguments: list[str]) -> None:
@@ -111,7 +117,7 @@ class TestUsage:
         code, out, _ = run("--help")
         assert code == 0
         assert "__complete" not in out
-        for command in ("exports", "ls", "tree", "stat", "cat", "get", "status", "completion"):
+        for command in (*vuserctl._COMMANDS, "completion"):
             assert f"\n    {command} " in out
 
 
@@ -181,16 +187,91 @@ class TestExports:
         assert (broken["backend"], broken["reason"]) == (None, "no virtiofsd")
 
 
+class TestReload:
+    def test_of_an_export(self, run: Run) -> None:
+        assert run("reload", "kernels") == (0, "export kernels: backend replaced\n", "")
+
+    def test_of_everything(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        assert run("reload")[1].splitlines() == ["limits: changed", "rig lab: added, absent"]
+        assert json.loads(run("reload", "--json")[1])[0] == "limits: changed"
+        fake_daemon.results["reload"] = []
+        assert run("reload") == (0, "nothing changed\n", "")
+
+    def test_of_nothing(self, run: Run) -> None:
+        assert run("reload", "none") == (1, "", "vuserctl: no export none (UNKNOWN_EXPORT)\n")
+
+
+class TestRigs:
+    def test_table(self, run: Run) -> None:
+        assert run("rigs")[1].splitlines() == [
+            "RIG    STATE      SOCKET   CLIENTS  EXPORTS",
+            "lab    listening  @vuserd        2  kernels",
+            "bench  failed     @vuserd        0  -",
+            "bench: permission denied",
+        ]
+
+    def test_none(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.results["rigs"] = []
+        assert run("rigs") == (0, "", "")
+        assert run("rigs", "--json") == (0, "[]\n", "")
+
+    def test_json(self, run: Run) -> None:
+        lab, bench = json.loads(run("rigs", "--json")[1])
+        assert (lab["exports"], lab["clients"], lab["reason"]) == (["kernels"], 2, None)
+        assert bench["reason"] == "permission denied"
+
+
 class TestStatus:
     def test_text(self, run: Run, fake_daemon: FakeDaemon) -> None:
-        lines = run("status")[1].splitlines()
-        assert lines[0] == f"vuserd 9.9, pid {os.getpid()}, up 1 h 2 min"
-        assert lines[1] == f"socket       {fake_daemon.address}"
-        assert lines[4] == "bytes read   5.0 MiB"
-        assert lines[6].startswith("EXPORT   STATE")
-        assert "rust 1.13.2" in lines[7]
-        assert "failed: no virtiofsd" in lines[8]
-        assert lines[8].endswith("-")
+        status = fake_daemon.do_status()
+        status["listeners"][0]["socket"] = "/run/s"
+        status["exports"][0]["source"] = "/srv/k"
+        fake_daemon.results["status"] = status
+        assert run("status")[1].splitlines() == [
+            f"vuserd 9.9, pid {os.getpid()}, up 1 h 2 min",
+            "connections  1",
+            "requests     100, 3 refused or failed",
+            "bytes read   5.0 MiB, 3.0 MiB in images",
+            "images       2 kept, 1.0 MiB; 10 hits, 4 misses",
+            "",
+            "EXPORT   STATE   BACKEND       PID  GEN  RESTARTS  NODES  BUSY  REQUESTS  SOURCE",
+            "kernels  up      rust 1.13.2  4242    3         1      3     0        99  /srv/k",
+            "broken   failed  -               -    -         -      -     -         -  -",
+            "kernels: lost its backend at 2020-09-13 12:26 (killed): it ended; restarts: 1 killed",
+            "broken: no virtiofsd",
+            "",
+            "SOCKET  OPENED BY        CLIENTS",
+            "/run/s  service manager        1",
+            "",
+            "RIG    STATE      SOCKET   CLIENTS  EXPORTS",
+            "lab    listening  @vuserd        2  kernels",
+            "bench  failed     @vuserd        0  -",
+            "bench: permission denied",
+            "",
+            "USER        PID  REQUESTS  BUSY  READ  SINCE             COMMAND",
+            "4000000000   78         7     1   0 B  2020-09-13 12:26  -",
+            "root         77         0     1   0 B  2020-09-13 12:26  vuserctl",
+        ]
+
+    def test_for_those_who_manage_nothing(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        status = fake_daemon.do_status() | {"listeners": [], "rigs": [], "exports": []}
+        fake_daemon.results["status"] = status | {"clients": [], "images": {"count": 0}}
+        assert run("status")[1].splitlines()[1:] == [
+            f"socket       {fake_daemon.address}",
+            "connections  1",
+            "requests     100, 3 refused or failed",
+            "bytes read   5.0 MiB, 3.0 MiB in images",
+        ]
+
+    def test_no_line_is_longer_than_the_screen(self, fake_daemon: FakeDaemon) -> None:
+        status = fake_daemon.do_status()
+        status["exports"][0]["source"] = "/srv" * 100
+        status["exports"][1]["reason"] = "no virtiofsd " * 50
+        status["clients"][1]["command"] = "x" * 100
+        for width in (100, 200):
+            laid_out = lines(status, width)
+            assert max(map(len, laid_out)) <= width
+            assert any("/srv/srv" in line and line.endswith("...") for line in laid_out)
 
     @pytest.mark.parametrize(
         "status", [{}, {"exports": [5, {}], "uptime_s": "x"}, {b"x": 1}, {"exports": None}]
@@ -544,6 +625,27 @@ class TestCompletion:
         ]
         assert self.complete(fake_daemon, "get", "kernels:image", "") == []
         assert candidates(["--socket=" + fake_daemon.address, "ls", "k"]) == ["kernels:"]
+
+    def test_exports_alone(self, fake_daemon: FakeDaemon) -> None:
+        assert self.complete(fake_daemon, "reload", "") == ["kernels", "broken"]
+        assert self.complete(fake_daemon, "reload", "k") == ["kernels"]
+        assert self.complete(fake_daemon, "reload", "kernels", "") == []
+        assert candidates(["top", "-"]) == ["--interval", "--json", "--socket", "-n"]
+        assert candidates(["top", "--interval", ""]) == []
+        assert candidates(["ri"]) == ["rigs"]
+
+    def test_every_command_and_option_is_known(self) -> None:
+        parser = vuserctl.parser()
+        [commands] = [action.choices for action in parser._actions if action.dest == "command"]
+        assert commands is not None
+        known = completion._COMMANDS
+        assert set(known) == set(commands)
+        for name, words in known.items():
+            options = {
+                flag for action in dict(commands)[name]._actions for flag in action.option_strings
+            }
+            assert set(words) <= options, name
+            assert options - set(words) <= {"-h", "--help", "--json", "--socket"}, name
 
     def test_faults_say_nothing(self, fake_daemon: FakeDaemon, tmp_path: Path) -> None:
         assert candidates(["--socket", str(tmp_path / "none"), "ls", ""]) == []

@@ -4,7 +4,7 @@ Every function here gives a :class:`Call`; the clients only carry it there and b
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from vuserd.client.image import Image
@@ -15,15 +15,19 @@ from vuserd.client.records import (
     FsStat,
     ImageInfo,
     RawPage,
+    RigInfo,
     Stat,
     WalkPage,
     exports_from_wire,
+    rigs_from_wire,
     to_int,
     to_length,
+    to_lines,
     to_map,
     to_name,
     to_nothing,
 )
+from vuserd.client.trace import PAGE_EVENTS, TracePage
 from vuserd.rpc.codec import wire_name
 
 T = TypeVar("T")
@@ -47,15 +51,23 @@ class Call(NamedTuple, Generic[T]):
 
     ``undo`` is given a result that nobody will take; it may give a call that undoes the rest of it
     in the daemon.
+
+    What a connection carries, and what ends with it, are attached memory and walks that go on:
+    ``holds`` gives what of this comes with a result, if anything, and ``needs`` is what the call is
+    about. Such a call is of no use on another connection.
     """
 
     method: str
     params: list[Any]
     decode: Callable[[Any], T]
     buffer: memoryview | None = None
-    sends: int | None = None  #: a descriptor to send beside the request, which stays the caller's
+    #: A descriptor to send beside the request. It stays the caller's, open until the answer.
+    sends: int | None = None
     receives: bool = False
     undo: "Callable[[T], Call[Any] | None] | None" = None
+    holds: Callable[[T], Hashable] | None = None
+    needs: Hashable = None
+    ends: bool = False  #: once this is sent, what it needs is not held any more
 
 
 def _wire(name: RemotePath) -> str | bytes:
@@ -111,7 +123,19 @@ def walk(
 ) -> Call[WalkPage]:
     """Ask for one page of the tree below a directory."""
     options = {"attrs": attrs, "limit": limit, "after": after}
-    return Call("walk", [_wire(export), _wire(path), options], WalkPage.from_wire)
+    return Call(
+        "walk",
+        [_wire(export), _wire(path), options],
+        WalkPage.from_wire,
+        holds=lambda page: walk_going_on(page.next),
+        needs=walk_going_on(after),
+        ends=True,
+    )
+
+
+def walk_going_on(token: Any) -> Hashable:
+    """Give what a connection carries of a walk, as ``holds`` and ``needs`` of a call."""
+    return None if token is None else ("walk", token)
 
 
 def read_into(export: str, path: RemotePath, offset: int, buffer: WritableBuffer) -> Call[int]:
@@ -136,7 +160,11 @@ def _image_from_wire(answer: tuple[object, int]) -> Image:
 
 def attach(memfd: int, size: int) -> Call[int]:
     """Lend ``size`` bytes of a memfd to the daemon; give its id for them."""
-    return Call("attach", [size], to_int, sends=memfd, undo=detach)
+    return Call("attach", [size], to_int, sends=memfd, undo=detach, holds=_memory)
+
+
+def _memory(identifier: int) -> Hashable:
+    return ("memory", identifier)
 
 
 def load(
@@ -150,12 +178,13 @@ def load(
 ) -> Call[int]:
     """Have a file's bytes written at ``address`` of attached memory; give how many they are."""
     options = {"offset": offset, "length": length}
-    return Call("load", [memory, address, _wire(export), _wire(path), options], to_length)
+    params = [memory, address, _wire(export), _wire(path), options]
+    return Call("load", params, to_length, needs=_memory(memory))
 
 
 def detach(memory: int) -> Call[None]:
     """Take attached memory back."""
-    return Call("detach", [memory], to_nothing)
+    return Call("detach", [memory], to_nothing, needs=_memory(memory), ends=True)
 
 
 def statfs(export: str) -> Call[FsStat]:
@@ -163,9 +192,30 @@ def statfs(export: str) -> Call[FsStat]:
     return Call("statfs", [_wire(export)], FsStat.from_wire)
 
 
-def reload(export: str) -> Call[None]:
-    """Have an export's backend replaced."""
-    return Call("reload", [_wire(export)], to_nothing)
+def reload(export: str | None = None) -> Call[list[str]]:
+    """Have an export's backend replaced, or the configuration read again."""
+    return Call("reload", [None if export is None else _wire(export)], to_lines)
+
+
+def rigs() -> Call[list[RigInfo]]:
+    """Ask for the rigs and their state."""
+    return Call("rigs", [], rigs_from_wire)
+
+
+def trace(
+    export: str, *, limit: int = PAGE_EVENTS, wait: float = 1.0, end: bool = False
+) -> Call[TracePage]:
+    """Ask for the FUSE requests of an export that ended since the last time; the first begins it.
+
+    The daemon waits ``wait`` seconds for one where there is none.
+    """
+    options = {"limit": limit, "wait": wait, "end": end}
+    return Call("trace", [_wire(export), options], TracePage.from_wire)
+
+
+def metrics() -> Call[str]:
+    """Ask for the daemon's metrics."""
+    return Call("metrics", [], to_name)
 
 
 def status() -> Call[dict[str, Any]]:

@@ -21,14 +21,29 @@ _COMMANDS = {
     "cat": ("--socket",),
     "get": ("--socket", "-r"),
     "load": ("--address", "--length", "--memory", "--offset", "--socket"),
-    "reload": ("--socket",),
+    "reload": ("--json", "--socket"),
+    "rigs": ("--json", "--socket"),
     "status": ("--json", "--socket"),
+    "top": ("--interval", "--json", "--socket", "-n"),
+    "metrics": ("--socket",),
+    "trace": ("--json", "--read", "--socket", "--write", "-n"),
     "completion": (),
 }
 _TOP_OPTIONS = ("--help", "--json", "--socket", "--version")
 _SHELLS = ("bash", "fish", "zsh")
 _WITH_TARGET = ("ls", "tree", "stat", "cat", "get", "load")
-_WITH_VALUE = ("--socket", "--address", "--length", "--memory", "--offset")
+_WITH_EXPORT = ("reload", "trace")
+_WITH_VALUE = (
+    "--socket",
+    "--address",
+    "--interval",
+    "--length",
+    "--memory",
+    "--offset",
+    "--read",
+    "--write",
+    "-n",
+)
 
 #: A shell waits for this: no longer than a person would.
 _TIMEOUT_SECONDS = 2.0
@@ -99,10 +114,12 @@ def candidates(words: list[str]) -> list[str]:
         return _matching(current, _COMMANDS.get(command, ()))
     if command == "completion":
         return _matching(current, _SHELLS)
-    if command not in _WITH_TARGET or (operands and command != "cat"):
+    if command not in (*_WITH_TARGET, *_WITH_EXPORT) or (operands and command != "cat"):
         return []
     try:
-        with Client.connect(socket, timeout=_TIMEOUT_SECONDS) as client:
+        with Client.connect(socket, timeout=_TIMEOUT_SECONDS, reconnect=0) as client:
+            if command in _WITH_EXPORT:
+                return _matching(current, [found.name for found in client.exports()])
             return _targets(client, current)
     except ClientError:
         return []

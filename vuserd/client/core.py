@@ -13,16 +13,23 @@ payload itself, in the caller's buffer.
 
 Descriptors are numbers here.  Those that come are handed to the call that each belongs to, those
 that nobody wants are closed, and so is the duplicate that waits beside a request to be sent.
+
+When a connection ends, the core knows which requests the daemon cannot have taken: those that were
+not sent to their last byte and, where the daemon left bytes unread (ECONNRESET, unix(7)), the one
+that ends with the last byte sent. Their calls fail with NotTaken, and can be begun again elsewhere.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 from vuserd.client.calls import Call
-from vuserd.client.errors import BadReply, ConnectionLost, RemoteError
+from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.passing import Arrivals, Close, Outgoing
 from vuserd.client.replies import ReplyDecoder
+from vuserd.client.ticket import GIVEN_UP
+from vuserd.client.ticket import Ticket as Ticket
+from vuserd.errors import ErrorCode
 from vuserd.rpc.codec import (
     BIN_HEAD_MAX,
     MSGID_MAX,
@@ -40,74 +47,7 @@ from vuserd.rpc.codec import (
 T = TypeVar("T")
 
 _SCRATCH_BYTES = 64 << 10
-
-
-class Ticket(Generic[T]):
-    """A call that was begun; ``done`` once there is a :meth:`result`."""
-
-    __slots__ = ("_call", "_error", "_undo", "_value", "done", "msgid")
-
-    def __init__(self, msgid: int, call: Call[T]) -> None:
-        self.msgid = msgid
-        self.done = False
-        self._call: Call[T] | None = call
-        self._undo = call.undo
-        self._value: Any = None
-        self._error: Exception | None = None
-
-    def result(self) -> T:
-        """Give what the call returned, or raise the error it met."""
-        if not self.done:
-            raise RuntimeError("the call is not done")
-        if self._error is not None:
-            raise self._error
-        self._undo = None  # the caller's business from here on
-        value: T = self._value
-        return value
-
-    @property
-    def call(self) -> Call[T] | None:
-        """The call, while its answer is awaited."""
-        return self._call
-
-    @property
-    def failed(self) -> bool:
-        """True once :meth:`result` raises an error."""
-        return self._error is not None
-
-    def undone(self) -> Call[Any] | None:
-        """Undo a result that nobody took; give what the daemon has to do for that, if anything."""
-        undo, value = self._undo, self._value
-        if undo is None or not self.done or self.failed:
-            return None
-        self.fail(ConnectionLost("the call was given up"))
-        return undo(value)
-
-    @property
-    def buffer(self) -> memoryview | None:
-        """Where the payload goes, while it is awaited."""
-        return self._call.buffer if self._call is not None else None
-
-    def succeed(self, wire_result: object) -> None:
-        """Settle it with the result that came over the wire."""
-        assert self._call is not None
-        try:
-            value = self._call.decode(wire_result)
-        except BadReply as error:
-            self.fail(error)
-        except Exception as error:  # whatever decode stumbles over came from outside
-            self.fail(BadReply(f"the daemon's answer to {self._call.method}: {error!r}"))
-        else:
-            self._settle(value, None)
-
-    def fail(self, error: Exception) -> None:
-        """Settle it with an error."""
-        self._settle(None, error)
-
-    def _settle(self, value: Any, error: Exception | None) -> None:
-        self._value, self._error = value, error
-        self._call = None  # lets the caller's buffer go
-        self.done = True
+_BY_DAEMON = "the daemon closed the connection"
 
 
 class _Payload:
@@ -129,7 +69,10 @@ class _Payload:
 
 
 class ClientCore:
-    """The calls in flight on one connection. It is over after :meth:`lost`, for good."""
+    """The calls in flight on one connection. It is over after :meth:`lost`, for good.
+
+    After :meth:`closed_for_requests` it takes no more calls, and answers come to those it has.
+    """
 
     def __init__(
         self, *, duplicate: Callable[[int], int] = os.dup, close: Close = os.close
@@ -149,23 +92,73 @@ class ClientCore:
         self._payload: _Payload | None = None
         self._next_msgid = 1
         self._loss: str | None = None
+        self._closed: str | None = None  # why no more requests are taken
+        self._farewell: RemoteError | None = None
+        self.ended_by_daemon = False
+        #: What ends with the connection: attached memory, walks that go on.
+        self.held: set[Hashable] = set()
 
     def begin(self, call: Call[T]) -> Ticket[T]:
-        """Queue a call's request; raise ConnectionLost where there is no connection any more."""
-        if self._loss is not None:
-            raise ConnectionLost(self._loss)
+        """Queue a call's request; where none is taken any more, the call has failed: NotTaken."""
+        ticket = Ticket(self, 0, 0, call)
+        self._begin(ticket, call)
+        return ticket
+
+    def begin_again(self, ticket: Ticket[Any]) -> None:
+        """Queue the request of a call that another connection did not take."""
+        call = ticket.refused
+        assert call is not None
+        self._begin(ticket, call)
+
+    def _begin(self, ticket: Ticket[Any], call: Call[Any]) -> None:
+        if call.ends:
+            self.held.discard(call.needs)
+        if not self.takes_requests:
+            ticket.fail(NotTaken(self.reason))
+            return
         msgid = self._new_msgid()
         request = encode_request(msgid, call.method, call.params)
         # Of its own: it may be sent when the caller has given up and closed the other.
         descriptor = None if call.sends is None else self._duplicate(call.sends)
         self.outgoing.append(request, descriptor)
-        ticket = Ticket(msgid, call)
+        ticket.begun(self, msgid, self.outgoing.end, call)
         self._pending[msgid] = ticket
         if call.buffer is not None:
             self._payloads_due.add(msgid)
         if call.receives:
             self._descriptors_due.add(msgid)
-        return ticket
+
+    @property
+    def takes_requests(self) -> bool:
+        """False once it is over, or the daemon takes no more requests."""
+        return self._loss is None and self._closed is None
+
+    @property
+    def reason(self) -> str:
+        """Why it takes no more requests; empty while it does."""
+        return self._loss or self._closed or ""
+
+    @property
+    def is_over(self) -> bool:
+        """True once nothing more will come."""
+        return self._loss is not None
+
+    @property
+    def is_awaited(self) -> bool:
+        """True while somebody waits for an answer."""
+        return bool(self._pending)
+
+    @property
+    def can_be_replaced(self) -> bool:
+        """True once the daemon has ended the connection, with nothing against the client.
+
+        And with nothing on it that another connection would not have.
+        """
+        return (
+            self.ended_by_daemon
+            and not self.held
+            and (self._farewell is None or self._farewell.code == ErrorCode.SHUTTING_DOWN)
+        )
 
     def _new_msgid(self) -> int:
         while True:
@@ -180,6 +173,9 @@ class ClientCore:
         A result that is there already, and was not taken, is undone; one that comes will be.
         """
         if self._pending.get(ticket.msgid) is not ticket:
+            self.held.discard(ticket.held)
+            if ticket.refused is not None:
+                ticket.fail(ConnectionLost(GIVEN_UP))
             self._undo(ticket)
             return
         del self._pending[ticket.msgid]
@@ -188,11 +184,11 @@ class ClientCore:
         else:
             call = ticket.call
             self._abandoned[ticket.msgid] = call if call is not None and call.undo else None
-        ticket.fail(ConnectionLost("the call was given up"))
+        ticket.fail(ConnectionLost(GIVEN_UP))
 
     def _undo(self, ticket: Ticket[Any]) -> None:
         call = ticket.undone()
-        if call is not None and self._loss is None:
+        if call is not None and self.takes_requests:
             self.abandon(self.begin(call))
 
     @property
@@ -221,7 +217,7 @@ class ClientCore:
         self._arrivals.add(self._received, self._received + count, descriptors)
         self._received += count
         if not count:
-            return self.lost("the daemon closed the connection")
+            return self.ended()
         done: list[Ticket[Any]] = []
         if self._payload is not None:
             self._advance(count, done)
@@ -240,8 +236,40 @@ class ClientCore:
         """Where in the stream the frame begins that comes next."""
         return self._received - self._decoder.buffered
 
+    def closed_for_requests(self, *, unread: bool = False) -> list[Ticket[Any]]:
+        """Take note that the daemon takes no more requests (EPIPE); give the calls that fail so.
+
+        It has the others, and their answers will come. ``unread`` is that of :meth:`ended`.
+        """
+        self.ended_by_daemon = True
+        self._closed = _BY_DAEMON
+        taken = self.outgoing.begin - unread
+        refused = [ticket for ticket in self._pending.values() if ticket.end > taken]
+        for ticket in refused:
+            del self._pending[ticket.msgid]
+            self._payloads_due.discard(ticket.msgid)
+            self._descriptors_due.discard(ticket.msgid)
+            ticket.fail(NotTaken(_BY_DAEMON))
+        self.outgoing.clear()
+        return refused
+
+    def ended(self, *, unread: bool = False) -> list[Ticket[Any]]:
+        """End the connection, as the daemon has; give the calls that fail, as :meth:`lost` does.
+
+        Args:
+            unread: the last byte that was sent is among those it did not read (ECONNRESET).
+
+        """
+        self.ended_by_daemon = True
+        reason = _BY_DAEMON if self._farewell is None else f"{_BY_DAEMON}: {self._farewell}"
+        return self._end(reason, self.outgoing.begin - unread)
+
     def lost(self, reason: str) -> list[Ticket[Any]]:
         """End the connection: every call in flight fails. Give those calls."""
+        return self._end(reason, self.outgoing.begin)
+
+    def _end(self, reason: str, taken: int) -> list[Ticket[Any]]:
+        """End the connection, of whose stream the daemon took no more than ``taken`` bytes."""
         if self._loss is None:
             self._loss = reason
         tickets = list(self._pending.values())
@@ -253,7 +281,8 @@ class ClientCore:
         self._arrivals.clear()
         self.outgoing.clear()
         for ticket in tickets:
-            ticket.fail(ConnectionLost(self._loss))
+            kind = NotTaken if ticket.end > taken else ConnectionLost
+            ticket.fail(kind(self._loss))
         return tickets
 
     def _next_frame(self, done: list[Ticket[Any]]) -> bool:
@@ -304,8 +333,11 @@ class ClientCore:
     def _dispatch(self, message: Message, begin: int, done: list[Ticket[Any]]) -> None:
         """Settle the call that a message answers, which begins at ``begin`` in the stream."""
         match message:
+            case Notification("error", [error, *_]):
+                self._farewell = RemoteError.from_wire(error)
+                return
             case Notification():
-                return  # the daemon sends none yet; a later one may
+                return  # a later daemon may send others
             case Request():
                 done += self.lost("the daemon sent a request")
                 return
@@ -318,8 +350,9 @@ class ClientCore:
         elif msgid in self._abandoned:
             call = self._abandoned.pop(msgid)
             if call is not None:
-                ticket = Ticket(msgid, call)
+                ticket = Ticket(self, msgid, 0, call)
                 self._settle(ticket, message, begin)
+                self.held.discard(ticket.held)
                 self._undo(ticket)
         else:
             done += self.lost("the daemon answered what it was not asked")
@@ -338,6 +371,8 @@ class ClientCore:
             _fill(ticket, buffer, message.result)
         else:
             ticket.succeed(message.result)
+            if ticket.held is not None:
+                self.held.add(ticket.held)
 
     def _settle_with_descriptor(self, ticket: Ticket[Any], result: object, begin: int) -> None:
         descriptor = self._arrivals.claim(begin)

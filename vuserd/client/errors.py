@@ -7,13 +7,15 @@
         |-- RemoteError         the daemon answered with an error
         |-- CannotConnect       no daemon was reached
         |-- ConnectionLost      the connection ended before the answer
+        |   `-- NotTaken            ... and before the request was taken: the call had no effect
         `-- BadReply            the answer is not what the method returns
 """
 
-import os
+import errno
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vuserd.address import RIG_SOCKET
 from vuserd.errors import ErrorCode, VuserdError
 
 
@@ -45,19 +47,36 @@ class RemoteError(ClientError):
 
 
 class CannotConnect(ClientError):  # noqa: N818 - reads as the sentence it is
-    """No daemon was reached; the message names each socket that was tried and what to do."""
+    """No daemon was reached; the message names the sockets that were tried and what to do.
+
+    Of several, that of a rig is only named where somebody listens on it: outside of rigs nobody
+    does.
+    """
 
     def __init__(self, attempts: Sequence[tuple[str, OSError]]) -> None:
         self.addresses = tuple(address for address, _ in attempts)
-        tried = "; ".join(f"{address}: {_reason(error)}" for address, error in attempts)
-        super().__init__(
-            f"cannot connect to the daemon ({tried}). Is it running? Start it with 'vuserd serve', "
-            "or name its socket with --socket or VUSERD_SOCKET"
-        )
+        told = [
+            (address, error)
+            for address, error in attempts
+            if address != RIG_SOCKET or not isinstance(error, ConnectionRefusedError)
+        ] or attempts
+        tried = "; ".join(f"{address}: {reason_of(error)}" for address, error in told)
+        if any(error.errno == errno.EACCES for _, error in told):
+            advice = "The daemon's configuration says whose it is: see 'group' and 'mode'"
+        else:
+            advice = (
+                "Is it running? Start it with 'vuserd serve', or name its socket with --socket or "
+                "VUSERD_SOCKET"
+            )
+        super().__init__(f"cannot connect to the daemon ({tried}). {advice}")
 
 
 class ConnectionLost(ClientError):  # noqa: N818
     """The connection ended before the answer; whether the call took effect is not known."""
+
+
+class NotTaken(ConnectionLost):
+    """The connection ended before all of the request was taken: the call had no effect."""
 
 
 class BadReply(ClientError):  # noqa: N818
@@ -70,9 +89,10 @@ def describe_loss(error: OSError) -> str:
         return "the daemon does not answer"
     if isinstance(error, ConnectionResetError):
         return "the daemon closed the connection"
-    return f"the connection to the daemon: {_reason(error)}"
+    return f"the connection to the daemon: {reason_of(error)}"
 
 
-def _reason(error: OSError) -> str:
-    text = os.strerror(error.errno) if error.errno else str(error)
+def reason_of(error: OSError) -> str:
+    """Give the words of an error, as a part of a sentence."""
+    text = error.strerror or str(error)
     return text[:1].lower() + text[1:]

@@ -3,18 +3,11 @@
 import mmap
 import os
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Self
 
 from vuserd.client.records import ImageInfo
-
-#: Called with the number of bytes that are there, and the number there will be.
-Progress: TypeAlias = Callable[[int, int], object]
-
-#: The most that one sendfile moves, in bytes: between two of them there is progress to be told.
-_PIECE: Final = 32 << 20
 
 
 class Image:
@@ -49,17 +42,6 @@ class Image:
         if self._mapping is None:
             self._mapping = mmap.mmap(descriptor, self.size, mmap.MAP_SHARED, mmap.PROT_READ)
         return memoryview(self._mapping)
-
-    def copy_to(self, fileno: int, *, progress: Progress | None = None) -> None:
-        """Write the bytes at the file offset of ``fileno``; the kernel copies them."""
-        descriptor, offset = self.fileno(), 0
-        while offset < self.size:
-            sent = os.sendfile(fileno, descriptor, offset, min(_PIECE, self.size - offset))
-            if not sent:
-                raise EOFError(f"the image has {offset} bytes, not {self.size}")
-            offset += sent
-            if progress is not None:
-                progress(offset, self.size)
 
     def close(self) -> None:
         """Close the descriptor; a second call does nothing."""

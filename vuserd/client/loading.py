@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from vuserd.client.errors import NotTaken
 from vuserd.client.output import emit, shown
 from vuserd.client.sync_client import Client
 from vuserd.client.target import Target
@@ -36,9 +37,21 @@ def load(
     offset: int = 0,
     length: int | None = None,
 ) -> None:
-    """Load a file into memory, and say how many bytes of it."""
-    with _opened(memory) as memfd, client.attach(memfd) as attached:
-        count = attached.load(target.export, target.path, address, offset=offset, length=length)
+    """Load a file into memory, and say how many bytes of it.
+
+    Once more, from the beginning, where the daemon is restarted in between.
+    """
+    with _opened(memory) as memfd:
+        for last in (False, True):
+            try:
+                with client.attach(memfd) as attached:
+                    count = attached.load(
+                        target.export, target.path, address, offset=offset, length=length
+                    )
+                break
+            except NotTaken:
+                if last:
+                    raise
     emit(f"{count} bytes of {shown(str(target))} at {address:#x}")
 
 

@@ -25,6 +25,16 @@ class Outgoing:
     def __len__(self) -> int:
         return len(self._bytes)
 
+    @property
+    def begin(self) -> int:
+        """Where in the stream the first byte is that was not sent: how many were."""
+        return self._begin
+
+    @property
+    def end(self) -> int:
+        """Where in the stream the next message will begin."""
+        return self._begin + len(self._bytes)
+
     def append(self, message: bytes, descriptor: int | None = None) -> None:
         """Queue a message, with a descriptor beside its first byte."""
         if descriptor is not None:

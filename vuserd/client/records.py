@@ -178,6 +178,29 @@ class ExportInfo(NamedTuple):
         return cls(name, state, backend, value.get("reason"))
 
 
+class RigInfo(NamedTuple):
+    """A network namespace with a socket of the daemon's inside."""
+
+    netns: str
+    socket: str
+    state: str  #: listening, absent or failed
+    exports: list[str]  #: that are seen in it
+    clients: int
+    reason: str | None = None  #: why its state is ``failed``
+
+    @classmethod
+    def from_wire(cls, value: Any) -> "RigInfo":
+        """Make it of an element of what ``rigs`` returns."""
+        return cls(
+            _field(value, "netns", to_name),
+            _field(value, "socket", to_name),
+            _field(value, "state", str),
+            [to_name(name) for name in _field(value, "exports", to_list)],
+            _field(value, "clients"),
+            value.get("reason"),
+        )
+
+
 class FsStat(NamedTuple):
     """The file system an export's path is on; sizes in units of ``frsize``."""
 
@@ -283,6 +306,16 @@ def to_nothing(_: object) -> None:
 def exports_from_wire(value: object) -> list[ExportInfo]:
     """Make the records of what ``exports`` returns."""
     return [ExportInfo.from_wire(export) for export in to_list(value)]
+
+
+def rigs_from_wire(value: object) -> list[RigInfo]:
+    """Make the records of what ``rigs`` returns."""
+    return [RigInfo.from_wire(rig) for rig in to_list(value)]
+
+
+def to_lines(value: object) -> list[str]:
+    """Give the lines that ``reload`` returns; none where it returns nil."""
+    return [] if value is None else [to_name(line) for line in to_list(value)]
 
 
 def _typed(value: object, kind: type[T]) -> T:

@@ -1,13 +1,8 @@
-"""``vuserctl exports``, ``stat`` and ``status``: an answer of the daemon's, laid out to be read."""
+"""``vuserctl exports``, ``stat``, ``reload`` and ``rigs``: the daemon's answers, laid out."""
 
 import stat as modes
-from collections.abc import Mapping
-from typing import Any
 
 from vuserd.client.output import (
-    binary_size,
-    cell,
-    duration,
     emit,
     emit_json,
     emit_table,
@@ -61,38 +56,23 @@ def stat(client: Client, target: Target, *, follow: bool, as_json: bool) -> None
     emit(f" changed  {long_time(found.ctime_ns)}")
 
 
-def status(client: Client, *, as_json: bool) -> None:
-    """Print the daemon's state: whatever of it is there."""
-    found = client.status()
+def reload(client: Client, export: str | None, *, as_json: bool) -> None:
+    """Have an export's backend replaced, or the configuration read again; print what was done."""
+    done = client.reload(export)
     if as_json:
-        emit_json(found)
+        emit_json(done)
         return
-    emit(
-        f"vuserd {cell(found.get('version'))}, pid {cell(found.get('pid'))}, "
-        f"up {duration(found.get('uptime_s'))}"
-    )
-    emit(f"socket       {cell(found.get('socket'))}")
-    emit(f"connections  {cell(found.get('connections'))}")
-    emit(f"requests     {cell(found.get('requests'))}")
-    emit(f"bytes read   {binary_size(found.get('bytes_read'))}")
-    listed = found.get("exports")
-    if isinstance(listed, list) and listed:
-        emit()
-        emit_table(
-            ("EXPORT", "STATE", "BACKEND", "NODES", "LOOKUPS", "IN FLIGHT", "REQUESTS", "SOURCE"),
-            [_export_row(export) for export in listed if isinstance(export, Mapping)],
-        )
+    for line in done or ["nothing changed"]:
+        emit(shown(line))
 
 
-def _export_row(export: Mapping[str, Any]) -> list[object]:
-    state, reason = cell(export.get("state")), export.get("reason")
-    backend = export.get("backend")
-    if isinstance(backend, Mapping):
-        parts = [backend.get("kind"), backend.get("version")]
-        backend = " ".join(str(part) for part in parts if part is not None)
-    return [
-        export.get("name"),
-        state if reason is None else f"{state}: {cell(reason)}",
-        backend,
-        *(export.get(key) for key in ("nodes", "lookups", "in_flight", "requests", "source")),
-    ]
+def rigs(client: Client, *, as_json: bool) -> None:
+    """Print the rigs, and what went wrong with them."""
+    from vuserd.client.status import rig_lines
+
+    found = client.rigs()
+    if as_json:
+        emit_json([rig._asdict() for rig in found])
+        return
+    for line in rig_lines(rig._asdict() for rig in found):
+        emit(line)

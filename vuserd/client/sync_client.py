@@ -1,9 +1,7 @@
 """The synchronous client: one blocking socket, several calls in flight."""
 
 import os
-import select
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,25 +9,35 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from vuserd.address import socket_candidates, to_sockaddr
+from vuserd.address import socket_candidates
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
-from vuserd.client.core import ClientCore, Ticket
-from vuserd.client.errors import CannotConnect, RemoteError, describe_loss
-from vuserd.client.exchange import receive_some, send_some
+from vuserd.client.core import Ticket
+from vuserd.client.errors import CannotConnect, NotTaken, RemoteError
 from vuserd.client.image import Image
 from vuserd.client.memory import AttachedMemory, SharedMemory
+from vuserd.client.reaching import (
+    PATIENCE,
+    Search,
+    connect_to,
+    is_absent,
+    is_bound,
+    why_not_taken,
+)
 from vuserd.client.records import (
     ApiInfo,
     DirectoryPage,
     Entry,
     ExportInfo,
     FsStat,
+    RigInfo,
     Stat,
     WalkEntry,
     WalkPage,
     WalkProblem,
 )
+from vuserd.client.sync_link import SyncLink, set_timeout
+from vuserd.client.trace import PAGE_EVENTS, TraceEvent, TracePage
 from vuserd.client.transfer import (
     ATTEMPTS,
     NOT_LENT,
@@ -38,6 +46,7 @@ from vuserd.client.transfer import (
     FileChanged,
     Place,
     Progress,
+    Resumption,
     Transfer,
     changed,
     is_settled,
@@ -49,46 +58,68 @@ from vuserd.client.transfer import (
 
 T = TypeVar("T")
 
-_SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-
 
 class Client:
     """A connection to the daemon, for one thread: ``with Client.connect() as client: ...``.
 
     Every call may raise a :class:`vuserd.client.errors.ClientError`, mostly a RemoteError with the
     daemon's answer.  For several calls in flight, :meth:`begin` them and :meth:`finish` each.
+
+    A restart of the daemon goes unnoticed. It answers what it has taken before it ends; a call that
+    it did not take is sent again to its successor, for which the client looks for ``reconnect``
+    seconds. Where no successor comes, or it would lack what this connection carried (attached
+    memory, a walk that goes on), the call raises :class:`vuserd.client.errors.NotTaken`: it had no
+    effect. Once all memory is detached and the walk has ended, the next call reconnects. A daemon
+    that did not end in good order may have taken a call without answering it: that one raises
+    ConnectionLost, and the next one reconnects.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         """Talk over a connected, blocking stream socket, which is the client's from now on."""
-        self._socket = sock
-        self._core = ClientCore()
+        self._link = SyncLink(sock)
+        #: Connections that answers are awaited on, and that take no more calls.
+        self._former: list[SyncLink] = []
+        self._address: str | None = None
+        self._timeout = 0.0
+        self._patience = 0.0
 
     @classmethod
-    def connect(cls, address: str | None = None, *, timeout: float | None = None) -> "Client":
+    def connect(
+        cls,
+        address: str | None = None,
+        *,
+        timeout: float | None = None,
+        reconnect: float = PATIENCE,
+    ) -> "Client":
         """Connect to the daemon at ``address``, by default where :mod:`vuserd.address` says.
 
         With ``timeout`` the connection counts as lost when it stands still for so many seconds.
-        Raises CannotConnect.
+        ``reconnect`` is how many seconds a call may take to find the daemon's successor; with 0 it
+        does not look for one. Raises CannotConnect.
         """
+        limit = 0.0 if timeout is None else timeout
         attempts = []
         for candidate in socket_candidates(address):
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                if timeout is not None:
-                    _set_timeout(sock, timeout)
-                sock.connect(to_sockaddr(candidate))
+                _limit_waits(sock, limit)
+                connect_to(sock, candidate)
             except OSError as error:
                 sock.close()
                 attempts.append((candidate, error))
             else:
-                return cls(sock)
+                client = cls(sock)
+                client._address, client._timeout = candidate, limit
+                client._patience = reconnect
+                return client
         raise CannotConnect(attempts)
 
     def close(self) -> None:
         """Close the connection; calls in flight fail with ConnectionLost."""
-        self._core.lost("the client was closed")
-        self._socket.close()
+        self._address = None
+        for link in (self._link, *self._former):
+            link.close()
+        self._former.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -170,12 +201,16 @@ class Client:
         Raises the RemoteError of a directory that cannot be read after all others were given.
         """
         after, problems = None, list[WalkProblem]()
-        while True:
-            page = self.walk(export, path, attrs=attrs, after=after)
-            problems += page.problems
-            yield from page.entries
-            if (after := page.next) is None:
-                break
+        try:
+            while True:
+                page = self.walk(export, path, attrs=attrs, after=after)
+                after = page.next
+                problems += page.problems
+                yield from page.entries
+                if after is None:
+                    break
+        finally:
+            self._link.core.held.discard(calls.walk_going_on(after))
         if problems:
             raise problems[0].error
 
@@ -193,9 +228,41 @@ class Client:
         """Give the size and use of an export's file system."""
         return self.call(calls.statfs(export))
 
-    def reload(self, export: str) -> None:
-        """Replace an export's backend by a new one; no call is lost."""
-        self.call(calls.reload(export))
+    def reload(self, export: str | None = None) -> list[str]:
+        """Replace an export's backend by a new one; no call is lost.
+
+        Without an export: have the configuration read again, and what differs applied. Gives a line
+        for each thing that was done.
+        """
+        return self.call(calls.reload(export))
+
+    def rigs(self) -> list[RigInfo]:
+        """Give the rigs and their state."""
+        return self.call(calls.rigs())
+
+    def trace(self, export: str) -> Iterator[TraceEvent]:
+        """Give the FUSE requests of an export as they happen, from the first ``next`` on, for ever.
+
+        For those alone who manage the daemon. :meth:`trace_page` with ``end`` ends the trace.
+        """
+        page = self.trace_page(export, wait=0.0)
+        while True:
+            yield from page.events
+            page = self.trace_page(export)
+
+    def trace_page(
+        self, export: str, *, limit: int = PAGE_EVENTS, wait: float = 1.0, end: bool = False
+    ) -> TracePage:
+        """Give the FUSE requests that ended since the page before; the first page begins a trace.
+
+        Where there are none it waits ``wait`` seconds for some. A trace is its connection's, and is
+        over with ``end``, with that, and when nobody asks for a minute.
+        """
+        return self.call(calls.trace(export, limit=limit, wait=wait, end=end))
+
+    def metrics(self) -> str:
+        """Give the daemon's metrics in Prometheus' text format."""
+        return self.call(calls.metrics())
 
     def status(self) -> dict[str, Any]:
         """Give the daemon's own state, as it came."""
@@ -327,9 +394,18 @@ class Client:
 
         For the daemon drops a client that does not take what it asked for.
         """
-        with self._places(export, path, size) as places:
-            transfer = Transfer(export, path, size, places)
-            self._run(transfer, size, write, progress, unhurried=unhurried)
+        resumption = Resumption(self._patience)
+        while True:
+            transfer = None
+            try:
+                with self._places(export, path, size) as places:
+                    transfer = Transfer(export, path, size, places, resumption.begin)
+                    self._run(transfer, size, write, progress, unhurried=unhurried)
+            except NotTaken:
+                if not resumption.after(transfer, time.monotonic()):
+                    raise
+            else:
+                return
 
     @contextmanager
     def _places(self, export: str, path: RemotePath, size: int) -> Iterator[Sequence[Place]]:
@@ -387,7 +463,7 @@ class Client:
                     progress(there, size)
         finally:
             for _, ticket in in_flight:
-                self._core.abandon(ticket)
+                self.abandon(ticket)
 
     # -- calls in flight ---------------------------------------------------------------------------
 
@@ -397,73 +473,75 @@ class Client:
 
     def begin(self, call: Call[T]) -> Ticket[T]:
         """Send one call without waiting for its answer; :meth:`finish` or :meth:`abandon` it."""
-        ticket = self._core.begin(call)
-        with _Unbroken(self._core):
-            self._send()
+        ticket = self._link.core.begin(call)
+        self._link.send()
         return ticket
 
     def finish(self, ticket: Ticket[T]) -> T:
         """Wait for a call that was begun. Answers to others may come first, and are kept."""
-        with _Unbroken(self._core):
-            while not ticket.done:
-                if self._core.outgoing:
-                    self._exchange()
-                else:
-                    self._receive()
+        if not ticket.done:
+            self._link_of(ticket).wait(ticket)
+        if ticket.refused is not None:
+            self._send_again(ticket)
+        if self._former:
+            self._leave_former_links()
         return ticket.result()
 
     def abandon(self, ticket: Ticket[Any]) -> None:
         """Forget a call that was begun; what its result holds is let go."""
-        self._core.abandon(ticket)
+        ticket.core.abandon(ticket)
 
-    def _send(self) -> None:
-        """Send what the socket takes without waiting."""
+    def _link_of(self, ticket: Ticket[Any]) -> SyncLink:
+        return next(link for link in (self._link, *self._former) if link.core is ticket.core)
+
+    # -- the daemon's successor --------------------------------------------------------------------
+
+    def _send_again(self, ticket: Ticket[Any]) -> None:
+        """Have a call answered that was not taken, over another connection if there can be one."""
+        search = Search(self._patience)
+        while ticket.refused is not None and not is_bound(ticket):
+            link = self._link
+            if link.core.takes_requests:
+                link.core.begin_again(ticket)
+                link.send()
+                link.wait(ticket)
+                continue
+            link.hear()
+            if self._address is None or not self._patience or not link.core.can_be_replaced:
+                break
+            if search.is_over():
+                ticket.fail(search.failed(self._address))
+                break
+            try:
+                time.sleep(search.next_pause())
+                self._connect_again(self._address, search)
+            except OSError as error:
+                search.error = error
+                if not is_absent(error):
+                    ticket.fail(search.failed(self._address))
+        if ticket.refused is not None:
+            ticket.fail(why_not_taken(ticket))
+
+    def _connect_again(self, address: str, search: Search) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            while self._core.outgoing:
-                send_some(self._socket, self._core, _SEND_FLAGS)
-        except BlockingIOError:
-            pass
-        except BrokenPipeError:
-            self._core.outgoing.clear()  # what it said before it went away can still be received
-        except OSError as error:
-            self._core.lost(describe_loss(error))
+            _limit_waits(sock, max(search.deadline - time.monotonic(), 0.001))
+            connect_to(sock, address)
+            _limit_waits(sock, self._timeout)
+        except BaseException:
+            sock.close()
+            raise
+        self._former.append(self._link)
+        self._link = SyncLink(sock)
 
-    def _exchange(self) -> None:
-        """Wait until the daemon takes or gives something: it may do neither while we do not."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN | select.POLLOUT)
-        for _, event in poll.poll():
-            if event & select.POLLOUT:
-                self._send()
-            if event & ~select.POLLOUT:
-                self._receive()
-
-    def _receive(self) -> None:
-        """Wait for bytes and take them in; a payload to its end, which saves system calls."""
-        flags = socket.MSG_WAITALL if self._core.in_payload else 0
-        try:
-            receive_some(self._socket, self._core, flags)
-        except OSError as error:
-            self._core.lost(describe_loss(error))
+    def _leave_former_links(self) -> None:
+        """Close the connections that nobody awaits an answer on."""
+        for link in self._former:
+            if not link.core.is_awaited:
+                link.close()
+        self._former = [link for link in self._former if link.core.is_awaited]
 
 
-class _Unbroken:
-    """Ends the connection when KeyboardInterrupt or the like comes between its bytes."""
-
-    def __init__(self, core: ClientCore) -> None:
-        self._core = core
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._core.lost("an exchange with the daemon was interrupted")
-
-
-def _set_timeout(sock: socket.socket, seconds: float) -> None:
-    """Limit each wait in the kernel: the socket stays blocking, as MSG_WAITALL needs it."""
-    whole, fraction = divmod(seconds, 1)
-    timeval = struct.pack("@ll", int(whole), int(fraction * 1e6))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+def _limit_waits(sock: socket.socket, seconds: float) -> None:
+    set_timeout(sock, socket.SO_RCVTIMEO, seconds)
+    set_timeout(sock, socket.SO_SNDTIMEO, seconds)

@@ -9,14 +9,16 @@ and those of a daemon that has no room for it, come over the socket.
 """
 
 import os
-from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from vuserd.client.calls import Call, RemotePath, load, read_into
 from vuserd.client.errors import RemoteError
-from vuserd.client.image import Progress as Progress
 from vuserd.client.records import Stat
 from vuserd.errors import ErrorCode
+
+#: Called with the number of bytes that are there, and the number there will be.
+Progress: TypeAlias = Callable[[int, int], object]
 
 CHUNK_BYTES = 8 << 20
 WINDOW = 2  # chunks in flight
@@ -103,12 +105,16 @@ class Chunk(NamedTuple):
 
 
 class Transfer:
-    """One pass over a file of ``size`` bytes, through places that are used again."""
+    """One pass over a file of ``size`` bytes, from ``begin`` on, in places that are used again."""
 
-    def __init__(self, export: str, path: RemotePath, size: int, places: Sequence[Place]) -> None:
+    def __init__(
+        self, export: str, path: RemotePath, size: int, places: Sequence[Place], begin: int = 0
+    ) -> None:
         self._export, self._path, self._size = export, path, size
         self._free = list(places)
-        self._offset = 0
+        self._offset = begin
+        #: How many bytes are there, from the file's beginning.
+        self.there = begin
         self._begun = False
 
     def next_chunk(self) -> Chunk | None:
@@ -134,7 +140,29 @@ class Transfer:
     def release(self, chunk: Chunk) -> int:
         """Take a chunk's place back; give the number of bytes that are there, up to its end."""
         self._free.append(chunk.place)
-        return chunk.offset + chunk.expected
+        self.there = chunk.offset + chunk.expected
+        return self.there
+
+
+class Resumption:
+    """Where a transfer goes on when its connection was lost, with the memory that was lent on it.
+
+    It goes on as long as it gets further within each ``patience`` seconds; with 0 not at all.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self.begin = 0
+        self._patience = patience
+        self._deadline: float | None = None
+
+    def after(self, transfer: Transfer | None, now: float) -> bool:
+        """Take note of how far it got; tell whether to go on."""
+        further = transfer is not None and transfer.there > self.begin
+        if transfer is not None:
+            self.begin = transfer.there
+        if further or self._deadline is None:
+            self._deadline = now + self._patience
+        return now < self._deadline
 
 
 def is_settled(stat: Stat, asked_ns: int, answered_ns: int) -> bool:

@@ -1,11 +1,6 @@
-"""The trio client: any number of tasks call over one connection.
-
-There is no task in the background. Of the tasks that wait for an answer one exchanges bytes with
-the daemon, for all; when it has its own answer, or is cancelled, it passes that duty on.
-"""
+"""The trio client: any number of tasks call over one connection."""
 
 import os
-import select
 import socket
 import time
 from collections import deque
@@ -15,25 +10,34 @@ from typing import Any, Self, TypeVar
 
 import trio
 
-from vuserd.address import socket_candidates, to_sockaddr
+from vuserd.address import socket_candidates
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
-from vuserd.client.core import ClientCore, Ticket
-from vuserd.client.errors import CannotConnect, RemoteError, describe_loss
-from vuserd.client.exchange import receive_some, send_some
+from vuserd.client.core import Ticket
+from vuserd.client.errors import CannotConnect, NotTaken, RemoteError
 from vuserd.client.image import Image
 from vuserd.client.memory import SharedMemory, TrioAttachedMemory
+from vuserd.client.reaching import (
+    PATIENCE,
+    Search,
+    connect_to,
+    is_absent,
+    is_bound,
+    why_not_taken,
+)
 from vuserd.client.records import (
     ApiInfo,
     DirectoryPage,
     Entry,
     ExportInfo,
     FsStat,
+    RigInfo,
     Stat,
     WalkEntry,
     WalkPage,
     WalkProblem,
 )
+from vuserd.client.trace import PAGE_EVENTS, TraceEvent, TracePage
 from vuserd.client.transfer import (
     ATTEMPTS,
     NOT_LENT,
@@ -42,6 +46,7 @@ from vuserd.client.transfer import (
     FileChanged,
     Place,
     Progress,
+    Resumption,
     Transfer,
     changed,
     is_settled,
@@ -50,6 +55,7 @@ from vuserd.client.transfer import (
     own_places,
     write_at,
 )
+from vuserd.client.trio_link import TrioLink
 
 T = TypeVar("T")
 
@@ -59,29 +65,33 @@ class TrioClient:
 
     Every call may raise a :class:`vuserd.client.errors.ClientError`, mostly a RemoteError with the
     daemon's answer.  A cancelled call leaves the connection and all other calls as they are.
+
+    A restart of the daemon goes unnoticed, as with :class:`vuserd.client.Client`, which tells what
+    becomes of a call then.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         """Talk over a connected stream socket, which is the client's from now on."""
-        sock.settimeout(0)
-        self._socket = sock
-        self._core = ClientCore()
-        self._exchanging = False
-        self._waiting: dict[Ticket[Any], trio.Event] = {}
-        # An epoll descriptor is readable when what it watches for has come: so one task can wait
-        # for the socket to give or to take, whichever is first.
-        self._epoll = select.epoll()
-        self._watched = select.EPOLLIN
-        self._epoll.register(sock, self._watched)
+        self._link = TrioLink(sock)
+        #: Connections that answers are awaited on, and that take no more calls.
+        self._former: list[TrioLink] = []
+        self._address: str | None = None
+        self._patience = 0.0
+        self._reconnecting = trio.Lock()
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, address: str | None = None) -> AsyncIterator[Self]:
+    async def connect(
+        cls, address: str | None = None, *, reconnect: float = PATIENCE
+    ) -> AsyncIterator[Self]:
         """Connect to the daemon at ``address``, by default where :mod:`vuserd.address` says.
 
-        Raises CannotConnect.
+        ``reconnect`` is how many seconds a call may take to find the daemon's successor; with 0 it
+        does not look for one. Raises CannotConnect.
         """
-        client = cls(await _connect(address))
+        found, sock = await _connect(address)
+        client = cls(sock)
+        client._address, client._patience = found, reconnect
         try:
             yield client
         finally:
@@ -89,11 +99,10 @@ class TrioClient:
 
     def close(self) -> None:
         """Close the connection; calls in flight fail with ConnectionLost."""
-        self._wake(self._core.lost("the client was closed"))
-        if not self._epoll.closed:
-            trio.lowlevel.notify_closing(self._epoll)
-            self._epoll.close()
-            self._socket.close()
+        self._address = None
+        for link in (self._link, *self._former):
+            link.close()
+        self._former.clear()
 
     # -- the methods of the daemon -----------------------------------------------------------------
 
@@ -141,7 +150,7 @@ class TrioClient:
                 if page.next is None:
                     return
         finally:
-            self._core.abandon(ticket)
+            ticket.core.abandon(ticket)
 
     async def walk(
         self,
@@ -167,13 +176,17 @@ class TrioClient:
         Raises the RemoteError of a directory that cannot be read after all others were given.
         """
         after, problems = None, list[WalkProblem]()
-        while True:
-            page = await self.walk(export, path, attrs=attrs, after=after)
-            problems += page.problems
-            for entry in page.entries:
-                yield entry
-            if (after := page.next) is None:
-                break
+        try:
+            while True:
+                page = await self.walk(export, path, attrs=attrs, after=after)
+                after = page.next
+                problems += page.problems
+                for entry in page.entries:
+                    yield entry
+                if after is None:
+                    break
+        finally:
+            self._link.core.held.discard(calls.walk_going_on(after))
         if problems:
             raise problems[0].error
 
@@ -193,9 +206,42 @@ class TrioClient:
         """Give the size and use of an export's file system."""
         return await self.call(calls.statfs(export))
 
-    async def reload(self, export: str) -> None:
-        """Replace an export's backend by a new one; no call is lost."""
-        await self.call(calls.reload(export))
+    async def reload(self, export: str | None = None) -> list[str]:
+        """Replace an export's backend by a new one; no call is lost.
+
+        Without an export: have the configuration read again, and what differs applied. Gives a line
+        for each thing that was done.
+        """
+        return await self.call(calls.reload(export))
+
+    async def rigs(self) -> list[RigInfo]:
+        """Give the rigs and their state."""
+        return await self.call(calls.rigs())
+
+    async def trace(self, export: str) -> AsyncIterator[TraceEvent]:
+        """Give the FUSE requests of an export as they happen, from the first step on, for ever.
+
+        For those alone who manage the daemon. :meth:`trace_page` with ``end`` ends the trace.
+        """
+        page = await self.trace_page(export, wait=0.0)
+        while True:
+            for event in page.events:
+                yield event
+            page = await self.trace_page(export)
+
+    async def trace_page(
+        self, export: str, *, limit: int = PAGE_EVENTS, wait: float = 1.0, end: bool = False
+    ) -> TracePage:
+        """Give the FUSE requests that ended since the page before; the first page begins a trace.
+
+        Where there are none it waits ``wait`` seconds for some. A trace is its connection's, and is
+        over with ``end``, with that, and when nobody asks for a minute.
+        """
+        return await self.call(calls.trace(export, limit=limit, wait=wait, end=end))
+
+    async def metrics(self) -> str:
+        """Give the daemon's metrics in Prometheus' text format."""
+        return await self.call(calls.metrics())
 
     async def status(self) -> dict[str, Any]:
         """Give the daemon's own state, as it came."""
@@ -330,9 +376,18 @@ class TrioClient:
 
         For the daemon drops a client that does not take what it asked for.
         """
-        async with self._places(export, path, size) as places:
-            transfer = Transfer(export, path, size, places)
-            await self._run(transfer, size, write, progress, unhurried=unhurried)
+        resumption = Resumption(self._patience)
+        while True:
+            transfer = None
+            try:
+                async with self._places(export, path, size) as places:
+                    transfer = Transfer(export, path, size, places, resumption.begin)
+                    await self._run(transfer, size, write, progress, unhurried=unhurried)
+            except NotTaken:
+                if not resumption.after(transfer, trio.current_time()):
+                    raise
+            else:
+                return
 
     @asynccontextmanager
     async def _places(
@@ -392,7 +447,7 @@ class TrioClient:
                     progress(there, size)
         finally:
             for _, ticket in in_flight:
-                self._core.abandon(ticket)
+                ticket.core.abandon(ticket)
 
     # -- calls in flight ---------------------------------------------------------------------------
 
@@ -401,106 +456,102 @@ class TrioClient:
         return await self._finish(self._begin(call))
 
     def _begin(self, call: Call[T]) -> Ticket[T]:
-        ticket = self._core.begin(call)
-        self._send()
+        ticket = self._link.core.begin(call)
+        self._link.send()
         return ticket
 
     async def _finish(self, ticket: Ticket[T]) -> T:
-        """Wait for a call that was begun; while nobody else exchanges bytes, do that."""
+        """Wait for a call that was begun."""
         try:
             await trio.lowlevel.checkpoint()
-            while not ticket.done:
-                if self._exchanging:
-                    await self._wait_turn(ticket)
-                else:
-                    await self._exchange_until(ticket)
+            if not ticket.done:
+                await self._link_of(ticket).wait(ticket)
+            if ticket.refused is not None:
+                await self._send_again(ticket)
         except BaseException:
-            self._core.abandon(ticket)
-            self._send()  # what undoes its result, where that was there
+            ticket.core.abandon(ticket)
+            self._link.send()  # what undoes its result, where that was there
             raise
-        finally:
-            self._pass_on()
+        if self._former:
+            self._leave_former_links()
         return ticket.result()
 
-    async def _wait_turn(self, ticket: Ticket[Any]) -> None:
-        """Wait until the call is done, or it is this task's turn to exchange."""
-        self._waiting[ticket] = event = trio.Event()
-        try:
-            await event.wait()
-        finally:
-            del self._waiting[ticket]
+    def _link_of(self, ticket: Ticket[Any]) -> TrioLink:
+        return next(link for link in (self._link, *self._former) if link.core is ticket.core)
 
-    def _wake(self, tickets: list[Ticket[Any]]) -> None:
-        for ticket in tickets:
-            if (event := self._waiting.get(ticket)) is not None:
-                event.set()
+    # -- the daemon's successor --------------------------------------------------------------------
 
-    def _pass_on(self) -> None:
-        """See to it that somebody exchanges bytes while anybody waits."""
-        if not self._exchanging and self._waiting:
-            next(iter(self._waiting.values())).set()
+    async def _send_again(self, ticket: Ticket[Any]) -> None:
+        """Have a call answered that was not taken, over another connection if there can be one."""
+        search = Search(self._patience, trio.current_time())
+        while ticket.refused is not None and not is_bound(ticket):
+            link = self._link
+            if link.core.takes_requests:
+                link.core.begin_again(ticket)
+                link.send()
+                await link.wait(ticket)
+                continue
+            link.hear()
+            address = self._address
+            if address is None or not self._patience or not link.core.can_be_replaced:
+                break
+            if search.is_over(trio.current_time()):
+                ticket.fail(search.failed(address))
+                break
+            try:
+                await self._connect_again(address, search, link)
+            except OSError as error:
+                search.error = error
+                if not is_absent(error):
+                    ticket.fail(search.failed(address))
+        if ticket.refused is not None:
+            ticket.fail(why_not_taken(ticket))
 
-    async def _exchange_until(self, ticket: Ticket[Any]) -> None:
-        """Send and receive for all until ``ticket`` is done.
+    async def _connect_again(self, address: str, search: Search, ended: TrioLink) -> None:
+        """Look once for the successor of a connection; several tasks may want it."""
+        with trio.move_on_at(search.deadline):
+            async with self._reconnecting:
+                if self._link is not ended:
+                    return
+                await trio.sleep(search.next_pause())
+                sock = await _connect_to(address)
+                if self._address is None:
+                    sock.close()  # the client was closed meanwhile
+                    return
+                self._former.append(self._link)
+                self._link = TrioLink(sock)
 
-        The buffer is asked for anew for each attempt: while this task waits, the caller that it
-        belongs to may be cancelled.
-        """
-        self._exchanging = True
-        try:
-            while not ticket.done:
-                self._send()
-                try:
-                    done = receive_some(self._socket, self._core)
-                except BlockingIOError:
-                    await trio.lowlevel.wait_readable(self._epoll)
-                    continue
-                self._wake(done)
-                if done:
-                    await trio.lowlevel.checkpoint()
-        except OSError as error:
-            self._wake(self._core.lost(describe_loss(error)))
-        except trio.ClosedResourceError:
-            self._wake(self._core.lost("the client was closed"))
-        finally:
-            self._exchanging = False
-
-    def _send(self) -> None:
-        """Send what the socket takes at once; the rest is sent by whoever exchanges."""
-        if self._epoll.closed:
-            return
-        try:
-            while self._core.outgoing:
-                send_some(self._socket, self._core, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            pass
-        except BrokenPipeError:
-            self._core.outgoing.clear()  # what it said before it went away can still be received
-        except OSError as error:
-            self._wake(self._core.lost(describe_loss(error)))
-        watched = select.EPOLLIN | (select.EPOLLOUT if self._core.outgoing else 0)
-        if watched != self._watched:
-            self._watched = watched
-            self._epoll.modify(self._socket, watched)
+    def _leave_former_links(self) -> None:
+        """Close the connections that nobody awaits an answer on."""
+        for link in self._former:
+            if not link.core.is_awaited:
+                link.close()
+        self._former = [link for link in self._former if link.core.is_awaited]
 
 
-async def _connect(address: str | None) -> socket.socket:
+async def _connect(address: str | None) -> tuple[str, socket.socket]:
+    """Connect to the first address that can be had; give it, too."""
     await trio.lowlevel.checkpoint()
     attempts = []
     for candidate in socket_candidates(address):
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            while True:
-                try:
-                    sock.connect(to_sockaddr(candidate))
-                except BlockingIOError:  # the listener's backlog is full, and poll cannot tell
-                    await trio.sleep(0.01)
-                else:
-                    return sock
+            return candidate, await _connect_to(candidate)
         except OSError as error:
-            sock.close()
             attempts.append((candidate, error))
-        except BaseException:
-            sock.close()
-            raise
     raise CannotConnect(attempts)
+
+
+async def _connect_to(address: str) -> socket.socket:
+    """Connect to one address; raise OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        while True:
+            try:
+                connect_to(sock, address)
+            except BlockingIOError:  # the listener's backlog is full, and poll cannot tell
+                await trio.sleep(0.01)
+            else:
+                return sock
+    except BaseException:
+        sock.close()
+        raise

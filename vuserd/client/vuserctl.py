@@ -4,26 +4,21 @@ Exit codes: 0; 1 the call failed; 2 wrong usage.  Ended by a signal (also SIGPIP
 what ``cat`` writes) it removes its temporary file and dies of that signal, as shells expect it.
 """
 
-import argparse
 import io
 import os
 import signal
 import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
 
-from vuserd import __version__
 from vuserd.client.errors import ClientError, RemoteError
 from vuserd.client.output import complain, local_fault
+from vuserd.client.parser import parse
+from vuserd.client.parser import parser as parser
 from vuserd.client.sync_client import Client
 from vuserd.client.target import Target
-
-_EPILOG = """\
-EXPORT:PATH names a file as scp does; PATH begins at the export's root, which 'EXPORT:' is.
-A number may be hexadecimal (0x...) and have a suffix K, M or G (of 1024).
-The socket is --socket, else $VUSERD_SOCKET, else $XDG_RUNTIME_DIR/vuserd.sock, else
-/run/vuserd/vuserd.sock. A name that begins with '@' is an abstract socket.
-"""
 
 
 class _Signalled(BaseException):
@@ -81,9 +76,7 @@ def run(arguments: list[str]) -> int:
         from vuserd.client.completion import complete
 
         return complete(arguments[1:])
-    usage = parser()
-    options = usage.parse_args(arguments, argparse.Namespace(socket=None, json=False))
-    _check_target(usage, options)
+    options = parse(arguments)
     target: Target | None = getattr(options, "target", None)
     try:
         code = _dispatch(options)
@@ -99,54 +92,57 @@ def run(arguments: list[str]) -> int:
     return code
 
 
-def _dispatch(options: argparse.Namespace) -> int:
-    """Load what the command needs, and only that: it starts in a shell, again and again."""
-    command, as_json = options.command, options.json
-    if command == "completion":
-        from vuserd.client.completion import script
-
-        sys.stdout.write(script(options.shell))
-        return 0
+def _dispatch(options: Namespace) -> int:
+    """Do a command, over a connection where it takes one."""
+    alone = _ALONE.get(options.command)
+    if alone is not None and (code := alone(options)) is not None:
+        return code
     with Client.connect(options.socket) as client:
-        match command:
-            case "exports" | "status" | "stat":
-                from vuserd.client import report
-
-                if command == "exports":
-                    report.exports(client, as_json=as_json)
-                elif command == "status":
-                    report.status(client, as_json=as_json)
-                else:
-                    report.stat(client, options.target, follow=options.follow, as_json=as_json)
-            case "ls":
-                from vuserd.client.listing import ls
-
-                ls(client, options.target, long=options.long, as_json=as_json)
-            case "tree":
-                from vuserd.client import tree
-
-                return (tree.print_json if as_json else tree.draw)(client, options.target)
-            case "cat":
-                return _cat(client, options.targets)
-            case "get":
-                return _get(client, options)
-            case "reload":
-                client.reload(options.export)
-            case "load":
-                from vuserd.client.loading import load
-
-                load(
-                    client,
-                    options.target,
-                    options.memory,
-                    options.address,
-                    offset=options.offset,
-                    length=options.length,
-                )
-    return 0
+        return _COMMANDS[options.command](client, options) or 0
 
 
-def _get(client: Client, options: argparse.Namespace) -> int:
+# Each loads what it needs, and only that: vuserctl starts in a shell, again and again. What they
+# give is the exit code; None is 0.
+
+
+def _exports(client: Client, options: Namespace) -> None:
+    from vuserd.client import report
+
+    report.exports(client, as_json=options.json)
+
+
+def _stat(client: Client, options: Namespace) -> None:
+    from vuserd.client import report
+
+    report.stat(client, options.target, follow=options.follow, as_json=options.json)
+
+
+def _ls(client: Client, options: Namespace) -> None:
+    from vuserd.client.listing import ls
+
+    ls(client, options.target, long=options.long, as_json=options.json)
+
+
+def _tree(client: Client, options: Namespace) -> int:
+    from vuserd.client import tree
+
+    return (tree.print_json if options.json else tree.draw)(client, options.target)
+
+
+def _cat(client: Client, options: Namespace) -> int:
+    """Write one file after the other; a missing one does not keep back the others."""
+    from vuserd.client.download import cat
+
+    code = 0
+    for target in options.targets:
+        try:
+            cat(client, target)
+        except RemoteError as error:
+            code = complain(f"{target}: {error}")
+    return code
+
+
+def _get(client: Client, options: Namespace) -> int:
     if options.recursive:
         from vuserd.client.download_tree import get_tree
 
@@ -157,107 +153,91 @@ def _get(client: Client, options: argparse.Namespace) -> int:
     return 0
 
 
-def _cat(client: Client, targets: list[Target]) -> int:
-    """Write one file after the other; a missing one does not keep back the others."""
-    from vuserd.client.download import cat
+def _load(client: Client, options: Namespace) -> None:
+    from vuserd.client.loading import load
 
-    code = 0
-    for target in targets:
-        try:
-            cat(client, target)
-        except RemoteError as error:
-            code = complain(f"{target}: {error}")
-    return code
-
-
-def _target(text: str) -> Target:
-    try:
-        return Target.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _number(text: str) -> int:
-    from vuserd.client.loading import parse_number
-
-    try:
-        return parse_number(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _check_target(usage: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Refuse, as wrong usage, a target that names no file where one is wanted."""
-    if options.command not in ("get", "load") or options.target.name:
-        return
-    if options.command == "load" or not options.recursive:
-        usage.error(f"'{options.target}' names no file")
-    if options.destination is None:
-        usage.error(f"'{options.target}' has no name of its own: say where to put it")
-
-
-def parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
-    # Accepted before and after the command: only what is given sets a value, or the default of the
-    # one place would hide what was given in the other.
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    common.add_argument("--socket", metavar="PATH", help="the daemon's socket")
-    common.add_argument("--json", action="store_true", help="print JSON where there is a table")
-
-    top = argparse.ArgumentParser(
-        prog="vuserctl",
-        description="List and fetch what the vuserd daemon exports.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[common],
-        allow_abbrev=False,
+    load(
+        client,
+        options.target,
+        options.memory,
+        options.address,
+        offset=options.offset,
+        length=options.length,
     )
-    top.add_argument("--version", action="version", version=f"vuserctl {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=text, description=text, parents=[common], allow_abbrev=False
-        )
-
-    command("exports", "list the exports, their state and what is behind them")
-    ls = command("ls", "list a directory, in the order of names, hidden ones included")
-    ls.add_argument("-l", dest="long", action="store_true", help="with attributes")
-    _add_target(ls)
-    _add_target(command("tree", "list a directory with all below it"))
-    stat = command("stat", "show a file's attributes")
-    stat.add_argument("-L", "--follow", action="store_true", help="of what a symlink leads to")
-    _add_target(stat)
-    cat = command("cat", "write files to standard output")
-    cat.add_argument("targets", type=_target, metavar="EXPORT:PATH", nargs="+")
-    get = command("get", "fetch a file, whole, and put it in place when it is there")
-    get.add_argument(
-        "-r", dest="recursive", action="store_true", help="a directory, with all below"
-    )
-    _add_target(get)
-    get.add_argument("destination", metavar="DEST", nargs="?", help="file, directory, or '-'")
-    load = command("load", "have a file written into memory that another process shares")
-    _add_target(load)
-    load.add_argument(
-        "--memory", metavar="MEMFD", required=True, help="a descriptor, or /proc/PID/fd/N"
-    )
-    load.add_argument(
-        "--address", metavar="A", type=_number, required=True, help="where, in the memory"
-    )
-    load.add_argument(
-        "--offset", metavar="N", type=_number, default=0, help="the first byte of the file"
-    )
-    load.add_argument("--length", metavar="N", type=_number, help="how many bytes")
-    reload = command("reload", "replace the backend of an export; no call is lost")
-    reload.add_argument("export", metavar="EXPORT")
-    command("status", "show the daemon's state")
-    completion = command("completion", "print a completion script for a shell")
-    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
-    return top
 
 
-def _add_target(command: argparse.ArgumentParser) -> None:
-    command.add_argument("target", type=_target, metavar="EXPORT:PATH")
+def _reload(client: Client, options: Namespace) -> None:
+    from vuserd.client import report
+
+    report.reload(client, options.export, as_json=options.json)
+
+
+def _rigs(client: Client, options: Namespace) -> None:
+    from vuserd.client import report
+
+    report.rigs(client, as_json=options.json)
+
+
+def _status(client: Client, options: Namespace) -> None:
+    from vuserd.client import status
+
+    status.show(client, as_json=options.json)
+
+
+def _top(client: Client, options: Namespace) -> None:
+    from vuserd.client.top import top
+
+    top(client, interval=options.interval, count=options.count, as_json=options.json)
+
+
+def _metrics(client: Client, _: Namespace) -> None:
+    sys.stdout.write(client.metrics())
+
+
+def _trace(client: Client, options: Namespace) -> None:
+    from vuserd.client import capture
+
+    capture.trace(
+        client, options.export, count=options.count, write=options.write, as_json=options.json
+    )
+
+
+def _read_trace(options: Namespace) -> int | None:
+    if options.read is None:
+        return None
+    from vuserd.client import capture
+
+    capture.read(options.read, count=options.count, as_json=options.json)
+    return 0
+
+
+def _completion(options: Namespace) -> int:
+    from vuserd.client.completion import script
+
+    sys.stdout.write(script(options.shell))
+    return 0
+
+
+_COMMANDS: Final[Mapping[str, Callable[[Client, Namespace], int | None]]] = {
+    "exports": _exports,
+    "ls": _ls,
+    "tree": _tree,
+    "stat": _stat,
+    "cat": _cat,
+    "get": _get,
+    "load": _load,
+    "reload": _reload,
+    "rigs": _rigs,
+    "status": _status,
+    "top": _top,
+    "metrics": _metrics,
+    "trace": _trace,
+}
+#: What does without a daemon; None where it needs one after all.
+_ALONE: Final[Mapping[str, Callable[[Namespace], int | None]]] = {
+    "trace": _read_trace,
+    "completion": _completion,
+}
 
 
 if __name__ == "__main__":

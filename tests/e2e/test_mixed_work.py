@@ -1,0 +1,121 @@
+"""Work of all kinds for a long time, with lost backends and rude clients: memory stays as it is.
+
+``make soak`` lets it run for an hour.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.e2e import attacks
+from tests.e2e.good_clients import SMALL, good_clients, large_content, small_content
+from tests.e2e.processes import family
+from tests.e2e.rounds import LONG, rounds
+from tests.running import RunningDaemon
+from vuserd.client import Client
+
+#: Seconds in every run of the suite; where somebody asks for rounds, each is a second.
+SECONDS: Final = 6
+#: Of all that time, what it takes until caches and arenas have their size.
+_WARM: Final = 0.1
+#: How much more memory the daemon may have at the end than once it was warm: a twentieth.
+_DRIFT: Final = 0.05
+#: Files that one backend happens to know when it is counted, and another does not.
+_SPARE: Final = SMALL
+
+
+@contextmanager
+def serving(folder: Path, backend: str) -> Iterator[RunningDaemon]:
+    files = folder / "files"
+    files.mkdir()
+    (files / "large").write_bytes(large_content())
+    for number in range(SMALL):
+        (files / f"small-{number}").write_bytes(small_content(number))
+    with RunningDaemon({"files": files}, folder / "s", backend) as running:
+        yield running
+
+
+def resident(process: int) -> int:
+    """Return the bytes that a process has in memory."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmRSS:"))
+    return int(line.split()[1]) << 10
+
+
+def held(process: int) -> int:
+    """Return the descriptors that the daemon and its backends have open."""
+    return sum(len(os.listdir(f"/proc/{each}/fd")) for each in family(process))
+
+
+def settled(client: Client, process: int) -> int:
+    """Return what is open once it is noticed that all other clients have gone."""
+    deadline = time.monotonic() + 20
+    while len(client.status()["clients"]) > 1:
+        assert time.monotonic() < deadline
+    return held(process)
+
+
+def be_rude(path: str) -> None:
+    """Do a little of what hostile clients do."""
+    attacks.malformed_frames(path, 50)
+    attacks.peers_gone_in_mid_transfer(path, 20)
+    attacks.descriptors_of_wrong_kinds(path, 20)
+
+
+@pytest.mark.timeout(120 + 2 * rounds(SECONDS))
+def test_memory_stays_as_it_is(tmp_path: Path, virtiofsd: str) -> None:
+    seconds = rounds(SECONDS)
+    with (
+        serving(tmp_path, virtiofsd) as running,
+        good_clients(running.socket) as good,
+        Client.connect(running.socket) as client,
+    ):
+        daemon = running.process.pid
+        good.go()
+        be_rude(running.socket)
+        good.stop()  # by now all files are known, and the image is kept
+        descriptors = settled(client, daemon)
+        samples: list[int] = []
+        losses = 0
+        good.go()
+        begun = time.monotonic()
+        while (elapsed := time.monotonic() - begun) < seconds:
+            be_rude(running.socket)
+            [export] = client.exports()
+            if export.state == "up" and losses % 2:
+                client.reload("files")
+                losses += 1
+            elif export.backend is not None and export.backend.pid is not None:
+                os.kill(export.backend.pid, signal.SIGKILL)
+                losses += 1
+            client.stat("files", "large")
+            if elapsed > seconds * _WARM:
+                samples.append(resident(daemon))
+            time.sleep(min(10.0, seconds / 20))  # work goes on meanwhile, in other processes
+        report = good.stop()
+        assert report.faults == []
+        warm, end = samples[0], samples[-1]
+        requests = client.status()["requests"]
+        print(
+            json.dumps(
+                {
+                    "seconds": seconds,
+                    "requests": requests,
+                    "backends killed or replaced": losses,
+                    "small calls": str(report.small),
+                    "resident MiB, warm and at the end": [warm >> 20, end >> 20],
+                    "drift": round(end / warm - 1, 4),
+                }
+            )
+        )
+        assert settled(client, daemon) <= descriptors + _SPARE
+        if LONG:
+            assert requests > 280 * seconds  # a million in an hour
+            assert end < warm * (1 + _DRIFT)

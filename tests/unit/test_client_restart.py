@@ -1,0 +1,619 @@
+"""Both clients across restarts of the daemon: no call is lost, and none is done twice."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
+from vuserd.client import Client, TrioClient, calls, reaching, vuserctl
+from vuserd.client.core import ClientCore, Ticket
+from vuserd.client.errors import CannotConnect, ConnectionLost, NotTaken, RemoteError
+from vuserd.client.transfer import Resumption, Transfer
+from vuserd.rpc.codec import Request, encode_notification, encode_response
+
+#: More than a socket holds that nobody reads from.
+_LONG: Final = "x" * 900_000
+
+
+@pytest.fixture
+def client(fake_daemon: FakeDaemon) -> Iterator[Client]:
+    with Client.connect(fake_daemon.address) as connected:
+        assert connected.stat("kernels", "image")
+        yield connected
+
+
+def asked(daemon: FakeDaemon, method: str) -> int:
+    return sum(request.method == method for request in daemon.requests)
+
+
+def outcome(ticket: Ticket[Any]) -> str:
+    try:
+        ticket.result()
+    except ConnectionLost as error:
+        return type(error).__name__
+    except RuntimeError:
+        return "awaited"
+    return "answered"
+
+
+class TestCore:
+    """Which of its calls the daemon cannot have taken."""
+
+    def begun(self, sent: int) -> tuple[ClientCore, list[Ticket[Any]]]:
+        """Begin three calls of the same size, of whose bytes ``sent`` less than all were sent."""
+        core = ClientCore()
+        tickets: list[Ticket[Any]] = [core.begin(calls.rigs()) for _ in range(3)]
+        core.outgoing.sent(len(core.outgoing) - sent)
+        return core, tickets
+
+    @pytest.mark.parametrize(
+        ("unsent", "unread", "outcomes"),
+        [
+            (0, False, ["awaited"] * 3),
+            (1, False, ["awaited", "awaited", "NotTaken"]),
+            (12, False, ["awaited", "NotTaken", "NotTaken"]),
+            (0, True, ["awaited", "awaited", "NotTaken"]),
+            (1, True, ["awaited", "awaited", "NotTaken"]),
+        ],
+    )
+    def test_closed_for_requests(self, unsent: int, unread: bool, outcomes: list[str]) -> None:
+        core, tickets = self.begun(unsent)
+        failed = core.closed_for_requests(unread=unread)
+        assert [outcome(ticket) for ticket in tickets] == outcomes
+        assert failed == [t for t, what in zip(tickets, outcomes, strict=True) if what != "awaited"]
+        assert outcome(core.begin(calls.exports())) == "NotTaken"
+        assert not core.outgoing
+        reply = encode_response(tickets[0].msgid, None, [])
+        core.receive_buffer()[: len(reply)] = reply
+        assert core.received(len(reply)) == tickets[:1]
+        core.received(0)
+        assert outcome(tickets[1]) == outcomes[1].replace("awaited", "ConnectionLost")
+
+    @pytest.mark.parametrize(
+        ("unsent", "unread", "outcomes"),
+        [
+            (0, False, ["ConnectionLost"] * 3),
+            (1, False, ["ConnectionLost", "ConnectionLost", "NotTaken"]),
+            (0, True, ["ConnectionLost", "ConnectionLost", "NotTaken"]),
+        ],
+    )
+    def test_ended(self, unsent: int, unread: bool, outcomes: list[str]) -> None:
+        core, tickets = self.begun(unsent)
+        core.ended(unread=unread)
+        assert [outcome(ticket) for ticket in tickets] == outcomes
+        assert core.can_be_replaced
+
+    def test_what_ends_with_it(self) -> None:
+        core = ClientCore(duplicate=lambda descriptor: descriptor, close=lambda _: None)
+        attach = core.begin(calls.attach(99, 4096))
+        core.outgoing.sent(len(core.outgoing))
+        reply = encode_response(attach.msgid, None, 5)
+        core.receive_buffer()[: len(reply)] = reply
+        core.received(len(reply))
+        core.ended()
+        assert not core.can_be_replaced
+        core.begin(calls.detach(5))
+        assert core.can_be_replaced
+
+    @pytest.mark.parametrize(("code", "replaced"), [("SHUTTING_DOWN", True), ("BUSY", False)])
+    def test_the_daemons_last_word(self, code: str, replaced: bool) -> None:
+        core = ClientCore()
+        word = encode_notification("error", [{"code": code, "message": "not now"}])
+        core.receive_buffer()[: len(word)] = word
+        core.received(len(word))
+        core.received(0)
+        assert core.can_be_replaced is replaced
+        with pytest.raises(NotTaken, match=f"closed the connection: not now .{code}"):
+            core.begin(calls.exports()).result()
+
+    def test_one_that_was_lost_here_is_not_replaced(self) -> None:
+        core = ClientCore()
+        core.lost("the client was closed")
+        assert not core.can_be_replaced
+
+    def test_a_call_begun_again(self) -> None:
+        first, second = ClientCore(), ClientCore()
+        first.ended()
+        buffer = bytearray(4)
+        ticket = first.begin(calls.read_into("k", "f", 0, buffer))
+        assert outcome(ticket) == "NotTaken"
+        ticket = first.begin(calls.read_into("k", "f", 0, buffer))
+        second.begin_again(ticket)
+        reply = encode_response(ticket.msgid, None, b"1234")
+        while reply:
+            view = second.receive_buffer()
+            count = min(len(view), len(reply))
+            view[:count] = reply[:count]
+            reply = reply[count:]
+            second.received(count)
+        assert ticket.result() == 4
+        assert buffer == b"1234"
+
+    def test_a_call_given_up(self) -> None:
+        core = ClientCore()
+        core.ended()
+        buffer = bytearray(4)
+        ticket = core.begin(calls.read_into("k", "f", 0, buffer))
+        core.abandon(ticket)
+        assert ticket.refused is None
+        buffer.clear()  # no view of it is left
+
+
+class TestSync:
+    def test_between_two_calls(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        for number in range(3):
+            fake_daemon.end_connections()
+            assert client.stat("kernels", "image").size == len(IMAGE)
+            assert fake_daemon.connections == 2 + number
+        assert asked(fake_daemon, "stat") == 4
+        assert client._former == []
+
+    def test_what_was_taken_is_answered(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.hold = 100
+        taken = [client.begin(calls.read_into("kernels", "image", n, bytearray(9))) for n in (1, 2)]
+        fake_daemon.wait_for_requests(3)
+        fake_daemon.reads.clear()  # it does not see the end yet
+        fake_daemon.end_connections()
+        fake_daemon.hold = 1
+        buffer = bytearray(7)
+        refused = client.begin(calls.read_into("kernels", "image", 5, buffer))
+        fake_daemon.reads.set()
+        assert client.finish(refused) == 7
+        assert buffer == IMAGE[5:12]
+        assert [client.finish(ticket) for ticket in taken] == [9, 9]
+        assert asked(fake_daemon, "read") == 3
+        assert fake_daemon.connections == 2
+        assert client._former == []
+
+    def test_half_a_request(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.reads.clear()
+        ticket = client.begin(calls.stat("kernels", _LONG))
+        fake_daemon.end_connections()
+        fake_daemon.reads.set()
+        with pytest.raises(RemoteError, match="ENOENT"):
+            client.finish(ticket)
+        assert asked(fake_daemon, "stat") == 2
+        assert fake_daemon.connections == 2
+
+    def test_not_wanted(self, fake_daemon: FakeDaemon) -> None:
+        with Client.connect(fake_daemon.address, reconnect=0) as client:
+            client.exports()
+            fake_daemon.end_connections()
+            with pytest.raises(NotTaken, match="the daemon closed the connection"):
+                client.exports()
+        assert fake_daemon.connections == 1
+
+    def test_over_a_socket_of_the_callers(self, fake_daemon: FakeDaemon) -> None:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(fake_daemon.address)
+        with Client(sock) as client:
+            client.exports()
+            fake_daemon.end_connections()
+            with pytest.raises(NotTaken):
+                client.exports()
+
+    def test_closed_here(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        client.close()
+        with pytest.raises(NotTaken, match="the client was closed"):
+            client.exports()
+        assert fake_daemon.connections == 1
+
+    def test_with_memory_attached(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        with client.attach(size=4096) as memory:
+            fake_daemon.end_connections()
+            with pytest.raises(NotTaken, match=r"memory was attached .* had no effect"):
+                client.exports()
+            with pytest.raises(NotTaken, match="memory was attached"):
+                memory.load("kernels", "image", 0, length=10)
+            assert fake_daemon.connections == 1
+        assert len(client.exports()) == 2
+        assert fake_daemon.connections == 2
+
+    def test_detaching_is_not_sent_elsewhere(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        memory = client.attach(size=4096)
+        fake_daemon.end_connections()
+        with pytest.raises(NotTaken):
+            memory.detach()
+        assert (asked(fake_daemon, "detach"), fake_daemon.connections) == (0, 1)
+
+    def test_in_a_walk(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        walk = client.iterwalk("kernels", "boot")
+        assert next(walk).path == "a"
+        fake_daemon.end_connections()
+        with pytest.raises(NotTaken, match="which walks went on"):
+            next(walk)
+        assert [entry.path for entry in client.iterwalk("kernels", "boot")] == ["a", "b"]
+
+    def test_with_a_walk_left_alone(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        walk = client.iterwalk("kernels", "boot")
+        assert next(walk).path == "a"
+        fake_daemon.end_connections()
+        with pytest.raises(NotTaken):
+            client.exports()
+        assert isinstance(walk, Generator)
+        walk.close()
+        assert client.exports()
+
+    def test_a_listing_goes_on(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.root.children = {b"%04d" % n: Node() for n in range(3500)}
+        names = []
+        for entry in client.iterdir("kernels", ""):
+            names.append(entry.name)
+            if entry.name in ("0100", "1100"):
+                fake_daemon.end_connections()
+        assert names == [f"{n:04}" for n in range(3500)]
+
+    def test_a_time_out_ends_it_for_good(self, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.hold = 2
+        with Client.connect(fake_daemon.address, timeout=0.01) as client:
+            with pytest.raises(ConnectionLost) as caught:
+                client.exports()
+            assert not isinstance(caught.value, NotTaken)
+            with pytest.raises(NotTaken, match="does not answer"):
+                client.exports()
+
+    def test_many_threads(self, fake_daemon: FakeDaemon) -> None:
+        """Every call is answered once, and taken once."""
+        problems: list[BaseException] = []
+        stopped = threading.Event()
+        done = [0] * 4
+
+        def work(number: int) -> None:
+            try:
+                with Client.connect(fake_daemon.address) as client:
+                    while not stopped.is_set():
+                        first = done[number]
+                        tickets = [
+                            client.begin(calls.readlink("kernels", f"{number}/{first + n}"))
+                            for n in range(5)
+                        ]
+                        for ticket in tickets:
+                            with suppress(RemoteError):
+                                client.finish(ticket)
+                            done[number] += 1
+            except BaseException as problem:
+                problems.append(problem)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(len(done))]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            time.sleep(0.01)
+            fake_daemon.end_connections()
+        stopped.set()
+        for thread in threads:
+            thread.join()
+        assert problems == []
+        paths = [request.params[1] for request in fake_daemon.requests]
+        assert len(paths) == len(set(paths))
+        assert set(paths) == {f"{t}/{n}" for t, count in enumerate(done) for n in range(count)}
+
+
+class TestSuccessor:
+    """The search for the next daemon."""
+
+    def test_one_that_comes_later(self, tmp_path: Path) -> None:
+        address = str(tmp_path / "s")
+        with FakeDaemon(address, directory()):
+            client = Client.connect(address)
+            client.exports()
+        with client:
+            os.unlink(address)
+            later = FakeDaemon(address, directory(image=Node(content=b"new")))
+            starting = threading.Timer(0.2, later.__enter__)
+            starting.start()
+            try:
+                assert client.read("kernels", "image", 0, 3) == b"new"
+            finally:
+                starting.join()
+                later.__exit__(None, None, None)
+
+    def test_none(self, tmp_path: Path) -> None:
+        address = str(tmp_path / "s")
+        with FakeDaemon(address, directory()):
+            client = Client.connect(address, reconnect=0.12)
+            client.exports()
+        with client, pytest.raises(NotTaken, match=r"within 0.12 s at .*/s: .*connection refused"):
+            client.exports()
+
+    def test_one_that_takes_nothing(self, tmp_path: Path) -> None:
+        with listening(tmp_path / "s", lambda _: None) as (address, accepted):
+            with (
+                Client.connect(address, reconnect=0.2) as client,
+                pytest.raises(NotTaken, match=r"no daemon took the call within 0.2 s"),
+            ):
+                client.exports()
+            assert 2 <= len(accepted) <= 7  # with a pause in between
+
+    def test_one_that_has_no_room(self, tmp_path: Path) -> None:
+        def refuse(connection: socket.socket) -> None:
+            word = {"code": "BUSY", "message": "too many connections"}
+            connection.send(encode_notification("error", [word]))
+
+        with listening(tmp_path / "s", refuse) as (address, accepted):
+            with (
+                Client.connect(address) as client,
+                pytest.raises(NotTaken, match=r"too many connections .BUSY"),
+            ):
+                client.exports()
+            assert len(accepted) == 1
+
+    def test_one_who_is_not_the_daemon(
+        self, fake_daemon: FakeDaemon, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(_: socket.socket, __: str) -> None:
+            raise PermissionError(1, "uid 7 listens there, who is not the daemon")
+
+        monkeypatch.setattr(reaching, "check_listener", refuse)
+        fake_daemon.end_connections()
+        with pytest.raises(NotTaken, match="uid 7 listens there"):
+            client.exports()
+
+    def test_what_was_not_read_is_sent_again(self, tmp_path: Path) -> None:
+        """The last request may have been the only one that was not read: the others are lost."""
+        with listening(tmp_path / "s", lambda _: None, delay=0.05) as (address, _):
+            client = Client.connect(address, reconnect=0.01)
+            with client:
+                first, last = (client.begin(calls.exports()) for _ in range(2))
+                with pytest.raises(ConnectionLost) as lost:
+                    client.finish(first)
+                assert not isinstance(lost.value, NotTaken)
+                with pytest.raises(NotTaken):
+                    client.finish(last)
+
+
+@contextmanager
+def listening(
+    path: Path, greet: Callable[[socket.socket], None], delay: float = 0.0
+) -> Iterator[tuple[str, list[int]]]:
+    """Accept clients, greet them, and read nothing that they send."""
+    accepted: list[int] = []
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                accepted.append(1)
+                time.sleep(delay)
+                greet(connection)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield str(path), accepted
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.usefixtures("small_chunks")
+class TestWholeFiles:
+    """A transfer goes on where it was."""
+
+    def end_once(self, fake_daemon: FakeDaemon, at: int = 8, times: int = 1) -> None:
+        """End all connections before the answer of this number, and again after as many more."""
+        answered = 0
+
+        def end(_: Request) -> None:
+            nonlocal answered
+            answered += 1
+            if answered in range(at, at * times + 1, at):
+                fake_daemon.end_connections()
+
+        fake_daemon.before = end
+
+    @pytest.mark.parametrize("times", [1, 4])
+    def test_download(self, fake_daemon: FakeDaemon, tmp_path: Path, times: int) -> None:
+        self.end_once(fake_daemon, times=times)
+        told: list[int] = []
+        with Client.connect(fake_daemon.address) as client, open(tmp_path / "f", "wb") as copy:
+            client.download(
+                "kernels", "image", copy.fileno(), progress=lambda there, _: told.append(there)
+            )
+        assert (tmp_path / "f").read_bytes() == IMAGE
+        assert told == sorted(set(told))  # and nothing twice
+        assert fake_daemon.connections == 1 + times
+
+    def test_stream(self, fake_daemon: FakeDaemon) -> None:
+        self.end_once(fake_daemon, times=3)
+        collected = bytearray()
+        with Client.connect(fake_daemon.address) as client:
+            client.stream("kernels", "image", collected.extend)
+        assert collected == IMAGE
+
+    async def test_trio(self, fake_daemon: FakeDaemon) -> None:
+        self.end_once(fake_daemon, times=3)
+        collected = bytearray()
+
+        async def collect(payload: memoryview) -> None:
+            collected.extend(payload)
+
+        async with TrioClient.connect(fake_daemon.address) as client:
+            await client.stream("kernels", "image", collect)
+        assert collected == IMAGE
+
+    def test_not_wanted(self, fake_daemon: FakeDaemon) -> None:
+        self.end_once(fake_daemon)
+        with (
+            Client.connect(fake_daemon.address, reconnect=0) as client,
+            pytest.raises(NotTaken),
+        ):
+            client.stream("kernels", "image", bytearray().extend)
+
+
+class TestResumption:
+    def test_it_ends_where_nothing_gets_further(self) -> None:
+        resumption = Resumption(10.0)
+        transfer = Transfer("k", "f", 100, ())
+        assert resumption.after(None, 0.0)
+        transfer.there = 40
+        assert resumption.after(transfer, 9.0)
+        assert resumption.begin == 40
+        assert resumption.after(transfer, 18.0)
+        assert not resumption.after(transfer, 19.5)
+        assert not Resumption(0.0).after(transfer, 0.0)
+
+
+class TestTrio:
+    async def test_between_two_calls(self, fake_daemon: FakeDaemon) -> None:
+        async with TrioClient.connect(fake_daemon.address) as client:
+            for _ in range(3):
+                assert (await client.stat("kernels", "image")).size == len(IMAGE)
+                fake_daemon.end_connections()
+        assert (asked(fake_daemon, "stat"), fake_daemon.connections) == (3, 3)
+
+    async def test_what_was_taken_is_answered(self, fake_daemon: FakeDaemon) -> None:
+        """One task awaits an answer from the old connection, others ask over the new one."""
+        fake_daemon.hold = 100
+        found: list[bytes] = []
+
+        async def read(offset: int) -> None:
+            found.append(await connected.read("kernels", "image", offset, 3))
+
+        async with TrioClient.connect(fake_daemon.address) as connected:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read, 0)
+                await wait_all_tasks_blocked()
+                fake_daemon.wait_for_requests(1)
+                fake_daemon.reads.clear()
+                fake_daemon.end_connections()
+                fake_daemon.hold = 1
+                for offset in (3, 6, 9):
+                    nursery.start_soon(read, offset)
+                await trio.sleep(0.01)
+                fake_daemon.reads.set()
+            assert sorted(found) == sorted(IMAGE[n : n + 3] for n in (0, 3, 6, 9))
+            assert asked(fake_daemon, "read") == 4
+            assert fake_daemon.connections == 2
+            await connected.exports()
+            assert connected._former == []
+
+    async def test_half_a_request(self, fake_daemon: FakeDaemon) -> None:
+        """Whose task exchanges for all, and hears of the end from another one's attempt to send."""
+        async with TrioClient.connect(fake_daemon.address) as client:
+            fake_daemon.reads.clear()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.miss, client, _LONG)
+                await wait_all_tasks_blocked()
+                fake_daemon.end_connections()
+                nursery.start_soon(self.miss, client, "nothing")
+                await trio.sleep(0.01)
+                fake_daemon.reads.set()
+        assert asked(fake_daemon, "stat") == 2
+
+    async def miss(self, client: TrioClient, path: str) -> None:
+        with pytest.raises(RemoteError, match="ENOENT"):
+            await client.stat("kernels", path)
+
+    async def test_none_comes(self, tmp_path: Path) -> None:
+        address = str(tmp_path / "s")
+        with FakeDaemon(address, directory()) as daemon:
+            async with TrioClient.connect(address, reconnect=0.12) as client:
+                await client.exports()
+                daemon.end_connections()
+                daemon.refuse_clients()
+                with pytest.raises(NotTaken, match=r"within 0.12 s at .*connection refused"):
+                    await client.exports()
+
+    async def test_with_memory_attached(self, fake_daemon: FakeDaemon) -> None:
+        async with TrioClient.connect(fake_daemon.address) as client:
+            async with await client.attach(size=4096) as memory:
+                fake_daemon.end_connections()
+                with pytest.raises(NotTaken, match="memory was attached"):
+                    await memory.load("kernels", "image", 0)
+            assert await client.exports()
+
+    async def test_in_a_walk(self, fake_daemon: FakeDaemon) -> None:
+        async with TrioClient.connect(fake_daemon.address) as client:
+            walk = client.iterwalk("kernels", "boot")
+            assert (await anext(walk)).path == "a"
+            fake_daemon.end_connections()
+            with pytest.raises(NotTaken, match="which walks went on"):
+                await anext(walk)
+            found = [entry.path async for entry in client.iterwalk("kernels", "boot")]
+            assert found == ["a", "b"]
+
+    async def test_cancelled_while_it_looks(self, tmp_path: Path) -> None:
+        address = str(tmp_path / "s")
+        with FakeDaemon(address, directory()):
+            client = TrioClient(await self.connected(address))
+            client._address, client._patience = address, 10.0
+            await client.exports()
+        with trio.move_on_after(0.1) as scope:
+            await client.exports()
+        assert scope.cancelled_caught
+        client.close()
+        with pytest.raises(NotTaken):
+            await client.exports()
+
+    async def connected(self, address: str) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(address)
+        return sock
+
+
+class TestVuserctl:
+    def test_load_starts_over_once(
+        self, fake_daemon: FakeDaemon, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        ends = [1]
+
+        def end(request: Request) -> None:
+            if request.method == "attach" and len(ends) > 0:
+                ends.pop()
+                fake_daemon.end_connections()
+
+        fake_daemon.before = end
+        memfd = os.memfd_create("rig", os.MFD_ALLOW_SEALING)
+        arguments = ["--socket", fake_daemon.address, "load", "kernels:image"]
+        arguments += ["--memory", str(memfd), "--address", "0"]
+        try:
+            os.ftruncate(memfd, 1 << 20)
+            assert vuserctl.run(arguments) == 0
+            assert os.pread(memfd, len(IMAGE), 0) == IMAGE
+            assert "300001 bytes" in capfd.readouterr().out
+            ends += [1, 1]
+            assert vuserctl.run(arguments) == 1
+            assert "this call had no effect" in capfd.readouterr().err
+        finally:
+            os.close(memfd)
+
+
+class TestCannotConnect:
+    REFUSED: Final = ConnectionRefusedError(111, "Connection refused")
+    MISSING: Final = FileNotFoundError(2, "No such file or directory")
+    DENIED: Final = PermissionError(13, "Permission denied")
+
+    def words(self, *attempts: tuple[str, OSError]) -> str:
+        return str(CannotConnect(attempts))
+
+    def test_the_rigs_socket_is_left_out_where_nobody_listens(self) -> None:
+        words = self.words(("@vuserd", self.REFUSED), ("/run/s", self.MISSING))
+        assert "(/run/s: no such file or directory). Is it running?" in words
+        assert "@vuserd" not in words
+
+    def test_the_rigs_socket_alone_and_with_another_reason(self) -> None:
+        assert "(@vuserd: connection refused)" in self.words(("@vuserd", self.REFUSED))
+        wrong = PermissionError(1, "uid 7 listens there")
+        words = self.words(("@vuserd", wrong), ("/run/s", self.MISSING))
+        assert "(@vuserd: uid 7 listens there; /run/s: no such" in words
+
+    def test_where_it_runs_for_others(self) -> None:
+        words = self.words(("/run/user/1/s", self.MISSING), ("/run/s", self.DENIED))
+        assert "/run/s: permission denied). The daemon's configuration" in words
+        assert "Is it running" not in words

@@ -1,0 +1,154 @@
+"""The command line of ``vuserctl``: what may be said, and what is wrong with what was."""
+
+import argparse
+from typing import NoReturn
+
+from vuserd import __version__
+from vuserd.client.target import Target
+
+_EPILOG = """\
+EXPORT:PATH names a file as scp does; PATH begins at the export's root, which 'EXPORT:' is.
+A number may be hexadecimal (0x...) and have a suffix K, M or G (of 1024).
+The socket is --socket, else $VUSERD_SOCKET, else @vuserd (abstract: a rig's, in its own network
+namespace), else $XDG_RUNTIME_DIR/vuserd.sock, else /run/vuserd/vuserd.sock.
+"""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read a command line; wrong usage ends the process with status 2."""
+    usage = parser()
+    options = usage.parse_args(arguments, argparse.Namespace(socket=None, json=False))
+    _check(usage, options)
+    return options
+
+
+def _check(usage: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse, as wrong usage, what argparse has no words for."""
+    if options.command == "trace" and (options.export is None) == (options.read is None):
+        usage.error("trace takes an export, or a capture to --read")
+    if options.command == "trace" and options.read is not None and options.write is not None:
+        usage.error("trace either reads a capture or writes one")
+    if options.command not in ("get", "load") or options.target.name:
+        return
+    # A target that names no file where one is wanted.
+    if options.command == "load" or not options.recursive:
+        usage.error(f"'{options.target}' names no file")
+    if options.destination is None:
+        usage.error(f"'{options.target}' has no name of its own: say where to put it")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    # Accepted before and after the command: only what is given sets a value, or the default of the
+    # one place would hide what was given in the other.
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--socket", metavar="PATH", help="the daemon's socket")
+    common.add_argument("--json", action="store_true", help="print JSON where there is a table")
+
+    top_level = argparse.ArgumentParser(
+        prog="vuserctl",
+        description="List and fetch what the vuserd daemon exports.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+        allow_abbrev=False,
+    )
+    top_level.add_argument("--version", action="version", version=f"vuserctl {__version__}")
+    commands = top_level.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=text, parents=[common], allow_abbrev=False
+        )
+
+    command("exports", "list the exports, their state and what is behind them")
+    ls = command("ls", "list a directory, in the order of names, hidden ones included")
+    ls.add_argument("-l", dest="long", action="store_true", help="with attributes")
+    _add_target(ls)
+    _add_target(command("tree", "list a directory with all below it"))
+    stat = command("stat", "show a file's attributes")
+    stat.add_argument("-L", "--follow", action="store_true", help="of what a symlink leads to")
+    _add_target(stat)
+    cat = command("cat", "write files to standard output")
+    cat.add_argument("targets", type=_target, metavar="EXPORT:PATH", nargs="+")
+    get = command("get", "fetch a file, whole, and put it in place when it is there")
+    get.add_argument(
+        "-r", dest="recursive", action="store_true", help="a directory, with all below"
+    )
+    _add_target(get)
+    get.add_argument("destination", metavar="DEST", nargs="?", help="file, directory, or '-'")
+    load = command("load", "have a file written into memory that another process shares")
+    _add_target(load)
+    load.add_argument(
+        "--memory", metavar="MEMFD", required=True, help="a descriptor, or /proc/PID/fd/N"
+    )
+    load.add_argument(
+        "--address", metavar="A", type=_number, required=True, help="where, in the memory"
+    )
+    load.add_argument(
+        "--offset", metavar="N", type=_number, default=0, help="the first byte of the file"
+    )
+    load.add_argument("--length", metavar="N", type=_number, help="how many bytes")
+    reload = command(
+        "reload",
+        "replace the backend of an export, or read the configuration again; no call is lost",
+    )
+    reload.add_argument(
+        "export", metavar="EXPORT", nargs="?", help="all of the configuration without"
+    )
+    command("rigs", "list the rigs: network namespaces with a socket of the daemon's inside")
+    command("status", "show the daemon's state")
+    top = command("top", "show the daemon's state and what its clients do, again and again")
+    top.add_argument(
+        "--interval", metavar="SECONDS", type=_seconds, default=2.0, help="between two (default: 2)"
+    )
+    top.add_argument("-n", dest="count", metavar="COUNT", type=_count, help="end after so many")
+    command("metrics", "print the daemon's metrics, as Prometheus reads them")
+    trace = command("trace", "print the FUSE requests of an export as they happen")
+    trace.add_argument("export", metavar="EXPORT", nargs="?")
+    trace.add_argument("--write", metavar="FILE", help="write them to a file, and print nothing")
+    trace.add_argument("--read", metavar="FILE", help="print what was written to a file")
+    trace.add_argument("-n", dest="count", metavar="COUNT", type=_number, help="end after so many")
+    completion = command("completion", "print a completion script for a shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    return top_level
+
+
+def _add_target(command: argparse.ArgumentParser) -> None:
+    command.add_argument("target", type=_target, metavar="EXPORT:PATH")
+
+
+def _target(text: str) -> Target:
+    try:
+        return Target.parse(text)
+    except ValueError as error:
+        _refuse(str(error))
+
+
+def _number(text: str) -> int:
+    from vuserd.client.loading import parse_number
+
+    try:
+        return parse_number(text)
+    except ValueError as error:
+        _refuse(str(error))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        _refuse(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.1 <= seconds <= 86400:
+        _refuse(f"{text!r} is not a number of seconds from 0.1 to 86400")
+    return seconds
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise argparse.ArgumentTypeError(reason)

@@ -1,0 +1,192 @@
+"""``vuserctl top``: the daemon's state with rates, again and again.
+
+On a terminal it stays in its place until q or ^C, and what was there before comes back. Elsewhere
+the snapshots follow one another; as JSON each is a line.
+"""
+
+import itertools
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Final, Protocol
+
+from vuserd.client import status
+from vuserd.client.output import emit
+from vuserd.client.sync_client import Client
+
+# ECMA-48's control sequences, as xterm has them.
+_ENTER: Final = "\x1b[?1049h\x1b[?25l"  # another screen, without a cursor
+_LEAVE: Final = "\x1b[?25h\x1b[?1049l"
+_HOME: Final = "\x1b[H"
+_REST_OF_LINE: Final = "\x1b[K"
+_REST_OF_SCREEN: Final = "\x1b[J"
+#: A terminal that does not know how large it is has as many.
+_COLUMNS: Final = 80
+_ROWS: Final = 24
+_QUIT: Final = frozenset(b"qQ\x03")
+
+#: What is counted, and the rate made of it.
+_RATES: Final = (("requests", "requests_per_s"), ("bytes_read", "bytes_per_s"))
+
+
+def top(client: Client, *, interval: float, count: int | None, as_json: bool) -> None:
+    """Show the daemon's state every ``interval`` seconds, ``count`` times or for ever."""
+    rates = Rates()
+    with _screen(as_json=as_json) as screen:
+        for number in itertools.count(1):
+            screen.show(rates.added_to(client.status(), time.monotonic()))
+            if number == count or not screen.pause(interval):
+                return
+
+
+class Rates:
+    """Rates from the differences of two snapshots; none in the first one."""
+
+    def __init__(self) -> None:
+        self._before: dict[Hashable, Mapping[str, Any]] = {}
+        self._when = 0.0
+
+    def added_to(self, found: Mapping[str, Any], now: float) -> dict[str, Any]:
+        """Give a snapshot of the time ``now`` with rates, clients with the most requests first."""
+        passed, before = now - self._when, self._before
+        self._before, self._when = {}, now
+
+        def added(row: Mapping[str, Any], key: Hashable) -> dict[str, Any]:
+            self._before[key] = row
+            return {**row, **_rates(before.get(key), row, passed)}
+
+        with_rates = added(found, ("daemon", found.get("pid")))
+        for name, key_of in (("exports", _export), ("clients", _client)):
+            rows = found.get(name)
+            if isinstance(rows, list):
+                with_rates[name] = [
+                    added(row, key_of(row)) for row in rows if isinstance(row, Mapping)
+                ]
+        if "clients" in with_rates and isinstance(with_rates["clients"], list):
+            with_rates["clients"].sort(key=_busyness, reverse=True)
+        return with_rates
+
+
+def _export(row: Mapping[str, Any]) -> Hashable:
+    """Tell one session of an export from another: each counts from 0."""
+    backend = row.get("backend")
+    generation = backend.get("generation") if isinstance(backend, Mapping) else None
+    return ("export", str(row.get("name")), str(generation))
+
+
+def _client(row: Mapping[str, Any]) -> Hashable:
+    return ("client", str(row.get("pid")), str(row.get("since")))
+
+
+def _busyness(row: Mapping[str, Any]) -> tuple[float, int]:
+    rate, requests = row.get("requests_per_s"), row.get("requests")
+    return rate or 0.0, requests if isinstance(requests, int) else 0
+
+
+def _rates(
+    before: Mapping[str, Any] | None, row: Mapping[str, Any], passed: float
+) -> dict[str, float | None]:
+    rates: dict[str, float | None] = {}
+    for counter, name in _RATES:
+        if (count := row.get(counter)) is None:
+            continue
+        earlier = before.get(counter) if before is not None else None
+        countable = isinstance(count, int | float) and isinstance(earlier, int | float)
+        rates[name] = max(count - earlier, 0) / passed if countable and passed > 0 else None
+    return rates
+
+
+class _Screen(Protocol):
+    """Where snapshots are shown."""
+
+    def show(self, found: Mapping[str, Any]) -> None:
+        """Show one."""
+
+    def pause(self, seconds: float) -> bool:
+        """Let time pass; False when there is to be an end."""
+
+
+class _Paper:
+    """One snapshot after the other."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._begun = False
+
+    def show(self, found: Mapping[str, Any]) -> None:
+        if self._as_json:
+            import json
+
+            emit(json.dumps({"time": time.time(), **found}, default=_json_default, skipkeys=True))
+        else:
+            if self._begun:
+                emit()
+            for line in status.lines(found):
+                emit(line)
+        self._begun = True
+        sys.stdout.flush()
+
+    def pause(self, seconds: float) -> bool:
+        time.sleep(seconds)
+        return True
+
+
+class _Terminal:
+    """One snapshot in the place of the other."""
+
+    def show(self, found: Mapping[str, Any]) -> None:
+        size = os.get_terminal_size(sys.stdout.fileno())
+        columns, rows = size.columns or _COLUMNS, size.lines or _ROWS
+        # The clients come last: of them those that there is room for are shown.
+        lines = [line[:columns] for line in status.lines(found, columns)][:rows]
+        text = f"{_REST_OF_LINE}\n".join(lines)
+        sys.stdout.write(f"{_HOME}{text}{_REST_OF_LINE}{_REST_OF_SCREEN}")
+        sys.stdout.flush()
+
+    def pause(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        keys = [sys.stdin] if sys.stdin.isatty() else []
+        while (left := deadline - time.monotonic()) > 0:
+            if select.select(keys, [], [], left)[0]:
+                pressed = os.read(sys.stdin.fileno(), 64)
+                if not pressed or not _QUIT.isdisjoint(pressed):
+                    return False
+        return True
+
+
+@contextmanager
+def _screen(*, as_json: bool) -> Iterator[_Screen]:
+    if as_json or not sys.stdout.isatty():
+        yield _Paper(as_json=as_json)
+        return
+    with suppress(KeyboardInterrupt), _keys():
+        sys.stdout.write(_ENTER)
+        try:
+            yield _Terminal()
+        finally:
+            sys.stdout.write(_LEAVE)
+            sys.stdout.flush()
+
+
+@contextmanager
+def _keys() -> Iterator[None]:
+    """Have keys come as they are pressed, and not be shown, where standard input is a terminal."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+    try:
+        tty.setcbreak(keyboard)
+        yield
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+def _json_default(value: object) -> object:
+    return os.fsdecode(value) if isinstance(value, bytes) else str(value)
