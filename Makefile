@@ -1,16 +1,16 @@
 # The commands of this repository; `make help` lists them. Longer logic is in tools/.
 
 BIN := .venv/bin
-COVERED := protocol/*,memory/*
+COVERED := vuserd/*,protocol/*,memory/*
 MINIMUM := 95
 NAME ?= files
 SUITE ?= trixie
 FUZZ_TIME ?= 60
-export PYTHON
+export PYTHON PREFIX DESTDIR SYSCONFDIR UNITDIR USERUNITDIR SYSUSERSDIR TMPFILESDIR VIRTIOFSD
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo run test check format fix backends bench bench-quick bench-get bench-inside fuzz soak \
-    mutants fresh-debian clean
+    mutants fresh-debian install uninstall clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -38,11 +38,12 @@ test: setup backends ## run the whole suite (ARGS=... for pytest, NETWORK=no lea
 	$(BIN)/python -m pytest $(if $(filter no,$(NETWORK)),-m "not network") \
 	    $(if $(COVERAGE),--cov --cov-report=) $(ARGS)
 
-check: setup ## all that CI runs: format, lint, types, import contracts, tests, coverage
+check: setup ## all that CI runs: format, lint, types, contracts, units, tests, coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@tools/check-units
 	@$(MAKE) --no-print-directory test COVERAGE=yes
 	@$(BIN)/coverage report --include='$(COVERED)' --fail-under=$(MINIMUM) >$(BIN)/.coverage-report || \
 	    { cat $(BIN)/.coverage-report; exit 1; }
@@ -73,7 +74,7 @@ bench-get: $(BIN)/.runtime ## time vuserctl get of a 512 MiB file beside cp of t
 fuzz: setup ## run each fuzz target for FUZZ_TIME seconds (default: 60; ARGS=paths: that one)
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_TIME) $(ARGS)
 
-soak: setup backends ## run the long forms of the storms, and print their figures (an hour)
+soak: setup backends ## run the long forms of the storms, and print their figures (three hours)
 	tests/soak/run $(ARGS)
 
 mutants: setup ## change the codec and the virtqueue, see that the tests notice (15 minutes; ARGS=a module)
@@ -85,6 +86,12 @@ bench-inside: $(BIN)/.runtime ## show what a call costs the daemon, without the 
 
 fresh-debian: ## run make demo on a new, bare Debian SUITE (default: trixie; needs root)
 	tests/system/fresh-debian $(SUITE) $(ARGS)
+
+install: ## install commands, units and documents under PREFIX (default: /usr/local; DESTDIR=...)
+	@tools/install
+
+uninstall: ## remove what install put there, but not the configuration
+	@tools/install uninstall
 
 clean: ## remove all that these commands made here
 	rm -rf .venv .cache dist .coverage .coverage.* .hypothesis

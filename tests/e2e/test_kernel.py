@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.running import REPOSITORY, RunningDaemon
+from tests.system.checkout import unpack_kernel
 
 pytestmark = [
     pytest.mark.network,
@@ -18,11 +19,7 @@ pytestmark = [
 @pytest.fixture(scope="session")
 def kernel_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Unpack the kernel package that bookworm's linux-image-arm64 stands for."""
-    folder = tmp_path_factory.mktemp("kernel")
-    unpack = REPOSITORY / "tests/debian/unpack-packages"
-    command = [str(unpack), "bookworm", "arm64", str(folder), "--dependency", "linux-image-arm64"]
-    subprocess.run(command, check=True, timeout=600)
-    return folder / "root"
+    return unpack_kernel(tmp_path_factory.mktemp("kernel"), "arm64", "linux-image-arm64")
 
 
 def get(daemon: RunningDaemon, name: str, target: Path) -> None:

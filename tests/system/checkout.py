@@ -1,0 +1,35 @@
+"""What a machine of the tests is given: this repository, and real kernels."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from tests.running import REPOSITORY
+
+#: Where the repository is, in the machine.
+SOURCE: Final = "/usr/src/vuserd"
+
+
+def copy_checkout(root: Path) -> None:
+    """Put there what ``git add --all`` would know."""
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=REPOSITORY,
+        check=True,
+        stdout=subprocess.PIPE,
+    ).stdout.split(b"\0")
+    for name in filter(None, names):
+        source = REPOSITORY / name.decode()
+        if source.is_file():
+            target = root / SOURCE.lstrip("/") / name.decode()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+
+
+def unpack_kernel(folder: Path, architecture: str, package: str) -> Path:
+    """Return the root of what the kernel package that ``package`` stands for has in it."""
+    unpack = REPOSITORY / "tests/debian/unpack-packages"
+    command = [str(unpack), "bookworm", architecture, str(folder), "--dependency", package]
+    subprocess.run(command, check=True, timeout=600)
+    return folder / "root"

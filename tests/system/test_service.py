@@ -1,0 +1,388 @@
+"""vuserd as a service: installed by make install in a Debian 13, run by its systemd."""
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.system.checkout import SOURCE, copy_checkout, unpack_kernel
+from tests.system.machine import Machine, MachineError, why_not
+
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]
+
+_DROP_INS = "/etc/systemd/system/vuserd.service.d"
+_RESTARTS = 100
+_CONFIGURATION = """
+sandbox = "none"
+
+[[export]]
+name = "kernels"
+path = "/srv/kernels"
+users = ["rig"]
+"""
+_PYTHON = "/usr/local/lib/vuserd/bin/python"
+_DOCUMENTS = "/usr/local/share/doc/vuserd"
+
+
+@pytest.fixture(scope="module")
+def _possible() -> None:
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def kernel_package(_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack_kernel(tmp_path_factory.mktemp("kernel"), "amd64", "linux-image-cloud-amd64")
+
+
+@pytest.fixture(scope="module")
+def machine(kernel_package: Path) -> Iterator[Machine]:
+    """Give a machine with vuserd installed, and a user named rig."""
+    with Machine() as machine:
+        copy_checkout(machine.root)
+        kernels = machine.root / "srv/kernels"
+        kernels.mkdir()
+        [kernel] = (kernel_package / "boot").glob("vmlinuz-*")
+        shutil.copy(kernel, kernels / "vmlinuz")
+        for script in ("load.py", "replacements.py"):
+            shutil.copy(Path(__file__).with_name(script), machine.root / "root")
+        machine.run(f". /etc/profile.d/host.sh; cd {SOURCE}; make install", timeout=300)
+        machine.run("useradd --create-home --shell /bin/sh rig")
+        machine.run(["cp", "/dev/stdin", "/etc/vuserd/vuserd.toml"], given=_CONFIGURATION)
+        yield machine
+
+
+def _wait(what: str, happened: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.1)
+
+
+def _signal(machine: Machine, name: str, process: int | str) -> None:
+    machine.run(f"kill -{name} {process}")
+
+
+def _main_pid(machine: Machine, unit: str = "vuserd.service") -> int:
+    return int(machine.run(["systemctl", "show", "-P", "MainPID", unit]))
+
+
+def _backend(machine: Machine, export: str = "kernels") -> int:
+    exports = json.loads(machine.run(["vuserctl", "--json", "exports"]))
+    [pid] = [entry["backend"]["pid"] for entry in exports if entry["name"] == export]
+    return int(pid)
+
+
+def _print_exposure(machine: Machine, unit: str) -> None:
+    """Look at a unit while it runs: its exposure is 1.0 at most."""
+    said = machine.run(["systemd-analyze", "security", "--no-pager", "--threshold=10", unit])
+    print(said.splitlines()[-1])
+
+
+def _gets_the_kernel(machine: Machine, export: str = "kernels", user: str = "rig") -> None:
+    machine.run(
+        f"vuserctl cat {export}:/vmlinuz | cmp - /srv/kernels/vmlinuz",
+        user=user,
+    )
+
+
+def _settings(machine: Machine, text: str) -> None:
+    """Have the service run with these settings in a drop-in, or with none."""
+    if text:
+        machine.run(f"mkdir -p {_DROP_INS}; cat >{_DROP_INS}/test.conf", given=text)
+    else:
+        machine.run(f"rm -rf {_DROP_INS}")
+    machine.run("systemctl daemon-reload; systemctl restart vuserd.service")
+
+
+def test_a_package_knows_nothing_of_where_it_was_made(machine: Machine) -> None:
+    made = "/var/tmp/package"
+    lines = f". /etc/profile.d/host.sh; cd {SOURCE}; make install DESTDIR={made} PREFIX=/usr"
+    machine.run(lines, timeout=200)
+    assert machine.run(f"grep -rlE '{made}|{SOURCE}' {made} || true") == ""
+    assert machine.run(f"find {made} -path '*/systemd/system/vuserd.service'") != ""
+    machine.run(f"cd {SOURCE}; make uninstall DESTDIR={made} PREFIX=/usr")
+    left = machine.run(f"cd {made}; find . -type f -o -type l").split()
+    assert left == ["./etc/vuserd/vuserd.toml"]
+
+
+def test_it_runs_with_no_checkout(machine: Machine) -> None:
+    assert machine.run(f"grep -rl '{SOURCE}' /usr/local || true") == ""
+    machine.run(["rm", "-r", SOURCE])
+    assert machine.run(["vuserd", "--version"], user="rig").startswith("vuserd ")
+    for place in ("bash-completion/completions", "man/man1"):
+        assert "vuserctl" in machine.run(["ls", f"/usr/local/share/{place}"])
+    units = "vuserd.socket vuserd.service vuserd-backend@srv-kernels.socket"
+    assert machine.run(f"systemd-analyze verify --man=no {units}") == ""
+
+
+def test_the_first_connection_starts_it(machine: Machine) -> None:
+    machine.run("systemctl enable --now vuserd.socket")
+    assert machine.run("systemctl is-active vuserd.service || true").strip() == "inactive"
+    machine.run("cd; vuserctl get kernels:/vmlinuz; cmp vmlinuz /srv/kernels/vmlinuz", user="rig")
+    assert machine.run("systemctl is-active vuserd.service").strip() == "active"
+    shown = machine.run("systemctl show -P StatusText vuserd.service").strip()
+    assert shown == "1 of 1 exports up"
+
+
+def test_it_is_confined_while_it_serves(machine: Machine) -> None:
+    _gets_the_kernel(machine)
+    _print_exposure(machine, "vuserd.service")
+    for process in (_main_pid(machine), _backend(machine)):
+        status = machine.run(["cat", f"/proc/{process}/status"])
+        lines = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        assert lines["Uid"].split() == [machine.run("id -u vuserd").strip()] * 4
+        assert int(lines["CapBnd"], 16) == int(lines["CapEff"], 16) == 0
+        assert (lines["NoNewPrivs"], lines["Seccomp"]) == ("1", "2")
+
+
+@pytest.mark.parametrize("drop_in", ["homes.conf", "any-file.conf"])
+def test_a_drop_in_gives_more_to_read(machine: Machine, drop_in: str) -> None:
+    folder = "/home/lab" if drop_in == "homes.conf" else "/srv/private"
+    machine.run(f"mkdir -m 755 {folder}; cp /srv/kernels/vmlinuz {folder}")
+    if drop_in == "any-file.conf":
+        machine.run(f"chmod 700 {folder}; chmod 600 {folder}/vmlinuz")
+    export = f'[[export]]\nname = "more"\npath = "{folder}"\nusers = ["*"]\n'
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION + export)
+    machine.run("systemctl restart vuserd.service", check=drop_in != "homes.conf")
+    if drop_in == "homes.conf":
+        assert "/home/lab" in machine.journal("--unit=vuserd.service", "--priority=err")
+    else:
+        with pytest.raises(MachineError, match=r"EACCES|BACKEND_DOWN"):
+            _gets_the_kernel(machine, "more")
+    machine.run(f"mkdir -p {_DROP_INS}; cp {_DOCUMENTS}/{drop_in} {_DROP_INS}")
+    machine.run("systemctl daemon-reload; systemctl restart vuserd.service")
+    _gets_the_kernel(machine, "more")
+    _print_exposure(machine, "vuserd.service")
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION)
+    _settings(machine, "")
+
+
+def test_an_export_is_for_its_users(machine: Machine) -> None:
+    machine.run("useradd --create-home other")
+    assert "kernels" in machine.run(["vuserctl", "exports"], user="rig")
+    assert "kernels" not in machine.run(["vuserctl", "exports"], user="other")
+    with pytest.raises(MachineError, match="UNKNOWN_EXPORT"):
+        machine.run(["vuserctl", "stat", "kernels:/vmlinuz"], user="other")
+
+
+def test_a_backend_that_is_killed_is_replaced(machine: Machine) -> None:
+    first = _backend(machine)
+    _signal(machine, "KILL", first)
+    _gets_the_kernel(machine)
+    assert _backend(machine) != first
+
+
+def test_a_daemon_that_is_killed_is_replaced(machine: Machine) -> None:
+    first, backend = _main_pid(machine), _backend(machine)
+    _signal(machine, "KILL", first)
+    _gets_the_kernel(machine)
+    assert _main_pid(machine) != first
+    assert machine.run(f"test ! -e /proc/{backend} && echo gone").strip() == "gone"
+    assert "status=9/KILL" in machine.journal("--unit=vuserd.service")
+
+
+def test_the_watchdog_replaces_one_that_hangs(machine: Machine) -> None:
+    _settings(machine, "[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n")
+    first = _main_pid(machine)
+    time.sleep(4)
+    assert _main_pid(machine) == first  # it says that it lives
+    _signal(machine, "STOP", first)
+    _gets_the_kernel(machine)
+    assert _main_pid(machine) != first
+    assert "Watchdog timeout" in machine.journal("--unit=vuserd.service")
+    _settings(machine, "")
+
+
+def test_a_reload_changes_what_is_served(machine: Machine) -> None:
+    is_active = "systemctl is-active vuserd.service"
+    pid = _main_pid(machine)
+    more = _CONFIGURATION + '[[export]]\nname = "again"\npath = "/srv"\nusers = ["*"]\n'
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=more)
+    machine.run("systemctl reload vuserd.service")
+    machine.run("vuserctl cat again:/kernels/vmlinuz | cmp - /srv/kernels/vmlinuz", user="rig")
+
+    machine.run("echo 'nonsense = 1' >>/etc/vuserd/vuserd.toml")
+    with pytest.raises(MachineError):
+        machine.run("systemctl reload vuserd.service")
+    errors = machine.journal("--unit=vuserd.service", "--priority=err")
+    assert "nonsense" in errors
+    machine.run("vuserctl cat again:/kernels/vmlinuz | cmp - /srv/kernels/vmlinuz", user="rig")
+
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION)
+    _signal(machine, "HUP", pid)
+    _wait("the change", lambda: "again" not in machine.run(["vuserctl", "exports"]))
+    _wait("the end of it", lambda: machine.run(is_active, check=False).strip() == "active")
+    assert _main_pid(machine) == pid
+    said = machine.journal("--unit=vuserd.service", "--output=cat")
+    assert said.count("Reloading vuserd.service") + said.count("Reloaded vuserd.service") >= 2
+
+
+def test_an_end_that_takes_long_is_waited_for(machine: Machine) -> None:
+    _settings(machine, "[Service]\nTimeoutStopSec=1\n")
+    first, backend = _main_pid(machine), _backend(machine)
+    _signal(machine, "STOP", backend)
+    with machine.start("vuserctl stat kernels:/vmlinuz", user="rig") as asking:
+        _wait("the call", lambda: '"in_flight": 1' in machine.run("vuserctl --json status"))
+        began = time.monotonic()
+        machine.run("systemctl restart vuserd.service")
+        took = time.monotonic() - began
+        said, _ = asking.communicate(timeout=20)
+    assert "SHUTTING_DOWN" in said
+    assert took > 3
+    assert f"vuserd[{first}]: calls in progress were cut off" in machine.journal()
+    assert "State 'stop-sigterm' timed out" not in machine.journal("--unit=vuserd.service")
+    _settings(machine, "")
+    _gets_the_kernel(machine)
+
+
+def test_no_restart_refuses_a_connection_or_loses_a_reply(machine: Machine) -> None:
+    machine.run("systemctl reset-failed vuserd.service")  # it may start so often again
+    _gets_the_kernel(machine)
+    where = "/run/vuserd/vuserd.sock kernels /vmlinuz /srv/kernels/vmlinuz"
+    with machine.start(f"exec {_PYTHON} /root/load.py {where}") as loading:
+        time.sleep(1)
+        began = time.monotonic()
+        machine.run(
+            f"for i in $(seq {_RESTARTS}); do systemctl restart vuserd.service; done", timeout=300
+        )
+        took = time.monotonic() - began
+        time.sleep(1)
+        said, _ = loading.communicate("", timeout=60)
+    counts = json.loads(said)
+    print(f"{_RESTARTS} restarts in {took:.1f} s: {counts}")
+    assert set(counts) <= {"connections", "replies", "unsent"}, counts
+    assert counts["replies"] > 10 * _RESTARTS
+    assert counts["connections"] > _RESTARTS
+
+
+def test_the_journal_has_priorities_and_fields(machine: Machine) -> None:
+    entries = [
+        json.loads(line)
+        for line in machine.journal("--unit=vuserd.service", "--output=json").splitlines()
+    ]
+    ours = [entry for entry in entries if entry.get("LOGGER", "").startswith("vuserd")]
+    assert {entry["SYSLOG_IDENTIFIER"] for entry in ours} == {"vuserd"}
+    assert {entry["PRIORITY"] for entry in ours} >= {"3", "4", "6"}
+    assert all(entry["CODE_FILE"].startswith("/usr/local/lib/vuserd/") for entry in ours)
+    assert any("kernels is up" in entry["MESSAGE"] for entry in ours)
+    assert not any("Traceback" in str(entry["MESSAGE"]) for entry in entries)
+
+
+def test_a_backend_with_a_unit_of_its_own_is_adopted(machine: Machine) -> None:
+    unit = "vuserd-backend@srv-kernels"
+    adopted = """
+[[export]]
+name = "adopted"
+socket = "/run/vuserd/backend/srv-kernels.sock"
+users = ["*"]
+"""
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION + adopted)
+    machine.run(f"systemctl enable --now {unit}.socket; systemctl restart vuserd.service")
+    _gets_the_kernel(machine, "adopted")
+    _print_exposure(machine, f"{unit}.service")
+    first = _main_pid(machine, f"{unit}.service")
+    user, daemon = (
+        machine.run(["stat", "--format=%u", f"/proc/{process}"])
+        for process in (first, _main_pid(machine))
+    )
+    assert user != daemon
+    seen = set(machine.run(f"ls /proc/{first}/root/").split())
+    assert "export" in seen
+    assert not seen & {"bin", "boot", "home", "srv"}
+    _signal(machine, "KILL", first)
+    _gets_the_kernel(machine, "adopted")
+    assert _main_pid(machine, f"{unit}.service") != first
+    for arguments in ("kernels 20", f"adopted 20 {unit}.service"):
+        waits = machine.run(f"{_PYTHON} /root/replacements.py {arguments}")
+        print(
+            f"replacing the backend of {arguments.split()[0]}: median, longest: {waits.strip()} ms"
+        )
+        assert float(waits.split()[0]) < 1000
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION)
+    machine.run(f"systemctl disable --now {unit}.socket; systemctl restart vuserd.service")
+
+
+def test_a_rig_in_a_network_namespace_takes_a_drop_in(machine: Machine) -> None:
+    rig = '[[rig]]\nnetns = "lab"\nexports = ["kernels"]\n'
+    machine.run("ip netns add lab")
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION + rig)
+    machine.run(f"mkdir -p {_DROP_INS}; cp {_DOCUMENTS}/rigs.conf {_DROP_INS}")
+    machine.run("systemctl daemon-reload; systemctl restart vuserd.service")
+    read = "vuserctl --socket @vuserd cat kernels:/vmlinuz | cmp - /srv/kernels/vmlinuz"
+    machine.run(["ip", "netns", "exec", "lab", "sh", "-c", read])
+    _print_exposure(machine, "vuserd.service")
+    status = machine.run(["cat", f"/proc/{_backend(machine)}/status"])
+    assert re.search("^CapEff:\t0+$", status, re.MULTILINE), "the backend has what the daemon has"
+    machine.run("ip netns delete lab")
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION)
+    _settings(machine, "")
+
+
+def test_several_listeners_with_names(machine: Machine) -> None:
+    """By systemd-socket-activate, which needs no unit and no manager."""
+    serve = (
+        "systemd-socket-activate --listen=/tmp/a.sock --listen=/tmp/b.sock --fdname=one:two"
+        " vuserd serve --export files=/srv/kernels"
+    )
+    with machine.start(f"exec {serve}") as activating:
+        for name in ("a", "b"):
+            _wait(name, partial(machine.run, f"ls /tmp/{name}.sock 2>/dev/null || true"))
+            get = f"vuserctl --socket /tmp/{name}.sock cat files:/vmlinuz"
+            machine.run(f"{get} | cmp - /srv/kernels/vmlinuz")
+        pid = machine.run(["sh", "-c", "grep -l '^vuserd' /proc/[0-9]*/comm | tail -n 1"])
+        _signal(machine, "TERM", pid.split("/")[2])
+        said, _ = activating.communicate(timeout=20)
+    for name in ("/tmp/a.sock, from the service manager (one)", "b.sock, from the service manager"):
+        assert name in said
+
+
+def test_a_user_has_one_of_their_own(machine: Machine) -> None:
+    machine.run("loginctl enable-linger rig")
+    number = machine.run("id -u rig").strip()
+    manager = f"test ! -S /run/user/{number}/bus || systemctl is-active user@{number}.service"
+    _wait("the user manager", lambda: machine.run(manager, check=False).strip() == "active")
+    configuration = '[[export]]\nname = "mine"\npath = "/srv/kernels"\n'
+    machine.run(
+        "cd; mkdir -p .config/vuserd; cat >.config/vuserd/vuserd.toml",
+        given=configuration,
+        user="rig",
+    )
+    ours = ["systemctl", "--user"]
+    units = ["/usr/local/lib/systemd/user/vuserd.service"]
+    assert (
+        machine.run(["systemd-analyze", "--user", "--man=no", "verify", *units], user="rig") == ""
+    )
+    machine.run([*ours, "enable", "--now", "vuserd.socket"], user="rig")
+    shown = machine.run([*ours, "is-active", "vuserd.service"], user="rig", check=False)
+    assert shown.strip() == "inactive"
+    _gets_the_kernel(machine, "mine")
+    first = machine.run([*ours, "show", "-P", "MainPID", "vuserd.service"], user="rig").strip()
+    _signal(machine, "KILL", first)
+    _gets_the_kernel(machine, "mine")
+    backend = json.loads(machine.run(["vuserctl", "--json", "exports"], user="rig"))[0]["backend"]
+    command = machine.run(["cat", f"/proc/{backend['pid']}/cmdline"])
+    assert "--sandbox=namespace" in command
+    machine.run([*ours, "restart", "vuserd.service"], user="rig")
+    _gets_the_kernel(machine, "mine")
+    fields = ["_SYSTEMD_USER_UNIT=vuserd.service", "PRIORITY=6", "SYSLOG_IDENTIFIER=vuserd"]
+    assert "mine is up" in machine.journal(*fields)
+    machine.run([*ours, "disable", "--now", "vuserd.socket", "vuserd.service"], user="rig")
+
+
+def test_uninstalled_it_leaves_the_configuration_alone(machine: Machine) -> None:
+    copy_checkout(machine.root)
+    machine.run(f"cd {SOURCE}; make uninstall")
+    left = machine.run("find /usr/local /etc/systemd /run/vuserd -name '*vuser*' -not -type d")
+    assert left == ""
+    assert "kernels" in machine.run("cat /etc/vuserd/vuserd.toml")
