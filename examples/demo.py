@@ -225,11 +225,13 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def show_work(client: Client) -> None:
     """Say what the daemon counted."""
     status = client.status()
+    ways = ("bytes_read", "bytes_of_images", "bytes_loaded")
+    given = sum(status[way] for way in ways)
     fuse = sum(export.get("requests", 0) for export in status["exports"])
     step(
         "work",
         f"{status['requests']:,} calls by RPC, {fuse:,} FUSE requests over the virtqueues,"
-        f" {status['bytes_read']:,} bytes read",
+        f" {given:,} bytes given to clients",
     )
 
 

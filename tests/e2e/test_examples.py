@@ -1,24 +1,23 @@
 """The examples, and the blocks of code in README.md and docs/, do what they say.
 
-Blocks of ``python`` run as programs, blocks of ``sh`` and ``console`` in bash; those of one file in
-their order, in a new folder that stands for the repository. In a ``console`` block, what follows a
-prompt (``$``) is run, and the rest is what comes out: a line without a digit has to come out as it
-is shown, lines with digits (sizes, times, versions) differ from machine to machine.
+The blocks of one file run in their order, in a new folder that stands for the repository.
 """
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import pytest
 
+from tests.documents import Block, blocks
 from tests.running import REPOSITORY, RunningDaemon
 
+#: Documents that another test runs, on a machine of their own.
+ELSEWHERE: Final = {"lab.md": "tests/system/test_lab.py"}
 #: Blocks that are not run, by their file and first line, and why.
 NOT_RUN: Final = {
     (
@@ -29,67 +28,37 @@ NOT_RUN: Final = {
         "serves until it is ended"
     ),
 }
-_FENCE: Final = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_RUN: Final = ("sh", "console", "python")
 
 
-class Block(NamedTuple):
-    """A block of code in a document."""
-
-    document: str
-    language: str
-    text: str
-
-    @property
-    def left_out(self) -> bool:
-        return any(
-            (self.document, self.text[: len(start)]) == (name, start) for name, start in NOT_RUN
-        )
-
-    def run(self, folder: Path, environment: dict[str, str]) -> None:
-        """Run it as a reader would who copies it."""
-        match self.language:
-            case "python":
-                command = [sys.executable, "-c", self.text]
-            case "sh":
-                command = ["bash", "-euo", "pipefail", "-c", self.text]
-            case _:
-                command = ["bash", "-c", "\n".join(self._commands())]
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=60,
-            check=False,
-        )
-        if self.language == "console":
-            shown = [line for line in self.text.splitlines() if not line.startswith("$ ")]
-            assert _steady(done.stdout.splitlines()) == _steady(shown), done.stdout
-        else:
-            assert done.returncode == 0, done.stdout
-
-    def _commands(self) -> list[str]:
-        return [line[2:] for line in self.text.splitlines() if line.startswith("$ ")]
+def left_out(block: Block) -> bool:
+    return any(
+        (block.document, block.text[: len(start)]) == (name, start) for name, start in NOT_RUN
+    )
 
 
-def _steady(lines: list[str]) -> list[str]:
-    return [line for line in lines if not re.search(r"\d", line)]
-
-
-def blocks(document: Path) -> list[Block]:
-    name = str(document.relative_to(REPOSITORY))
-    found = _FENCE.findall(document.read_text())
-    return [Block(name, language, text) for language, text in found if language in _RUN]
+def run(block: Block, folder: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        block.command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=60,
+        check=False,
+    )
+    block.check(done.returncode, done.stdout)
 
 
 #: README.md, and of the others those that have blocks.
 DOCUMENTS: Final = [
     REPOSITORY / "README.md",
-    *filter(blocks, sorted(REPOSITORY.glob("docs/*.md"))),
+    *(
+        document
+        for document in sorted(REPOSITORY.glob("docs/*.md"))
+        if blocks(document) and document.name not in ELSEWHERE
+    ),
 ]
 
 
@@ -129,15 +98,16 @@ def environment(checkout: Path) -> dict[str, str]:
 def test_the_blocks_of_a_document_run(
     document: Path, checkout: Path, environment: dict[str, str]
 ) -> None:
-    ran = [block for block in blocks(document) if not block.left_out]
+    ran = [block for block in blocks(document) if not left_out(block)]
     assert ran
     for block in ran:
-        block.run(checkout, environment)
+        run(block, checkout, environment)
 
 
 def test_nothing_is_left_out_that_is_not_there() -> None:
-    left_out = [block for document in DOCUMENTS for block in blocks(document) if block.left_out]
-    assert len(left_out) == len(NOT_RUN)
+    found = [block for document in DOCUMENTS for block in blocks(document) if left_out(block)]
+    assert len(found) == len(NOT_RUN)
+    assert all((REPOSITORY / test).exists() for test in ELSEWHERE.values())
 
 
 def example(
