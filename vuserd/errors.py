@@ -165,6 +165,11 @@ class FileError(VuserdError):
         self.code = errno.errorcode.get(number, f"ERRNO_{number}")
         super().__init__(detail or _in_a_sentence(os.strerror(number)))
 
+    @property
+    def is_exhaustion(self) -> bool:
+        """Whether the backend has no descriptor left: each node that is known takes one."""
+        return self.number in (errno.EMFILE, errno.ENFILE)
+
     def to_wire(self) -> dict[str, Any]:
         """Add ``errno``, the number on this machine."""
         return super().to_wire() | {"errno": self.number}

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,20 @@ def test_a_stale_socket_is_replaced_and_another_file_is_not(
     assert ended.returncode == 1
     assert "is no socket" in ended.stderr
     assert precious.read_text() == "data"
+
+
+def test_a_signal_ends_a_start_though_clients_wait(tmp_path: Path) -> None:
+    slow = tmp_path / "virtiofsd"
+    slow.write_text("#!/bin/sh\n[ $1 = --version ] && exec echo virtiofsd 1.0\nexec sleep 60\n")
+    slow.chmod(0o755)
+    with (
+        RunningDaemon({"files": tmp_path}, tmp_path / "s", str(slow)) as daemon,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        client.connect(daemon.socket)
+        client.sendall(b"\x94\x00\x01\xa7exports\x90")
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 10  # status 0 and no traceback, RunningDaemon sees to that
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -13,15 +13,17 @@ from trio.testing import wait_all_tasks_blocked
 from protocol.fuse import Opcode
 from protocol.vhost_user import Request
 from tests.fake.backend import FakeBackend
+from tests.fake.files import Answer, FuseRequest
 from tests.faults.catalogue import fault
 from tests.faults.harness import CONTENT, FOR_EVER, read
 from vuserd.backend.adopted import AdoptedBackend
 from vuserd.backend.find import BackendKind, Program
 from vuserd.backend.process import BackendOptions
 from vuserd.config.model import ExportConfig
-from vuserd.errors import BackendDown
+from vuserd.errors import BackendDown, FileError
 from vuserd.fs.export import Export, ExportState
 from vuserd.fs.exports import Exports
+from vuserd.fs.filesystem import FileSystem
 
 PROGRAM: Final = Program("/usr/libexec/virtiofsd", BackendKind.RUST, "1")
 FIRST: Final = ExportConfig("files", directory="/first")
@@ -120,7 +122,7 @@ async def test_death_while_replaced(backends: Backends, *, restarted_first: bool
             backends.may_start[number].set()
             await wait_all_tasks_blocked(QUIET)
         assert export.config == OTHER
-        assert export.generation == 3
+        assert export.generation == (3 if restarted_first else 2)  # no other is waited for then
         assert backends.running == {1}
         await serves(export)
         backends.may_start[3].set()
@@ -248,3 +250,91 @@ async def test_an_export_of_another_directory_serves_all_the_time(
             assert backends.running == {1}
             exports.stop()
     assert backends.running == set()
+
+
+async def test_a_changed_configuration_goes_before_the_next_try(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong with the backends that do not come up may be just what was changed."""
+
+    async def find(*_: object) -> Program:
+        return PROGRAM
+
+    monkeypatch.setattr("vuserd.fs.exports.find_program", find)
+    with trio.fail_after(FOR_EVER):
+        async with trio.open_nursery() as nursery:
+            exports = Exports(nursery)
+            await exports.apply([FIRST])
+            backends.backends[0].die()
+            await wait_all_tasks_blocked(QUIET)
+            assert exports["files"].state is ExportState.RESTARTING
+            backends.may_start[2].set()
+            assert await exports.apply([OTHER]) == ["export files: started anew, up"]
+            assert backends.asked[2] == ("/first", "none", 2)
+            await serves(exports["files"])
+            backends.may_start[1].set()
+            exports.stop()
+    assert backends.running == set()
+
+
+async def test_answers_that_are_errors_are_answers(backends: Backends) -> None:
+    """Who looks for a file that is not there is served, however often the backend is lost."""
+    async with exported() as export:
+        for number in range(2 * FIRST.restarts):
+            backends.may_start[number + 1].set()
+            with pytest.raises(FileError, match="no such file"), trio.fail_after(FOR_EVER):
+                await export.call(lambda files: files.stat(b"missing", follow=True))
+            backends.backends[number].die()
+            with trio.fail_after(FOR_EVER):
+                while export.generation < number + 2:
+                    await trio.lowlevel.checkpoint()
+        await serves(export)
+        assert sum(export.restarts.values()) == 2 * FIRST.restarts
+
+
+@fault(
+    "killed-by-a-call",
+    done="each backend dies of one call, and so does the next that it is put to",
+    must="The call has BACKEND_DOWN after five backends; the export goes on for all others.",
+)
+async def test_a_call_that_kills_every_backend(backends: Backends) -> None:
+    async with exported() as export:
+
+        async def poison(files: FileSystem) -> None:
+            backends.backends[-1].die()
+            await files.stat(b"Image", follow=True)
+
+        for number in range(1, 10):
+            backends.may_start[number].set()
+        with pytest.raises(BackendDown), trio.fail_after(FOR_EVER):
+            await export.call(poison)
+        await serves(export)
+        assert export.generation == 6
+
+
+@pytest.mark.parametrize("_time", range(4))  # what is known first is a matter of chance
+async def test_why_one_is_lost_that_dies_as_it_comes_up(backends: Backends, _time: int) -> None:
+    async with exported() as export:
+        backends.backends[0].die()
+        with trio.fail_after(FOR_EVER):
+            while len(backends.backends) < 2:
+                await trio.lowlevel.checkpoint()
+        doomed = backends.backends[1]
+
+        def answer(request: FuseRequest) -> Answer | None:
+            honest = doomed.serve_files(request)
+            if request.opcode is Opcode.INIT and honest is not None:
+                doomed.reply(request, honest)
+                doomed.die()
+                return None
+            return honest
+
+        doomed.answer = answer
+        backends.may_start[1].set()
+        backends.may_start[2].set()
+        with trio.fail_after(FOR_EVER):
+            while len(backends.backends) < 3:
+                await trio.lowlevel.checkpoint()
+        assert export.last_loss is not None
+        assert export.last_loss.reason != ""
+        await serves(export)

@@ -1,6 +1,5 @@
 """An export's life: a backend that serves it, the next one when that is lost or to be replaced."""
 
-import errno
 import logging
 import os
 import time
@@ -32,8 +31,8 @@ _LOG = logging.getLogger(__name__)
 
 #: Seconds between two tries to connect to a socket of somebody else's.
 _ADOPT_PAUSE: Final = 0.1
-#: What a backend says that has no descriptor left: each node that is known takes one.
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE})
+#: Backends that one call may lose: what kills each of them is asked of no more than these.
+_MOST_LOSSES: Final = 4
 #: How often it is given back all nodes that no call uses, and asked again, in one call.
 _MOST_FORGETS: Final = 3
 #: Seconds for it to give up those of nodes that were forgotten.
@@ -106,7 +105,7 @@ class Export:
         #: A backend that serves already and is to take the place of the one in use.
         self._next: Serving | None = None
         self._replacement = trio.Lock()
-        #: What :meth:`stop` and :meth:`replace` end: the wait for a loss, or for the next try.
+        #: What :meth:`stop` and :meth:`replace` end: a start, the wait for a loss or the next try.
         self._waiting = trio.CancelScope()
 
     async def call(self, operation: Callable[[FileSystem], Awaitable[Result]]) -> Result:
@@ -121,6 +120,7 @@ class Export:
         """
         deadline = trio.current_time() + self.config.session.timeout
         forgets = 0
+        losses = 0
         while True:
             serving = self._serving
             if serving is None or not serving.is_serving():
@@ -130,10 +130,14 @@ class Export:
                 with serving.in_use() as files:
                     result = await operation(files)
             except BackendError:
-                if serving.is_serving() or trio.current_time() >= deadline:
+                losses += 1
+                if serving.is_serving() or losses > _MOST_LOSSES:
+                    raise
+                if trio.current_time() >= deadline:
                     raise
             except FileError as error:
-                if error.number not in _EXHAUSTED or forgets == _MOST_FORGETS:
+                self._failures = 0  # that was an answer, too
+                if not error.is_exhaustion or forgets == _MOST_FORGETS:
                     raise
                 forgets += 1
                 files.nodes.forget_idle()
@@ -241,10 +245,14 @@ class Export:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             while not self._stopped.is_set():
-                successor, self._next = self._next, None
-                serving = successor or await self._start(
-                    nursery, self.config, self._program, self._modes
-                )
+                serving, self._next = self._next, None
+                if serving is None:
+                    with trio.CancelScope() as self._waiting:
+                        serving = await self._start(
+                            nursery, self.config, self._program, self._modes
+                        )
+                if serving is None:
+                    continue
                 served = serving.is_serving()
                 if served:
                     serving = await self._serve_with(serving)
@@ -256,6 +264,7 @@ class Export:
             if self._next is not None:
                 self._next.retire()
             self._change(ExportState.STOPPED, "")
+            self.settled.set()
 
     async def _wait_for_another(self, deadline: float) -> None:
         """Wait for the export's next state, unless no other is to be expected.
@@ -291,6 +300,8 @@ class Export:
         else:
             serving = Serving(config, program, modes or _sandboxes(config, program), self.tracing)
         await nursery.start(serving.run)
+        if not serving.is_serving():
+            await serving.over.wait()  # by then it is known why
         return serving
 
     async def _serve_with(self, serving: Serving) -> Serving:

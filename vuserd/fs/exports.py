@@ -8,7 +8,7 @@ import trio
 from vuserd.backend.find import Program, find_program
 from vuserd.config.model import ExportConfig
 from vuserd.errors import BackendDown, CallError, ConfigurationError, ErrorCode, VuserdError
-from vuserd.fs.export import Export
+from vuserd.fs.export import Export, ExportState
 
 
 class Exports(Mapping[str, Export]):
@@ -92,6 +92,9 @@ class Exports(Mapping[str, Export]):
         if config.socket is not None:
             current.config = config
             return "changed, from its next session on"
+        if current.state is not ExportState.UP:
+            export = await self._start(config)  # its next backend would be as the last one was
+            return f"started anew, {export.state}"
         try:
             await current.replace(config, await _find_program(config))
         except VuserdError as error:

@@ -123,8 +123,11 @@ class Server:
 
         They may have sent requests already, and could not tell which of these were taken. Where the
         socket is this process's own, nobody gets into the queue any more; that of a service
-        manager's stays open and goes on with the next daemon.
+        manager's stays open and goes on with the next daemon. A server that never opened takes
+        nobody: it could answer nothing, and the next daemon can.
         """
+        if not self._open.is_set():
+            return
         assert self._clients is not None
         with contextlib.suppress(OSError):
             if not listener.inherited:
