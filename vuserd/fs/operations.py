@@ -159,7 +159,7 @@ class NodeOperations:
         while position is not None and len(entries) < limit:
             room = limit - len(entries)
             batch, position = await self._read_batch(node, handle, position, room, plus=attributes)
-            entries += batch
+            entries += await self._with_attributes(node, batch) if attributes else batch
             barren = 0 if batch or position is None else barren + 1
             if barren > _MOST_BARREN:
                 raise self._channel.broken(
@@ -176,7 +176,21 @@ class NodeOperations:
     async def _read_batch(
         self, node: Node, handle: FileHandle, offset: int, limit: int, *, plus: bool
     ) -> tuple[list[DirectoryEntry], int | None]:
-        """Read one buffer of entries; return at most ``limit`` of them, and where to go on."""
+        """Read a batch of entries; return at most ``limit`` of them, and where to go on.
+
+        Where an entry vanishes at that moment, QEMU's virtiofsd has ENOENT for all of READDIRPLUS.
+        READDIR tells whether it was that or the directory itself that went.
+        """
+        try:
+            return await self._read_buffer(node, handle, offset, limit, plus=plus)
+        except FileError as error:
+            if not plus or error.number != errno.ENOENT:
+                raise
+            return await self._read_buffer(node, handle, offset, limit, plus=False)
+
+    async def _read_buffer(
+        self, node: Node, handle: FileHandle, offset: int, limit: int, *, plus: bool
+    ) -> tuple[list[DirectoryEntry], int | None]:
         # Room for the entries that are wanted with names of the usual length, not for many more:
         # with READDIRPLUS each more is a descriptor in the backend.
         size = max(LONGEST_RECORD, limit * (192 if plus else 64))
@@ -193,19 +207,29 @@ class NodeOperations:
         entries, following = self._channel.decoded(decode, body)
         if plus:
             self._give_back_lookups(entries)
-            entries = [await self._with_attributes(node, entry) for entry in entries]
         if len(entries) > limit:
             del entries[limit:]
             following = entries[-1].offset
         return entries, following
 
-    async def _with_attributes(self, node: Node, entry: DirectoryEntry) -> DirectoryEntry:
-        """Look up what READDIRPLUS named without its node."""
-        if entry.entry is not None:
-            return entry
-        with Hold(self._nodes) as hold:
-            found = await self.look_up(node, entry.name, hold)
-            return entry._replace(entry=fuse.Entry(found.id, found.attributes))
+    async def _with_attributes(
+        self, node: Node, entries: list[DirectoryEntry]
+    ) -> list[DirectoryEntry]:
+        """Look up what was named without its node; leave out what is gone by then."""
+        there = []
+        for entry in entries:
+            if entry.entry is not None:
+                there.append(entry)
+                continue
+            with Hold(self._nodes) as hold:
+                try:
+                    found = await self.look_up(node, entry.name, hold)
+                except FileError as error:
+                    if error.number != errno.ENOENT:
+                        raise
+                    continue
+                there.append(entry._replace(entry=fuse.Entry(found.id, found.attributes)))
+        return there
 
     def _give_back_lookups(self, entries: list[DirectoryEntry]) -> None:
         for entry in entries:

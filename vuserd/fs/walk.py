@@ -19,6 +19,9 @@ from vuserd.gather import gather
 _READERS: Final = 16
 #: Entries that one reader takes from a directory before others have their turn.
 _PORTION: Final = 2000
+#: Types of entries in a directory: DT_DIR and DT_UNKNOWN of dirent.h.
+_DIRECTORY: Final = stat.S_IFDIR >> 12
+_UNKNOWN: Final = 0
 #: What a directory that goes away, or becomes something else, while it is walked gives.
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 
@@ -83,6 +86,7 @@ class TreeWalk:
 
         Raises:
             FileError: ENOTDIR and what the backend says, of the directory where the walk begins.
+                EMFILE and ENFILE of any directory: the walk can go on from there.
             BackendError: the backend is lost; the walk can go on with the next one.
 
         """
@@ -116,6 +120,9 @@ class TreeWalk:
             async with files.operations.opened_directory(node) as handle:
                 following = await self._read_portion(files, directory, node, handle)
         except FileError as error:
+            if error.is_exhaustion:  # there may be more descriptors soon
+                self._waiting.append(directory)
+                raise
             if error.number not in _GONE:
                 self._problems.append(WalkProblem(directory.path, error))
             following = None
@@ -126,6 +133,7 @@ class TreeWalk:
             self._finish(directory)
 
     async def _enter_top(self, files: FileSystem) -> None:
+        self._leave(self._top)  # what the way there took that did not come through
         hold = self._top.hold = Hold(files.nodes)
         self._entered.add(self._top)
         node = await files.operations.resolve(self._path, hold, follow=True)
@@ -172,7 +180,7 @@ class TreeWalk:
         for entry in entries:
             path = prefix + entry.name
             self._entries.append(WalkEntry(path, entry))
-            if entry.type == stat.S_IFDIR >> 12:
+            if _may_be_directory(entry):
                 if len(path) >= PATH_MAX:  # nothing in it could be asked for by its path
                     self._problems.append(WalkProblem(path, FileError(errno.ENAMETOOLONG)))
                     continue
@@ -200,3 +208,9 @@ class TreeWalk:
         self._entered.discard(directory)
         if hold is not None:
             hold.leave()
+
+
+def _may_be_directory(entry: DirectoryEntry) -> bool:
+    """Tell whether to look into an entry: some file systems do not say what their entries are."""
+    kind = entry.type if entry.entry is None else stat.S_IFMT(entry.entry.attributes.mode) >> 12
+    return kind in (_DIRECTORY, _UNKNOWN)

@@ -1,0 +1,147 @@
+"""Walks and listings of directories that change, or do not say what their entries are."""
+
+import errno
+import stat
+from collections.abc import AsyncIterator
+
+import pytest
+from trio.testing import wait_all_tasks_blocked
+
+from protocol.fuse import Opcode
+from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
+from tests.fake.files import ROOT, directory_record
+from vuserd.errors import FileError
+from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.walk import TreeWalk
+
+FOLDER = File(mode=stat.S_IFDIR | 0o755)
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend({b"folder": FOLDER, b"one": b"1", b"two": b"22"})
+
+
+@pytest.fixture
+async def files(backend: FakeBackend) -> AsyncIterator[FileSystem]:
+    async with backend.session() as session:
+        yield FileSystem(session, idle_nodes=0)
+
+
+async def walked(files: FileSystem, path: bytes = b"", *, attributes: bool) -> list[bytes]:
+    walk = TreeWalk(path, attributes=attributes)
+    found = []
+    while not walk.finished:
+        entries, problems = await walk.next_page(files, 100)
+        assert problems == []
+        found += [entry.path for entry in entries]
+    walk.close()
+    return found
+
+
+def lists(backend: FakeBackend, kinds: dict[bytes, int]) -> None:
+    """Have READDIR say that the root has these entries, all other directories none."""
+    listing = b"".join(
+        directory_record(name, number, kind=kind)
+        for number, (name, kind) in enumerate(kinds.items(), 1)
+    )
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is not Opcode.READDIR:
+            return backend.serve_files(request)
+        begins = request.node == ROOT and not int.from_bytes(request.body[8:16], "little")
+        return Answer(listing if begins else b"")
+
+    backend.answer = answer
+
+
+@pytest.mark.parametrize("vanished", [[b"one"], [b"one", b"two", b"folder"]])
+async def test_an_entry_that_vanishes_takes_no_other_with_it(
+    backend: FakeBackend, files: FileSystem, vanished: list[bytes]
+) -> None:
+    """As QEMU's virtiofsd has it: ENOENT for the READDIRPLUS, and READDIR still has the name."""
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.READDIRPLUS and request.node == ROOT:
+            return Answer(error=errno.ENOENT)
+        if request.opcode is Opcode.LOOKUP and request.body.rstrip(b"\0") in vanished:
+            return Answer(error=errno.ENOENT)
+        return lists_of(request)
+
+    lists(backend, {b"folder": 4, b"one": 8, b"two": 8})
+    lists_of = backend.answer
+    backend.answer = answer
+    expected = [name for name in (b"folder", b"one", b"two") if name not in vanished]
+    page = await files.readdir(b"", attributes=True, limit=100, after=None)
+    assert [entry.name for entry in page.entries] == expected
+    assert all(entry.entry is not None for entry in page.entries)
+    assert page.next is None
+
+
+async def test_a_walk_that_found_no_descriptors_goes_on_and_owes_nothing(
+    backend: FakeBackend, files: FileSystem
+) -> None:
+    refusals = [errno.EMFILE]
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.OPENDIR and refusals:
+            return Answer(error=refusals.pop())
+        return lists_of(request)
+
+    lists(backend, {b"folder": 4, b"one": 8})
+    lists_of = backend.answer
+    backend.answer = answer
+    walk = TreeWalk(b"folder/..", attributes=False)
+    with pytest.raises(FileError, match="open files"):
+        await walk.next_page(files, 100)
+    refusals.append(errno.ENFILE)
+    with pytest.raises(FileError, match="open files"):
+        await walk.next_page(files, 100)
+    entries, problems = await walk.next_page(files, 100)
+    assert [entry.path for entry in entries] == [b"folder", b"one"]
+    assert problems == []
+    walk.close()
+    files.nodes.flush()
+    await wait_all_tasks_blocked()
+    assert +backend.lookups == {}
+
+
+async def test_a_way_to_the_top_that_is_tried_again_owes_nothing(
+    backend: FakeBackend, files: FileSystem
+) -> None:
+    refusals = [errno.ENFILE, errno.EMFILE]
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.LOOKUP and request.node != ROOT and refusals:
+            return Answer(error=refusals.pop())
+        return backend.serve_files(request)
+
+    backend.answer = answer
+    walk = TreeWalk(b"folder/folder", attributes=False)
+    for _ in range(2):
+        with pytest.raises(FileError):
+            await walk.next_page(files, 100)
+    walk.close()
+    files.nodes.flush()
+    await wait_all_tasks_blocked()
+    assert +backend.lookups == {}
+
+
+@pytest.mark.parametrize("attributes", [True, False])
+async def test_directories_that_are_not_said_to_be_such_are_entered(
+    backend: FakeBackend, files: FileSystem, attributes: bool
+) -> None:
+    """As XFS without ftype: d_type is DT_UNKNOWN."""
+    inside = directory_record(b"one", 1, kind=0)
+    root = directory_record(b"folder", 1, kind=0) + directory_record(b"two", 2, kind=0)
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode not in (Opcode.READDIR, Opcode.READDIRPLUS):
+            return backend.serve_files(request)
+        if request.opcode is Opcode.READDIRPLUS:
+            return Answer(error=errno.ENOENT)  # so that each name is looked up by itself
+        begins = not int.from_bytes(request.body[8:16], "little")
+        return Answer((root if request.node == ROOT else inside) if begins else b"")
+
+    backend.answer = answer
+    assert sorted(await walked(files, attributes=attributes)) == [b"folder", b"folder/one", b"two"]
