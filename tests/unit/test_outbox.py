@@ -1,8 +1,10 @@
 """Replies on their way out, over real sockets that take less than there is."""
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import trio
@@ -180,3 +182,63 @@ async def test_a_client_that_is_gone(sender: Sender) -> None:
         await sender.outbox.run(5.0)
     sender.outbox.close()
     assert len(sender.gone) == 2
+
+
+def empty_memfd() -> int:
+    return os.memfd_create("test", os.MFD_CLOEXEC)
+
+
+async def test_who_leaves_descriptors_unread_gets_no_more(sender: Sender) -> None:
+    """All that nobody received count against one limit of the daemon's."""
+    replies = [Reply([b"r"], empty_memfd()) for _ in range(200)]
+    for reply in replies:
+        sender.outbox.send(reply)
+    sent = len(sender.gone)
+    assert 16 <= sent <= 100
+    descriptors: list[int] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender.outbox.run, 5.0)
+        while len(descriptors) < len(replies):
+            await trio.lowlevel.wait_readable(sender.theirs)
+            _, ancillary, _, _ = sender.theirs.recvmsg(1, socket.CMSG_SPACE(4))
+            descriptors += received_descriptors(ancillary)
+        nursery.cancel_scope.cancel()
+    assert sender.gone == replies
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+async def test_who_reads_none_of_them_is_too_slow(
+    sender: Sender, autojump_clock: trio.testing.MockClock
+) -> None:
+    for _ in range(200):
+        sender.outbox.send(Reply([b"r"], empty_memfd()))
+    with pytest.raises(trio.TooSlowError):
+        await sender.outbox.run(30.0)
+    assert 30 <= autojump_clock.current_time() < 31
+
+
+class Refusing:
+    """A socket of a kernel that passes no more descriptors on (unix(7): ETOOMANYREFS)."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def sendmsg(self, pieces: list[bytes], ancillary: list[object], flags: int) -> int:
+        if ancillary:
+            raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+        return self._socket.sendmsg(pieces, [], flags)
+
+
+async def test_a_descriptor_that_the_kernel_does_not_pass_on(sender: Sender) -> None:
+    descriptor = empty_memfd()
+    refusing: Any = Refusing(sender.ours)
+    sender.outbox = Outbox(refusing, sender.gone.append, lambda: True)
+    sender.outbox.send(Reply([b"image"], descriptor, instead=b"none"))
+    sender.outbox.send(Reply([b"next"]))
+    assert await collected(sender, 8) == b"nonenext"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)

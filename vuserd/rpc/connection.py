@@ -25,7 +25,7 @@ from vuserd.delivery.attached import Loaded, MemoryTable
 from vuserd.delivery.images import Fetched
 from vuserd.delivery.inline import FileContent
 from vuserd.descriptors import ancillary_space, received_descriptors
-from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
+from vuserd.errors import CallError, ErrorCode, FileError, VuserdError, os_reason
 from vuserd.fs.walks import WalkTable
 from vuserd.rpc.access import Rights
 from vuserd.rpc.caller import Caller
@@ -53,8 +53,10 @@ _RECEIVE_SIZE: Final = 64 << 10
 _MOST_ALONE: Final = 64
 #: Messages of one client in a turn of its user's; a request is a turn's worth.
 _TURN: Final = 16
-#: What the kernel may hold of replies that a client has not read yet.
+#: What the kernel may hold of replies that a client has not read yet; for the first connections
+#: of a user: with thousands of them nobody is faster, and it is memory that nobody counts.
 _SEND_BUFFER: Final = 2 << 20
+_MOST_WIDE: Final = 64
 _SO_SNDBUFFORCE: Final = 32
 #: Descriptors that may wait for the request that they came with; the kernel passes 253 at most.
 _MOST_DESCRIPTORS: Final = 16
@@ -103,7 +105,8 @@ class Connection:
         #: The name of its process, once somebody wants to know.
         self._command: str | None = None
         self._socket = sock
-        _widen(sock)
+        if account.connections <= _MOST_WIDE:
+            _widen(sock)
         self._methods = methods
         self._limits = limits
         self._counters = counters
@@ -187,8 +190,10 @@ class Connection:
                 nursery.cancel_scope.cancel()
                 return
             if not received:
-                # The client has shut its side, and still reads what it asked for.
-                self._last_request_read.set()
+                if self._is_gone():
+                    nursery.cancel_scope.cancel()
+                else:  # it has shut its side, and still reads what it asked for
+                    self._last_request_read.set()
                 return
             self._descriptors.extend(received_descriptors(ancillary))
             try:
@@ -218,6 +223,16 @@ class Connection:
                 self._outbox.send(_notice(refusal))
                 self._last_request_read.set()
                 return
+
+    def _is_gone(self) -> bool:
+        """Tell whether the client has closed its socket, and not only shut it for sending."""
+        try:
+            self._socket.send(b"", socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return False
 
     async def _take_turn(self) -> None:
         """Wait until the client may have one more request in the daemon; its reply ends that."""
@@ -253,6 +268,7 @@ class Connection:
             method = self._methods.find(request.method)
             name = method.name
             if method.manages and not self.rights.manages:
+                self._methods.refusals.note(self.rights.peer, method.name)
                 raise CallError(
                     ErrorCode.DENIED, f"{method.name} is for root and the daemon's user"
                 )
@@ -329,7 +345,11 @@ class Connection:
             raise
         self.bytes_read += fetched.image.size
         self._counters.bytes_of_images += fetched.image.size
-        return Reply([head], descriptor, fetched.image)
+        refusal = CallError(
+            ErrorCode.BUSY, "clients have not received as many descriptors as may be under way"
+        )
+        instead = encode_response(request.msgid, refusal.to_wire(), None)
+        return Reply([head], descriptor, fetched.image, instead=instead)
 
     def _gone(self, reply: Reply) -> None:
         """Take back what a reply used of the budgets."""
@@ -344,5 +364,7 @@ class Connection:
         try:
             await self._outbox.run(self._limits.stall)
         except (OSError, trio.TooSlowError) as error:
-            _LOG.info("a client was dropped: %s", error or "it does not read")
+            peer = self.rights.peer
+            reason = os_reason(error) if isinstance(error, OSError) else "it does not read"
+            _LOG.info("a client of uid %d (pid %d) was dropped: %s", peer.uid, peer.pid, reason)
             cancel.cancel()

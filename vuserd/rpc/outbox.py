@@ -1,8 +1,12 @@
 """Replies on their way to a client: sent at once if the socket takes them, else in their turn."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import socket
+import struct
+import termios
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -19,6 +23,13 @@ _PIECES: Final = 256
 _SHARE: Final = 256 << 10
 #: Seconds that a reply may wait in the buffers that the backend wrote, which others wait for, too.
 _PATIENCE: Final = 0.1
+#: Bytes, as the kernel counts them, that a client may leave unread and still be sent a descriptor:
+#: some sixty replies of that kind. All that clients have not received yet count against one limit
+#: (RLIMIT_NOFILE, unix(7)), and no client is to keep the others from theirs.
+_MOST_UNREAD: Final = 48 << 10
+#: Seconds between two looks whether they were read: nothing tells.
+_LOOK: Final = 0.01
+_INT: Final = struct.Struct("=i")
 
 
 class Reply:
@@ -29,10 +40,11 @@ class Reply:
         descriptor: closed once it is sent, or never will be.
         content: what the pieces, or the descriptor, are of.
         payload: bytes of the client's budget that it takes.
+        instead: what is sent where the kernel passes no more descriptors on.
 
     """
 
-    __slots__ = ("_content", "descriptor", "payload", "pieces", "since")
+    __slots__ = ("_content", "_instead", "descriptor", "payload", "pieces", "since")
 
     def __init__(
         self,
@@ -40,11 +52,13 @@ class Reply:
         descriptor: int | None = None,
         content: FileContent | SealedImage | None = None,
         payload: int = 0,
+        instead: bytes = b"",
     ) -> None:
         self.pieces: deque[bytes | memoryview] = deque(pieces)
         self.descriptor = descriptor
         self.payload = payload
         self._content = content
+        self._instead = instead
         #: When it began to wait.
         self.since = 0.0
 
@@ -62,6 +76,11 @@ class Reply:
         if self._content is not None:
             self._content.give_back()
             self._content = None
+
+    def do_without_descriptor(self) -> None:
+        """Say that there is none to be had."""
+        self.close_descriptor()
+        self.pieces = deque([self._instead])
 
     def close_descriptor(self) -> None:
         """Close the descriptor, if there is one."""
@@ -137,10 +156,27 @@ class Outbox:
                         reply.unload()
             with trio.move_on_at(look_at):
                 await trio.lowlevel.wait_writable(self._socket)
+                while self._is_held_back():  # noqa: ASYNC110 - nothing tells
+                    await trio.sleep(_LOOK)
                 return
 
+    def _is_held_back(self) -> bool:
+        """Tell whether the next reply has a descriptor, and enough is unread already."""
+        if self._waiting[0].descriptor is None:
+            return False
+        answer = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(_INT.size))
+        return bool(_INT.unpack(answer)[0] > _MOST_UNREAD)
+
     def _send_some(self) -> None:
-        """Send what one system call takes: a descriptor goes with the first byte of its own."""
+        """Send what one system call takes: a descriptor goes with the first byte of its own.
+
+        Raises:
+            BlockingIOError: the client has to read first.
+            OSError: the client is gone.
+
+        """
+        if self._is_held_back():
+            raise BlockingIOError
         first = self._waiting[0]
         pieces: list[bytes | memoryview] = []
         for reply in self._waiting:
@@ -151,8 +187,15 @@ class Outbox:
         if len(pieces) > 1 or len(pieces[0]) > _SHARE:
             self._shorten(pieces)
         ancillary = [] if first.descriptor is None else ancillary_with([first.descriptor])
-        sent = self._socket.sendmsg(pieces, ancillary, socket.MSG_NOSIGNAL)
-        first.close_descriptor()
+        try:
+            sent = self._socket.sendmsg(pieces, ancillary, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS or first.descriptor is None:
+                raise
+            first.do_without_descriptor()
+            sent = 0
+        else:
+            first.close_descriptor()
         self._forget_sent(sent)
 
     def _shorten(self, pieces: list[bytes | memoryview]) -> None:

@@ -1,0 +1,91 @@
+"""Clients that go away, with calls in flight."""
+
+import logging
+import socket
+from collections.abc import Iterator
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from tests.fake.bare_daemon import NoManager, bare_connection
+from vuserd.rpc.codec import encode_request
+from vuserd.rpc.counters import Counters
+
+
+class Manager:
+    """Numbers for Prometheus, which come when they may."""
+
+    def __init__(self) -> None:
+        self.may_answer = trio.Event()
+
+    async def metrics(self) -> str:
+        await self.may_answer.wait()
+        return "numbers"
+
+
+@pytest.fixture
+def manager(monkeypatch: pytest.MonkeyPatch) -> Manager:
+    made = Manager()
+    monkeypatch.setattr(NoManager, "metrics", lambda _: made.metrics())
+    return made
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    yield ours, theirs
+    theirs.close()
+
+
+async def test_the_calls_of_one_that_is_gone_are_cancelled(
+    manager: Manager, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    counters = Counters()
+    theirs.sendall(encode_request(1, "metrics", []))
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bare_connection(ours, None, counters).run)
+            await wait_all_tasks_blocked()
+            assert counters.in_flight == 1
+            theirs.close()
+    assert not manager.may_answer.is_set()
+    assert counters.methods["metrics"].ends == {"OK": 0, "GONE": 1}
+    assert counters.in_flight == 0
+
+
+async def test_one_that_asks_for_no_more_is_answered(
+    manager: Manager, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    theirs.sendall(encode_request(1, "metrics", []))
+    theirs.shutdown(socket.SHUT_WR)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bare_connection(ours, None, Counters()).run)
+            await wait_all_tasks_blocked()
+            manager.may_answer.set()
+    assert b"numbers" in theirs.recv(100)
+    assert theirs.recv(100) == b""
+
+
+async def test_the_log_tells_who_was_dropped_and_why(
+    manager: Manager,
+    pair: tuple[socket.socket, socket.socket],
+    caplog: pytest.LogCaptureFixture,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    del autojump_clock
+    ours, theirs = pair
+    manager.may_answer.set()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    theirs.sendall(b"".join(encode_request(number, "api_info", []) for number in range(500)))
+    with caplog.at_level(logging.INFO):
+        connection = bare_connection(ours, None, Counters())
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        await connection.run()
+    peer = connection.rights.peer
+    who = f"a client of uid {peer.uid} (pid {peer.pid}) was dropped"
+    assert f"{who}: it does not read" in caplog.text
