@@ -27,7 +27,7 @@ from vuserd.config.files import config_files, read_config
 from vuserd.config.model import DaemonConfig, ListenConfig
 from vuserd.daemon import Daemon
 from vuserd.device.session import SessionOptions
-from vuserd.errors import ConfigurationError
+from vuserd.errors import ConfigurationError, VuserdError
 from vuserd.journal import journal_handler
 from vuserd.machine import LEAST_DESCRIPTORS
 from vuserd.systemd import Notifier, listen_sockets, withhold_privileges
@@ -45,25 +45,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return check.run(options)
     withhold_privileges()
     notifier = Notifier.from_environment(os.environ)
-    _log(verbose=options.verbose)
+    prefix = _log(verbose=options.verbose)
     try:
         inherited = listen_sockets(os.environ, os.getpid())
         daemon = Daemon(_reader(options), inherited, notifier)
     except ConfigurationError as error:
-        _complain(error)
+        _complain(error, prefix)
         return EXIT_USAGE
     problem = _allow_descriptors()
     if problem is None:
         _collect_seldom()
         problem = trio.run(_serve, daemon)
     if problem is not None:
-        _complain(problem)
+        _complain(problem, prefix)
         return EXIT_FAILURE
     return 0
 
 
-def _log(*, verbose: bool) -> None:
-    """Log to the journal where standard error goes there anyway, else to standard error."""
+def _log(*, verbose: bool) -> str:
+    """Log to the journal where standard error goes there anyway, else to standard error.
+
+    Return what a line on standard error begins with: its priority for the journal, or our name.
+    """
     journal = None
     with contextlib.suppress(OSError):  # a caller's own stream has no descriptor
         journal = journal_handler(os.environ, sys.stderr.fileno())
@@ -72,11 +75,11 @@ def _log(*, verbose: bool) -> None:
         format="vuserd: %(message)s" if journal is None else "%(message)s",
         handlers=[journal or logging.StreamHandler(sys.stderr)],
     )
+    return "vuserd: " if journal is None else "<3>"
 
 
-def _complain(problem: ConfigurationError) -> None:
-    """Say what keeps the daemon from serving, to a person or, with LOG_ERR, to the journal."""
-    prefix = "<3>" if "JOURNAL_STREAM" in os.environ else "vuserd: "
+def _complain(problem: ConfigurationError, prefix: str) -> None:
+    """Say what keeps the daemon from serving."""
     for line in str(problem).splitlines():
         print(f"{prefix}{line}", file=sys.stderr)
 
@@ -219,7 +222,7 @@ async def _serve(daemon: Daemon) -> ConfigurationError | None:
 
 
 async def _obey_signals(daemon: Daemon) -> None:
-    """Reload on SIGHUP; end in good order on the others, as soon as the daemon serves."""
+    """Reload on SIGHUP; end in good order on the others."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
         async with trio.open_nursery() as nursery:
             async for number in received:
@@ -231,7 +234,7 @@ async def _obey_signals(daemon: Daemon) -> None:
 
 
 async def _reload(daemon: Daemon) -> None:
-    with contextlib.suppress(ConfigurationError):  # which is logged
+    with contextlib.suppress(VuserdError):  # a fault of the configuration is logged
         await daemon.reload()
 
 

@@ -14,7 +14,7 @@ from vuserd import __version__
 from vuserd.address import socket_address
 from vuserd.config.model import DaemonConfig, ListenConfig
 from vuserd.delivery.images import ImageStore
-from vuserd.errors import ConfigurationError
+from vuserd.errors import CallError, ConfigurationError, ErrorCode
 from vuserd.exporter import Exporter, Sources
 from vuserd.fs.export import ExportState
 from vuserd.fs.exports import Exports
@@ -132,10 +132,12 @@ class Daemon:
 
         Raises:
             ConfigurationError: it is wrong, and nothing was done; or a socket cannot be had, and
-                all else was done.
+                all else was done, but that no socket was closed.
+            CallError: the daemon is about to end.
 
         """
         async with self._changing:
+            self._refuse_change_at_the_end()
             self._notifier.reloading()
             try:
                 config = await trio.to_thread.run_sync(self._read)
@@ -143,9 +145,12 @@ class Daemon:
                 _LOG.error("the configuration was not applied: %s", error)
                 raise
             else:
-                return await self._apply(config)
+                # Whoever asked may go meanwhile: a half of it is no configuration of anybody's.
+                with trio.CancelScope(shield=True):
+                    done = await self._apply(config)
             finally:
                 self._notifier.ready(self._summary())
+        return done
 
     async def reload_export(self, name: str) -> list[str]:
         """Replace an export's backend.
@@ -155,7 +160,12 @@ class Daemon:
 
         """
         async with self._changing:
+            self._refuse_change_at_the_end()
             return await self._exports.replace(name)
+
+    def _refuse_change_at_the_end(self) -> None:
+        if self._stopped.is_set():
+            raise CallError(ErrorCode.SHUTTING_DOWN, "the daemon is about to end")
 
     def rigs(self, rights: Rights) -> list[dict[str, Any]]:
         """Return the rigs that this client may know of."""
@@ -232,7 +242,9 @@ class Daemon:
         try:
             done += await self._listeners.apply(self._wanted_listeners(config))
         except ConfigurationError as error:
-            _LOG.error("all of the configuration is applied but: %s", error)
+            _LOG.error(
+                "all of the configuration is applied but, and no socket is closed: %s", error
+            )
             raise
         finally:
             for line in done:

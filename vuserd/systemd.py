@@ -147,7 +147,7 @@ class Notifier:
         self._send({"STOPPING": "1", "STATUS": status})
 
     def extend_timeout(self, seconds: float) -> None:
-        """Ask for so many more seconds, from now, for the start, the reload or the end."""
+        """Ask for so many more seconds, from now, for the start or the end."""
         self._send({"EXTEND_TIMEOUT_USEC": str(max(1, round(seconds * 1e6)))})
 
     def watchdog(self) -> None:

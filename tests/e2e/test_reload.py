@@ -196,7 +196,7 @@ def test_sockets_come_and_go(configured: Configured) -> None:
         configured.listeners.append(other)
         configured.write()
         assert reload(client) == [f"socket {other}: listening"]
-        with Client.connect(str(other)) as guest:
+        with Client.connect(str(other), reconnect=0) as guest:
             assert content(guest, "one") == b"one"
             configured.listeners.remove(other)
             configured.write("[limits]\nrequests = 8\n")

@@ -1,12 +1,17 @@
-"""What the daemon tells the service manager while it serves."""
+"""The daemon: what it tells the service manager, and how its configuration changes."""
 
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 
-from vuserd.config.model import DaemonConfig
+from vuserd.config.model import ClientLimits, DaemonConfig, ListenConfig
 from vuserd.daemon import Daemon
+from vuserd.errors import CallError
 from vuserd.fs.export import ExportState
 from vuserd.systemd import Notifier
 
@@ -55,3 +60,72 @@ async def test_the_watchdog_hears_of_progress_alone(
     await trio.sleep(0.5)
     assert manager.words[4:] == ["alive", "1 of 2 exports up; two restarting"]
     nursery.cancel_scope.cancel()
+
+
+class SlowExports(dict[str, SomeExport]):
+    """Exports that take their time to become others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = trio.Event()
+        self.may_go_on = trio.Event()
+        self.may_go_on.set()
+
+    async def apply(self, _: object) -> list[str]:
+        self.asked.set()
+        await self.may_go_on.wait()
+        return ["changed"]
+
+    async def replace(self, name: str) -> list[str]:
+        return [name]
+
+    def stop(self) -> None:
+        pass
+
+
+class Serving:
+    """A daemon whose configuration can be changed, and whose exports take their time."""
+
+    def __init__(self, address: str) -> None:
+        self.config = DaemonConfig((ListenConfig(address),), ())
+        self.daemon = Daemon(lambda: self.config)
+        self.exports = SlowExports()
+
+    def slow_down(self) -> None:
+        exports: Any = self.exports
+        self.daemon._exports = exports
+        self.exports.may_go_on = trio.Event()
+
+
+@pytest.fixture
+async def serving(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Serving]:
+    made = Serving(str(tmp_path / "s"))
+    await nursery.start(made.daemon.run)
+    yield made
+    made.exports.may_go_on.set()
+    made.daemon.stop()
+
+
+async def test_a_change_is_made_whole_though_who_asked_for_it_is_gone(serving: Serving) -> None:
+    serving.slow_down()
+    serving.config = replace(serving.config, limits=ClientLimits(requests=7), drain=1.5)
+    async with trio.open_nursery() as asking:
+        asking.start_soon(serving.daemon.reload)
+        await serving.exports.asked.wait()
+        asking.cancel_scope.cancel()
+        serving.exports.may_go_on.set()
+    assert serving.daemon._server.limits.requests == 7
+    with trio.fail_after(5):
+        assert await serving.daemon.reload() == ["changed"]  # and nothing else is left to do
+
+
+async def test_at_the_end_nothing_is_changed_any_more(serving: Serving) -> None:
+    serving.slow_down()
+    with trio.fail_after(5):
+        serving.exports.may_go_on.set()
+        serving.daemon.stop()
+        for change in (serving.daemon.reload(), serving.daemon.reload_export("one")):
+            with pytest.raises(CallError, match="about to end") as refused:
+                await change
+            assert refused.value.code == "SHUTTING_DOWN"
+    assert not serving.exports.asked.is_set()

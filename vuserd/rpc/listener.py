@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 import stat
@@ -13,6 +14,8 @@ from typing import Final, NamedTuple
 from vuserd.address import SYSTEM_SOCKET, to_sockaddr
 from vuserd.config.model import ListenConfig
 from vuserd.errors import ConfigurationError, os_reason
+
+_LOG = logging.getLogger(__name__)
 
 _BACKLOG: Final = 128
 _LOCK_TRIES: Final = 50
@@ -36,9 +39,9 @@ class Listener(NamedTuple):
 def listening(config: ListenConfig) -> Iterator[socket.socket]:
     """Listen on a path (``@name`` for an abstract socket) for the block's time.
 
-    The file has its mode from its first moment on. A socket that somebody listens on is left
-    alone, one that a dead daemon left behind is replaced; the folder is locked meanwhile, so two
-    daemons that start at once cannot both replace it.
+    The file never has a wider mode than its own. A socket that somebody listens on is left alone,
+    one that a dead daemon left behind is replaced; the folder is locked meanwhile, so two daemons
+    that start at once cannot both replace it.
 
     Raises:
         ConfigurationError: the socket cannot be had; the message says what to do.
@@ -74,12 +77,12 @@ def _bound(config: ListenConfig) -> socket.socket:
                 os.makedirs(folder, mode=0o755, exist_ok=True)
             with _locked(folder):
                 _remove_stale(path)
-                # bind() makes the file with this mode.
-                os.fchmod(listener.fileno(), config.mode if config.group is None else 0o600)
+                # bind() makes the file with this mode, less the umask: nobody else connects before
+                # it has the one that is wanted.
+                os.fchmod(listener.fileno(), 0o600)
                 listener.bind(path)
                 undo.callback(_remove, path)
-                if config.group is not None:
-                    permit(config)
+                permit(config)
         listener.listen(_BACKLOG)
         listener.setblocking(False)  # noqa: FBT003 - the name is the standard library's
         undo.pop_all()
@@ -107,13 +110,13 @@ def permit(config: ListenConfig) -> None:
 def _locked(folder: str) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for _ in range(_LOCK_TRIES):  # another daemon holds it for a moment; a stranger for ever
+        for _ in range(_LOCK_TRIES):  # another daemon holds it for a moment
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             time.sleep(_LOCK_PAUSE)
-        else:
-            raise ConfigurationError(f"cannot listen in {folder}: another process has it locked")
+        else:  # a stranger, and anybody who may read the folder can: no reason not to serve
+            _LOG.warning("%s stays locked by another process; going on without the lock", folder)
         yield
     finally:
         os.close(descriptor)

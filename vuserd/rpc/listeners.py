@@ -71,29 +71,47 @@ class Listeners:
         """Listen on these sockets and, but for inherited ones, no others; tell what was done.
 
         Raises:
-            ConfigurationError: one cannot be had. Those before it are listened on.
+            ConfigurationError: some cannot be had, or not as they should be. All others are
+                listened on, and none was closed: whoever mends it needs one.
 
         """
         done = []
+        problems = []
         wanted = {config.address: config for config in configs}
+        for address, config in wanted.items():
+            try:
+                if change := await self._apply_one(config):
+                    done.append(f"socket {address}: {change}")
+            except ConfigurationError as error:
+                problems.append(str(error))
+        if problems:
+            raise ConfigurationError("\n".join(problems))
         for address, opened in list(self._open.items()):
             if opened.config is not None and address not in wanted:
                 opened.scope.cancel()
                 await opened.closed.wait()
                 done.append(f"socket {address}: closed")
-        for address, config in wanted.items():
-            current = self._open.get(address)
-            if current is None:
-                await self._nursery.start(self._listen, config)
-                done.append(f"socket {address}: listening")
-            elif current.config not in (None, config):
-                try:
-                    permit(config)
-                except OSError as error:
-                    raise ConfigurationError(f"socket {address}: {os_reason(error)}") from error
-                current.config = config
-                done.append(f"socket {address}: other permissions")
         return done
+
+    async def _apply_one(self, config: ListenConfig) -> str | None:
+        """Listen on a socket as it is configured; return what that took.
+
+        Raises:
+            ConfigurationError: it cannot be had, or not so.
+
+        """
+        current = self._open.get(config.address)
+        if current is None:
+            await self._nursery.start(self._listen, config)
+            return "listening"
+        if current.config in (None, config):
+            return None
+        try:
+            permit(config)
+        except OSError as error:
+            raise ConfigurationError(f"socket {config.address}: {os_reason(error)}") from error
+        current.config = config
+        return "other permissions"
 
     async def _listen(self, config: ListenConfig, task_status: trio.TaskStatus[None]) -> None:
         with listening(config) as sock:

@@ -71,7 +71,7 @@ class Manager(Protocol):
         """Read the configuration again and apply what differs; tell what was done.
 
         Raises:
-            CallError: it is wrong, and nothing was done.
+            VuserdError: it is wrong, and nothing was done; or a part of it cannot be had.
 
         """
 

@@ -1,0 +1,119 @@
+"""The daemon's sockets: with the mode that was asked for, and never fewer than before."""
+
+import fcntl
+import logging
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.fake.bare_daemon import bare_methods
+from vuserd.config.model import ClientLimits, ListenConfig
+from vuserd.errors import ConfigurationError
+from vuserd.rpc import listener as listener_module
+from vuserd.rpc.listener import Listener, listening
+from vuserd.rpc.listeners import Listeners
+from vuserd.rpc.server import Server
+
+
+@pytest.fixture
+def _strict_umask() -> Iterator[None]:
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture
+async def server(nursery: trio.Nursery) -> Server:
+    made = Server(bare_methods(None), ClientLimits())
+    await nursery.start(made.run)
+    made.open()
+    return made
+
+
+@pytest.fixture
+async def listeners(server: Server, nursery: trio.Nursery) -> AsyncIterator[Listeners]:
+    yield Listeners(server, nursery)
+    nursery.cancel_scope.cancel()
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.usefixtures("_strict_umask")
+@pytest.mark.parametrize("group", [None, os.getegid()])
+def test_the_umask_takes_nothing_from_the_mode(tmp_path: Path, group: int | None) -> None:
+    path = tmp_path / "s"
+    with listening(ListenConfig(str(path), 0o666, group)):
+        assert mode_of(path) == 0o666
+    assert not path.exists()
+
+
+def test_a_folder_that_somebody_keeps_locked_is_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(listener_module, "_LOCK_TRIES", 2)
+    held = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with caplog.at_level(logging.WARNING), listening(ListenConfig(str(tmp_path / "s"))):
+            assert (tmp_path / "s").is_socket()
+        assert "stays locked by another process" in caplog.text
+    finally:
+        os.close(held)
+
+
+async def test_where_one_cannot_be_had_none_is_closed(listeners: Listeners, tmp_path: Path) -> None:
+    old, new, bad = (str(tmp_path / name) for name in ("old", "new", "no-folder/s"))
+    await listeners.apply([ListenConfig(old)])
+    with pytest.raises(ConfigurationError, match="no-folder"):
+        await listeners.apply([ListenConfig(bad), ListenConfig(new)])
+    assert listeners.addresses == [old, new]
+    assert await listeners.apply([ListenConfig(new)]) == [f"socket {old}: closed"]
+    assert listeners.addresses == [new]
+
+
+async def test_permissions_that_cannot_be_given(
+    listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    await listeners.apply([ListenConfig(str(path))])
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "chmod", refuse)
+        with pytest.raises(ConfigurationError, match="operation not permitted"):
+            await listeners.apply([ListenConfig(str(path), 0o660)])
+    # What was not done is done the next time.
+    assert await listeners.apply([ListenConfig(str(path), 0o660)]) == [
+        f"socket {path}: other permissions"
+    ]
+    assert mode_of(path) == 0o660
+
+
+@pytest.mark.parametrize("inherited", [True, False])
+async def test_a_server_that_never_opened_takes_nobody(tmp_path: Path, inherited: bool) -> None:
+    address = str(tmp_path / "s")
+    server = Server(bare_methods(None), ClientLimits())
+    with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as client:
+        sock.bind(address)
+        sock.listen()
+        sock.setblocking(False)
+        client.connect(address)
+        for _ in range(10):  # which of the tasks is told first is a matter of chance
+            async with trio.open_nursery() as serving:
+                await serving.start(server.run)
+                listener = Listener(address, sock, inherited=inherited)
+                serving.start_soon(server.accept, listener)
+                await trio.testing.wait_all_tasks_blocked()
+                serving.cancel_scope.cancel()
+        waiting, _ = sock.accept()  # the next daemon's
+        waiting.close()
