@@ -59,7 +59,7 @@ def main() -> None:
         answer: list[Any]
         try:
             if client is None:
-                client = Client.connect(address or None)
+                client = Client.connect(address or None, reconnect=0)
             answer = ["ok", do(client, method, arguments)]
         except RemoteError as error:
             answer = ["error", error.code]

@@ -115,3 +115,39 @@ async def test_without_inotify_it_looks_again_and_again(
             await trio.sleep(0.01)
     assert len(made.sockets) == 1
     nursery.cancel_scope.cancel()
+
+
+async def test_a_rig_that_failed_and_went_is_absent(
+    rigs: Rigs, nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: RigConfig) -> socket.socket:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(rigs_module, "_listen_in", refuse)
+    namespace = tmp_path / "net"
+    namespace.symlink_to("/proc/self/ns/net")
+    await rigs.apply([RigConfig(str(namespace), ("a",))])
+    [rig] = rigs._rigs.values()
+    assert (rig.state, rig.problem) == ("failed", "operation not permitted")
+    namespace.unlink()
+    await rigs._look_at(rig)
+    assert (rig.state, rig.problem) == ("absent", "")
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_folder_that_comes_later_is_watched_then(
+    rigs: Rigs, made: Made, nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rigs_module, "_OFTEN", 0.01)
+    folder = tmp_path / "netns"
+    assert rigs_module._inotify_on({str(folder)}) is None
+    await rigs.apply([RigConfig(str(folder / "net"), ("a",))])
+    nursery.start_soon(rigs.run)
+    folder.mkdir()
+    await trio.sleep(0.2)
+    monkeypatch.setattr(rigs_module, "_OFTEN", 60.0)  # from here on it has to be told
+    (folder / "net").symlink_to("/proc/self/ns/net")
+    with trio.fail_after(10):
+        while not made.sockets:  # noqa: ASYNC110 - nothing tells
+            await trio.sleep(0.01)
+    nursery.cancel_scope.cancel()

@@ -79,3 +79,33 @@ async def test_who_is_cancelled_keeps_nobody_waiting(turns: Turns) -> None:
         nursery.start_soon(take, "same", 3)
         nursery.start_soon(take, "third", 3)
     assert sorted(log) == ["same"] * 3 + ["third"] * 3
+
+
+async def test_who_is_alone_again_waits_for_nobody(
+    turns: Turns, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Also while it is so busy that there is always one of its tasks that waits."""
+    log: list[str] = []
+
+    async def busy() -> None:
+        while autojump_clock.current_time() < 1.0:
+            await turns.take("busy")
+            log.append("busy")
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(busy)
+        await turns.take("once")
+        for _ in range(5):
+            await trio.lowlevel.checkpoint()
+        assert not turns.is_free("busy")
+        autojump_clock.jump(0.2)
+        for _ in range(30):
+            await trio.lowlevel.checkpoint()
+        assert turns.is_free("busy")
+        log.clear()
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        assert len(log) > 10  # all of them in each pass
+        autojump_clock.jump(1.0)

@@ -123,6 +123,8 @@ class Rigs:
                     for rig in list(self._rigs.values()):
                         await self._look_at(rig)
                     await look()
+                    if look.is_blind:
+                        break  # perhaps it will see now
 
     async def _look_at(self, rig: _Rig) -> None:
         """Listen in the rig's namespace, where there is one now; leave the one that is gone."""
@@ -132,7 +134,7 @@ class Rigs:
 
     async def _follow(self, rig: _Rig) -> None:
         namespace = _namespace_at(rig.config.path)
-        if namespace != rig.namespace:
+        if namespace is None or namespace != rig.namespace:
             await self._close(rig)
         if namespace is None or rig.listener is not None:
             return
@@ -201,10 +203,15 @@ class _Look:
         self._changed = changed
         self._settled = trio.current_time()
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether the system does not tell of changes."""
+        return self._inotify is None
+
     async def __call__(self) -> None:
         """Return when something may have changed."""
         now = trio.current_time()
-        pause = _SOON if now < self._settled else _SELDOM if self._inotify else _OFTEN
+        pause = _SOON if now < self._settled else _OFTEN if self.is_blind else _SELDOM
         with trio.move_on_after(pause):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._wait_for_files, nursery.cancel_scope)
@@ -222,9 +229,9 @@ class _Look:
 
 @asynccontextmanager
 async def _watching(folders: set[str], changed: trio.Event) -> AsyncIterator[_Look]:
-    """Watch the folders by inotify, or not at all where the system does not allow that.
+    """Watch the folders by inotify; not at all where the system does not allow that.
 
-    A folder that is not there yet comes with the first namespace: the one above is watched, too.
+    Nor is there anything to watch before the first namespace: its folder comes with it.
     """
     inotify = None
     try:
@@ -238,12 +245,13 @@ async def _watching(folders: set[str], changed: trio.Event) -> AsyncIterator[_Lo
 def _inotify_on(folders: set[str]) -> Any:
     from pyroute2.inotify.inotify_fd import Inotify
 
-    existing = {folder if os.path.isdir(folder) else os.path.dirname(folder) for folder in folders}
+    if not all(map(os.path.isdir, folders)):
+        return None
     inotify = None
     with contextlib.suppress(OSError, ValueError):  # without descriptors, pyroute2 polls -1
-        inotify = Inotify(path=existing)
+        inotify = Inotify(path=folders)
         inotify.bind()
-        if existing == folders and -1 not in inotify.wd:
+        if -1 not in inotify.wd:
             return inotify
     if inotify is not None:
         if inotify.fd == -1:

@@ -69,13 +69,27 @@ class Turns:
                     self._served.add(holder)
                 if not queue:
                     del self._waiting[holder]
+            if self._shared and len(self._waiting) <= 1 and self._is_over():
+                self._stop_sharing()
+
+    def _is_over(self) -> bool:
+        """Tell whether one holder has been alone for long."""
+        return trio.current_time() >= self._switched + _MEMORY
+
+    def _stop_sharing(self) -> None:
+        """Let the holder who is left go on at once, in all its tasks."""
+        self._shared = False
+        for queue in self._waiting.values():
+            while queue:
+                trio.lowlevel.reschedule(queue.popleft())
+        self._waiting.clear()
 
     async def _rest(self) -> None:
         """Wait until there is something to do, or one holder has been alone for long."""
         if self._shared:
             with trio.move_on_at(self._switched + _MEMORY) as soon:
                 await self._something.park()
-            if soon.cancelled_caught and trio.current_time() >= self._switched + _MEMORY:
-                self._shared = False
+            if soon.cancelled_caught and self._is_over():
+                self._stop_sharing()
         else:
             await self._something.park()
