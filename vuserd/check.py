@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import trio
 
 from vuserd import __version__
-from vuserd.address import socket_address
+from vuserd.address import SYSTEM_SOCKET, socket_address
 from vuserd.config.files import config_files, read_config
-from vuserd.config.model import DaemonConfig, ListenConfig
+from vuserd.config.model import DaemonConfig
 from vuserd.errors import ConfigurationErrors
 from vuserd.machine import Mark, Result, machine_results
 from vuserd.readiness import (
@@ -23,7 +23,9 @@ from vuserd.readiness import (
     candidate_results,
     export_result,
     fitness_results,
+    is_served,
     listener_result,
+    listener_there,
     metrics_result,
     rig_results,
 )
@@ -71,13 +73,15 @@ def _printable(text: str) -> str:
 
 async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) -> list[Result]:
     """Look at everything as the effective user ``uid``, which is this process's."""
-    default = socket_address(None, environ)
+    is_service = uid == 0 and is_served(SYSTEM_SOCKET)
+    default = SYSTEM_SOCKET if is_service else socket_address(None, environ)
     config, results = configuration_results(explicit, environ, uid, default)
     results += await candidate_results(config.exports, uid)
     results += map(export_result, config.exports)
     results += await fitness_results(config.exports, uid)
-    results += map(listener_result, config.listeners or (ListenConfig(default),))
-    results += access_results(config)
+    listeners = config.listeners or (listener_there(default),)
+    results += map(listener_result, listeners)
+    results += access_results(config, listeners)
     results += rig_results(config.rigs)
     if config.metrics_file is not None:
         results.append(metrics_result(config.metrics_file))

@@ -129,7 +129,7 @@ def listener_result(config: ListenConfig) -> Result:
     address = config.address
     if address.startswith("@"):
         return Result("socket", Mark.OK, address)
-    if _is_served(address):
+    if is_served(address):
         detail = f"{address}: a daemon serves it, or systemd holds it for one"
         return Result("socket", Mark.OK, detail)
     if os.path.lexists(address) and not stat.S_ISSOCK(os.lstat(address).st_mode):
@@ -146,7 +146,7 @@ def listener_result(config: ListenConfig) -> Result:
     return Result("socket", Mark.OK, address)
 
 
-def _is_served(path: str) -> bool:
+def is_served(path: str) -> bool:
     """Tell whether somebody listens there, without a connection: systemd starts daemons for one."""
     try:
         with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as table:
@@ -156,10 +156,17 @@ def _is_served(path: str) -> bool:
     return any(row["path"] == path and int(row["flags"], 16) & _ACCEPTS for row in rows)
 
 
-def access_results(config: DaemonConfig) -> Iterator[Result]:
+def listener_there(address: str) -> ListenConfig:
+    """Return the socket of an address as it would be: as it is, where systemd holds it already."""
+    if address.startswith("@") or not is_served(address):
+        return ListenConfig(address)
+    status = os.stat(address)
+    return ListenConfig(address, stat.S_IMODE(status.st_mode), status.st_gid)
+
+
+def access_results(config: DaemonConfig, listeners: Sequence[ListenConfig]) -> Iterator[Result]:
     """Warn of exports for users whom no socket lets in; those of rigs are theirs to reach."""
     in_rigs = {name for rig in config.rigs for name in rig.exports}
-    listeners = config.listeners or (ListenConfig(SYSTEM_SOCKET),)
     for export in config.exports:
         if export.name in in_rigs:
             continue

@@ -300,11 +300,12 @@ def test_users_whom_no_socket_lets_in(
     listeners: tuple[ListenConfig, ...], access: Access, shut_out: str | None
 ) -> None:
     exports = (ExportConfig("e", directory="/", access=access),)
-    results = list(readiness.access_results(DaemonConfig(listeners, exports)))
+    listeners = listeners or (ListenConfig("/s"),)
+    results = list(readiness.access_results(DaemonConfig((), exports), listeners))
     assert marks(results) == ([] if shut_out is None else [Mark.WARNING])
     assert all(f"it is for {shut_out}" in result.detail for result in results)
-    in_a_rig = DaemonConfig(listeners, exports, (RigConfig("r", ("e",)),))
-    assert list(readiness.access_results(in_a_rig)) == []
+    in_a_rig = DaemonConfig((), exports, (RigConfig("r", ("e",)),))
+    assert list(readiness.access_results(in_a_rig, listeners)) == []
 
 
 def test_where_metrics_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
