@@ -168,6 +168,35 @@ def test_a_drop_in_gives_more_to_read(machine: Machine, drop_in: str) -> None:
     _settings(machine, "")
 
 
+def test_metrics_are_written_where_a_drop_in_allows_it(machine: Machine) -> None:
+    file = "/var/lib/vuserd/vuserd.prom"
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=f'metrics_file = "{file}"\n{_CONFIGURATION}')
+    machine.run(f"mkdir -p {_DROP_INS}; cp {_DOCUMENTS}/metrics.conf {_DROP_INS}")
+    machine.run("systemctl daemon-reload; systemctl restart vuserd.service")
+    _gets_the_kernel(machine)
+    _wait("the file", lambda: "vuserd_export_up" in machine.run(f"cat {file} || true"))
+    _print_exposure(machine, "vuserd.service")
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION)
+    _settings(machine, "")
+
+
+def test_an_installation_under_a_service_that_runs_restarts_it(machine: Machine) -> None:
+    first = _main_pid(machine)
+    copy_checkout(machine.root)
+    machine.run(f". /etc/profile.d/host.sh; cd {SOURCE}; make install", timeout=300)
+    machine.run(["rm", "-r", SOURCE])
+    assert _main_pid(machine) != first
+    _gets_the_kernel(machine)
+
+
+def test_no_interpreter_is_installed_that_the_service_cannot_see(machine: Machine) -> None:
+    copy_checkout(machine.root)
+    machine.run("cp /usr/bin/python3 /root/python3")
+    with pytest.raises(MachineError, match="hidden from the service"):
+        machine.run(f"cd {SOURCE}; make install PYTHON=/root/python3 DESTDIR=/var/tmp/hidden")
+    machine.run(["rm", "-r", SOURCE])
+
+
 def test_an_export_is_for_its_users(machine: Machine) -> None:
     machine.run("useradd --create-home other")
     assert "kernels" in machine.run(["vuserctl", "exports"], user="rig")

@@ -308,6 +308,21 @@ def test_users_whom_no_socket_lets_in(
     assert list(readiness.access_results(in_a_rig, listeners)) == []
 
 
+def test_a_socket_that_is_there_already_is_looked_at(tmp_path: Path) -> None:
+    """As where systemd holds it: it is what the unit says, whatever we would make."""
+    path = tmp_path / "s"
+    assert readiness.listener_there(str(path)) == ListenConfig(str(path))
+    assert readiness.listener_there("@s") == ListenConfig("@s")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        path.chmod(0o666)
+        assert readiness.listener_there(str(path)) == ListenConfig(str(path))
+        listening.listen()
+        assert readiness.listener_there(str(path)) == ListenConfig(
+            str(path), 0o666, path.stat().st_gid
+        )
+
+
 def test_where_metrics_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = str(tmp_path / "vuserd.prom")
     assert readiness.metrics_result(file) == Result("metrics", Mark.OK, file)
