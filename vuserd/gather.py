@@ -11,7 +11,8 @@ Result = TypeVar("Result")
 async def gather(calls: Sequence[Callable[[], Awaitable[Result]]]) -> list[Result]:
     """Run all calls in parallel; return their results in order.
 
-    When one fails, the others are cancelled and its exception is raised.
+    When one fails, the others are cancelled and its exception is raised. A caller that is cancelled
+    has ``trio.Cancelled`` raised, and not the group that a nursery makes of those of its tasks.
     """
     if len(calls) == 1:
         return [await calls[0]()]
@@ -26,9 +27,14 @@ async def gather(calls: Sequence[Callable[[], Awaitable[Result]]]) -> list[Resul
             failure = failure or error
             nursery.cancel_scope.cancel()
 
-    async with trio.open_nursery() as nursery:
-        for index, call in enumerate(calls):
-            nursery.start_soon(run, index, call)
+    try:
+        async with trio.open_nursery() as nursery:
+            for index, call in enumerate(calls):
+                nursery.start_soon(run, index, call)
+    except BaseExceptionGroup as group:
+        if group.split(trio.Cancelled)[1] is None:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        raise
     if failure is not None:
         raise failure
     return [results[index] for index in range(len(calls))]

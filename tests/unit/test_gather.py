@@ -38,3 +38,30 @@ async def test_one_that_fails_ends_the_others(
         await gather([wait, lambda: fail(2), lambda: fail(1)])
     assert ended == ["wait"]
     assert autojump_clock.current_time() < 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_caller_that_is_cancelled_has_no_group_raised(count: int) -> None:
+    raised: list[type[BaseException]] = []  # a scope takes a group, too
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await gather([trio.sleep_forever] * count)
+        except BaseException as error:
+            raised.append(type(error))
+            raise
+    assert raised == [trio.Cancelled]
+
+
+async def test_what_is_no_cancellation_is_not_taken_for_one() -> None:
+    async def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    raised: BaseException | None = None
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await gather([trio.sleep_forever, interrupt])
+        except BaseExceptionGroup as group:
+            raised = group.subgroup(KeyboardInterrupt)
+    assert raised is not None
