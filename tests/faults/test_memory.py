@@ -15,6 +15,7 @@ from tests.fake.backend import CONFIGURE_MEM_SLOTS, FakeBackend
 from tests.faults.catalogue import DOWN, fault
 from tests.faults.harness import CONTENT, FOR_EVER, Front
 from vuserd.delivery.attached import AttachedMemory, ChangeLocks, MemoryTable
+from vuserd.device.session import SessionOptions
 from vuserd.errors import BackendBroken, BackendDown, BackendTimeout
 from vuserd.fs.filesystem import FileSystem
 
@@ -177,6 +178,47 @@ async def test_a_read_into_memory_that_never_ends(
     with trio.fail_after(FOR_EVER):
         await memory.detach()
     assert front.session.lost
+
+
+@pytest.mark.parametrize("seconds", [0.2, 2.5])
+async def test_a_detach_has_the_sessions_timeout_and_no_more(
+    backend: FakeBackend,
+    memory: AttachedMemory,
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+    seconds: float,
+) -> None:
+    backend.protocol_features |= CONFIGURE_MEM_SLOTS
+    async with backend.session(SessionOptions(timeout=seconds)) as session:
+        front = Front(backend, session, FileSystem(session, idle_nodes=10))
+        front.tell(Opcode.READ, None)
+        with pytest.raises(BackendTimeout):
+            await load(memory, front)
+        begun = trio.current_time()
+        await memory.detach()
+        assert trio.current_time() - begun == pytest.approx(seconds)
+        assert session.lost
+
+
+@fault(
+    "dies-with-a-read-into-memory",
+    done="the backend ends while a detach waits for a READ that it keeps",
+    must="The detach ends at once.",
+)
+async def test_death_while_a_detach_waits(
+    front: Front,
+    memory: AttachedMemory,
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+) -> None:
+    front.tell(Opcode.READ, None)
+    with pytest.raises(BackendTimeout):
+        await load(memory, front)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(memory.detach)
+        await trio.sleep(0.1)
+        begun = trio.current_time()
+        front.backend.die()
+    assert trio.current_time() == begun
+    await front.is_over()
 
 
 @fault(

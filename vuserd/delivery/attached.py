@@ -12,7 +12,7 @@ from memory.foreign import ForeignRegion, UnfitMemoryError
 from memory.guest import GuestRegion
 from vuserd.delivery.whole import deliver_whole
 from vuserd.device.session import Session
-from vuserd.errors import BackendDown, BackendError, CallError, ErrorCode, LossCause
+from vuserd.errors import BackendError, CallError, ErrorCode
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.openfile import OpenFile
 from vuserd.gather import gather
@@ -50,15 +50,13 @@ class _Placed:
         self.region = region
         self._memory = memory
         self._lent = 0
-        self._returned = trio.lowlevel.ParkingLot()
 
     def lend(self) -> None:
         self._lent += 1
 
     def reclaim(self) -> None:
         self._lent -= 1
-        if not self._lent:
-            self._returned.unpark_all()
+        self.session.returned()
 
     async def leave(self) -> bool:
         """Give the slot back, unless the memory is in use."""
@@ -70,12 +68,7 @@ class _Placed:
         It has the session's timeout for that and again for each change of memory, this one and
         those asked for before it. Over that it is lost, and all who wait here go on at once.
         """
-        deadline = trio.current_time() + self.session.timeout
-        while self._lent and not self.session.lost:
-            with trio.move_on_after(1):  # a lost backend returns nothing
-                await self._returned.park()
-            if self._lent and trio.current_time() >= deadline:
-                self.session.lose(BackendDown("the backend keeps a request", LossCause.SILENT))
+        await self.session.wait_returned(lambda: self._lent)
         if not self.session.lost:
             await self.session.remove_region(self.region)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple, Protocol
 
@@ -34,6 +34,7 @@ from vuserd.errors import (
     CallError,
     ErrorCode,
     FileError,
+    LossCause,
     VuserdError,
     os_reason,
 )
@@ -89,6 +90,8 @@ class Session:
         #: The one whose slot was used longest ago first.
         self._holders: dict[SlotHolder, None] = {}
         self._lost = trio.Event()
+        #: Who waits for what the device was lent.
+        self._lenders = trio.lowlevel.ParkingLot()
         self._reason: BackendError | None = None
 
     @property
@@ -165,6 +168,22 @@ class Session:
             self.lose(error)  # it may still be mapped
             raise
 
+    def returned(self) -> None:
+        """Let those look again who wait for what the device was lent: it returned some of it."""
+        self._lenders.unpark_all()
+
+    async def wait_returned(self, keeps: Callable[[], object]) -> None:
+        """Wait while the device ``keeps`` what it was lent; a lost backend returns nothing.
+
+        It has the session's timeout for that. Over that it is lost: what it keeps is memory that it
+        may write to at any time.
+        """
+        with trio.move_on_after(self.timeout):
+            while keeps() and not self.lost:
+                await self._lenders.park()
+        if keeps():
+            self.lose(BackendDown("the backend keeps a request", LossCause.SILENT))
+
     async def _change_memory(
         self, request: Request, payload: bytes, descriptors: Sequence[int] = ()
     ) -> None:
@@ -188,6 +207,7 @@ class Session:
             self._reason = reason
             self.channel.fail(reason)
             self.payloads.fail(reason)
+            self._lenders.unpark_all()
             self._lost.set()
 
     async def _watch_connection(self) -> None:
