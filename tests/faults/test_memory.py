@@ -1,5 +1,6 @@
 """Memory regions: a client's memory that the backend does not take, or does not let go."""
 
+import errno
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -11,20 +12,20 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from memory.foreign import ForeignRegion
 from protocol.fuse import Opcode
 from protocol.vhost_user import Request
-from tests.fake.backend import CONFIGURE_MEM_SLOTS, FakeBackend
+from tests.fake.backend import CONFIGURE_MEM_SLOTS, Answer, FakeBackend, File, FuseRequest
 from tests.faults.catalogue import DOWN, fault
-from tests.faults.harness import CONTENT, FOR_EVER, Front
+from tests.faults.harness import CONTENT, FOR_EVER, SECRET, Front
 from vuserd.delivery.attached import AttachedMemory, ChangeLocks, MemoryTable
 from vuserd.device.session import SessionOptions
-from vuserd.errors import BackendBroken, BackendDown, BackendTimeout
+from vuserd.errors import BackendBroken, BackendDown, BackendTimeout, FileError
 from vuserd.fs.filesystem import FileSystem
 
 SIZE = 1 << 16
 
 
-def memfd() -> int:
+def memfd(size: int = SIZE) -> int:
     descriptor = os.memfd_create("client", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(descriptor, SIZE)
+    os.ftruncate(descriptor, size)
     return descriptor
 
 
@@ -282,4 +283,106 @@ async def test_a_late_read_into_memory(
         front.backend.reply(request, answer)
     assert front.backend.messages[-1] is Request.REM_MEM_REG
     assert front.backend.regions == 1
+    await front.serves()
+
+
+async def load_secret(memory: AttachedMemory, front: Front, address: int = 0) -> None:
+    """Load another file, and see that it stands there when this is said."""
+    assert await memory.load(front.files, b"secret", address, 0, None) == len(SECRET)
+    assert os.pread(memory.region.fileno(), len(SECRET), address) == SECRET
+
+
+@fault(
+    "late-read-before-next-load",
+    done="the backend answers a READ into a client's memory after its caller's deadline, when the"
+    " client loads another file to the same place",
+    must="The next load waits for it, so that what it brought stands there when it is done. A load"
+    " to another place does not wait.",
+)
+async def test_a_late_read_is_not_written_over_the_next_load(
+    front: Front,
+    memory: AttachedMemory,
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+) -> None:
+    front.tell(Opcode.READ, None)
+    with pytest.raises(BackendTimeout):
+        await load(memory, front)
+    [late] = front.backend.named(Opcode.READ)
+    front.backend.answer = front.backend.serve_files
+    await load_secret(memory, front, address=len(CONTENT))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(load_secret, memory, front, len(CONTENT) - 1)
+        await wait_all_tasks_blocked()
+        assert len(front.backend.named(Opcode.READ)) == 2
+        front.backend.reply(late, Answer(CONTENT))
+    await memory.detach()
+    await front.serves()
+
+
+@fault(
+    "late-read-of-a-failed-load",
+    done="the backend fails one READ of a load, keeps another, and answers that when the client"
+    " loads another file to the same place",
+    must="The next load waits for it, so that what it brought stands there when it is done.",
+)
+async def test_a_late_read_of_a_load_that_failed(front: Front) -> None:
+    part = front.session.max_read
+    front.backend.files[b"two"] = File(bytes(2 * part))
+    memory = AttachedMemory(ForeignRegion(memfd(2 * part), 2 * part), ChangeLocks())
+
+    def fail_the_second(backend: FakeBackend, _: FuseRequest) -> Answer | None:
+        return Answer(error=errno.EIO) if len(backend.named(Opcode.READ)) == 2 else None
+
+    front.tell(Opcode.READ, fail_the_second)
+    with pytest.raises(FileError):
+        await memory.load(front.files, b"two", 0, 0, None)
+    late, _ = front.backend.named(Opcode.READ)
+    front.backend.answer = front.backend.serve_files
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(load_secret, memory, front)
+        await wait_all_tasks_blocked()
+        assert len(front.backend.named(Opcode.READ)) == 2
+        front.backend.reply(late, Answer(bytes(part)))
+    await memory.detach()
+    await front.serves()
+
+
+@fault(
+    "keeps-a-read-before-next-load",
+    done="the backend never answers a READ into a client's memory, and the client loads another"
+    " file to the same place",
+    must="As the memory may still be written to, the session is declared lost within another"
+    " deadline, and the load has BACKEND_DOWN.",
+)
+async def test_a_read_that_never_ends_before_the_next_load(
+    front: Front,
+    memory: AttachedMemory,
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+) -> None:
+    front.tell(Opcode.READ, None)
+    with pytest.raises(BackendTimeout):
+        await load(memory, front)
+    front.backend.answer = front.backend.serve_files
+    begun = trio.current_time()
+    with pytest.raises(BackendDown, match="keeps a request"):
+        await load_secret(memory, front)
+    assert trio.current_time() - begun == pytest.approx(front.session.timeout)
+    await memory.detach()
+    await front.is_over()
+
+
+async def test_a_read_that_another_backend_never_ends(
+    front: Front,
+    memory: AttachedMemory,
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+) -> None:
+    other = FakeBackend({b"Image": CONTENT})
+    other.protocol_features |= CONFIGURE_MEM_SLOTS
+    other.answer_to(Opcode.READ, None)
+    async with other.session() as session:
+        with pytest.raises(BackendTimeout):
+            await memory.load(FileSystem(session, idle_nodes=10), b"Image", 0, 0, None)
+        await load_secret(memory, front)
+        assert session.lost
+    await memory.detach()
     await front.serves()

@@ -48,15 +48,13 @@ class _Placed:
     def __init__(self, memory: "AttachedMemory", session: Session, region: GuestRegion) -> None:
         self.session = session
         self.region = region
+        #: What the device may write to now.
+        self.lent: set[_Window] = set()
         self._memory = memory
-        self._lent = 0
 
-    def lend(self) -> None:
-        self._lent += 1
-
-    def reclaim(self) -> None:
-        self._lent -= 1
-        self.session.returned()
+    def late(self, begin: int, end: int) -> list["_Window"]:
+        """Return what the device may still write to in a range, and no load waits for."""
+        return [window for window in self.lent if window.given_up and window.overlaps(begin, end)]
 
     async def leave(self) -> bool:
         """Give the slot back, unless the memory is in use."""
@@ -68,7 +66,7 @@ class _Placed:
         It has the session's timeout for that and again for each change of memory, this one and
         those asked for before it. Over that it is lost, and all who wait here go on at once.
         """
-        await self.session.wait_returned(lambda: self._lent)
+        await self.session.wait_returned(lambda: self.lent)
         if not self.session.lost:
             await self.session.remove_region(self.region)
 
@@ -78,8 +76,22 @@ class _Window:
 
     def __init__(self, placed: _Placed, offset: int, length: int) -> None:
         self.address = placed.region.guest_address(offset, length)
-        self.lend = placed.lend
-        self.reclaim = placed.reclaim
+        #: Whether its load has failed, and left it to the device.
+        self.given_up = False
+        self._placed = placed
+        self._begin = offset
+        self._end = offset + length
+
+    def overlaps(self, begin: int, end: int) -> bool:
+        """Tell whether it has bytes of a range of the memory."""
+        return self._begin < end and begin < self._end
+
+    def lend(self) -> None:
+        self._placed.lent.add(self)
+
+    def reclaim(self) -> None:
+        self._placed.lent.remove(self)
+        self._placed.session.returned()
 
 
 class AttachedMemory:
@@ -182,6 +194,7 @@ class AttachedMemory:
         if not wanted:
             return 0
         placed = await self._place(file.session)
+        await self._wait_for_late_reads(address, address + wanted)
         part = file.max_read
         parts = iter(range(0, wanted, part))
         ends = [wanted]
@@ -190,13 +203,26 @@ class AttachedMemory:
             for begin in at:
                 size = min(part, wanted - begin)
                 window = _Window(placed, address + begin, size)
-                got = await file.read_into(window, offset + begin, size)
+                try:
+                    got = await file.read_into(window, offset + begin, size)
+                except BaseException:
+                    window.given_up = True
+                    raise
                 if got < size:
                     ends.append(begin + got)
 
         count = min(_WINDOW, -(-wanted // part))
         await gather([functools.partial(load_parts, parts)] * count)
         return min(ends)
+
+    async def _wait_for_late_reads(self, begin: int, end: int) -> None:
+        """Wait until no READ of a load that failed can write to a range any more.
+
+        It would do so over what the next load is about to say stands there. Of each backend it is
+        awaited as in :meth:`_Placed.removed`.
+        """
+        for placed in list(self._placed):
+            await placed.session.wait_returned(functools.partial(placed.late, begin, end))
 
     async def _place(self, session: Session) -> _Placed:
         """Let the session's backend map the memory, the first time that it is loaded from there."""
