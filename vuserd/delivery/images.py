@@ -102,6 +102,10 @@ class ImageStore:
         try:
             await making.done.wait()
         except trio.Cancelled:
+            if making.done.is_set():  # between the cancellation and this
+                if making.image is not None:
+                    making.image.give_back()
+                raise
             making.waiting -= 1
             if making.waiting == 0:
                 self._forget(making)  # nobody wants it any more
