@@ -1,19 +1,99 @@
-"""Images and those who wait for them: who holds one, and who ends a holding."""
+"""Images: what they may take of the machine, who holds one, and who ends a holding."""
 
+import errno
 import os
+import struct
+from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from protocol.fuse import Opcode
+from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
 from vuserd.config.model import ExportConfig
-from vuserd.delivery.image import SealedImage
+from vuserd.delivery import image as image_module
+from vuserd.delivery.image import SealedImage, make_image
 from vuserd.delivery.images import ImageStore
 from vuserd.errors import ConfigurationError, FileError
 from vuserd.fs.export import Export
+from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.version import Version
 
 VERSION = Version(ino=1, size=4, mtime_ns=0, ctime_ns=0)
+
+
+def taken_by_images() -> int:
+    """Return the bytes of all images that this process has open."""
+    held = 0
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            if "vuserd-image" in os.readlink(link):
+                held += link.stat().st_blocks * 512
+        except FileNotFoundError:  # the descriptor of the listing itself
+            continue
+    return held
+
+
+async def test_images_made_at_once_leave_the_machine_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = 4 << 20
+    available = image_module._RESERVE + 6 * size // 4
+    monkeypatch.setattr(image_module, "_STEP", size // 4)
+    monkeypatch.setattr(image_module, "_available_memory", lambda: available - taken_by_images())
+    backend = FakeBackend({b"a": bytes(size), b"b": bytes(size)})
+    images: list[SealedImage] = []
+    refused: list[FileError] = []
+
+    async def take(files: FileSystem, name: bytes) -> None:
+        async with files.opened(name) as file:
+            try:
+                images.append(await make_image(file))
+            except FileError as error:
+                refused.append(error)
+
+    async with backend.session() as session, trio.open_nursery() as nursery:
+        files = FileSystem(session, idle_nodes=10)
+        nursery.start_soon(take, files, b"a")
+        nursery.start_soon(take, files, b"b")
+    assert [error.code for error in refused] == ["ENOMEM"]
+    assert [image.size for image in images] == [size]
+    assert taken_by_images() == size
+    images[0].give_back()
+
+
+async def test_a_small_image_is_refused_like_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_module, "_available_memory", lambda: image_module._RESERVE)
+    backend = FakeBackend({b"Image": b"kernel", b"version": File()})
+    async with backend.session() as session:
+        async with FileSystem(session, idle_nodes=10).opened(b"Image") as file:
+            with pytest.raises(FileError, match="6 bytes of an image do not fit") as refused:
+                await make_image(file)
+            assert refused.value.number == errno.ENOMEM
+        async with FileSystem(session, idle_nodes=10).opened(b"version") as file:
+            image = await make_image(file)  # an empty one takes nothing
+    image.give_back()
+
+
+async def test_a_file_of_unknown_size_that_does_not_end() -> None:
+    most = image_module._MOST_UNKNOWN
+    backend = FakeBackend({b"zeros": File()})
+
+    def read(request: FuseRequest) -> Answer:
+        _, offset, size = struct.unpack_from("=QQI", request.body)
+        assert offset <= most
+        return Answer(bytes(size))
+
+    backend.answer_to(Opcode.READ, read)
+    async with (
+        backend.session() as session,
+        FileSystem(session, idle_nodes=10).opened(b"zeros") as file,
+    ):
+        with pytest.raises(FileError, match="does not end") as refused:
+            await make_image(file)
+        assert refused.value.code == "EFBIG"
+    assert taken_by_images() == 0
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -1,5 +1,6 @@
 """A file as a sealed memfd: filled once, then the same for everybody and for ever."""
 
+import errno
 import fcntl
 import functools
 import os
@@ -22,6 +23,8 @@ _WINDOW: Final = 4
 _STEP: Final = 16 << 20
 #: Memory that is left to the machine when an image is allocated, in bytes.
 _RESERVE: Final = 64 << 20
+#: Bytes of a file whose size is not known: far more than those of procfs have.
+_MOST_UNKNOWN: Final = 64 << 20
 
 
 class SealedImage:
@@ -59,12 +62,12 @@ async def make_image(file: OpenFile) -> SealedImage:
     Pages are allocated before they are written, so a full machine is an error and no signal.
 
     Raises:
-        FileError: ENOMEM, ENOSPC, EMFILE of this machine's, or what the backend says.
+        FileError: ENOMEM, ENOSPC, EMFILE of this machine's, EFBIG for a file of unknown size that
+            does not end, or what the backend says.
 
     """
     descriptor = -1
     try:
-        _require_memory(file.size)
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         descriptor = os.memfd_create("vuserd-image", flags)
         await _allocate(descriptor, file.size)
@@ -84,8 +87,9 @@ async def make_image(file: OpenFile) -> SealedImage:
 
 
 async def _allocate(descriptor: int, size: int) -> None:
-    """Allocate the pages, some at a time: others are served meanwhile."""
+    """Allocate the pages, some at a time: others are served meanwhile, and allocate theirs."""
     for offset in range(0, size, _STEP):
+        _require_memory(size - offset)
         os.posix_fallocate(descriptor, offset, min(_STEP, size - offset))
         await trio.lowlevel.checkpoint()
 
@@ -112,11 +116,19 @@ async def _fill(file: OpenFile, descriptor: int) -> int:
 
 
 async def _fill_to_the_end(file: OpenFile, descriptor: int) -> int:
-    """Read a file whose size of 0 may be untrue, until a READ comes back short."""
+    """Read a file whose size of 0 may be untrue, until a READ comes back short.
+
+    Raises:
+        FileError: EFBIG: none does.
+
+    """
     end = 0
     with given_back(await file.session.payloads.take(1, file)) as buffers:
         while True:
             got = await file.read_into(buffers[0], end, file.max_read)
+            if end + got > _MOST_UNKNOWN:
+                raise FileError(errno.EFBIG, "a file of unknown size that does not end")
+            _require_memory(got)
             _write(descriptor, buffers[0].view[:got], end)
             end += got
             if got < file.max_read:
@@ -133,12 +145,16 @@ def _write(descriptor: int, view: memoryview, offset: int) -> None:
 
 def _require_memory(size: int) -> None:
     """Refuse what the machine cannot hold: shared memory has no other limit than the OOM killer."""
-    if size <= _RESERVE:
-        return
-    with open("/proc/meminfo", "rb") as file:
-        fields = dict(line.split(b":") for line in file)
-    available = int(fields[b"MemAvailable"].split()[0]) * 1024
+    available = _available_memory()
     if size + _RESERVE > available:
         raise FileError(
-            12, f"an image of {size} bytes does not fit into the {available} bytes of free memory"
+            errno.ENOMEM,
+            f"{size} bytes of an image do not fit into the {available} bytes of free memory",
         )
+
+
+def _available_memory() -> int:
+    """Return the bytes that can be had without swapping: see proc_meminfo(5)."""
+    with open("/proc/meminfo", "rb", buffering=0) as file:
+        fields = file.read(4096)
+    return int(fields.partition(b"MemAvailable:")[2].split(maxsplit=1)[0]) * 1024
