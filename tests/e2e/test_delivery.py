@@ -1,8 +1,10 @@
 """Every way of taking a file gives the host's bytes, at every size where something is cut."""
 
+import contextlib
 import mmap
 import os
 import random
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -10,7 +12,7 @@ from typing import Final
 import pytest
 
 from tests.e2e.rounds import LONG
-from tests.e2e.ways import ADDRESS, READ_MAX, WAYS, Served
+from tests.e2e.ways import ADDRESS, READ_MAX, WAYS, Served, by_fetch, by_load, by_read
 from tests.running import RunningDaemon
 from vuserd.client import Client, TrioClient
 from vuserd.client.errors import RemoteError
@@ -54,6 +56,28 @@ def test_the_bytes_are_the_hosts(
     served: Served, files: Path, way: Callable[[Served, str], bytes], size: int
 ) -> None:
     assert way(served, str(size)) == (files / str(size)).read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="no sandbox but root's is to be had in procfs")
+@pytest.mark.parametrize("way", [by_read, by_fetch, by_load], ids=lambda way: way.__name__)
+def test_a_file_of_procfs_is_the_hosts(
+    virtiofsd: str, tmp_path: Path, way: Callable[[Served, str], bytes]
+) -> None:
+    """Its size is 0, and it has more than the page that procfs gives at once."""
+    names = [b"@%s-%03d" % (os.urandom(8).hex().encode(), number) for number in range(300)]
+    folder, socket_path = Path(f"/proc/{os.getpid()}/net"), tmp_path / "s"
+    with (
+        contextlib.ExitStack() as stack,
+        RunningDaemon({"files": folder}, socket_path, virtiofsd),
+        Client.connect(str(socket_path)) as client,
+    ):
+        for name in names:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.bind(b"\0" + name[1:])
+        assert client.stat("files", "unix").size == 0
+        lines = way(Served(client, str(socket_path)), "unix").splitlines()
+    assert lines[0].startswith(b"Num ")
+    assert {line.split()[-1] for line in lines} >= set(names)
 
 
 async def test_the_trio_client_gives_the_same(served: Served, files: Path) -> None:

@@ -47,6 +47,8 @@ class File(NamedTuple):
     mode: int = stat.S_IFREG | 0o644
     mtime: int = 1_000_000_000
     ctime: int = 1_000_000_000
+    #: As in procfs: its size is said to be 0, and a READ brings at most so many bytes.
+    most: int | None = None
 
 
 class FakeFiles:
@@ -95,8 +97,9 @@ class FakeFiles:
                 return Answer(struct.pack("=QII", self._handles, 0, 0))
             case Opcode.READ:
                 _, offset, size = struct.unpack_from("=QQI", request.body)
-                content = self.files[names[request.node - 2]].content
-                return Answer(content[offset : offset + size])
+                file = self.files[names[request.node - 2]]
+                size = min(size, file.most or size)
+                return Answer(file.content[offset : offset + size])
             case Opcode.READLINK:
                 return Answer(self.files[names[request.node - 2]].content)
             case Opcode.READDIR | Opcode.READDIRPLUS:
@@ -137,7 +140,8 @@ class FakeFiles:
         if node != ROOT:
             file = list(self.files.values())[node - 2]
         times = struct.pack("=QQQ", file.mtime, file.mtime, file.ctime)
-        size = struct.pack("=QQQ", node + 1000, len(file.content), 8)
+        length = len(file.content) if file.most is None else 0
+        size = struct.pack("=QQQ", node + 1000, length, 8)
         return size + times + struct.pack("=IIIIIIIIII", 0, 0, 0, file.mode, 1, 0, 0, 0, 4096, 0)
 
     def entry(self, node: int) -> bytes:

@@ -9,7 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from memory.foreign import ForeignRegion
 from protocol.fuse import Opcode
-from tests.fake.backend import CONFIGURE_MEM_SLOTS, FakeBackend
+from tests.fake.backend import CONFIGURE_MEM_SLOTS, FakeBackend, File
 from vuserd.delivery.attached import AttachedMemory, ChangeLocks, MemoryTable
 from vuserd.device.session import Session
 from vuserd.errors import CallError, ErrorCode
@@ -189,3 +189,44 @@ async def test_a_file_that_does_not_fit_is_not_loaded(session: Session) -> None:
     assert await memory.load(files, b"Image", SIZE - room, 0, room) == room
     assert await memory.load(files, b"Image", 0, len(CONTENT), None) == 0
     await table.close()
+
+
+async def test_a_file_of_untrue_size_is_loaded_to_its_end(
+    backend: FakeBackend, session: Session
+) -> None:
+    """As in procfs: the size is 0, the content is not, and READs are short before its end."""
+    content = bytes(range(250)) * 10_000
+    backend.files[b"crypto"] = File(content, most=4001)
+    room = len(content) + -len(content) % SIZE
+    memory = AttachedMemory(ForeignRegion(memfd(room), room), ChangeLocks())
+    files = FileSystem(session, 10)
+    for address, offset, length in (
+        (0, 0, None),
+        (room - len(content), 0, None),  # it just fits
+        (room - len(content) + 5, 0, len(content) - 5),  # so does the part that is wanted
+        (0, 0, 1 << 30),
+        (0, 7, 1_500_000),
+        (0, len(content) - 3, None),
+        (room, len(content), None),
+        (room, 0, 0),
+    ):
+        wanted = content[offset:] if length is None else content[offset : offset + length]
+        os.pwrite(memory.region.fileno(), bytes(room), 0)
+        assert await memory.load(files, b"crypto", address, offset, length) == len(wanted)
+        assert os.pread(memory.region.fileno(), room, 0).strip(b"\0") == wanted.strip(b"\0")
+        assert os.pread(memory.region.fileno(), len(wanted), address) == wanted
+    for address, length in ((room - len(content) + 1, None), (room - 9, 10), (room + 1, None)):
+        with pytest.raises(CallError, match="does not fit") as refused:
+            await memory.load(files, b"crypto", address, 0, length)
+        assert refused.value.code == ErrorCode.TOO_LARGE
+        assert refused.value.fields == {"room": max(room - address, 0)}
+    await memory.detach()
+    assert session.payloads.taken == 0
+
+
+async def test_an_empty_file_takes_no_slot(
+    backend: FakeBackend, memories: list[AttachedMemory], session: Session
+) -> None:
+    backend.files[b"empty"] = File()
+    assert await memories[0].load(FileSystem(session, 10), b"empty", 0, 0, None) == 0
+    assert session.regions == 1

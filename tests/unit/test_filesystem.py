@@ -64,19 +64,19 @@ async def test_handles_are_released(files: FileSystem, backend: FakeBackend) -> 
     assert backend.open_handles == set()
 
 
+@pytest.mark.parametrize("most", [4001, 1 << 20])
 async def test_a_file_of_untrue_size_is_read_to_its_end(
-    files: FileSystem, backend: FakeBackend
+    files: FileSystem, backend: FakeBackend, session: Session, most: int
 ) -> None:
-    """As in procfs: the size is 0, the content is not."""
-
-    def answer(request: FuseRequest) -> Answer | None:
-        if request.opcode is Opcode.READ:
-            return Answer(b"Linux version 6\n")
-        return backend.serve_files(request)
-
-    backend.files[b"version"] = File()
-    backend.answer = answer
-    assert taken(await read_inline(files, b"version", 0, 1 << 20)) == b"Linux version 6\n"
+    """As in procfs: the size is 0, the content is not, and READs are short before its end."""
+    backend.files[b"crypto"] = File(CONTENT, most=most)
+    assert taken(await read_inline(files, b"crypto", 0, 8 << 20)) == CONTENT
+    assert taken(await read_inline(files, b"crypto", 7, 2_000_000)) == CONTENT[7:2_000_007]
+    assert taken(await read_inline(files, b"crypto", 0, len(CONTENT))) == CONTENT
+    assert taken(await read_inline(files, b"crypto", len(CONTENT) - 3, 10)) == CONTENT[-3:]
+    assert taken(await read_inline(files, b"crypto", len(CONTENT), 10)) == b""
+    assert taken(await read_inline(files, b"crypto", 5, 0)) == b""
+    assert session.payloads.taken == 0
 
 
 async def test_lookup_counts_are_exact(files: FileSystem, backend: FakeBackend) -> None:

@@ -76,6 +76,20 @@ async def test_a_small_image_is_refused_like_a_large_one(monkeypatch: pytest.Mon
     image.give_back()
 
 
+async def test_a_file_of_unknown_size_is_copied_to_its_end() -> None:
+    content = bytes(range(250)) * 10_000
+    backend = FakeBackend({b"crypto": File(content, most=4001)})
+    async with (
+        backend.session() as session,
+        FileSystem(session, idle_nodes=10).opened(b"crypto") as file,
+    ):
+        image = await make_image(file)
+    copy = image.reopen()
+    assert os.pread(copy, len(content) + 1, 0) == content
+    os.close(copy)
+    image.give_back()
+
+
 async def test_a_file_of_unknown_size_that_does_not_end() -> None:
     most = image_module._MOST_UNKNOWN
     backend = FakeBackend({b"zeros": File()})

@@ -10,7 +10,9 @@ import trio
 
 from memory.foreign import ForeignRegion, UnfitMemoryError
 from memory.guest import GuestRegion
+from protocol.fuse import PAGE_SIZE
 from vuserd.delivery.whole import deliver_whole
+from vuserd.device.payloads import given_back
 from vuserd.device.session import Session
 from vuserd.errors import BackendError, CallError, ErrorCode
 from vuserd.fs.filesystem import FileSystem
@@ -51,6 +53,16 @@ class _Placed:
         #: What the device may write to now.
         self.lent: set[_Window] = set()
         self._memory = memory
+
+    @contextlib.contextmanager
+    def window(self, offset: int, length: int) -> "Iterator[_Window]":
+        """Give a place for one READ at a time; whoever leaves with an exception wants no more."""
+        window = _Window(self, offset, length)
+        try:
+            yield window
+        except BaseException:
+            window.given_up = True
+            raise
 
     def late(self, begin: int, end: int) -> list["_Window"]:
         """Return what the device may still write to in a range, and no load waits for."""
@@ -181,6 +193,8 @@ class AttachedMemory:
     async def _load_version(
         self, file: OpenFile, address: int, offset: int, length: int | None
     ) -> int:
+        if not file.size:
+            return await self._load_to_the_end(file, address, offset, length)
         there = max(file.size - offset, 0)
         wanted = there if length is None else min(length, there)
         room = self.region.size - address
@@ -202,18 +216,38 @@ class AttachedMemory:
         async def load_parts(at: Iterator[int]) -> None:
             for begin in at:
                 size = min(part, wanted - begin)
-                window = _Window(placed, address + begin, size)
-                try:
+                with placed.window(address + begin, size) as window:
                     got = await file.read_into(window, offset + begin, size)
-                except BaseException:
-                    window.given_up = True
-                    raise
                 if got < size:
                     ends.append(begin + got)
 
         count = min(_WINDOW, -(-wanted // part))
         await gather([functools.partial(load_parts, parts)] * count)
         return min(ends)
+
+    async def _load_to_the_end(
+        self, file: OpenFile, address: int, offset: int, length: int | None
+    ) -> int:
+        """Load a file whose size of 0 may be untrue, one READ after the other."""
+        room = max(self.region.size - address, 0)
+        wanted = room if length is None else min(length, room)
+        if length == 0 or not await _goes_on(file, offset):
+            return 0
+        placed = await self._place(file.session)
+        for begin in range(0, wanted, file.max_read):
+            size = min(file.max_read, wanted - begin)
+            await self._wait_for_late_reads(address + begin, address + begin + size)
+            with placed.window(address + begin, size) as window:
+                got = await file.read_on_into(window, offset + begin, size)
+            if got < size:
+                return begin + got
+        if wanted != length and await _goes_on(file, offset + wanted):
+            raise CallError(
+                ErrorCode.TOO_LARGE,
+                f"the file does not fit: the memory ends {room} bytes after {address}",
+                room=room,
+            )
+        return wanted
 
     async def _wait_for_late_reads(self, begin: int, end: int) -> None:
         """Wait until no READ of a load that failed can write to a range any more.
@@ -253,6 +287,12 @@ class AttachedMemory:
             ):
                 await placed.removed()
         return True
+
+
+async def _goes_on(file: OpenFile, offset: int) -> bool:
+    """Tell whether a file whose size is not known has bytes from an offset on."""
+    with given_back(await file.session.payloads.take(1, file)) as buffers:
+        return await file.read_into(buffers[0], offset, PAGE_SIZE) > 0
 
 
 class MemoryTable:

@@ -116,16 +116,16 @@ async def _fill(file: OpenFile, descriptor: int) -> int:
 
 
 async def _fill_to_the_end(file: OpenFile, descriptor: int) -> int:
-    """Read a file whose size of 0 may be untrue, until a READ comes back short.
+    """Read a file whose size of 0 may be untrue.
 
     Raises:
-        FileError: EFBIG: none does.
+        FileError: EFBIG: it does not end.
 
     """
     end = 0
     with given_back(await file.session.payloads.take(1, file)) as buffers:
         while True:
-            got = await file.read_into(buffers[0], end, file.max_read)
+            got = await file.read_on_into(buffers[0], end, file.max_read)
             if end + got > _MOST_UNKNOWN:
                 raise FileError(errno.EFBIG, "a file of unknown size that does not end")
             _require_memory(got)

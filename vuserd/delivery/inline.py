@@ -44,13 +44,15 @@ async def read_inline(filesystem: FileSystem, path: bytes, offset: int, length: 
 async def _read_parts(file: OpenFile, offset: int, length: int) -> FileContent:
     """Read as many parts at once as it takes, each into a buffer of its own."""
     part = file.max_read
-    # A size of 0 can be untrue: one READ tells.
-    wanted = min(length, max(file.size - offset, 0) if file.size else part)
+    # A size of 0 can be untrue: READs tell.
+    wanted = min(length, max(file.size - offset, 0)) if file.size else length
     if wanted == 0:
         return FileContent([], [])
     # Asking beyond the end, where the caller does, lets a short answer show that it is there.
     sizes = [min(part, length - at) for at in range(0, wanted, part)]
     with given_back(await file.session.payloads.take(len(sizes), file)) as buffers:
+        if not file.size:
+            return await _read_to_the_end(file, offset, buffers, sizes)
         lengths = await file.read_all_into(
             [
                 (buffer, offset + index * part, size)
@@ -65,3 +67,17 @@ async def _read_parts(file: OpenFile, offset: int, length: int) -> FileContent:
         content = FileContent(buffers[:], lengths)
         buffers.clear()
         return content
+
+
+async def _read_to_the_end(
+    file: OpenFile, offset: int, buffers: list[Buffer], sizes: list[int]
+) -> FileContent:
+    """Read a file whose size is not known; take those of the buffers that it needs."""
+    lengths: list[int] = []
+    for buffer, size in zip(buffers, sizes, strict=True):
+        lengths.append(await file.read_on_into(buffer, offset + sum(lengths), size))
+        if lengths[-1] < size:
+            break
+    content = FileContent(buffers[: len(lengths)], lengths)
+    del buffers[: len(lengths)]
+    return content

@@ -34,6 +34,15 @@ class Target(Protocol):
         """Take note that the device is done with it."""
 
 
+class Rest:
+    """What is left of a target behind its first ``begin`` bytes."""
+
+    def __init__(self, target: Target, begin: int) -> None:
+        self.address = target.address + begin
+        self.lend = target.lend
+        self.reclaim = target.reclaim
+
+
 class InFlight:
     """A request that the device has, or will have when a slot is free."""
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from protocol import MalformedError, fuse
 from protocol.fuse import FileHandle, NodeId
-from vuserd.device.request import Target
+from vuserd.device.request import Rest, Target
 from vuserd.device.session import Session
 from vuserd.fs.version import Version
 
@@ -38,11 +38,29 @@ class OpenFile:
         """Have the backend write ``length`` bytes at ``offset`` into ``target``.
 
         Returns:
-            How many it wrote: fewer where the file ends.
+            How many it wrote: fewer where the file ends, and perhaps before in one of procfs.
 
         """
         request = fuse.read(self._node, self._handle, offset, length)
         return await self.session.channel.call_into(request, target)
+
+    async def read_on_into(self, target: Target, offset: int, length: int) -> int:
+        """Do :meth:`read_into` again and again, until all is there or one brings nothing.
+
+        That alone is the end of a file whose size is not known: procfs gives read(2) the lines that
+        are whole in a page, and a backend may hand that on.
+
+        Returns:
+            How many bytes there are: fewer where the file ends.
+
+        """
+        end = 0
+        while end < length:
+            got = await self.read_into(Rest(target, end), offset + end, length - end)
+            if not got:
+                break
+            end += got
+        return end
 
     async def read_all_into(self, parts: Sequence[tuple[Target, int, int]]) -> list[int]:
         """Do :meth:`read_into` for several (target, offset, length) at once."""
