@@ -1,5 +1,6 @@
 """A memfd that somebody else made: checked, for the backend to map, never mapped here."""
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -7,6 +8,8 @@ from typing import Final
 
 #: No new writable mapping (Linux 5.1); Python 3.11 has no name for it.
 _F_SEAL_FUTURE_WRITE: Final = 0x10
+#: Its length and its seals are what they are from here on.
+_SEALED: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 class UnfitMemoryError(Exception):
@@ -15,6 +18,9 @@ class UnfitMemoryError(Exception):
 
 class ForeignRegion:
     """A client's memfd, sealed against shrinking so that nobody's access to it can fault.
+
+    It is sealed against further seals, too: a backend that is told to map memory which was sealed
+    against writing meanwhile ends, and so does the next one that the load is repeated with.
 
     Takes over the descriptor, also when it raises.
 
@@ -54,6 +60,9 @@ class ForeignRegion:
 
 
 def _check(descriptor: int, size: int) -> None:
+    # Sealed before it is looked at: whoever else has it could add seals in between.
+    with contextlib.suppress(OSError):  # sealed already, or none that can be
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALED)
     try:
         seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
     except OSError as error:
@@ -62,14 +71,11 @@ def _check(descriptor: int, size: int) -> None:
         raise UnfitMemoryError("the memfd is not open for reading and writing")
     if seals & (fcntl.F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE):
         raise UnfitMemoryError("the memfd is sealed against writing")
-    if not seals & fcntl.F_SEAL_SHRINK:
-        try:
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        except OSError as error:
-            raise UnfitMemoryError(
-                "the memfd can be cut under its users, and cannot be sealed against that:"
-                " make it with MFD_ALLOW_SEALING"
-            ) from error
+    if seals & _SEALED != _SEALED:
+        raise UnfitMemoryError(
+            "the memfd can be cut under its users, and cannot be sealed against that:"
+            " make it with MFD_ALLOW_SEALING"
+        )
     status = os.fstat(descriptor)
     page = max(mmap.PAGESIZE, status.st_blksize)  # with MFD_HUGETLB the huge page
     if size <= 0 or size % page:

@@ -1,6 +1,7 @@
 """Memory that a client made: what is taken, what refused, and that no descriptor leaks."""
 
 import fcntl
+import mmap
 import os
 from collections.abc import Callable, Iterator
 
@@ -9,6 +10,7 @@ import pytest
 from memory.foreign import ForeignRegion, UnfitMemoryError
 
 SIZE = 1 << 20
+FUTURE_WRITE = 0x10
 
 
 def memfd(flags: int = os.MFD_ALLOW_SEALING, size: int = SIZE, seals: int = 0) -> int:
@@ -40,16 +42,36 @@ def _no_descriptor_is_lost() -> Iterator[None]:
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_memfd_is_sealed_against_shrinking() -> None:
-    descriptor = memfd()
-    region = ForeignRegion(descriptor, SIZE)
-    assert fcntl.fcntl(region.fileno(), fcntl.F_GET_SEALS) == fcntl.F_SEAL_SHRINK
+@pytest.mark.parametrize("before", [0, fcntl.F_SEAL_SHRINK])
+def test_a_memfd_is_sealed_against_shrinking_for_good(before: int) -> None:
+    region = ForeignRegion(memfd(seals=before), SIZE)
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    assert fcntl.fcntl(region.fileno(), fcntl.F_GET_SEALS) == seals
     with pytest.raises(PermissionError):
         os.ftruncate(region.fileno(), 0)
     os.ftruncate(region.fileno(), 2 * SIZE)  # growing harms nobody
     region.close()
     region.close()
     assert region.fileno() == -1
+
+
+@pytest.mark.parametrize("seal", [fcntl.F_SEAL_WRITE, FUTURE_WRITE])
+def test_nobody_seals_it_against_the_backend_later(seal: int) -> None:
+    """A backend that then has to map it could not, and ends."""
+    descriptor = memfd()
+    region = ForeignRegion(os.dup(descriptor), SIZE)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seal)
+    mmap.mmap(descriptor, SIZE).close()
+    region.close()
+    os.close(descriptor)
+
+
+def test_memory_is_attached_again_with_the_seals_that_it_has() -> None:
+    descriptor = memfd()
+    for _ in range(2):
+        ForeignRegion(os.dup(descriptor), SIZE).close()
+    os.close(descriptor)
 
 
 def test_a_part_of_a_memfd_is_enough() -> None:
@@ -83,7 +105,7 @@ def test_memory_is_known_by_its_inode() -> None:
         (lambda: os.open("/dev/null", os.O_RDWR), SIZE, "no memfd"),
         (read_only, SIZE, "not open for reading and writing"),
         (lambda: memfd(seals=fcntl.F_SEAL_WRITE), SIZE, "sealed against writing"),
-        (lambda: memfd(seals=0x10), SIZE, "sealed against writing"),
+        (lambda: memfd(seals=FUTURE_WRITE), SIZE, "sealed against writing"),
         (lambda: memfd(flags=0), SIZE, "cannot be sealed"),
         (lambda: memfd(seals=fcntl.F_SEAL_SEAL), SIZE, "cannot be sealed"),
         (memfd, SIZE + 4096, "the memfd has 1048576 bytes"),

@@ -259,8 +259,8 @@ class TrioClient:
         """Lend memory to the daemon, to load files into: a memfd of yours, or a new one.
 
         Yours has to be open for reading and writing and stays yours; the daemon seals it against
-        shrinking, for as long as it exists. ``size`` is in bytes, of whole pages; by default all of
-        your memfd.
+        shrinking and further seals, for as long as it exists. ``size`` is in bytes, of whole pages;
+        by default all of your memfd.
         """
         memory = SharedMemory(memfd, size)
         try:
