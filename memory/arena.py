@@ -58,6 +58,7 @@ class Buffer:
     def reclaim(self) -> None:
         """Take it back from the device: the used ring returned it, or the backend is gone."""
         if self.state is BufferState.QUARANTINED:
+            self._pool.quarantined -= 1
             self._pool.put(self)
         else:
             self._move(BufferState.LENT, BufferState.OWNED)
@@ -67,6 +68,7 @@ class Buffer:
         if self.state is BufferState.LENT:
             self.state = BufferState.QUARANTINED
             self.owner = None
+            self._pool.quarantined += 1
         elif self.state is BufferState.OWNED:
             self._pool.put(self)
         else:
@@ -97,6 +99,8 @@ class Pool:
             raise ValueError(f"{len(view)} bytes of a region of {placed.region.size}")
         self.buffer_size = size
         self.count = count
+        #: How many buffers the device has that nobody owns any more.
+        self.quarantined = 0
         self._closed = False
         #: Called whenever a buffer becomes free; whoever waits for one looks again.
         self.on_free: Callable[[], None] | None = None

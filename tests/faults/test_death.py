@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from protocol.fuse import Opcode
 from protocol.vhost_user import Request
 from protocol.virtio_fs import HIPRIO_QUEUE, REQUEST_QUEUE
-from tests.fake.backend import FakeBackend
+from tests.fake.backend import FakeBackend, File
 from tests.fake.files import FuseRequest
 from tests.faults.catalogue import DOWN, TIMED_OUT, fault
 from tests.faults.harness import (
@@ -25,9 +25,11 @@ from tests.faults.harness import (
     stat_root,
     statfs,
 )
+from vuserd.delivery.inline import read_inline
 from vuserd.device.layout import IN_FLIGHT
+from vuserd.device.payloads import given_back
 from vuserd.device.session import SessionOptions
-from vuserd.errors import BackendDown, BackendTimeout
+from vuserd.errors import BackendDown, BackendTimeout, LossCause
 from vuserd.fs.filesystem import FileSystem
 
 HANDSHAKE = [
@@ -251,6 +253,86 @@ async def test_silence_on_the_hiprio_queue(
         "the backend takes nothing from its hiprio queue any more"
     )
     await front.is_over()
+
+
+@pytest.mark.parametrize("given_up", [False, True], ids=["awaited", "given up"])
+@fault(
+    "keeps-bulk",
+    done="the backend never answers as many READs of 1 MiB as it is given at once, and all else",
+    must="Their callers have TIMEOUT; READs of 1 MiB that come later have their turn once the"
+    " deadline of those is over, also where the callers gave up before.",
+)
+async def test_bulk_that_is_kept_holds_up_others_for_its_time_only(
+    front: Front,
+    given_up: bool,
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+) -> None:
+    front.backend.files[b"large"] = File(CONTENT * 256)
+    front.tell(Opcode.READ, None)
+
+    async def call() -> None:
+        with trio.move_on_after(1 if given_up else FOR_EVER), pytest.raises(BackendTimeout):
+            await read(front.files, b"large")
+
+    begun = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        kept = front.backend.named(Opcode.READ)
+        assert len(kept) == 4
+        front.backend.answer = front.backend.serve_files
+        await trio.sleep(5)
+        assert await read(front.files, b"large") == CONTENT * 256
+    assert 10 <= trio.current_time() - begun < 10.05
+    assert await read(front.files, b"large") == CONTENT * 256
+    for request in kept:
+        late = front.backend.serve_files(request)
+        assert late is not None
+        front.backend.reply(request, late)
+    await wait_all_tasks_blocked()
+    await front.serves()
+
+
+@fault(
+    "keeps-payloads",
+    done="the backend never answers as many small READs as there are payload buffers, and all else",
+    must="Who waits for a buffer has TIMEOUT at the deadline, and the session is declared lost.",
+)
+async def test_payloads_that_are_kept(
+    front: Front,
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+) -> None:
+    front.tell(Opcode.READ, None)
+
+    async def call() -> None:
+        with trio.move_on_after(1):
+            await read_inline(front.files, b"Image", 0, 4096)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(SessionOptions().payloads):
+            nursery.start_soon(call)
+    front.backend.answer = front.backend.serve_files
+    begun = trio.current_time()
+    with pytest.raises(BackendTimeout, match="too few payload buffers were free for 10 s"):
+        await read(front.files)
+    assert 10 <= trio.current_time() - begun < 10.05
+    reason = await front.session.wait_lost()
+    assert str(reason) == "the backend keeps 32 of 32 payload buffers"
+    assert reason.cause is LossCause.SILENT
+    await front.is_over()
+
+
+async def test_payloads_that_others_use_are_waited_for_in_vain_once(
+    front: Front,
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+) -> None:
+    """The backend is innocent of that."""
+    with given_back(await front.session.payloads.take(SessionOptions().payloads, None)):
+        with pytest.raises(BackendTimeout):
+            await read(front.files)
+        assert not front.session.lost
+    await front.serves()
 
 
 @fault(

@@ -267,6 +267,7 @@ class RingAndArena(RuleBasedStateMachine):
             assert (buffer.owner is self) is (state is not BufferState.QUARANTINED)
         if self.shared is not None:
             assert self.ring.pool.available == self.buffers - len(self.states)
+            assert self.ring.pool.quarantined == len(self.in_state(BufferState.QUARANTINED))
 
     @invariant()
     def no_buffer_is_free_while_the_device_has_it(self) -> None:

@@ -38,7 +38,7 @@ Reply = TypeVar("Reply")
 
 _HEADER: Final = fuse.OUT_HEADER_SIZE
 
-#: Bulk requests that are in the backend at once.
+#: Bulk requests that are in the backend at once, without those that it keeps for too long.
 _BULK_IN_FLIGHT: Final = 4
 
 
@@ -67,11 +67,12 @@ class FuseChannel:
         self._slots = dict(IN_FLIGHT)
         #: Requests that wait for a slot, by queue and unique, in order.
         self._backlog: dict[int, dict[int, InFlight]] = {queue: {} for queue in IN_FLIGHT}
-        #: Bulk in the backend, and what waits for its turn.
-        self._bulk = 0
+        #: Bulk that waits for its turn.
         self._bulk_backlog: dict[int, InFlight] = {}
         self._watch = Watch(timeout, self.requests, self.hiprio)
         self._awaited = self._watch.awaited
+        #: Bulk in the backend, but for what it keeps for longer than its time.
+        self._bulk = self._watch.turns
         self._idle = trio.lowlevel.ParkingLot()
         self.submitted = 0
         #: Whether INTERRUPT is sent for requests that are given up.
@@ -205,6 +206,7 @@ class FuseChannel:
         self._failure = reason
         for backlog in self._backlog.values():
             backlog.clear()
+        self._bulk.clear()
         self._bulk_backlog.clear()
         for queue in self.queues.values():
             for entry in queue.ring.abandon():
@@ -240,10 +242,10 @@ class FuseChannel:
     def _enqueue(self, entry: InFlight) -> None:
         """Submit a request, or let it wait for its turn: in the order in which they came."""
         if entry.is_bulk:
-            if self._bulk == _BULK_IN_FLIGHT:
+            if len(self._bulk) == _BULK_IN_FLIGHT:
                 self._bulk_backlog[entry.unique] = entry
                 return
-            self._bulk += 1
+            self._bulk[entry.unique] = entry
         queue = HIPRIO_QUEUE if entry.request.reply_size is None else REQUEST_QUEUE
         if self._slots[queue]:
             self._slots[queue] -= 1
@@ -303,7 +305,7 @@ class FuseChannel:
 
     async def watch_deadlines(self) -> None:
         """Wake those whose request is overdue, find a backend that is silent; run for ever."""
-        silence = await self._watch.run(self._time_out, self._probe)
+        silence = await self._watch.run(self._time_out, self._bulk_is_done, self._probe)
         self._lost(BackendDown(silence, LossCause.SILENT))
 
     def _time_out(self, entry: InFlight) -> None:
@@ -372,11 +374,9 @@ class FuseChannel:
         self._recycle(REQUEST_QUEUE, message)
 
     def _bulk_is_done(self, entry: InFlight) -> None:
-        """Let the next bulk request have its turn, where this was one."""
-        if entry.is_bulk:
-            self._bulk -= 1
-            if self._bulk_backlog:
-                self._enqueue(self._bulk_backlog.pop(next(iter(self._bulk_backlog))))
+        """Let the next bulk request have its turn, where this one had it."""
+        if self._bulk.pop(entry.unique, None) is not None and self._bulk_backlog:
+            self._enqueue(self._bulk_backlog.pop(next(iter(self._bulk_backlog))))
 
     def _forgotten(self, entry: InFlight, used: int) -> None:
         """Take a used chain of the hiprio queue, where nothing is answered."""

@@ -83,7 +83,7 @@ class Session:
         except OSError:
             self._layout.close()
             raise
-        self.payloads = PayloadPool(self._layout.payloads)
+        self.payloads = PayloadPool(self._layout.payloads, options.timeout, self.lose)
         self.init = fuse.InitReply(0, fuse.InitFlag(0), 0, 0)
         #: Regions that the backend can map.
         self._slots = 1

@@ -34,6 +34,9 @@ class Watch:
     ) -> None:
         #: Requests that somebody wants the reply to, by unique: the oldest deadline is the first.
         self.awaited: dict[int, InFlight] = {}
+        #: The few that have their turn in the backend, which they hold until their deadline at the
+        #: longest, whether somebody waits for them or not.
+        self.turns: dict[int, InFlight] = {}
         self._timeout = timeout
         self._requests = requests
         self._hiprio = hiprio
@@ -53,7 +56,12 @@ class Watch:
         if self._something:
             self._something.unpark_all()
 
-    async def run(self, end: Callable[[InFlight], None], probe: Callable[[], InFlight]) -> str:
+    async def run(
+        self,
+        end: Callable[[InFlight], None],
+        end_turn: Callable[[InFlight], None],
+        probe: Callable[[], InFlight],
+    ) -> str:
         """Watch until the backend is silent; return what to say of it.
 
         All requests have the same time, so the oldest one's deadline is the next: one task with one
@@ -61,6 +69,7 @@ class Watch:
 
         Args:
             end: takes a request that is overdue off ``awaited``, and wakes who waits for it.
+            end_turn: takes one off ``turns``, and lets the next one have its turn.
             probe: sends one that any backend answers at once.
 
         """
@@ -72,6 +81,8 @@ class Watch:
             await trio.sleep_until(min(times))
             now = trio.current_time()
             is_overdue = self._end_overdue(now, end)
+            for entry in [entry for entry in self.turns.values() if entry.deadline <= now]:
+                end_turn(entry)
             for silent, why in (
                 (self._requests_silent_at(), "answers nothing any more"),
                 (self._hiprio_silent_at(), "takes nothing from its hiprio queue any more"),
@@ -90,6 +101,7 @@ class Watch:
     def _times(self, now: float) -> list[float]:
         """Return when there is something to do next."""
         times = [entry.deadline for entry in itertools.islice(self.awaited.values(), 1)]
+        times += [entry.deadline for entry in self.turns.values()]
         if (silent := self._requests_silent_at()) is not None:
             times.append(silent)
         if (silent := self._hiprio_silent_at()) is not None:
