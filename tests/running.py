@@ -137,7 +137,7 @@ def adopt_orphans() -> None:
 
 
 def leftovers() -> dict[str, set[str]]:
-    """Return the child processes and shared-memory descriptors of this process."""
+    """Return the child processes of this process, its shared memory and its pipes."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     processes = set()
     for child in children:
@@ -151,6 +151,6 @@ def leftovers() -> dict[str, set[str]]:
     for entry in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{entry}")
-            if "memfd:" in target or "eventfd" in target:
+            if target.startswith(("/memfd:", "pipe:")):
                 descriptors.add(f"{entry} {target}")
     return {"processes": processes, "descriptors": descriptors}

@@ -93,12 +93,11 @@ def machine_results(
 
 
 def _kernel() -> Result:
-    """Try what the kernel has to know: sealed memory, eventfds, the groups of a peer."""
+    """Try what the kernel has to know: sealed memory, the groups of a peer."""
     name = f"{platform.system()} {platform.release()} on {platform.machine()}"
     needed = "take a newer kernel, or a container that allows it"
     trials: tuple[tuple[str, Callable[[], None], Mark, str], ...] = (
         ("sealed memory (memfd_create)", _try_memory, Mark.PROBLEM, needed),
-        ("eventfds", _try_eventfd, Mark.PROBLEM, needed),
         (
             "supplementary groups of clients (SO_PEERGROUPS)",
             _try_peer_groups,
@@ -121,10 +120,6 @@ def _try_memory() -> None:
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
     finally:
         os.close(descriptor)
-
-
-def _try_eventfd() -> None:
-    os.close(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 
 
 def _try_peer_groups() -> None:

@@ -233,7 +233,7 @@ class FakeBackend(FakeFiles):
 
     def call(self, queue: int) -> None:
         """Call the driver, whether anything was used or not."""
-        os.eventfd_write(self._call[queue], 1)
+        os.write(self._call[queue], struct.pack("=Q", 1))
 
     def say(self, message: bytes) -> None:
         """Send bytes on the vhost-user socket that nobody asked for."""
@@ -383,7 +383,7 @@ class FakeBackend(FakeFiles):
         )
         while True:
             await trio.lowlevel.wait_readable(self._kick[queue])
-            self.kicks[queue] += os.eventfd_read(self._kick[queue])
+            self.kicks[queue] += struct.unpack("=Q", os.read(self._kick[queue], 8))[0]
             while (chain := ring.pop()) is not None:
                 self._take(queue, chain)
 

@@ -14,7 +14,7 @@ from vuserd.fs.filesystem import FileSystem
 
 @pytest.fixture(autouse=True)
 def _nothing_is_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """No process, memfd or eventfd stays behind, and nothing was logged with a traceback."""
+    """No process, memfd or pipe stays behind, and nothing was logged with a traceback."""
     before = leftovers()
     yield
     _nothing_was_wrong(caplog)

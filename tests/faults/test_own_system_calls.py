@@ -113,13 +113,20 @@ SESSION = [
         parameters
         for skip in range(4)
         for parameters in failing(
-            f"eventfd-{skip + 1}-of-4",
-            f"eventfd {skip + 1} of the four of a session",
+            f"pipe-{skip + 1}-of-4",
+            f"pipe2 {skip + 1} of the four of a session",
             SERVED,
-            SystemCall(os, "eventfd", QUEUE, skip),
+            SystemCall(os, "pipe2", QUEUE, skip),
             NO_DESCRIPTOR,
         )
     ],
+    *failing(
+        "size-of-a-pipe",
+        "F_SETPIPE_SZ on the pipe of a ring",
+        SERVED,
+        SystemCall(fcntl, "fcntl", QUEUE),
+        (errno.ENOMEM, errno.EPERM),
+    ),
     *failing(
         "connect-to-the-backend",
         "connect to an adopted backend",

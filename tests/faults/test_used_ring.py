@@ -1,7 +1,10 @@
 """Used rings: what a backend says that it has used."""
 
+import contextlib
 import os
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import trio
@@ -266,9 +269,55 @@ async def test_what_was_answered_before_the_lie_is_delivered(front: Front) -> No
     assert served == 1
 
 
+def fill(descriptor: int) -> None:
+    """Write what it takes: to an end of a pipe, also the one to read from, or to an eventfd."""
+    try:
+        own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:  # an eventfd's description is the only one
+        own = os.dup(descriptor)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(own, ((1 << 64) - 2).to_bytes(8, sys.byteorder))
+    os.close(own)
+
+
+@contextlib.contextmanager
+def never_blocked_by(descriptors: Sequence[int]) -> Iterator[None]:
+    """Fail, and go on to the end, where a system call on these does not come back."""
+
+    def fail(*_: object) -> None:
+        for descriptor in descriptors:
+            os.set_blocking(descriptor, False)
+        pytest.fail("the daemon is blocked")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(5)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@fault(
+    "notifications-that-block",
+    done="the backend fills what it was given for kicks and calls, and clears O_NONBLOCK there",
+    must=UNHARMED,
+)
+async def test_nothing_that_the_backend_shares_blocks_the_daemon(front: Front) -> None:
+    calls, kicks = front.backend._call.values(), front.backend._kick.values()
+    with never_blocked_by([*calls, *kicks]):
+        for shared in (calls, kicks):
+            await wait_all_tasks_blocked()  # this backend would wait for itself to take its calls
+            for descriptor in shared:
+                fill(descriptor)
+                os.set_blocking(descriptor, True)
+        await front.serves()
+
+
 @fault(
     "calls-for-nothing",
-    done="the call eventfds are written over and over, up to their limit, with nothing used",
+    done="calls are written over and over, as many as are taken, with nothing used",
     must=UNHARMED,
 )
 async def test_calls_for_nothing_are_harmless(front: Front) -> None:
@@ -277,7 +326,7 @@ async def test_calls_for_nothing_are_harmless(front: Front) -> None:
         front.backend.call(HIPRIO_QUEUE)
         await trio.lowlevel.checkpoint()
     await wait_all_tasks_blocked()
-    os.eventfd_write(front.backend._call[REQUEST_QUEUE], (1 << 64) - 2)
+    fill(front.backend._call[REQUEST_QUEUE])
     await wait_all_tasks_blocked()
     await front.serves()
 

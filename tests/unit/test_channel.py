@@ -75,8 +75,9 @@ async def test_requests_of_one_pass_go_out_with_one_kick(
         for _ in range(100):
             nursery.start_soon(getattr_root)
     assert len(backend.named(Opcode.GETATTR)) == 100
-    # The first finds the ring idle and goes at once; the rest go together.
-    assert backend.kicks[1] - before == 2
+    # The first finds the ring idle and goes at once; the rest go together, with no kick of their
+    # own where the first one is still to be read.
+    assert backend.kicks[1] - before in (1, 2)
 
 
 async def test_more_requests_than_the_ring_holds_wait_for_their_turn(

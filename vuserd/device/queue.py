@@ -1,15 +1,28 @@
-"""One virtqueue with its two eventfds: kicks go out a batch at a time, calls come in."""
+"""One virtqueue with its two pipes: kicks go out a batch at a time, calls come in.
+
+Everybody else has eventfds here. But whoever is given an eventfd shares its open file description
+(fcntl(2)): a backend could make ours block again, and the whole daemon with it. Of a pipe each side
+has a description of its own. Backends read kicks and write calls as the eight bytes of an eventfd's
+counter, and do not see the difference.
+"""
 
 import contextlib
+import fcntl
+import mmap
 import os
+import sys
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import trio
 
 from memory.virtqueue import Virtqueue
 
 Token = TypeVar("Token")
+
+_ONE: Final = (1).to_bytes(8, sys.byteorder)
+#: Bytes of calls that are read at once: more than an honest backend has reason to write.
+_CALLS: Final = 8192
 
 
 class NotifiedQueue(Generic[Token]):
@@ -22,12 +35,16 @@ class NotifiedQueue(Generic[Token]):
     def __init__(self, ring: Virtqueue[Token], used: Callable[[Token, int], None]) -> None:
         self.ring = ring
         self._used = used
-        self.kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        try:
-            self.call = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        except OSError:
-            os.close(self.kick)
-            raise
+        with contextlib.ExitStack() as descriptors:
+            #: What the backend reads kicks from, and what it writes calls to. They stay open here,
+            #: too: of a pipe whose other end is closed there is always something to tell.
+            self.kick, self._kick = _pipe(descriptors, os.O_DIRECT)
+            self._call, self.call = _pipe(descriptors)
+            # One packet is all that this one holds: kicks do not queue up, just as in an eventfd.
+            fcntl.fcntl(self._kick, fcntl.F_SETPIPE_SZ, mmap.PAGESIZE)
+            # A backend that cannot write a call ends. It may well wait until those before are read.
+            os.set_blocking(self.call, True)
+            self._descriptors = descriptors.pop_all()
         self._kicker: trio.lowlevel.Task | None = None
         #: When the device last used a chain, or was given the first one after a time without.
         self.heard = 0.0
@@ -61,10 +78,10 @@ class NotifiedQueue(Generic[Token]):
 
         """
         while True:
-            await trio.lowlevel.wait_readable(self.call)
-            # The eventfd first, then used.idx: a chain used in between calls again.
+            await trio.lowlevel.wait_readable(self._call)
+            # The calls first, then used.idx: a chain used in between calls again.
             with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self.call)
+                os.read(self._call, _CALLS)
             now = trio.current_time()
             for token, length in self.ring.reap():
                 self.heard = now
@@ -72,12 +89,19 @@ class NotifiedQueue(Generic[Token]):
 
     def _publish(self) -> None:
         if self.ring.publish():
-            # Only a counter at its limit, 2**64 - 2, would block; the backend is woken already.
+            # Where the last kick was not read yet, the backend is about to look anyway.
             with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(self.kick, 1)
+                os.write(self._kick, _ONE)
 
     def close(self) -> None:
-        """Close the eventfds and let go of the ring's memory. The tasks have ended."""
-        os.close(self.kick)
-        os.close(self.call)
+        """Close the pipes and let go of the ring's memory. The tasks have ended."""
+        self._descriptors.close()
         self.ring.close()
+
+
+def _pipe(descriptors: contextlib.ExitStack, flags: int = 0) -> tuple[int, int]:
+    """Return the end to read from and the end to write to, which the stack closes."""
+    pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK | flags)
+    for descriptor in pipe:
+        descriptors.callback(os.close, descriptor)
+    return pipe
