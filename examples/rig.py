@@ -14,8 +14,8 @@ from typing import Final
 
 from vuserd.client import Client
 from vuserd.client.errors import ClientError
-from vuserd.client.loading import parse_number
 from vuserd.client.memory import AttachedMemory
+from vuserd.client.parser import number_argument, target_argument
 from vuserd.client.target import Target
 
 READ_MAX: Final = 8 << 20  #: the most that one read gives
@@ -44,11 +44,14 @@ def load(client: Client, memory: AttachedMemory, target: Target, address: int) -
 def main() -> int:
     """Do it; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("kernel", type=Target.parse, metavar="EXPORT:KERNEL")
-    parser.add_argument("dtb", type=Target.parse, metavar="EXPORT:DTB")
-    parser.add_argument("--ram", type=parse_number, default=256 << 20, help="bytes (256M)")
-    parser.add_argument("--kernel-address", type=parse_number, default=0x80000, help="(0x80000)")
-    parser.add_argument("--dtb-address", type=parse_number, default=0x8000000, help="(0x8000000)")
+    parser.add_argument("kernel", type=target_argument, metavar="EXPORT:KERNEL")
+    parser.add_argument("dtb", type=target_argument, metavar="EXPORT:DTB")
+    for option, default, words in (
+        ("--ram", 256 << 20, "bytes (256M)"),
+        ("--kernel-address", 0x80000, "(0x80000)"),
+        ("--dtb-address", 0x8000000, "(0x8000000)"),
+    ):
+        parser.add_argument(option, type=number_argument, default=default, help=words)
     parser.add_argument("--socket", help="the daemon's socket")
     options = parser.parse_args()
 

@@ -124,9 +124,8 @@ class FakeDaemon:
         traceback: TracebackType | None,
     ) -> None:
         self.reads.set()
-        for sock in (self._listener, *self._connections):
-            with suppress(OSError):  # the client was first
-                sock.shutdown(socket.SHUT_RDWR)
+        self.cut_connections()
+        self.refuse_clients()
         for thread in self._threads:
             thread.join()
         for memory in self._memories.values():
@@ -183,9 +182,16 @@ class FakeDaemon:
             with suppress(OSError):  # the client was first
                 connection.shutdown(socket.SHUT_RD)
 
+    def cut_connections(self) -> None:
+        """Do as a daemon that is killed: nothing is answered any more."""
+        for connection in self._connections:
+            with suppress(OSError):  # the client was first
+                connection.shutdown(socket.SHUT_RDWR)
+
     def refuse_clients(self) -> None:
         """Listen no more."""
-        self._listener.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # it does not, already
+            self._listener.shutdown(socket.SHUT_RDWR)
 
     @property
     def connections(self) -> int:
@@ -325,6 +331,8 @@ class FakeDaemon:
         return {"length": len(content)}
 
     def do_detach(self, memory: int) -> None:
+        if memory not in self._memories:
+            raise FaultError("BAD_REQUEST", f"there is no attached memory {memory}")
         self._memories.pop(memory).close()
 
     def do_statfs(self, export: object) -> Any:

@@ -3,18 +3,22 @@
 import gc
 import mmap
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon
-from vuserd.client import Client, vuserctl
-from vuserd.client.errors import BadReply, RemoteError
+from vuserd.client import Client, TrioClient, transfer, vuserctl
+from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.image import Image
 from vuserd.client.loading import parse_number
-from vuserd.client.memory import SharedMemory
+from vuserd.client.memory import SharedMemory, TrioAttachedMemory
 from vuserd.client.records import ImageInfo
+from vuserd.rpc.codec import Request, encode_response
 
 CONTENT = b"image " * 1000
 
@@ -40,6 +44,11 @@ def _no_memory_is_left_open() -> Iterator[None]:
 def client(fake_daemon: FakeDaemon) -> Iterator[Client]:
     with Client.connect(fake_daemon.address) as client:
         yield client
+
+
+def methods(fake_daemon: FakeDaemon) -> list[str]:
+    """Return what the daemon was asked for."""
+    return [request.method for request in fake_daemon.requests]
 
 
 def image_of(content: bytes, size: int | None = None) -> Image:
@@ -152,6 +161,103 @@ class TestAttached:
         with Client.connect(fake_daemon.address) as client, client.attach(size=4096):
             client.close()
 
+    def test_detached_twice(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        with client.attach(size=4096) as memory:
+            memory.detach()
+            memory.detach()
+        memory.detach()
+        assert methods(fake_daemon) == ["attach", "detach"]
+
+    async def test_detached_twice_with_trio(self, fake_daemon: FakeDaemon) -> None:
+        async with TrioClient.connect(fake_daemon.address) as client:
+            async with await client.attach(size=4096) as memory:
+                await memory.detach()
+                await memory.detach()
+            await memory.detach()
+        assert methods(fake_daemon) == ["attach", "detach"]
+
+
+class TestLending:
+    """A file's memory: that the backend has room for it shows with a first load."""
+
+    @pytest.fixture(autouse=True)
+    def _lent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(transfer, "LENT_LEAST", 1)
+
+    def cut_at_the_first_load(self, fake_daemon: FakeDaemon) -> None:
+        def cut(request: Request) -> None:
+            if request.method == "load":
+                fake_daemon.cut_connections()
+
+        fake_daemon.before = cut
+
+    def test_a_lost_connection_is_told_as_it_is(
+        self, client: Client, fake_daemon: FakeDaemon
+    ) -> None:
+        self.cut_at_the_first_load(fake_daemon)
+        with pytest.raises(ConnectionLost, match="closed the connection") as caught:
+            client.stream("kernels", "image", bytearray().extend)
+        assert not isinstance(caught.value, NotTaken)
+        assert fake_daemon.connections == 1
+
+    async def test_a_lost_connection_with_trio(self, fake_daemon: FakeDaemon) -> None:
+        async def ignore(_: memoryview) -> None:
+            pass
+
+        self.cut_at_the_first_load(fake_daemon)
+        async with TrioClient.connect(fake_daemon.address) as client:
+            with pytest.raises(ConnectionLost, match="closed the connection") as caught:
+                await client.stream("kernels", "image", ignore)
+        assert not isinstance(caught.value, NotTaken)
+        assert fake_daemon.connections == 1
+
+    def test_an_interruption_is_passed_on(self, client: Client) -> None:
+        core, load = client._link.core, client.load
+
+        def interrupt(*_: object) -> NoReturn:
+            del vars(core)["received"]  # once
+            raise KeyboardInterrupt
+
+        def load_interrupted(*arguments: Any, **options: Any) -> int:
+            vars(core)["received"] = interrupt
+            return load(*arguments, **options)
+
+        vars(client)["load"] = load_interrupted
+        with pytest.raises(KeyboardInterrupt):
+            client.stream("kernels", "image", bytearray().extend)
+        with pytest.raises(NotTaken, match="interrupted"):
+            client.exports()
+
+    async def test_an_interruption_with_trio(
+        self, fake_daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def ignore(_: memoryview) -> None:
+            pass
+
+        async def interrupted(self: TrioAttachedMemory, *_: object, **__: object) -> NoReturn:
+            self._client.close()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(TrioAttachedMemory, "load", interrupted)
+        async with TrioClient.connect(fake_daemon.address) as client:
+            with pytest.raises(KeyboardInterrupt):
+                await client.stream("kernels", "image", ignore)
+
+    @pytest.mark.parametrize("code", ["TOO_LARGE", "EIO"])
+    def test_a_refused_load(self, client: Client, fake_daemon: FakeDaemon, code: str) -> None:
+        """Where there is no room the file comes in reads, and the memory is taken back."""
+        fake_daemon.raw["load"] = lambda request: encode_response(
+            request.msgid, {"code": code, "message": "no"}, None
+        )
+        collected = bytearray()
+        if code == "EIO":
+            with pytest.raises(RemoteError, match="EIO"):
+                client.stream("kernels", "image", collected.extend)
+        else:
+            client.stream("kernels", "image", collected.extend)
+        assert collected == (b"" if code == "EIO" else IMAGE)
+        assert methods(fake_daemon)[1:4] == ["attach", "load", "detach"]
+
 
 class TestLoading:
     @pytest.mark.parametrize(
@@ -174,6 +280,12 @@ class TestLoading:
     def test_no_numbers(self, text: str) -> None:
         with pytest.raises(ValueError, match="is not a number"):
             parse_number(text)
+
+    def test_the_largest_number(self) -> None:
+        assert parse_number("0x7fffffffffffffff") == (1 << 63) - 1
+        for text in ("0x8000000000000000", "8589934592G", "9" * 5000):
+            with pytest.raises(ValueError, match=r"is more than 9223372036854775807|Exceeds"):
+                parse_number(text)
 
     def test_into_an_inherited_descriptor(
         self, fake_daemon: FakeDaemon, capfd: pytest.CaptureFixture[str]
@@ -204,6 +316,24 @@ class TestLoading:
     ) -> None:
         assert self.load(fake_daemon, name) == 1
         assert words in capfd.readouterr().err
+
+    def test_into_what_is_no_file(
+        self, fake_daemon: FakeDaemon, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        fifo = str(tmp_path / "fifo")
+        os.mkfifo(fifo)
+        ends = os.pipe()
+        ours, theirs = socket.socketpair()
+        try:
+            for name in (str(ends[0]), str(ours.fileno()), fifo):
+                assert self.load(fake_daemon, name) == 1
+                assert capfd.readouterr().err == f"vuserctl: {name}: not a memfd (EBADF)\n"
+        finally:
+            for end in ends:
+                os.close(end)
+            ours.close()
+            theirs.close()
+        assert fake_daemon.requests == []
 
     def load(self, fake_daemon: FakeDaemon, memory: str) -> int:
         options = ["--memory", memory, "--address", "4K"]

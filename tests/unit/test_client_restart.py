@@ -23,6 +23,21 @@ from vuserd.rpc.codec import Request, encode_notification, encode_response
 #: More than a socket holds that nobody reads from.
 _LONG: Final = "x" * 900_000
 
+#: A request, as ``trace`` tells it.
+TRACED: Final = {
+    "unique": 4,
+    "opcode": "STATFS",
+    "node": 1,
+    "path": "/",
+    "arguments": {},
+    "size": 40,
+    "sent_ns": 1_600_000_000_000_000_000,
+    "monotonic_ns": 5,
+    "took_ns": 1500,
+    "outcome": "OK",
+    "length": 80,
+}
+
 
 @pytest.fixture
 def client(fake_daemon: FakeDaemon) -> Iterator[Client]:
@@ -91,6 +106,16 @@ class TestCore:
         core.ended(unread=unread)
         assert [outcome(ticket) for ticket in tickets] == outcomes
         assert core.can_be_replaced
+
+    @pytest.mark.parametrize("unsent", [0, 1, 12])
+    def test_interrupted(self, unsent: int) -> None:
+        """Bytes may have been sent of which nobody could take note."""
+        core, tickets = self.begun(unsent)
+        assert core.interrupted("interrupted") == tickets
+        assert [outcome(ticket) for ticket in tickets] == ["ConnectionLost"] * 3
+        assert outcome(core.begin(calls.exports())) == "NotTaken"
+        assert not core.outgoing
+        assert not core.can_be_replaced
 
     def test_what_ends_with_it(self) -> None:
         core = ClientCore(duplicate=lambda descriptor: descriptor, close=lambda _: None)
@@ -447,6 +472,34 @@ class TestWholeFiles:
             await client.stream("kernels", "image", collect)
         assert collected == IMAGE
 
+    def test_with_memory_attached(self, fake_daemon: FakeDaemon) -> None:
+        """Nothing can go on there, and it does not look for a successor as long as it might."""
+        self.end_once(fake_daemon)
+        begun, patience = time.monotonic(), 4.0
+        with (
+            Client.connect(fake_daemon.address, reconnect=patience) as client,
+            client.attach(size=4096),
+            pytest.raises(NotTaken, match="memory was attached"),
+        ):
+            client.stream("kernels", "image", bytearray().extend)
+        assert time.monotonic() - begun < patience
+        assert fake_daemon.connections == 1
+
+    async def test_trio_with_memory_attached(self, fake_daemon: FakeDaemon) -> None:
+        async def ignore(_: memoryview) -> None:
+            pass
+
+        self.end_once(fake_daemon)
+        begun, patience = trio.current_time(), 4.0
+        async with (
+            TrioClient.connect(fake_daemon.address, reconnect=patience) as client,
+            await client.attach(size=4096),
+        ):
+            with pytest.raises(NotTaken, match="memory was attached"):
+                await client.stream("kernels", "image", ignore)
+        assert trio.current_time() - begun < patience
+        assert fake_daemon.connections == 1
+
     def test_not_wanted(self, fake_daemon: FakeDaemon) -> None:
         self.end_once(fake_daemon)
         with (
@@ -592,6 +645,24 @@ class TestVuserctl:
             assert "this call had no effect" in capfd.readouterr().err
         finally:
             os.close(memfd)
+
+    def test_a_trace_ends_with_its_connection(
+        self, fake_daemon: FakeDaemon, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """For what happens before another one begins would be missing in it."""
+
+        def end(_: Request) -> None:
+            if asked(fake_daemon, "trace") == 2:
+                fake_daemon.end_connections()
+            if fake_daemon.connections > 1:
+                fake_daemon.results["trace"] = {"events": [TRACED], "lost": 0}
+
+        fake_daemon.results["trace"] = {"events": [], "lost": 0}
+        fake_daemon.before = end
+        arguments = ["--socket", fake_daemon.address, "trace", "kernels", "-n", "1"]
+        assert vuserctl.run(arguments) == 1
+        assert capfd.readouterr().err == "vuserctl: the daemon closed the connection\n"
+        assert (asked(fake_daemon, "trace"), fake_daemon.connections) == (2, 1)
 
 
 class TestCannotConnect:

@@ -16,6 +16,7 @@ from vuserd.client.errors import (
     CannotConnect,
     ClientError,
     ConnectionLost,
+    NotTaken,
     RemoteError,
 )
 from vuserd.client.records import Stat
@@ -122,6 +123,39 @@ class TestClient:
         with pytest.raises(ConnectionLost, match="interrupted"):
             client.finish(ticket)
 
+    def test_interrupted_when_bytes_were_sent(
+        self, client: Client, fake_daemon: FakeDaemon
+    ) -> None:
+        """The daemon has a request that the client could not take note of: it is not refused."""
+
+        def interrupt(_: int) -> None:
+            raise KeyboardInterrupt
+
+        core = client._link.core
+        vars(core.outgoing)["sent"] = interrupt
+        ticket = core.begin(calls.exports())
+        with pytest.raises(KeyboardInterrupt):
+            client.finish(ticket)
+        fake_daemon.wait_for_requests(1)
+        with pytest.raises(ConnectionLost, match="interrupted") as caught:
+            client.finish(ticket)
+        assert not isinstance(caught.value, NotTaken)
+
+    def test_an_attach_that_is_given_up_is_undone(
+        self, client: Client, fake_daemon: FakeDaemon
+    ) -> None:
+        memfd = os.memfd_create("rig")
+        try:
+            os.ftruncate(memfd, 4096)
+            ticket = client.begin(calls.attach(memfd, 4096))
+        finally:
+            os.close(memfd)
+        client.exports()  # the other's answer came first
+        client.abandon(ticket)
+        assert not client._link.core.outgoing
+        fake_daemon.wait_for_requests(3)
+        assert [request.method for request in fake_daemon.requests[2:]] == ["detach"]
+
     def test_nobody_listens(self, tmp_path: Path) -> None:
         address = str(tmp_path / "none.sock")
         with pytest.raises(CannotConnect, match=r"none.sock: no such file.*vuserd serve") as caught:
@@ -146,6 +180,31 @@ class TestClient:
             pytest.raises(ConnectionLost, match="does not answer"),
         ):
             client.exports()
+
+    @pytest.mark.timeout(10)
+    def test_time_out_of_what_is_not_sent(self, fake_daemon: FakeDaemon) -> None:
+        """The daemon reads nothing, and the socket holds no more."""
+        fake_daemon.reads.clear()
+        with Client.connect(fake_daemon.address, timeout=0.01) as client:
+            tickets = [client.begin(calls.stat("kernels", "x" * 900_000)) for _ in range(2)]
+            assert client._link.core.outgoing
+            for ticket in tickets:
+                with pytest.raises(ConnectionLost, match="does not answer"):
+                    client.finish(ticket)
+            with pytest.raises(NotTaken, match="does not answer"):
+                client.exports()
+        assert fake_daemon.connections == 1
+
+    @pytest.mark.timeout(10)
+    def test_time_out_over_a_socket_of_the_callers(self, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.reads.clear()
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(fake_daemon.address)
+        with (
+            Client(sock, 0.01) as client,
+            pytest.raises(ConnectionLost, match="does not answer"),
+        ):
+            client.stat("kernels", "x" * 900_000)
 
     def test_abstract_socket(self) -> None:
         with socket.socket(socket.AF_UNIX) as listener:

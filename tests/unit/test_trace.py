@@ -15,8 +15,9 @@ from protocol.fuse import NodeId, Opcode
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
 from tests.fake.bare_daemon import bare_methods
 from tests.faults.harness import exported, read
-from vuserd.client import capture
+from vuserd.client import capture, vuserctl
 from vuserd.client.errors import BadReply
+from vuserd.client.output import printable
 from vuserd.client.trace import TraceEvent, TracePage
 from vuserd.device.session import Session, SessionOptions
 from vuserd.errors import BackendError, BackendTimeout, CallError, FileError
@@ -456,6 +457,12 @@ def test_events_survive_json() -> None:
         {"unique": "4"},
         {"sent_ns": -1},
         {"sent_ns": 1 << 70},
+        {"took_ns": -1},
+        {"took_ns": 1 << 64},
+        {"node": -1},
+        {"lost": -1},
+        {"length": 1 << 64},
+        {"size": 1.5},
         {"path": 5},
         {"path": "\ud800"},
         {"arguments": []},
@@ -492,6 +499,18 @@ def test_the_lines_of_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
             ("14", "INTERRUPT          0  OK 128         unique=8"),
         )
     ]
+
+
+def test_no_line_has_what_a_terminal_would_obey() -> None:
+    (one,) = TracePage.from_wire(wire(EVENTS[:1])).events
+    for strange in ("\x1b[31m", "a\rb", "\udcff\n"):
+        text = capture.line(
+            one._replace(
+                opcode=strange, outcome=strange, path=strange, arguments={strange: strange}
+            )
+        )
+        assert text.isprintable()
+        assert text.count(printable(strange)) == 5
 
 
 class Pages:
@@ -554,6 +573,35 @@ def test_a_capture_that_was_cut_off_is_read_as_far_as_it_goes(
     file.write_bytes(file.read_bytes()[:-20])
     capture.read(str(file), count=None, as_json=True)
     assert len(printed().splitlines()) == 2
+
+
+def test_the_head_of_a_trace_is_plain(tmp_path: Path, printed: Printed) -> None:
+    """It is printed whatever the terminal's encoding is."""
+    file = str(tmp_path / "capture")
+    capture.trace(Pages(TracePage([], 0)), "files", count=0, write=file, as_json=False)  # type: ignore[arg-type]
+    capture.read(file, count=None, as_json=False)
+    head = printed()
+    assert head.startswith("TIME ")
+    assert head.isascii()
+
+
+@pytest.mark.parametrize(
+    "field", ["unique", "node", "size", "sent_ns", "monotonic_ns", "took_ns", "length", "lost"]
+)
+def test_a_capture_with_a_number_out_of_range(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str
+) -> None:
+    file = tmp_path / "capture"
+    page = TracePage.from_wire(wire(EVENTS[:1], lost=5))
+    for number in (-1, 1 << 2000):
+        capture.trace(Pages(page), "files", count=1, write=str(file), as_json=False)  # type: ignore[arg-type]
+        header, one = file.read_text().splitlines()
+        changed = json.dumps(json.loads(one) | {field: number})
+        file.write_text(f"{header}\n{changed}\n")
+        capsys.readouterr()
+        assert vuserctl.run(["trace", "--read", str(file)]) == 1
+        words = f"vuserctl: {file}:2: an event of a trace with {field} {number}\n"
+        assert capsys.readouterr().err == words
 
 
 @pytest.mark.parametrize(

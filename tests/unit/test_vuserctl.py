@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import runpy
 import signal
 import stat
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node, directory
+from tests.running import REPOSITORY
 from vuserd.client import completion, output, transfer, vuserctl
 from vuserd.client.completion import candidates, script
 from vuserd.client.status import lines
@@ -105,12 +107,44 @@ class TestUsage:
             ["top", "--interval", "nan"],
             ["top", "-n", "0"],
             ["top", "-n", "-1"],
+            ["top", "-n", "9" * 5000],
+            ["load", "kernels:image", "--memory", "0", "--address", "0x8000000000000000"],
+            ["load", "kernels:image", "--memory", "0", "--address", "0", "--offset", "1" * 20],
+            ["load", "kernels:image", "--memory", "0", "--address", "0", "--length", "1" * 20],
+            ["trace", "kernels", "-n", "8589934592G"],
+            ["trace", "kernels", "-n", "9" * 5000],
         ],
     )
     def test_wrong(self, run: Run, arguments: list[str]) -> None:
         code, out, err = run(*arguments)
         assert (code, out) == (2, "")
         assert err.startswith("usage: vuserctl")
+
+    @pytest.mark.parametrize(
+        ("arguments", "reason"),
+        [
+            (["kernels", "k:b"], "argument EXPORT:KERNEL: 'kernels' is not EXPORT:PATH"),
+            (["k:a", "b"], "argument EXPORT:DTB: 'b' is not EXPORT:PATH"),
+            (["k:a", "k:b", "--ram", "1.5G"], "argument --ram: '1.5G' is not a number such as"),
+            (
+                ["k:a", "k:b", "--dtb-address", "9999999999G"],
+                "--dtb-address: '9999999999G' is more",
+            ),
+        ],
+    )
+    def test_wrong_of_the_example(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        arguments: list[str],
+        reason: str,
+    ) -> None:
+        """Programs of others read targets and numbers in the same way, and tell the reason."""
+        monkeypatch.setattr(sys, "argv", ["rig.py", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(REPOSITORY / "examples/rig.py"))["main"]()
+        assert exit_.value.code == 2
+        assert reason in capsys.readouterr().err
 
     def test_help_and_version(self, run: Run) -> None:
         assert run("--version") == (0, "vuserctl 0.1.0\n", "")
@@ -158,6 +192,31 @@ class TestFaults:
     def test_unprintable_names_are_escaped(self, run: Run) -> None:
         _, _, err = run("cat", "kernels:a\x1b[31m\udcff")
         assert "kernels:a\\033[31m\\377: no such" in err
+
+    @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"], ids=["out", "err", "all"])
+    def test_streams_that_are_closed(
+        self, fake_daemon: FakeDaemon, here: Path, closed: str
+    ) -> None:
+        """Nothing of vuserctl's own gets their numbers, and be it a file that it writes."""
+        code = "import sys; from vuserd.client.vuserctl import main; sys.exit(main())"
+        shell = f'exec "$@" {closed}'
+        command = ["sh", "-c", shell, "sh", sys.executable, "-c", code]
+        command += ["--socket", fake_daemon.address]
+
+        def run_it(*arguments: str) -> tuple[int, bytes, bytes]:
+            done = subprocess.run([*command, *arguments], capture_output=True, check=False)
+            return done.returncode, done.stdout, done.stderr
+
+        listed = b"" if ">&-" in closed.split() else b"a\nb\n"
+        assert run_it("ls", "kernels:boot") == (0, listed, b"")
+        assert run_it("get", "kernels:image") == (0, b"", b"")
+        assert (here / "image").read_bytes() == IMAGE
+        told = b"" if "2>&-" in closed else b"vuserctl: kernels:no: no such file or directory"
+        returned, out, err = run_it("stat", "kernels:no")
+        assert (returned, out, err.startswith(told), not err) == (1, b"", True, not told)
+        told = b"" if "2>&-" in closed else b"usage: vuserctl"
+        returned, out, err = run_it("nonsense")
+        assert (returned, out, err.startswith(told), not err) == (2, b"", True, not told)
 
     def test_standard_output_is_full(self, start: Start) -> None:
         with open("/dev/full", "wb") as full:
@@ -544,6 +603,67 @@ class TestGet:
             "",
             "vuserctl: /dev/full: no space left on device (ENOSPC)\n",
         )
+
+    def test_to_a_pipe(self, run: Run, here: Path, fake_daemon: FakeDaemon) -> None:
+        """As a shell's ``>(...)`` names one, or with a name of its own."""
+        fake_daemon.root.children[b"image"].content = IMAGE[:1000]  # which a pipe holds
+        os.mkfifo(here / "fifo")
+        (here / "link").symlink_to("fifo")
+        out, into = os.pipe()
+        fifo = os.open(here / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            for name, reader in ((f"/dev/fd/{into}", out), ("fifo", fifo), ("link", fifo)):
+                assert run("get", "kernels:image", name) == (0, "", "")
+                assert os.read(reader, 5000) == IMAGE[:1000]
+        finally:
+            for descriptor in (out, into, fifo):
+                os.close(descriptor)
+        assert sorted(os.listdir(here)) == ["fifo", "link"]
+        assert stat.S_ISFIFO(os.stat(here / "fifo").st_mode)
+
+    def test_to_a_file_without_a_name(self, run: Run, here: Path) -> None:
+        """What its link leads to is another file, or none."""
+        for leave in (lambda: None, lambda: (here / "f (deleted)").write_text("other")):
+            with open(here / "f", "w+b") as file:
+                file.write(b"older and longer" * 30_000)
+                file.flush()
+                (here / "f").unlink()
+                leave()
+                assert run("get", "kernels:image", f"/dev/fd/{file.fileno()}") == (0, "", "")
+                file.seek(0)
+                assert file.read() == IMAGE
+        assert os.listdir(here) == ["f (deleted)"]
+        assert (here / "f (deleted)").read_text() == "other"
+
+    def test_over_what_a_chain_of_links_leads_to(self, run: Run, here: Path) -> None:
+        (here / "there").mkdir()
+        (here / "there/link").symlink_to("real")  # which is not there yet
+        (here / "image").symlink_to("there/link")
+        for _ in range(2):
+            assert run("get", "kernels:image")[0] == 0
+            assert (here / "there/real").read_bytes() == IMAGE
+            assert (here / "there/link").is_symlink()
+            assert (here / "image").is_symlink()
+
+    def test_to_a_directory_that_is_missing(self, run: Run, here: Path) -> None:
+        words = "vuserctl: new/image: no such file or directory (ENOENT)\n"
+        assert run("get", "kernels:image", "new/") == (1, "", words)
+        assert run("get", "-r", "kernels:image", "new/") == (1, "", words)
+        assert os.listdir(here) == []
+
+    def test_to_a_directory_that_is_a_file(self, run: Run, here: Path) -> None:
+        (here / "file").write_text("old")
+        words = "vuserctl: file/image: not a directory (ENOTDIR)\n"
+        assert run("get", "kernels:image", "file/") == (1, "", words)
+        assert (here / "file").read_text() == "old"
+
+    def test_a_tree_to_standard_output(self, run: Run, here: Path) -> None:
+        words = "vuserctl: kernels:boot is a directory, and cannot go to standard output\n"
+        assert run("get", "-r", "kernels:boot", "-") == (1, "", words)
+        assert run("get", "-r", "kernels:", "-")[0] == 1
+        assert os.listdir(here) == []
+        assert run("get", "-r", "kernels:boot", "./-")[0] == 0
+        assert sorted(os.listdir(here / "-")) == ["a", "b"]
 
     @pytest.mark.parametrize("path", ["boot", "pipe", "missing"])
     def test_what_cannot_be_had(self, run: Run, here: Path, path: str) -> None:

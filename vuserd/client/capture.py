@@ -21,7 +21,7 @@ _FORMAT = "vuserd-trace"
 _VERSION = 1
 _IN_HEXADECIMAL = ("flags", "flags2", "getattr_flags")
 _HEAD = (
-    f"{'TIME':15}  {'UNIQUE':>8}  {'µs':>10}  {'OPCODE':12}  {'NODE':>6}  {'RESULT':13}  REQUEST"
+    f"{'TIME':15}  {'UNIQUE':>8}  {'USEC':>10}  {'OPCODE':12}  {'NODE':>6}  {'RESULT':13}  REQUEST"
 )
 
 
@@ -56,12 +56,12 @@ def line(event: TraceEvent) -> str:
     """Give an event as one line, whatever bytes there are in its names."""
     seconds, fraction = divmod(event.sent_ns, 1_000_000_000)
     clock = f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{fraction // 1000:06}"
-    result = f"OK {event.length}" if event.outcome == "OK" else event.outcome
+    result = f"OK {event.length}" if event.outcome == "OK" else _name(event.outcome)
     where = [] if event.path is None else [_name(event.path)]
-    given = [f"{key}={_shown(key, value)}" for key, value in event.arguments.items()]
+    given = [f"{_name(key)}={_shown(key, value)}" for key, value in event.arguments.items()]
     request = " ".join([*where, *given])
     return (
-        f"{clock:15}  {event.unique:>8}  {event.took_ns / 1000:>10.1f}  {event.opcode:12}"
+        f"{clock:15}  {event.unique:>8}  {event.took_ns / 1000:>10.1f}  {_name(event.opcode):12}"
         f"  {event.node:>6}  {result:13}  {request}"
     ).rstrip()
 

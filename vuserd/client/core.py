@@ -268,6 +268,10 @@ class ClientCore:
         """End the connection: every call in flight fails. Give those calls."""
         return self._end(reason, self.outgoing.begin)
 
+    def interrupted(self, reason: str) -> list[Ticket[Any]]:
+        """End the connection like :meth:`lost`, where it is not known how much was just sent."""
+        return self._end(reason, self.outgoing.end)
+
     def _end(self, reason: str, taken: int) -> list[Ticket[Any]]:
         """End the connection, of whose stream the daemon took no more than ``taken`` bytes."""
         if self._loss is None:

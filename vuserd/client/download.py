@@ -31,18 +31,20 @@ def get(client: Client, target: Target, destination: str | None) -> None:
     """Fetch a file to ``destination``: a file, a directory, or '-' for standard output.
 
     The new file has the other's modification time, and its permissions as far as the umask allows.
-    A destination that is no regular file (a device, a pipe) is written to, never replaced.
+    A destination that is no regular file (a device, a pipe) is written to, never replaced. One that
+    ends in a slash is a directory, and has to be there.
     """
     if destination == "-":
         with progress_bar(target.name) as progress:
             cat(client, target, progress)
         return
     local = local_path(target, destination)
-    path = os.path.realpath(local)  # as cp does: what a symlink leads to is replaced, not the link
-    fetch = _fetch_into if os.path.exists(path) and not os.path.isfile(path) else _fetch_beside
+    if destination is not None and destination.endswith("/"):
+        local = os.path.join(destination, target.name)
+    fetch = _fetch_into if os.path.exists(local) and not _is_named_file(local) else _fetch_beside
     try:
         with progress_bar(target.name) as progress:
-            fetch(client, target, path, progress)
+            fetch(client, target, local, progress)
     except OSError as error:  # about the user's name for it, not that of a temporary file
         raise OSError(error.errno, error.strerror, local) from None
 
@@ -54,6 +56,15 @@ def local_path(target: Target, destination: str | None) -> str:
     return os.path.join(destination, target.name) if os.path.isdir(destination) else destination
 
 
+def _is_named_file(path: str) -> bool:
+    """Tell whether a path leads to a regular file that has a name, where another can take it.
+
+    What /dev/fd/N leads to may have none: a link such as 'pipe:[42]' or '/tmp/x (deleted)'.
+    """
+    real = os.path.realpath(path)
+    return os.path.isfile(real) and os.path.samefile(path, real)
+
+
 def _fetch_into(client: Client, target: Target, path: str, progress: Progress | None) -> None:
     with open(path, "wb") as device:
         client.stream(target.export, target.path, device.write, progress=progress)
@@ -61,8 +72,9 @@ def _fetch_into(client: Client, target: Target, path: str, progress: Progress | 
 
 def _fetch_beside(client: Client, target: Target, path: str, progress: Progress | None) -> None:
     stat = client.stat(target.export, target.path)
-    parent, name = os.path.split(path)
-    directory = open_directory(parent or ".")
+    # As cp does: what a symlink leads to is replaced, not the link.
+    parent, name = os.path.split(os.path.realpath(path))
+    directory = open_directory(parent)
     try:
         fetch_new(client, target, stat, directory, name, progress)
     finally:

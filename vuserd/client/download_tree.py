@@ -44,6 +44,8 @@ def get_tree(client: Client, target: Target, destination: str | None) -> int:
     if stat.type != "dir":
         get(client, target, destination)
         return 0
+    if destination == "-":
+        return complain(f"{target} is a directory, and cannot go to standard output")
     local = destination if destination is not None and not target.name else None
     if local is None:
         local = local_path(target, destination)

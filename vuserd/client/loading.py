@@ -4,8 +4,10 @@ The memory is named by a descriptor that this process inherited (a shell's ``3<>
 ``pass_fds``), or by ``/proc/PID/fd/N`` of the process that has it.
 """
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -17,6 +19,8 @@ from vuserd.client.target import Target
 
 _NUMBER: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([KMG]?)", re.ASCII)
 _SHIFTS: Final = {"": 0, "K": 10, "M": 20, "G": 30}
+#: The last offset that a file can have.
+_MOST: Final = (1 << 63) - 1
 
 
 def parse_number(text: str) -> int:
@@ -25,7 +29,10 @@ def parse_number(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a number such as 4096, 0x80000, 64K or 1G")
     digits, suffix = match.groups()
-    return int(digits, 16 if digits[:2] in ("0x", "0X") else 10) << _SHIFTS[suffix]
+    number = int(digits, 16 if digits[:2] in ("0x", "0X") else 10) << _SHIFTS[suffix]
+    if number > _MOST:
+        raise ValueError(f"{text!r} is more than {_MOST}")
+    return number
 
 
 def load(
@@ -61,11 +68,18 @@ def _opened(memory: str) -> Iterator[int]:
     inherited = memory.isascii() and memory.isdecimal()
     descriptor = int(memory) if inherited else os.open(memory, os.O_RDWR | os.O_CLOEXEC)
     try:
-        try:
-            os.fstat(descriptor)
-        except (OSError, OverflowError):
-            raise OSError(9, "bad file descriptor", memory) from None
+        _check(descriptor, memory)
         yield descriptor
     finally:
         if not inherited:
             os.close(descriptor)
+
+
+def _check(descriptor: int, memory: str) -> None:
+    """Refuse what is not open or not, as a memfd is, a regular file."""
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except (OSError, OverflowError):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), memory) from None
+    if not stat.S_ISREG(mode):  # this process's own socket has a number, too
+        raise OSError(errno.EBADF, "not a memfd", memory)

@@ -80,6 +80,7 @@ class _Attached:
         self.id = identifier
         self.size = memory.size
         self._memory = memory
+        self._detached = False
 
     def fileno(self) -> int:
         """Give the memfd's descriptor."""
@@ -114,7 +115,13 @@ class AttachedMemory(_Attached):
         return self._client.load(self.id, address, export, path, offset=offset, length=length)
 
     def detach(self) -> None:
-        """Take the memory back from the daemon, once loads into it have ended."""
+        """Take the memory back from the daemon, once loads into it have ended.
+
+        A second call does nothing.
+        """
+        if self._detached:
+            return
+        self._detached = True
         try:
             self._client.detach(self.id)
         finally:
@@ -158,8 +165,11 @@ class TrioAttachedMemory(_Attached):
     async def detach(self) -> None:
         """Take the memory back from the daemon, once loads into it have ended.
 
-        The daemon is told also where this is cancelled.
+        The daemon is told also where this is cancelled. A second call does nothing.
         """
+        if self._detached:
+            return
+        self._detached = True
         try:
             await self._client.detach(self.id)
         finally:

@@ -44,7 +44,7 @@ def local_fault(error: OSError) -> str:
     where = os.fsdecode(error.filename) if error.filename else "standard output"
     if error.errno is None:
         return f"{where}: {error}"
-    text = os.strerror(error.errno)
+    text = error.strerror or os.strerror(error.errno)
     return f"{where}: {text[:1].lower()}{text[1:]} ({errno.errorcode.get(error.errno)})"
 
 
@@ -53,11 +53,12 @@ def emit(line: str = "") -> None:
     sys.stdout.write(line + "\n")
 
 
-def emit_json(value: object) -> None:
+def emit_json(value: object, *, in_a_line: bool = False) -> None:
     """Print a value as JSON; a byte that is no UTF-8 is a lone surrogate, as in Python's names."""
     import json  # not needed by most calls, and slow to load
 
-    emit(json.dumps(value, indent=2, default=_json_default, skipkeys=True))
+    indent = None if in_a_line else 2
+    emit(json.dumps(value, indent=indent, default=_json_default, skipkeys=True))
 
 
 def _json_default(value: object) -> object:

@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     stat.add_argument("-L", "--follow", action="store_true", help="of what a symlink leads to")
     _add_target(stat)
     cat = command("cat", "write files to standard output")
-    cat.add_argument("targets", type=_target, metavar="EXPORT:PATH", nargs="+")
+    cat.add_argument("targets", type=target_argument, metavar="EXPORT:PATH", nargs="+")
     get = command("get", "fetch a file, whole, and put it in place when it is there")
     get.add_argument(
         "-r", dest="recursive", action="store_true", help="a directory, with all below"
@@ -83,12 +83,12 @@ def parser() -> argparse.ArgumentParser:
         "--memory", metavar="MEMFD", required=True, help="a descriptor, or /proc/PID/fd/N"
     )
     load.add_argument(
-        "--address", metavar="A", type=_number, required=True, help="where, in the memory"
+        "--address", metavar="A", type=number_argument, required=True, help="where, in the memory"
     )
     load.add_argument(
-        "--offset", metavar="N", type=_number, default=0, help="the first byte of the file"
+        "--offset", metavar="N", type=number_argument, default=0, help="the first byte of the file"
     )
-    load.add_argument("--length", metavar="N", type=_number, help="how many bytes")
+    load.add_argument("--length", metavar="N", type=number_argument, help="how many bytes")
     reload = command(
         "reload",
         "replace the backend of an export, or read the configuration again; no call is lost",
@@ -108,24 +108,28 @@ def parser() -> argparse.ArgumentParser:
     trace.add_argument("export", metavar="EXPORT", nargs="?")
     trace.add_argument("--write", metavar="FILE", help="write them to a file, and print nothing")
     trace.add_argument("--read", metavar="FILE", help="print what was written to a file")
-    trace.add_argument("-n", dest="count", metavar="COUNT", type=_number, help="end after so many")
+    trace.add_argument(
+        "-n", dest="count", metavar="COUNT", type=number_argument, help="end after so many"
+    )
     completion = command("completion", "print a completion script for a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return top_level
 
 
 def _add_target(command: argparse.ArgumentParser) -> None:
-    command.add_argument("target", type=_target, metavar="EXPORT:PATH")
+    command.add_argument("target", type=target_argument, metavar="EXPORT:PATH")
 
 
-def _target(text: str) -> Target:
+def target_argument(text: str) -> Target:
+    """Read EXPORT:PATH, as a ``type`` of argparse: what is wrong with it is told as wrong usage."""
     try:
         return Target.parse(text)
     except ValueError as error:
         _refuse(str(error))
 
 
-def _number(text: str) -> int:
+def number_argument(text: str) -> int:
+    """Read a number of :func:`vuserd.client.loading.parse_number` in the same way."""
     from vuserd.client.loading import parse_number
 
     try:

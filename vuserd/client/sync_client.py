@@ -5,7 +5,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -13,7 +13,7 @@ from vuserd.address import socket_candidates
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
 from vuserd.client.core import Ticket
-from vuserd.client.errors import CannotConnect, NotTaken, RemoteError
+from vuserd.client.errors import CannotConnect, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.image import Image
 from vuserd.client.memory import AttachedMemory, SharedMemory
 from vuserd.client.reaching import (
@@ -71,16 +71,20 @@ class Client:
     memory, a walk that goes on), the call raises :class:`vuserd.client.errors.NotTaken`: it had no
     effect. Once all memory is detached and the walk has ended, the next call reconnects. A daemon
     that did not end in good order may have taken a call without answering it: that one raises
-    ConnectionLost, and the next one reconnects.
+    ConnectionLost, and the next one reconnects. A time-out, or an interruption such as Ctrl-C, ends
+    the client for good.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        """Talk over a connected, blocking stream socket, which is the client's from now on."""
-        self._link = SyncLink(sock)
+    def __init__(self, sock: socket.socket, timeout: float = 0.0) -> None:
+        """Talk over a connected, blocking stream socket, which is the client's from now on.
+
+        ``timeout`` is the limit of its waits that was set on it, in seconds.
+        """
+        self._link = SyncLink(sock, timeout)
         #: Connections that answers are awaited on, and that take no more calls.
         self._former: list[SyncLink] = []
         self._address: str | None = None
-        self._timeout = 0.0
+        self._timeout = timeout
         self._patience = 0.0
 
     @classmethod
@@ -108,9 +112,8 @@ class Client:
                 sock.close()
                 attempts.append((candidate, error))
             else:
-                client = cls(sock)
-                client._address, client._timeout = candidate, limit
-                client._patience = reconnect
+                client = cls(sock, limit)
+                client._address, client._patience = candidate, reconnect
                 return client
         raise CannotConnect(attempts)
 
@@ -402,7 +405,7 @@ class Client:
                     transfer = Transfer(export, path, size, places, resumption.begin)
                     self._run(transfer, size, write, progress, unhurried=unhurried)
             except NotTaken:
-                if not resumption.after(transfer, time.monotonic()):
+                if not (self._goes_on() and resumption.after(transfer, time.monotonic())):
                     raise
             else:
                 return
@@ -425,7 +428,8 @@ class Client:
             try:
                 memory.load(export, path, 0, length=1)  # its backend's room shows with this
             except BaseException:
-                memory.detach()
+                with suppress(ConnectionLost):  # which has detached it
+                    memory.detach()
                 raise
         except RemoteError as error:
             if error.code not in NOT_LENT:
@@ -490,11 +494,18 @@ class Client:
     def abandon(self, ticket: Ticket[Any]) -> None:
         """Forget a call that was begun; what its result holds is let go."""
         ticket.core.abandon(ticket)
+        self._link.send()  # what undoes its result, where that was there
 
     def _link_of(self, ticket: Ticket[Any]) -> SyncLink:
         return next(link for link in (self._link, *self._former) if link.core is ticket.core)
 
     # -- the daemon's successor --------------------------------------------------------------------
+
+    def _goes_on(self) -> bool:
+        """Tell whether calls are taken, or may be by the daemon's successor."""
+        core = self._link.core
+        has_successor = self._address is not None and self._patience > 0 and core.can_be_replaced
+        return core.takes_requests or has_successor
 
     def _send_again(self, ticket: Ticket[Any]) -> None:
         """Have a call answered that was not taken, over another connection if there can be one."""
@@ -507,18 +518,20 @@ class Client:
                 link.wait(ticket)
                 continue
             link.hear()
-            if self._address is None or not self._patience or not link.core.can_be_replaced:
+            if not self._goes_on():
                 break
+            address = self._address
+            assert address is not None
             if search.is_over():
-                ticket.fail(search.failed(self._address))
+                ticket.fail(search.failed(address))
                 break
             try:
                 time.sleep(search.next_pause())
-                self._connect_again(self._address, search)
+                self._connect_again(address, search)
             except OSError as error:
                 search.error = error
                 if not is_absent(error):
-                    ticket.fail(search.failed(self._address))
+                    ticket.fail(search.failed(address))
         if ticket.refused is not None:
             ticket.fail(why_not_taken(ticket))
 
@@ -532,7 +545,7 @@ class Client:
             sock.close()
             raise
         self._former.append(self._link)
-        self._link = SyncLink(sock)
+        self._link = SyncLink(sock, self._timeout)
 
     def _leave_former_links(self) -> None:
         """Close the connections that nobody awaits an answer on."""

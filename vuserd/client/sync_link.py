@@ -13,10 +13,17 @@ _SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 class SyncLink:
-    """A connected, blocking stream socket, which is the link's from now on, and its core."""
+    """A connected, blocking stream socket, which is the link's from now on, and its core.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Args:
+        sock: its own waits are limited by :func:`set_timeout`, if at all.
+        timeout: the same limit for waits that are not the socket's own, seconds; 0 is none.
+
+    """
+
+    def __init__(self, sock: socket.socket, timeout: float) -> None:
         self._socket = sock
+        self._timeout = timeout
         self.core = ClientCore()
 
     def close(self) -> None:
@@ -60,7 +67,10 @@ class SyncLink:
         """Wait until the daemon takes or gives something: it may do neither while we do not."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN | select.POLLOUT)
-        for _, event in poll.poll():
+        events = poll.poll(self._timeout * 1000 or None)
+        if not events:
+            self.core.lost(describe_loss(BlockingIOError()))
+        for _, event in events:
             if event & select.POLLOUT:
                 self._send()
             if event & ~select.POLLOUT:
@@ -97,7 +107,7 @@ class _Unbroken:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            self._core.lost("an exchange with the daemon was interrupted")
+            self._core.interrupted("an exchange with the daemon was interrupted")
 
 
 def set_timeout(sock: socket.socket, option: int, seconds: float) -> None:

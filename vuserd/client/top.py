@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, Protocol
 
 from vuserd.client import status
-from vuserd.client.output import emit
+from vuserd.client.output import emit, emit_json
 from vuserd.client.sync_client import Client
 
 # ECMA-48's control sequences, as xterm has them.
@@ -120,9 +120,7 @@ class _Paper:
 
     def show(self, found: Mapping[str, Any]) -> None:
         if self._as_json:
-            import json
-
-            emit(json.dumps({"time": time.time(), **found}, default=_json_default, skipkeys=True))
+            emit_json({"time": time.time(), **found}, in_a_line=True)
         else:
             if self._begun:
                 emit()
@@ -186,7 +184,3 @@ def _keys() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
-
-
-def _json_default(value: object) -> object:
-    return os.fsdecode(value) if isinstance(value, bytes) else str(value)

@@ -13,7 +13,9 @@ Arguments: TypeAlias = Mapping[str, "int | str | list[tuple[int, int]]"]
 
 #: Events of one page.
 PAGE_EVENTS = 1000
-_END_OF_TIME = 1 << 63
+#: All numbers are unsigned and have 64 bits; those of the clock are less than that.
+_MOST = 1 << 64
+_LIMITS = {"sent_ns": 1 << 63}
 _NUMBERS = ("unique", "node", "size", "sent_ns", "monotonic_ns", "took_ns", "length")
 
 
@@ -45,8 +47,9 @@ class TraceEvent(NamedTuple):
             path, given = fields["path"], to_map(fields["arguments"])
         except KeyError as error:
             raise BadReply(f"an event of a trace has no {error}") from None
-        if not 0 <= numbers["sent_ns"] < _END_OF_TIME:
-            raise BadReply(f"an event of a trace at {numbers['sent_ns']} ns")
+        for key, number in (numbers | {"lost": lost}).items():
+            if not 0 <= number < _LIMITS.get(key, _MOST):
+                raise BadReply(f"an event of a trace with {key} {number}")
         return cls(
             opcode=opcode,
             path=None if path is None else name(path),

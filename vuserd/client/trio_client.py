@@ -5,7 +5,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Self, TypeVar
 
 import trio
@@ -14,7 +14,7 @@ from vuserd.address import socket_candidates
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
 from vuserd.client.core import Ticket
-from vuserd.client.errors import CannotConnect, NotTaken, RemoteError
+from vuserd.client.errors import CannotConnect, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.image import Image
 from vuserd.client.memory import SharedMemory, TrioAttachedMemory
 from vuserd.client.reaching import (
@@ -384,7 +384,7 @@ class TrioClient:
                     transfer = Transfer(export, path, size, places, resumption.begin)
                     await self._run(transfer, size, write, progress, unhurried=unhurried)
             except NotTaken:
-                if not resumption.after(transfer, trio.current_time()):
+                if not (self._goes_on() and resumption.after(transfer, trio.current_time())):
                     raise
             else:
                 return
@@ -409,7 +409,8 @@ class TrioClient:
             try:
                 await memory.load(export, path, 0, length=1)  # its backend's room shows with this
             except BaseException:
-                await memory.detach()
+                with suppress(ConnectionLost):  # which has detached it
+                    await memory.detach()
                 raise
         except RemoteError as error:
             if error.code not in NOT_LENT:
@@ -481,6 +482,12 @@ class TrioClient:
 
     # -- the daemon's successor --------------------------------------------------------------------
 
+    def _goes_on(self) -> bool:
+        """Tell whether calls are taken, or may be by the daemon's successor."""
+        core = self._link.core
+        has_successor = self._address is not None and self._patience > 0 and core.can_be_replaced
+        return core.takes_requests or has_successor
+
     async def _send_again(self, ticket: Ticket[Any]) -> None:
         """Have a call answered that was not taken, over another connection if there can be one."""
         search = Search(self._patience, trio.current_time())
@@ -492,9 +499,10 @@ class TrioClient:
                 await link.wait(ticket)
                 continue
             link.hear()
-            address = self._address
-            if address is None or not self._patience or not link.core.can_be_replaced:
+            if not self._goes_on():
                 break
+            address = self._address
+            assert address is not None
             if search.is_over(trio.current_time()):
                 ticket.fail(search.failed(address))
                 break

@@ -17,6 +17,7 @@ from vuserd.client.errors import ClientError, RemoteError
 from vuserd.client.output import complain, local_fault
 from vuserd.client.parser import parse
 from vuserd.client.parser import parser as parser
+from vuserd.client.reaching import PATIENCE
 from vuserd.client.sync_client import Client
 from vuserd.client.target import Target
 
@@ -30,6 +31,9 @@ class _Signalled(BaseException):
 
 def main() -> int:
     """Run the command line; the entry point of the script."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # whoever started this had it closed
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - it stays
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
@@ -97,7 +101,9 @@ def _dispatch(options: Namespace) -> int:
     alone = _ALONE.get(options.command)
     if alone is not None and (code := alone(options)) is not None:
         return code
-    with Client.connect(options.socket) as client:
+    # A trace ends with its connection: another one would begin, and what is between be missing.
+    reconnect = 0.0 if options.command == "trace" else PATIENCE
+    with Client.connect(options.socket, reconnect=reconnect) as client:
         return _COMMANDS[options.command](client, options) or 0
 
 
