@@ -414,6 +414,35 @@ async def test_an_end_that_is_not_answered(
 
 
 @fault(
+    "slow-at-the-end",
+    done="the backend answers its last request just before the session's time for its end is over,"
+    " and nothing when its rings are stopped",
+    must="The session ends within its time for that, which is 2 seconds.",
+)
+async def test_an_end_that_is_late_already(
+    backend: FakeBackend,
+    autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
+) -> None:
+    backend.answer_to(Opcode.READ, None)
+    backend.ignored = {Request.GET_VRING_BASE}
+    async with trio.open_nursery() as nursery, backend.session() as session:
+        with trio.move_on_after(1):
+            await read(FileSystem(session, 10))
+        [held] = backend.named(Opcode.READ)
+
+        async def answer_late() -> None:
+            await trio.sleep(SessionOptions().drain - 0.1)
+            answer = backend.serve_files(held)
+            assert answer is not None
+            backend.reply(held, answer)
+
+        nursery.start_soon(answer_late)
+        begun = trio.current_time()
+    assert backend.messages[-1] is Request.GET_VRING_BASE
+    assert trio.current_time() - begun < SessionOptions().drain + 0.1
+
+
+@fault(
     "holds-requests-at-the-end",
     done="the backend still has a request that was given up when the session ends",
     must="The session ends within its time for that, which is 2 seconds.",

@@ -149,6 +149,38 @@ async def test_memory_without_a_slot(backend: FakeBackend, memory: AttachedMemor
 
 
 @fault(
+    "dies-without-a-slot",
+    done="the backend keeps a READ into memory that has its last slot, and ends while another"
+    " memory is to be loaded",
+    must=DOWN + " So the load is asked again of the next backend.",
+)
+async def test_death_while_a_slot_is_waited_for(
+    backend: FakeBackend, memory: AttachedMemory
+) -> None:
+    backend.protocol_features |= CONFIGURE_MEM_SLOTS
+    backend.memory_slots = 2
+    other = AttachedMemory(ForeignRegion(memfd(), SIZE), ChangeLocks())
+    async with backend.session() as session:
+        front = Front(backend, session, FileSystem(session, 10))
+        front.tell(Opcode.READ, None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load, other, front)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+
+            async def load_another() -> None:
+                with pytest.raises(BackendDown, match="closed its socket"):
+                    await load(memory, front)
+
+            nursery.start_soon(load_another)
+            await wait_all_tasks_blocked()
+            backend.die()
+        await other.detach()
+        await front.is_over()
+
+
+@fault(
     "dies-while-loading",
     done="the backend ends while it has READs into a client's memory",
     must=DOWN + " A detach ends.",

@@ -1,6 +1,7 @@
 """The vhost-user socket: one message after the other, each with its reply and a deadline."""
 
 import contextlib
+import math
 import os
 import socket
 from collections.abc import Sequence
@@ -77,11 +78,11 @@ class VhostUserConnection:
             self._replies_in.send_nowait(payload)
 
     async def ask(
-        self, request: Request, payload: bytes = b"", seconds: float | None = None
+        self, request: Request, payload: bytes = b"", deadline: float = math.inf
     ) -> bytes:
         """Send a request that has a reply of its own; return the reply's payload.
 
-        ``seconds`` is the time for it, by default that of the connection.
+        ``deadline`` is for those that have less time than the connection's for each reply.
 
         Raises:
             BackendTimeout: no reply within the deadline.
@@ -91,7 +92,7 @@ class VhostUserConnection:
         if request not in REPLIED:
             raise ValueError(f"{request.name} has no reply of its own")
         async with self._turn:
-            return await self._exchange(request, payload, (), seconds, need_reply=False)
+            return await self._exchange(request, payload, (), deadline, need_reply=False)
 
     async def tell(
         self, request: Request, payload: bytes = b"", descriptors: Sequence[int] = ()
@@ -109,7 +110,7 @@ class VhostUserConnection:
         if any(descriptor < 0 for descriptor in descriptors):
             raise ValueError(f"{request.name} with a descriptor that is closed")
         async with self._turn:
-            answer = await self._exchange(request, payload, descriptors, None, need_reply=True)
+            answer = await self._exchange(request, payload, descriptors, math.inf, need_reply=True)
         try:
             status = decode_u64(answer)
         except MalformedError as error:
@@ -127,22 +128,23 @@ class VhostUserConnection:
         request: Request,
         payload: bytes,
         descriptors: Sequence[int],
-        seconds: float | None,
+        deadline: float,
         *,
         need_reply: bool,
     ) -> bytes:
-        allowed = self._timeout if seconds is None else seconds
+        begun = trio.current_time()
+        deadline = min(deadline, begun + self._timeout)
         message = encode_message(request, payload, need_reply=need_reply)
         self._asked = request
         try:
             # Shielded, since it ends in time: the reply to a request that was given up would be
             # taken for the next one's.
-            with trio.fail_after(allowed, shield=True):
+            with trio.fail_at(deadline, shield=True):
                 await self._send(message, descriptors)
                 return await self._replies.receive()
         except trio.TooSlowError:
             raise BackendTimeout(
-                f"the backend did not answer {request.name} within {allowed:g} s"
+                f"the backend did not answer {request.name} within {deadline - begun:g} s"
             ) from None
         except trio.EndOfChannel:
             raise (self._ended or BackendDown("the backend closed its socket")).again() from None

@@ -121,7 +121,7 @@ class Session:
 
         Raises:
             CallError: BUSY when the backend has no slot left for it.
-            BackendError: the backend refused it, or is lost.
+            BackendError: the backend refused it, or is lost, be it while a slot was waited for.
 
         """
         while self.regions >= self._slots:
@@ -148,6 +148,8 @@ class Session:
         for holder in list(self._holders):
             if await holder.leave():
                 return
+        if self._reason is not None:  # the next backend has slots of its own
+            raise self._reason.again()
         raise CallError(
             ErrorCode.BUSY,
             f"the backend has {self._slots} memory slots, and all are in use",
@@ -268,11 +270,12 @@ class Session:
         """
         if self._reason is not None:
             return
-        with contextlib.suppress(VuserdError), trio.move_on_after(self._options.drain):
+        deadline = trio.current_time() + self._options.drain
+        with contextlib.suppress(VuserdError), trio.move_on_at(deadline):
             await self.channel.drained()
             for queue in QUEUES:
                 stop = VringState(queue, 0).encode()
-                await self._connection.ask(Request.GET_VRING_BASE, stop, self._options.drain)
+                await self._connection.ask(Request.GET_VRING_BASE, stop, deadline)
 
     def _close(self) -> None:
         self.lose(BackendDown("the session with the backend is over"))

@@ -74,11 +74,12 @@ class Watch:
 
         """
         while True:
-            times = self._times(trio.current_time())
+            times = self._times()
             if not times:
                 await self._something.park()
                 continue
-            await trio.sleep_until(min(times))
+            # What is begun meanwhile is overdue after its own time at the earliest.
+            await trio.sleep_until(min(*times, trio.current_time() + self._timeout))
             now = trio.current_time()
             is_overdue = self._end_overdue(now, end)
             for entry in [entry for entry in self.turns.values() if entry.deadline <= now]:
@@ -98,16 +99,14 @@ class Watch:
         oldest = next(iter(self.awaited.values()), None)
         return oldest is None or trio.current_time() < oldest.deadline + _PROBE_TIME
 
-    def _times(self, now: float) -> list[float]:
+    def _times(self) -> list[float]:
         """Return when there is something to do next."""
         times = [entry.deadline for entry in itertools.islice(self.awaited.values(), 1)]
         times += [entry.deadline for entry in self.turns.values()]
         if (silent := self._requests_silent_at()) is not None:
             times.append(silent)
         if (silent := self._hiprio_silent_at()) is not None:
-            # A request that is begun later may not be overdue before this task looks again.
-            doubtful = silent - _PROBE_TIME
-            times.append(doubtful if now < doubtful else silent)
+            times.append(silent)
         return times
 
     def _end_overdue(self, now: float, end: Callable[[InFlight], None]) -> bool:
