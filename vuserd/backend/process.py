@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
@@ -17,6 +16,7 @@ import trio
 
 from vuserd.backend.base import Backend
 from vuserd.backend.find import BackendKind, Program
+from vuserd.backend.words import Words
 from vuserd.errors import BackendDown, os_reason
 from vuserd.journal import about_export
 
@@ -29,8 +29,6 @@ _SHORT_GRACE: Final = 0.05
 #: How a process may end when it is told to.
 _ENDS_FOR_US: Final = frozenset({0, -signal.SIGTERM, -signal.SIGKILL})
 _MOST_STATUS: Final = 256
-_LONGEST_LINE: Final = 4096
-_LAST_LINES: Final = 5
 
 
 class BackendOptions(NamedTuple):
@@ -124,7 +122,7 @@ class BackendProcess(Backend):
         self._connection: socket.socket | None = connection
         self._name = name
         self._log = about_export(_LOG, name)
-        self._words: deque[str] = deque(maxlen=_LAST_LINES)
+        self._words = Words(self._log_line)
         self._end_expected = False
         self._own_end: int | None = None
 
@@ -144,7 +142,7 @@ class BackendProcess(Backend):
             end = f"virtiofsd was ended by {signal.Signals(-code).name}"
         else:
             end = f"virtiofsd ended with status {code}"
-        return ": ".join(filter(None, [end, " / ".join(self._words)]))
+        return ": ".join(filter(None, [end, self._words.last()]))
 
     def own_end(self) -> int | None:
         """Return how it ended by itself; None where that was for a signal of ours.
@@ -188,25 +186,13 @@ class BackendProcess(Backend):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     async def log_words(self) -> None:
-        """Log its standard error line by line until it ends."""
+        """Log its standard error until it ends: see :class:`Words`."""
         assert self._process.stderr is not None
-        rest = b""
-        async for chunk in self._process.stderr:
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._log_line(line)
-            if len(rest) > _LONGEST_LINE:
-                self._log_line(rest)
-                rest = b""
-        if rest:
-            self._log_line(rest)
+        await self._words.read(self._process.stderr)
 
-    def _log_line(self, line: bytes) -> None:
-        words = line.decode(errors="replace").strip()
-        if words:
-            self._words.append(words)
-            level = logging.DEBUG if self._end_expected else logging.INFO
-            self._log.log(level, "export %s: virtiofsd: %s", self._name, words)
+    def _log_line(self, words: str) -> None:
+        level = logging.DEBUG if self._end_expected else logging.INFO
+        self._log.log(level, "export %s: virtiofsd: %s", self._name, words)
 
 
 async def _start_process(
