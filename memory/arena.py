@@ -37,14 +37,13 @@ class ArenaExhaustedError(Exception):
 class Buffer:
     """Bytes of the region: ``view`` to touch them, ``address`` (guest-physical) for descriptors."""
 
-    __slots__ = ("_pool", "address", "owner", "state", "view")
+    __slots__ = ("_pool", "address", "state", "view")
 
     def __init__(self, pool: "Pool", view: memoryview, address: int) -> None:
         self._pool = pool
         self.view = view
         self.address = address
         self.state = BufferState.FREE
-        self.owner: object = None
 
     @property
     def size(self) -> int:
@@ -67,7 +66,6 @@ class Buffer:
         """End the ownership; a buffer that the device still has goes into quarantine."""
         if self.state is BufferState.LENT:
             self.state = BufferState.QUARANTINED
-            self.owner = None
             self._pool.quarantined += 1
         elif self.state is BufferState.OWNED:
             self._pool.put(self)
@@ -114,7 +112,7 @@ class Pool:
         """How many buffers are free."""
         return len(self._free)
 
-    def take(self, owner: object) -> Buffer:
+    def take(self) -> Buffer:
         """Take a free buffer; what it holds is whatever was there before.
 
         Raises:
@@ -125,13 +123,11 @@ class Pool:
             raise ArenaExhaustedError(f"all {self.count} buffers of {self.buffer_size} are taken")
         buffer = self._free.pop()
         buffer.state = BufferState.OWNED
-        buffer.owner = owner
         return buffer
 
     def put(self, buffer: Buffer) -> None:
         """Take a buffer back among the free ones (only :class:`Buffer` itself calls this)."""
         buffer.state = BufferState.FREE
-        buffer.owner = None
         if self._closed:
             return
         self._free.append(buffer)

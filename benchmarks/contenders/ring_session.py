@@ -104,7 +104,7 @@ class RingSession:
 
     def take_buffer(self) -> Buffer:
         """Take a payload buffer of the arena, warm after its first use."""
-        return self._layout.payloads.take(self)
+        return self._layout.payloads.take()
 
     # --- the session ------------------------------------------------------------------------------
 
@@ -267,7 +267,7 @@ class RingSession:
 
     def _encode(self, request: fuse.Request) -> Buffer:
         self._unique += 2
-        message = self._layout.messages.take(self)
+        message = self._layout.messages.take()
         message.view[: request.size] = request.encode(self._unique, self._who)
         message.lend()
         return message

@@ -328,7 +328,7 @@ async def test_payloads_that_others_use_are_waited_for_in_vain_once(
     autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
 ) -> None:
     """The backend is innocent of that."""
-    with given_back(await front.session.payloads.take(SessionOptions().payloads, None)):
+    with given_back(await front.session.payloads.take(SessionOptions().payloads)):
         with pytest.raises(BackendTimeout):
             await read(front.files)
         assert not front.session.lost

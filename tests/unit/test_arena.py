@@ -34,7 +34,7 @@ def pool(region: Region, placed: GuestRegion) -> Iterator[Pool]:
 
 
 def in_state(pool: Pool, state: BufferState) -> Buffer:
-    buffer = pool.take("the owner")
+    buffer = pool.take()
     if state is BufferState.FREE:
         buffer.give_back()
     elif state is not BufferState.OWNED:
@@ -49,14 +49,14 @@ class TestBuffers:
     def test_buffer_is_bytes_of_the_region_with_their_guest_address(
         self, pool: Pool, region: Region, placed: GuestRegion
     ) -> None:
-        buffer = pool.take("the owner")
+        buffer = pool.take()
         assert buffer.size == len(buffer.view) == pool.buffer_size == 1024
         assert buffer.address == placed.guest_address(PAGE, 1024)
         buffer.view[:4] = b"here"
         assert bytes(region.view[PAGE : PAGE + 4]) == b"here"
 
     def test_buffers_do_not_overlap(self, pool: Pool, placed: GuestRegion) -> None:
-        addresses = sorted(pool.take(None).address for _ in range(3))
+        addresses = sorted(pool.take().address for _ in range(3))
         assert addresses == [placed.guest_base + PAGE + 1024 * index for index in range(3)]
 
     @pytest.mark.parametrize(
@@ -82,37 +82,31 @@ class TestBuffers:
 
 class TestStates:
     def test_taken_buffer_is_owned(self, pool: Pool) -> None:
-        owner = object()
-        buffer = pool.take(owner)
+        buffer = pool.take()
         assert buffer.state is BufferState.OWNED
-        assert buffer.owner is owner
         assert pool.available == 2
 
     def test_owned_buffer_given_back_is_free(self, pool: Pool) -> None:
         buffer = in_state(pool, BufferState.OWNED)
         buffer.give_back()
         assert buffer.state is BufferState.FREE
-        assert buffer.owner is None
         assert pool.available == 3
 
-    def test_lent_buffer_is_still_its_owners(self, pool: Pool) -> None:
+    def test_owned_buffer_can_be_lent(self, pool: Pool) -> None:
         buffer = in_state(pool, BufferState.OWNED)
         buffer.lend()
         assert buffer.state is BufferState.LENT
-        assert buffer.owner == "the owner"
 
     def test_reclaimed_buffer_is_owned_again(self, pool: Pool) -> None:
         buffer = in_state(pool, BufferState.LENT)
         buffer.reclaim()
         assert buffer.state is BufferState.OWNED
-        assert buffer.owner == "the owner"
         assert pool.available == 2
 
     def test_lent_buffer_given_back_is_in_quarantine(self, pool: Pool) -> None:
         buffer = in_state(pool, BufferState.LENT)
         buffer.give_back()
         assert buffer.state is BufferState.QUARANTINED
-        assert buffer.owner is None
         assert pool.available == 2
 
     def test_buffer_in_quarantine_is_free_once_reclaimed(self, pool: Pool) -> None:
@@ -141,35 +135,35 @@ class TestStates:
         self, pool: Pool, state: BufferState, step: Callable[[Buffer], None]
     ) -> None:
         buffer = in_state(pool, state)
-        owner, available = buffer.owner, pool.available
+        available = pool.available
         with pytest.raises(ValueError, match=f"a buffer that is {state.name}"):
             step(buffer)
-        assert (buffer.state, buffer.owner, pool.available) == (state, owner, available)
+        assert (buffer.state, pool.available) == (state, available)
 
 
 class TestPool:
     def test_buffer_given_back_last_is_taken_first(self, pool: Pool) -> None:
-        first, second, third = (pool.take(None) for _ in range(3))
+        first, second, third = (pool.take() for _ in range(3))
         second.give_back()
         third.give_back()
         first.give_back()
-        assert [pool.take(None) for _ in range(3)] == [first, third, second]
+        assert [pool.take() for _ in range(3)] == [first, third, second]
 
     def test_empty_pool_says_so_until_a_buffer_comes_back(self, pool: Pool) -> None:
-        buffers = [pool.take(None) for _ in range(3)]
+        buffers = [pool.take() for _ in range(3)]
         with pytest.raises(ArenaExhaustedError, match="all 3 buffers of 1024"):
-            pool.take(None)
+            pool.take()
         buffers[0].lend()
         buffers[0].give_back()
         with pytest.raises(ArenaExhaustedError):
-            pool.take(None)
+            pool.take()
         buffers[0].reclaim()
-        assert pool.take(None) is buffers[0]
+        assert pool.take() is buffers[0]
 
     def test_whoever_waits_is_told_of_each_buffer_that_becomes_free(self, pool: Pool) -> None:
         told: list[int] = []
         pool.on_free = lambda: told.append(pool.available)
-        owned, lent, quarantined = (pool.take(None) for _ in range(3))
+        owned, lent, quarantined = (pool.take() for _ in range(3))
         lent.lend()
         quarantined.lend()
         quarantined.give_back()
@@ -182,12 +176,11 @@ class TestPool:
         assert told == [1, 2, 3]
 
     def test_whoever_waits_may_take_the_buffer_at_once(self, pool: Pool) -> None:
-        buffers = [pool.take(None) for _ in range(3)]
+        buffers = [pool.take() for _ in range(3)]
         taken: list[Buffer] = []
-        pool.on_free = lambda: taken.append(pool.take("waiter"))
+        pool.on_free = lambda: taken.append(pool.take())
         buffers[1].give_back()
         assert taken == [buffers[1]]
-        assert buffers[1].owner == "waiter"
 
 
 class TestClose:
@@ -195,7 +188,7 @@ class TestClose:
         pool.close()
         assert pool.available == 0
         with pytest.raises(ArenaExhaustedError):
-            pool.take(None)
+            pool.take()
 
     @pytest.mark.parametrize(
         "state", [BufferState.OWNED, BufferState.LENT, BufferState.QUARANTINED]
@@ -219,7 +212,7 @@ class TestClose:
         name = "test-arena-last"
         region = Region(PAGE, name)
         pool = Pool(region.view, GuestMemory().add(region), 0, 1024, 4)
-        buffer = pool.take(None)
+        buffer = pool.take()
         buffer.view[:4] = b"kept"
         pool.close()
         region.close()

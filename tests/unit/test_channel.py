@@ -183,7 +183,7 @@ async def test_a_payload_given_up_stays_the_devices_until_it_comes_back(
     withheld = Withheld(backend, Opcode.READ)
 
     async def read() -> None:
-        [buffer] = await session.payloads.take(1, "test")
+        [buffer] = await session.payloads.take(1)
         try:
             request = fuse.read(NodeId(2), fuse.FileHandle(1), 0, 4096)
             await session.channel.call_into(request, buffer)
@@ -231,7 +231,7 @@ async def test_a_silent_backend_is_lost_once_a_probe_stays_unanswered(
         assert 11 <= trio.current_time() - begin < 11.1
         assert len(backend.named(Opcode.GETATTR)) == 1
         with pytest.raises(BackendDown):
-            await session.payloads.take(1, "test")
+            await session.payloads.take(1)
 
 
 async def test_few_bulk_requests_are_in_the_backend_at_once(
@@ -241,7 +241,7 @@ async def test_few_bulk_requests_are_in_the_backend_at_once(
     lengths: list[int] = []
 
     async def read() -> None:
-        with given_back(await session.payloads.take(1, "test")) as [buffer]:
+        with given_back(await session.payloads.take(1)) as [buffer]:
             request = fuse.read(NodeId(2), fuse.FileHandle(1), 0, 1 << 20)
             lengths.append(await session.channel.call_into(request, buffer))
 
@@ -353,7 +353,7 @@ async def test_of_several_that_are_given_up_what_came_already_is_undone(
 
 async def test_what_no_ring_can_carry_is_a_mistake_of_the_caller(session: Session) -> None:
     channel = session.channel
-    [buffer] = await session.payloads.take(1, "test")
+    [buffer] = await session.payloads.take(1)
     with pytest.raises(ValueError, match="FORGET has no fixed reply"):
         await channel.call(fuse.batch_forget([]), fuse.decode_attributes)
     with pytest.raises(ValueError, match="BATCH_FORGET of 16048 bytes"):

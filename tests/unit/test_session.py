@@ -1,7 +1,13 @@
 """Opening and ending a session: the order of messages, and what a backend may not lack."""
 
-import pytest
+import gc
+from pathlib import Path
 
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from protocol import fuse
 from protocol.fuse import Opcode
 from protocol.vhost_user import Request
 from tests.fake.backend import PROTOCOL_FEATURES, REPLY_ACK, Answer, FakeBackend
@@ -85,3 +91,29 @@ async def test_the_death_of_a_backend_is_noticed_without_a_request() -> None:
         backend.die()
         lost: BackendError = await session.wait_lost()
         assert isinstance(lost, BackendDown)
+
+
+async def lose_a_session_with_requests() -> None:
+    backend = FakeBackend()
+    backend.answer_to(Opcode.STATFS, None)
+    async with backend.session() as session, trio.open_nursery() as nursery:
+
+        async def statfs() -> None:
+            with pytest.raises(BackendDown):
+                await session.channel.call(fuse.statfs(fuse.ROOT_ID), fuse.decode_statfs)
+
+        for _ in range(3):
+            nursery.start_soon(statfs)
+        await wait_all_tasks_blocked()
+        backend.die()
+
+
+def test_the_memory_of_a_lost_session_goes_with_it() -> None:
+    """At once, and not when the garbage collector finds what the backend had of it."""
+    gc.collect()
+    gc.disable()
+    try:
+        trio.run(lose_a_session_with_requests)
+        assert "vuserd-device" not in Path("/proc/self/maps").read_text()
+    finally:
+        gc.enable()

@@ -291,7 +291,7 @@ class AttachedMemory:
 
 async def _goes_on(file: OpenFile, offset: int) -> bool:
     """Tell whether a file whose size is not known has bytes from an offset on."""
-    with given_back(await file.session.payloads.take(1, file)) as buffers:
+    with given_back(await file.session.payloads.take(1)) as buffers:
         return await file.read_into(buffers[0], offset, PAGE_SIZE) > 0
 
 

@@ -110,7 +110,7 @@ async def _fill(file: OpenFile, descriptor: int) -> int:
             if got < length:
                 ends.append(offset + got)
 
-    with given_back(await file.session.payloads.take(count, file)) as buffers:
+    with given_back(await file.session.payloads.take(count)) as buffers:
         await gather([functools.partial(copy_parts, buffer, parts) for buffer in buffers])
     return min(ends)
 
@@ -123,7 +123,7 @@ async def _fill_to_the_end(file: OpenFile, descriptor: int) -> int:
 
     """
     end = 0
-    with given_back(await file.session.payloads.take(1, file)) as buffers:
+    with given_back(await file.session.payloads.take(1)) as buffers:
         while True:
             got = await file.read_on_into(buffers[0], end, file.max_read)
             if end + got > _MOST_UNKNOWN:

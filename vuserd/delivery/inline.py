@@ -50,7 +50,7 @@ async def _read_parts(file: OpenFile, offset: int, length: int) -> FileContent:
         return FileContent([], [])
     # Asking beyond the end, where the caller does, lets a short answer show that it is there.
     sizes = [min(part, length - at) for at in range(0, wanted, part)]
-    with given_back(await file.session.payloads.take(len(sizes), file)) as buffers:
+    with given_back(await file.session.payloads.take(len(sizes))) as buffers:
         if not file.size:
             return await _read_to_the_end(file, offset, buffers, sizes)
         lengths = await file.read_all_into(

@@ -209,8 +209,7 @@ class FuseChannel:
         self._bulk.clear()
         self._bulk_backlog.clear()
         for queue in self.queues.values():
-            for entry in queue.ring.abandon():
-                entry.let_go()
+            queue.ring.abandon()
         if self.observer is not None:
             self.observer.lost()
         for entry in list(self._awaited.values()):
@@ -320,7 +319,7 @@ class FuseChannel:
     def _submit(self, queue: int, entry: InFlight) -> None:
         """Put a request on the ring. It has a slot."""
         request = entry.request
-        message = entry.message = self._messages.take(entry)
+        message = entry.message = self._messages.take()
         encoded = request.encode(entry.unique, self._who)
         message.view[: len(encoded)] = encoded
         readable = [(message.address, len(encoded))]

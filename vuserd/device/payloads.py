@@ -32,8 +32,8 @@ class PayloadPool:
         """How many are not free: owned, lent to the device, or in quarantine."""
         return self._pool.count - self._pool.available
 
-    async def take(self, count: int, owner: object) -> list[Buffer]:
-        """Take ``count`` buffers; each is its owner's to give back.
+    async def take(self, count: int) -> list[Buffer]:
+        """Take ``count`` buffers; each is the caller's to give back.
 
         Raises:
             BackendTimeout: there were not as many in time.
@@ -46,7 +46,7 @@ class PayloadPool:
             if patience.cancelled_caught:
                 self._find_kept(count)
                 raise BackendTimeout(f"too few payload buffers were free for {self._timeout:g} s")
-        return [self._pool.take(owner) for _ in range(count)]
+        return [self._pool.take() for _ in range(count)]
 
     def fail(self, reason: BackendError) -> None:
         """Wake all who wait: the backend is lost, and what it has of the buffers stays away."""

@@ -71,13 +71,3 @@ class InFlight:
         self.task: trio.lowlevel.Task | None = None
         self.deadline = 0.0
         self.is_bulk = target is not None and (request.reply_size or 0) >= _BULK_SIZE
-
-    def let_go(self) -> None:
-        """Give the message's buffer back: the backend is lost, and nobody takes the buffer again.
-
-        The two know each other, and what they hold is the mapping of the session's memory.
-        """
-        if self.message is not None:
-            self.message.reclaim()
-            self.message.give_back()
-            self.message = None

@@ -201,7 +201,7 @@ class NodeOperations:
         def undo(body: bytes) -> None:
             self._give_back_lookups(decode(body)[0])
 
-        with given_back(await self._session.payloads.take(1, self)) as buffers:
+        with given_back(await self._session.payloads.take(1)) as buffers:
             length = await self._channel.call_into(request, buffers[0], undo if plus else None)
             body = bytes(buffers[0].view[:length])
         entries, following = self._channel.decoded(decode, body)
