@@ -21,7 +21,7 @@ from vuserd.client import Client
 from vuserd.client.errors import RemoteError
 
 #: Backends killed in one storm.
-KILLS = int(os.environ.get("VUSERD_TEST_ROUNDS", "15"))
+KILLS = int(os.environ.get("VUSERD_TEST_ROUNDS", "10"))
 #: Backends stopped in one storm.
 STOPS = int(os.environ.get("VUSERD_TEST_ROUNDS", "2"))
 CLIENTS = 32
