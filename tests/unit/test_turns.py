@@ -104,6 +104,8 @@ async def test_who_is_alone_again_waits_for_nobody(
         for _ in range(30):
             await trio.lowlevel.checkpoint()
         assert turns.is_free("busy")
+        for _ in range(30):
+            await trio.lowlevel.checkpoint()
         log.clear()
         for _ in range(3):
             await trio.lowlevel.checkpoint()

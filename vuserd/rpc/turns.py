@@ -70,19 +70,13 @@ class Turns:
                 if not queue:
                     del self._waiting[holder]
             if self._shared and len(self._waiting) <= 1 and self._is_over():
-                self._stop_sharing()
+                # Those who wait still have their turns one after the other: all at once they would
+                # be in the way of the next who comes.
+                self._shared = False
 
     def _is_over(self) -> bool:
         """Tell whether one holder has been alone for long."""
         return trio.current_time() >= self._switched + _MEMORY
-
-    def _stop_sharing(self) -> None:
-        """Let the holder who is left go on at once, in all its tasks."""
-        self._shared = False
-        for queue in self._waiting.values():
-            while queue:
-                trio.lowlevel.reschedule(queue.popleft())
-        self._waiting.clear()
 
     async def _rest(self) -> None:
         """Wait until there is something to do, or one holder has been alone for long."""
@@ -90,6 +84,6 @@ class Turns:
             with trio.move_on_at(self._switched + _MEMORY) as soon:
                 await self._something.park()
             if soon.cancelled_caught and self._is_over():
-                self._stop_sharing()
+                self._shared = False
         else:
             await self._something.park()
