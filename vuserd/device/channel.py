@@ -338,8 +338,7 @@ class FuseChannel:
         if self.observer is not None:
             self.observer.sent(entry.unique, request)
         notified.offer()
-        if queue == HIPRIO_QUEUE:
-            self._watch.wake()
+        self._watch.wake()
 
     def _answered(self, entry: InFlight, used: int) -> None:
         """Take a used chain of the request queue: check the reply, wake who waits for it."""

@@ -19,8 +19,10 @@ class Watch:
 
     A request that is overdue says little of a backend: others may be answered. So one more is sent,
     a probe, that any backend answers at once. Where the whole queue stays silent the backend is
-    lost: its socket may be open still, but its rings are dead. Of the hiprio queue nothing is
-    answered, but everything is taken at once, and so no probe is needed there.
+    lost: its socket may be open still, but its rings are dead. A queue that has only what nobody
+    waits for any more is asked, too, as patient as for a call: callers may all go before their time
+    is over. Of the hiprio queue nothing is answered, but everything is taken at once, and so no
+    probe is needed there.
 
     Args:
         timeout: seconds for each request, the same for all.
@@ -40,9 +42,10 @@ class Watch:
         self._timeout = timeout
         self._requests = requests
         self._hiprio = hiprio
-        #: The latest probe's unique, and when it was sent.
+        #: The latest probe's unique, when it was sent, and until when it is waited for.
         self._probe = 0
         self._probed = -math.inf
+        self._patience = -math.inf
         self._something = trio.lowlevel.ParkingLot()
 
     def begin(self, entry: InFlight) -> None:
@@ -90,9 +93,10 @@ class Watch:
             ):
                 if silent is not None and silent <= now:
                     return f"the backend {why}"
-            if is_overdue and not self._is_in_doubt() and self._probe not in self.awaited:
-                self._probe = probe().unique
-                self._probed = trio.current_time()
+            if is_overdue:
+                self._ask(now + _PROBE_TIME, probe)
+            elif (unheard := self._unheard_at()) is not None and unheard <= now:
+                self._ask(now + self._timeout, probe)
 
     def makes_progress(self) -> bool:
         """Tell whether :meth:`run` has its turns: what is overdue is ended, or only just so."""
@@ -103,11 +107,8 @@ class Watch:
         """Return when there is something to do next."""
         times = [entry.deadline for entry in itertools.islice(self.awaited.values(), 1)]
         times += [entry.deadline for entry in self.turns.values()]
-        if (silent := self._requests_silent_at()) is not None:
-            times.append(silent)
-        if (silent := self._hiprio_silent_at()) is not None:
-            times.append(silent)
-        return times
+        others = (self._unheard_at(), self._requests_silent_at(), self._hiprio_silent_at())
+        return times + [time for time in others if time is not None]
 
     def _end_overdue(self, now: float, end: Callable[[InFlight], None]) -> bool:
         """End what is overdue; tell whether there was anything."""
@@ -120,6 +121,21 @@ class Watch:
             found = True
         return found
 
+    def _ask(self, patience: float, probe: Callable[[], InFlight]) -> None:
+        """Send a probe, unless there is one; wait for it until then, and no longer."""
+        if self._is_in_doubt():
+            self._patience = min(self._patience, patience)
+        elif self._probe not in self.awaited:
+            self._probe = probe().unique
+            self._probed = trio.current_time()
+            self._patience = patience
+
+    def _unheard_at(self) -> float | None:
+        """Return when a backend that has requests, and answers none, is to be asked."""
+        if not self._requests.ring.outstanding or self._is_in_doubt():
+            return None
+        return self._requests.heard + self._timeout
+
     def _is_in_doubt(self) -> bool:
         """Tell whether nothing was answered since the latest probe."""
         return self._requests.heard < self._probed
@@ -128,7 +144,7 @@ class Watch:
         """Return when a backend that answers neither the probe nor anything else is lost."""
         if not self._is_in_doubt():
             return None
-        return max(self._probed + _PROBE_TIME, self._requests.heard + self._timeout)
+        return max(self._patience, self._requests.heard + self._timeout)
 
     def _hiprio_silent_at(self) -> float | None:
         """Return when a backend is lost that takes nothing of what is on the hiprio queue."""
