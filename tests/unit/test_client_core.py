@@ -197,6 +197,11 @@ class TestCore:
         with pytest.raises(BadReply):
             ticket.result()
 
+    def test_a_call_with_its_own_time(self) -> None:
+        assert calls.within(0.5, calls.statfs("k")).params == ["k", {"timeout": 0.5}]
+        timed = calls.within(2, calls.stat("k", "f", follow=False))
+        assert timed.params == ["k", "f", {"follow": False, "timeout": 2}]
+
     def test_an_answer_that_cannot_be_decoded(self) -> None:
         core = ClientCore()
         ticket = core.begin(calls.status())

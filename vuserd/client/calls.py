@@ -70,6 +70,19 @@ class Call(NamedTuple, Generic[T]):
     ends: bool = False  #: once this is sent, what it needs is not held any more
 
 
+def within(seconds: float, call: Call[T]) -> Call[T]:
+    """Give a call that asks a backend so many seconds, over which it has TIMEOUT.
+
+    ``client.call(within(0.5, stat("kernels", "Image")))``, with either client. Each answer of the
+    backend still has the time that the export's configuration gives it.
+    """
+    *params, last = call.params
+    options = {"timeout": seconds}
+    if isinstance(last, dict):
+        return call._replace(params=[*params, last | options])
+    return call._replace(params=[*call.params, options])
+
+
 def _wire(name: RemotePath) -> str | bytes:
     return wire_name(os.fsencode(name))
 

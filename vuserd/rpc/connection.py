@@ -15,6 +15,7 @@ import os
 import socket
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, Final
 
 import trio
@@ -43,6 +44,7 @@ from vuserd.rpc.counters import GONE, NO_METHOD, OK, Counters
 from vuserd.rpc.listing import Listing
 from vuserd.rpc.methods import Methods, fetched_map
 from vuserd.rpc.outbox import Outbox, Reply
+from vuserd.rpc.signature import TIMEOUT
 from vuserd.rpc.users import Account
 from vuserd.tracing.trace import TraceTable
 
@@ -70,6 +72,26 @@ _MOST_TRACES: Final = 8
 def _notice(error: CallError) -> Reply:
     """Say what concerns the connection, and no request of it."""
     return Reply([encode_notification("error", [error.to_wire()])])
+
+
+_NO_LIMIT: Final = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    """Let the block take so long at most.
+
+    Raises:
+        CallError: TIMEOUT.
+
+    """
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError:
+        raise CallError(
+            ErrorCode.TIMEOUT, f"the call was given {seconds:g} s, and takes longer"
+        ) from None
 
 
 def _widen(sock: socket.socket) -> None:
@@ -273,17 +295,20 @@ class Connection:
                     ErrorCode.DENIED, f"{method.name} is for root and the daemon's user"
                 )
             arguments, options = method.bind(request.params)
+            seconds = options.pop(TIMEOUT, None)
             wanted = min(method.weight(arguments, options), self._payload.total)
-            if wanted:
-                await self._payload.take(wanted)
-                reserved = wanted
-            if method.descriptor:
-                if descriptor is None:
-                    raise CallError(
-                        ErrorCode.BAD_REQUEST, f"{method.name} takes a descriptor, and none came"
-                    )
-                options["descriptor"], descriptor = descriptor, None
-            result = await method.handler(self._caller, *arguments, **options)
+            with _NO_LIMIT if seconds is None else _limit(seconds):
+                if wanted:
+                    await self._payload.take(wanted)
+                    reserved = wanted
+                if method.descriptor:
+                    if descriptor is None:
+                        raise CallError(
+                            ErrorCode.BAD_REQUEST,
+                            f"{method.name} takes a descriptor, and none came",
+                        )
+                    options["descriptor"], descriptor = descriptor, None
+                result = await method.handler(self._caller, *arguments, **options)
             reply = self._reply_to(request, result, reserved)
         except VuserdError as error:
             end = error.code

@@ -24,6 +24,7 @@ from vuserd.rpc.signature import (
     FLAG,
     PATH,
     TEXT,
+    TIMEOUT,
     TOKEN,
     Method,
     Option,
@@ -48,6 +49,8 @@ _ENTRY_BYTES: Final = 512
 _STATUS_BYTES: Final = 256 << 10
 #: The most seconds that ``trace`` waits for something to happen.
 TRACE_WAIT_MAX: Final = 10.0
+#: The most seconds that a client may give a call.
+TIMEOUT_MAX: Final = 86_400.0
 
 _NANOSECONDS: Final = 1_000_000_000
 _SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
@@ -100,11 +103,14 @@ class Methods:
         self._manager = manager
         self.refusals = RefusalLog()
         of_file = {"export": TEXT, "path": PATH}
+        timed = {TIMEOUT: Option(optional(seconds(TIMEOUT_MAX)), None)}
         table = (
             Method("api_info", self.api_info, {}, {}, "map"),
             Method("exports", self.exports, {}, {}, "array of map"),
-            Method("stat", self.stat, of_file, {"follow": Option(FLAG, default=True)}, "map"),
-            Method("readlink", self.readlink, of_file, {}, "str or bin"),
+            Method(
+                "stat", self.stat, of_file, {"follow": Option(FLAG, default=True)} | timed, "map"
+            ),
+            Method("readlink", self.readlink, of_file, timed, "str or bin"),
             Method(
                 "readdir",
                 self.readdir,
@@ -113,7 +119,8 @@ class Methods:
                     "attrs": Option(FLAG, default=False),
                     "limit": Option(integer(1, PAGE_MAX), 1000),
                     "after": Option(TOKEN, None),
-                },
+                }
+                | timed,
                 "map of entries, next",
                 weight=_listing_weight,
             ),
@@ -125,7 +132,8 @@ class Methods:
                     "attrs": Option(FLAG, default=False),
                     "limit": Option(integer(1, PAGE_MAX), 1000),
                     "after": Option(TOKEN, None),
-                },
+                }
+                | timed,
                 "map of entries, problems, next",
                 weight=_listing_weight,
             ),
@@ -133,12 +141,12 @@ class Methods:
                 "read",
                 self.read,
                 of_file | {"offset": integer(), "length": integer()},
-                {},
+                timed,
                 "bin",
                 weight=lambda arguments, _: min(arguments[-1], READ_MAX),
             ),
-            Method("statfs", self.statfs, {"export": TEXT}, {}, "map"),
-            Method("fetch", self.fetch, of_file, {}, "map, and a descriptor"),
+            Method("statfs", self.statfs, {"export": TEXT}, timed, "map"),
+            Method("fetch", self.fetch, of_file, timed, "map, and a descriptor"),
             Method("attach", self.attach, {"size": integer(1)}, {}, "int", descriptor=True),
             Method(
                 "load",
@@ -147,7 +155,8 @@ class Methods:
                 {
                     "offset": Option(integer(), 0),
                     "length": Option(optional(integer()), None),
-                },
+                }
+                | timed,
                 "map of length",
             ),
             Method("detach", self.detach, {"memory": integer()}, {}, "nil"),

@@ -1,12 +1,15 @@
 """What a method takes and gives, checked on every call and told by ``api_info``."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from vuserd.errors import CallError, ErrorCode
 from vuserd.rpc.codec import name_bytes
 
 _MAX_INT = (1 << 63) - 1
+#: The option of every method that asks a backend: seconds for all of the call. It is kept by who
+#: calls the handler, which knows nothing of it.
+TIMEOUT: Final = "timeout"
 
 
 class Kind(NamedTuple):
