@@ -36,5 +36,8 @@ async def gather(calls: Sequence[Callable[[], Awaitable[Result]]]) -> list[Resul
             await trio.lowlevel.checkpoint_if_cancelled()
         raise
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            failure = None  # which else refers to itself, by its traceback and what is in there
     return [results[index] for index in range(len(calls))]

@@ -1,17 +1,37 @@
 """Opening and ending a session: the order of messages, and what a backend may not lack."""
 
 import gc
+import os
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from memory.foreign import ForeignRegion
 from protocol import fuse
 from protocol.fuse import Opcode
 from protocol.vhost_user import Request
-from tests.fake.backend import PROTOCOL_FEATURES, REPLY_ACK, Answer, FakeBackend
+from tests.fake.backend import (
+    CONFIGURE_MEM_SLOTS,
+    PROTOCOL_FEATURES,
+    REPLY_ACK,
+    Answer,
+    FakeBackend,
+    FuseRequest,
+)
+from vuserd.delivery.attached import AttachedMemory, ChangeLocks
+from vuserd.delivery.image import SealedImage, make_image
+from vuserd.delivery.inline import read_inline
+from vuserd.delivery.whole import deliver_whole
 from vuserd.errors import BackendBroken, BackendDown, BackendError, BackendTimeout
+from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.walk import TreeWalk
+
+#: A file that takes several READs.
+LONG: Final = 3 << 20
 
 
 async def test_messages_come_in_the_order_that_every_backend_takes() -> None:
@@ -108,12 +128,79 @@ async def lose_a_session_with_requests() -> None:
         backend.die()
 
 
-def test_the_memory_of_a_lost_session_goes_with_it() -> None:
-    """At once, and not when the garbage collector finds what the backend had of it."""
+@pytest.fixture
+def _memory_goes_at_once() -> Iterator[None]:
+    """See that no session's memory waits for the garbage collector."""
     gc.collect()
     gc.disable()
     try:
-        trio.run(lose_a_session_with_requests)
+        yield
         assert "vuserd-device" not in Path("/proc/self/maps").read_text()
     finally:
         gc.enable()
+
+
+@pytest.mark.usefixtures("_memory_goes_at_once")
+def test_the_memory_of_a_lost_session_goes_with_it() -> None:
+    trio.run(lose_a_session_with_requests)
+
+
+async def read(files: FileSystem) -> None:
+    await read_inline(files, b"Image", 0, LONG)
+
+
+async def make(files: FileSystem) -> None:
+    await deliver_whole(files, b"Image", make_image, SealedImage.give_back)
+
+
+async def load(files: FileSystem) -> None:
+    descriptor = os.memfd_create("client", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, LONG)
+    memory = AttachedMemory(ForeignRegion(descriptor, LONG), ChangeLocks())
+    try:
+        await memory.load(files, b"Image", 0, 0, None)
+    finally:
+        await memory.detach()
+
+
+async def list_(files: FileSystem) -> None:
+    await files.readdir(b"", attributes=True, limit=10, after=None)
+
+
+async def walk(files: FileSystem) -> None:
+    await TreeWalk(b"", attributes=False).next_page(files, 10)
+
+
+async def lose_a_session(way: Callable[[FileSystem], Awaitable[None]], how: str) -> None:
+    kept = {Opcode.READ, Opcode.READDIR, Opcode.READDIRPLUS}
+    backend = FakeBackend({b"Image": bytes(LONG)})
+    backend.protocol_features |= CONFIGURE_MEM_SLOTS
+
+    def answer(request: FuseRequest) -> Answer | None:
+        honest = backend.serve_files(request)
+        if honest is None or request.opcode not in kept:
+            return honest
+        return honest._replace(unique=1) if how == "lies" else None
+
+    backend.answer = answer
+    async with backend.session() as session, trio.open_nursery() as nursery:
+
+        async def use() -> None:
+            with pytest.raises(BackendError):
+                await way(FileSystem(session, idle_nodes=10))
+
+        nursery.start_soon(use)
+        if how == "dies":
+            await wait_all_tasks_blocked()
+        if how == "is late":
+            await trio.sleep(30)
+        backend.die()
+
+
+@pytest.mark.usefixtures("_memory_goes_at_once")
+@pytest.mark.parametrize("how", ["dies", "is late", "lies"])
+@pytest.mark.parametrize("way", [read, make, load, list_, walk])
+def test_it_goes_whatever_was_asked_of_it(
+    way: Callable[[FileSystem], Awaitable[None]], how: str
+) -> None:
+    trio.run(lose_a_session, way, how, clock=MockClock(autojump_threshold=0))

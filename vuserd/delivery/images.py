@@ -123,7 +123,8 @@ class ImageStore:
             with making.scope:
                 making.image = await export.call(deliver)
         except VuserdError as error:
-            making.error = error
+            # Without what the traceback refers to: the buffers of a backend that is lost by now.
+            making.error = error.with_traceback(None)
         finally:
             self._forget(making)
             if making.image is not None:

@@ -128,8 +128,15 @@ class FuseChannel:
             As :meth:`call`, for the first that failed; the others have ended then.
 
         """
-        lengths = [settled.unwrap() for settled in await self._all_settled(requests, None)]
-        return [length for length in lengths if isinstance(length, int)]
+        settled = await self._all_settled(requests, None)
+        settled.reverse()
+        lengths: list[int] = []
+        while settled:
+            # No variable has it: what raises would refer to itself, and to the targets.
+            length = settled.pop().unwrap()
+            assert isinstance(length, int)
+            lengths.append(length)
+        return lengths
 
     async def _all_settled(
         self, requests: Sequence[tuple[fuse.Request, Target | None]], undo: Undo | None
@@ -203,7 +210,7 @@ class FuseChannel:
         """Wake everybody with ``reason``: the backend is lost. What it holds never comes back."""
         if self._failure is not None:
             return
-        self._failure = reason
+        self._failure = reason.again()
         for backlog in self._backlog.values():
             backlog.clear()
         self._bulk.clear()

@@ -201,12 +201,12 @@ class Session:
         """Wait until the backend is lost; return why."""
         await self._lost.wait()
         assert self._reason is not None
-        return self._reason
+        return self._reason.again()
 
     def lose(self, reason: BackendError) -> None:
         """Declare the backend lost: everybody who waits for it is told."""
         if self._reason is None:
-            self._reason = reason
+            self._reason = reason.again()
             self.channel.fail(reason)
             self.payloads.fail(reason)
             self._lenders.unpark_all()
@@ -332,7 +332,10 @@ async def open_session(
             nursery.cancel_scope.cancel()
     finally:
         session._close()  # noqa: SLF001
-    if isinstance(failure, MalformedError):
-        raise BackendBroken(f"the backend broke the protocol: {failure}") from failure
-    if failure is not None:
-        raise failure
+    try:
+        if isinstance(failure, MalformedError):
+            raise BackendBroken(f"the backend broke the protocol: {failure}") from failure
+        if failure is not None:
+            raise failure
+    finally:
+        failure = None  # which else refers to itself, by its traceback and what is in there

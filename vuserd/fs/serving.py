@@ -215,7 +215,10 @@ class Serving:
                 failure = error
         # Out here the backend has ended and its last words are known.
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                failure = None  # which else refers to itself, by its traceback
 
     @asynccontextmanager
     async def _session_with(self, backend: Backend) -> AsyncIterator[Session]:
