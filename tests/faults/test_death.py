@@ -320,6 +320,7 @@ async def test_payloads_that_are_kept(
     reason = await front.session.wait_lost()
     assert str(reason) == "the backend keeps 32 of 32 payload buffers"
     assert reason.cause is LossCause.SILENT
+    await wait_all_tasks_blocked()  # a probe may have been on its way
     await front.is_over()
 
 
