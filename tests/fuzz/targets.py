@@ -7,6 +7,7 @@ what has to hold for whatever was understood.
 
 import contextlib
 import errno
+import functools
 import os
 import socket
 import stat
@@ -402,6 +403,11 @@ def dirents(data: bytes) -> None:
 _MODES: Final = {0: stat.S_IFDIR, 1: stat.S_IFLNK, 2: stat.S_IFREG}
 
 
+@functools.cache
+def _attributes(kind: int, ino: int) -> fuse.Attributes:
+    return root_node().attributes._replace(mode=_MODES[kind] | 0o755, ino=ino)
+
+
 class _Tree:
     """A file system in which a name's first byte tells what it is, and which never ends."""
 
@@ -425,9 +431,7 @@ class _Tree:
             raise FileError(errno.ENOENT)
         node = NodeId(len(self._parents) + 1)
         self._parents[node] = directory.id
-        mode = _MODES[name[0] % 4] | 0o755
-        attributes = self.root.attributes._replace(mode=mode, ino=name[-1])
-        return Node(Entry(node, attributes))
+        return Node(Entry(node, _attributes(name[0] % 4, name[-1])))
 
     async def readlink(self, node: Node) -> bytes:
         self.symlinks += 1
