@@ -55,6 +55,7 @@ def test_it_learns_what_there_is(session: Any) -> None:
         "path",
         "offset",
         "length",
+        "options",
     ]
     assert {"ENOENT", "BAD_REQUEST", "CHANGED"} <= set(info["errors"])
 
