@@ -11,7 +11,8 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -107,22 +108,27 @@ class TestElsewhere:
         assert capfd.readouterr().out.count("vuserd 9.9") == 3
 
 
-class Shown(NamedTuple):
-    """vuserctl on a terminal of ours."""
+@dataclass
+class Shown:
+    """vuserctl on a terminal of ours, which gives what is written in pieces of any size."""
 
     process: "subprocess.Popen[bytes]"
     terminal: int
     theirs: int
+    unread: bytes = b""
 
     def read_until(self, words: bytes) -> bytes:
-        shown, deadline = b"", time.monotonic() + 10
-        while words not in shown:
+        """Read what is shown up to the end of ``words``; what comes after them stays for later."""
+        deadline = time.monotonic() + 10
+        while words not in self.unread:
             assert select.select([self.terminal], [], [], max(deadline - time.monotonic(), 0))[0]
-            shown += os.read(self.terminal, 4096)
+            self.unread += os.read(self.terminal, 4096)
+        end = self.unread.index(words) + len(words)
+        shown, self.unread = self.unread[:end], self.unread[end:]
         return shown
 
     def rest(self) -> bytes:
-        shown = b""
+        shown = self.unread
         while select.select([self.terminal], [], [], 0)[0]:
             with suppress(OSError):  # how Linux says that the other side is closed
                 shown += os.read(self.terminal, 4096)
