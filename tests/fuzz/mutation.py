@@ -4,12 +4,14 @@ An input that hypothesis makes costs ten times what most targets take for it.  S
 one a hundred more are made, by small damage and by splicing it with others of the corpus.
 """
 
+import itertools
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import hypothesis
+import trio
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -53,17 +55,24 @@ def keep_finding(target: str, data: bytes) -> str:
     return path
 
 
-def execute(target: Target, data: bytes) -> None:
-    """Run a target once.
+def execute(target: Target, inputs: Iterable[bytes]) -> None:
+    """Run a target on one input after the other, in one run of trio: that costs more than most.
 
     Raises:
         FindingError: anything came out of it.
 
     """
-    try:
-        target.run(data)
-    except Exception as error:
-        raise FindingError(target.name, data, error) from error
+    trio.run(_execute, target, inputs)
+
+
+async def _execute(target: Target, inputs: Iterable[bytes]) -> None:
+    for data in inputs:
+        try:
+            running = target.run(data)
+            if running is not None:
+                await running
+        except Exception as error:
+            raise FindingError(target.name, data, error) from error
 
 
 def mutants(base: bytes, others: list[bytes], chance: random.Random, count: int) -> Iterator[bytes]:
@@ -127,9 +136,8 @@ def explore(
         nonlocal executions
         if enough():
             return
-        execute(target, base)
-        for mutant in mutants(base, known, random.Random(number), of_each):
-            execute(target, mutant)
+        damaged = mutants(base, known, random.Random(number), of_each)
+        execute(target, itertools.chain([base], damaged))
         executions += 1 + of_each
 
     draw()
@@ -144,7 +152,7 @@ def shortened(target: Target, data: bytes) -> bytes:
         while at < len(data):
             shorter = data[:at] + data[at + size :]
             try:
-                execute(target, shorter)
+                execute(target, [shorter])
             except FindingError:
                 data = shorter
             else:

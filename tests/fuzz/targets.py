@@ -13,7 +13,7 @@ import socket
 import stat
 import tempfile
 import tomllib
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgpack
@@ -61,10 +61,10 @@ T = TypeVar("T")
 
 
 class Target(NamedTuple):
-    """A parser behind a function of bytes."""
+    """A parser behind a function of bytes, which is awaited where it gives something to await."""
 
     name: str
-    run: Callable[[bytes], None]
+    run: Callable[[bytes], Awaitable[None] | None]
 
 
 def _number(data: bytes, default: int = 0) -> int:
@@ -113,11 +113,6 @@ def _bind(message: Message) -> None:
             assert isinstance(message, Response | Notification)
 
 
-def rpc_connection(data: bytes) -> None:
-    """Send a live connection bytes, with descriptors of all kinds beside some of them."""
-    trio.run(_serve_one, data)
-
-
 def _descriptors(kind: int, count: int, stack: contextlib.ExitStack) -> list[int]:
     if not count:
         return []
@@ -139,8 +134,11 @@ def _open_here() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-async def _serve_one(data: bytes) -> None:
-    """Layout of the bytes: count of descriptors, their kind, where they go, the stream."""
+async def rpc_connection(data: bytes) -> None:
+    """Send a live connection bytes, with descriptors of all kinds beside some of them.
+
+    Layout of the bytes: count of descriptors, their kind, where they go, the stream.
+    """
     count, kind, place = (_number(data[at:]) for at in range(3))
     stream = data[3:]
     place = min(place, max(len(stream) - 1, 0))
@@ -275,12 +273,8 @@ def vhost_user_replies(data: bytes) -> None:
             decode(body)
 
 
-def vhost_user_connection(data: bytes) -> None:
+async def vhost_user_connection(data: bytes) -> None:
     """Answer requests on a live socket with bytes, and descriptors beside one of them."""
-    trio.run(_ask_one, data)
-
-
-async def _ask_one(data: bytes) -> None:
     count, kind, place = (_number(data[at:]) for at in range(3))
     stream = data[3:]
     place = min(place, max(len(stream) - 1, 0))
@@ -496,21 +490,21 @@ def configuration_file(data: bytes) -> None:
         assert all(1 <= (lines.line((key,)) or 0) <= text.count("\n") + 1 for key in document)
 
 
+_FUNCTIONS: Final[tuple[Callable[[bytes], Awaitable[None] | None], ...]] = (
+    rpc_frames,
+    rpc_connection,
+    client_replies,
+    client_core,
+    vhost_user_replies,
+    vhost_user_connection,
+    ancillary_descriptors,
+    used_ring,
+    fuse_replies,
+    dirents,
+    paths,
+    configuration,
+    configuration_file,
+)
 TARGETS: Final[Mapping[str, Target]] = {
-    function.__name__: Target(function.__name__, function)
-    for function in (
-        rpc_frames,
-        rpc_connection,
-        client_replies,
-        client_core,
-        vhost_user_replies,
-        vhost_user_connection,
-        ancillary_descriptors,
-        used_ring,
-        fuse_replies,
-        dirents,
-        paths,
-        configuration,
-        configuration_file,
-    )
+    function.__name__: Target(function.__name__, function) for function in _FUNCTIONS
 }

@@ -5,7 +5,7 @@ import pytest
 from tests.fuzz.mutation import FindingError, corpus, execute, explore, shortened
 from tests.fuzz.targets import TARGETS, Target
 
-#: Inputs drawn for each target, few where each costs a socket and a run of trio.
+#: Inputs drawn for each target, few where each costs a socket.
 _EXAMPLES = {"rpc_connection": 4, "vhost_user_connection": 4}
 
 
@@ -13,8 +13,7 @@ _EXAMPLES = {"rpc_connection": 4, "vhost_user_connection": 4}
 def test_nothing_but_the_declared_exception_comes_out(target: Target) -> None:
     inputs = corpus(target.name)
     assert len(inputs) >= 3
-    for data in inputs.values():
-        execute(target, data)
+    execute(target, inputs.values())
     assert explore(target, 0, _EXAMPLES.get(target.name, 25), of_each=50) > 100
 
 
