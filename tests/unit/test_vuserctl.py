@@ -154,6 +154,23 @@ class TestUsage:
         for command in (*vuserctl._COMMANDS, "completion"):
             assert f"\n    {command} " in out
 
+    @pytest.mark.parametrize("columns", [40, 100])
+    def test_help_is_as_wide_as_the_terminal(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, columns: int
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = run("get", "--help")[1].splitlines()
+        assert columns / 2 < max(map(len, lines)) < columns
+
+    def test_a_start_loads_little(self) -> None:
+        code = (
+            "import sys; from vuserd.client.vuserctl import parser;"
+            "parser().parse_args(['get', 'k:x']); print(*sys.modules)"
+        )
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        heavy = {"trio", "shutil", "subprocess", "json", "threading", "dataclasses", "inspect"}
+        assert not heavy & set(ended.stdout.decode().split())
+
 
 class TestFaults:
     def test_the_form_of_messages(self, run: Run) -> None:

@@ -1,6 +1,8 @@
 """The command line of ``vuserctl``: what may be said, and what is wrong with what was."""
 
 import argparse
+import os
+from contextlib import suppress
 from typing import NoReturn
 
 from vuserd import __version__
@@ -12,6 +14,25 @@ A number may be hexadecimal (0x...) and have a suffix K, M or G (of 1024).
 The socket is --socket, else $VUSERD_SOCKET, else @vuserd (abstract: a rig's, in its own network
 namespace), else $XDG_RUNTIME_DIR/vuserd.sock, else /run/vuserd/vuserd.sock.
 """
+
+
+class _Help(argparse.HelpFormatter):
+    """Help as wide as the terminal, whose width argparse would load shutil and all of that for."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+class _HelpAsWritten(_Help, argparse.RawDescriptionHelpFormatter):
+    """The same, with an epilog that has its own lines."""
+
+
+def _columns() -> int:
+    """Return $COLUMNS, or else the columns of the terminal on standard output, or else 80."""
+    said = os.environ.get("COLUMNS", "")
+    with suppress(OSError):
+        return (int(said) if said.isdecimal() else 0) or os.get_terminal_size().columns or 80
+    return 80
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -41,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     # Accepted before and after the command: only what is given sets a value, or the default of the
     # one place would hide what was given in the other.
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = argparse.ArgumentParser(
+        add_help=False, argument_default=argparse.SUPPRESS, formatter_class=_Help
+    )
     common.add_argument("--socket", metavar="PATH", help="the daemon's socket")
     common.add_argument("--json", action="store_true", help="print JSON where there is a table")
 
@@ -49,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         prog="vuserctl",
         description="List and fetch what the vuserd daemon exports.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpAsWritten,
         parents=[common],
         allow_abbrev=False,
     )
@@ -58,7 +81,12 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(
-            name, help=text, description=text, parents=[common], allow_abbrev=False
+            name,
+            help=text,
+            description=text,
+            parents=[common],
+            allow_abbrev=False,
+            formatter_class=_Help,
         )
 
     command("exports", "list the exports, their state and what is behind them")
