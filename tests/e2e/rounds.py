@@ -11,7 +11,7 @@ _ASKED: Final = os.environ.get("VUSERD_TEST_ROUNDS")
 LONG: Final = _ASKED is not None
 
 #: For tests that repeat themselves: their time grows with the rounds.
-repeated: Final = pytest.mark.timeout(120 + int(_ASKED or 0) // 2)
+repeated: Final = pytest.mark.timeout(120 + 2 * int(_ASKED or 0))
 
 
 def rounds(default: int) -> int:

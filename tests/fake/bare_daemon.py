@@ -6,6 +6,7 @@ from typing import Any
 
 from vuserd.config.model import ClientLimits
 from vuserd.rpc.access import Peer, Rights
+from vuserd.rpc.arrivals import Arrivals
 from vuserd.rpc.connection import Connection
 from vuserd.rpc.counters import Counters
 from vuserd.rpc.methods import Methods
@@ -40,5 +41,5 @@ def bare_connection(sock: socket.socket, images: Any, counters: Counters) -> Con
     """Make the connection of a client who is this process's user."""
     limits = ClientLimits()
     rights = Rights(Peer(os.getpid(), os.geteuid(), frozenset()))
-    account = Account(os.geteuid(), None, limits, Turns())
+    account = Account(os.geteuid(), None, limits, Turns(), Arrivals())
     return Connection(sock, bare_methods(images), limits, counters, account, rights)

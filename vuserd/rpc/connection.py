@@ -200,7 +200,7 @@ class Connection:
         decoder = MessageDecoder(Limits(self._limits.frame, self._limits.depth))
         while True:
             try:
-                await trio.lowlevel.wait_readable(self._socket)
+                await self._account.wait_readable(self._socket)
                 if not self._account.is_alone():
                     await self._account.take_turn()
                 received, ancillary, flags, _ = self._socket.recvmsg(

@@ -60,6 +60,7 @@ class Server:
         """Serve clients until :meth:`stop`."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._accounts.turns.run)
+            nursery.start_soon(self._accounts.arrivals.run)
             async with trio.open_nursery() as self._clients:
                 task_status.started()
                 await self._stop.wait()

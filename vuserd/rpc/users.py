@@ -1,18 +1,35 @@
 """What one user's connections use together, so that no user takes what others need."""
 
+import socket
+from typing import Final
+
+import trio
+
 from vuserd.budget import Budget
 from vuserd.config.model import ClientLimits
 from vuserd.errors import CallError, ErrorCode
+from vuserd.rpc.arrivals import Arrivals
 from vuserd.rpc.turns import Turns
+
+#: Connections of a user that may go on all at once; of more than these, a few at a time do.
+_MOST_AT_ONCE: Final = 64
 
 
 class Account:
     """One user's share, for all of the user's connections."""
 
-    def __init__(self, uid: int, rig: str | None, limits: ClientLimits, turns: Turns) -> None:
+    def __init__(
+        self,
+        uid: int,
+        rig: str | None,
+        limits: ClientLimits,
+        turns: Turns,
+        arrivals: Arrivals,
+    ) -> None:
         self.uid = uid
         self.rig = rig
         self._turns = turns
+        self._arrivals = arrivals
         self.connections = 0
         self.requests = Budget(limits.user_requests)
         self.payload = Budget(limits.user_payload)
@@ -25,12 +42,25 @@ class Account:
         """Wait until it is this user's turn to keep the daemon busy."""
         await self._turns.take(self)
 
+    async def wait_readable(self, sock: socket.socket) -> None:
+        """Wait until one of the user's connections can be read, or is closed by the client.
+
+        Raises:
+            OSError: the kernel has no memory for one more to wait for.
+
+        """
+        if self.connections <= _MOST_AT_ONCE:
+            await trio.lowlevel.wait_readable(sock)
+        else:
+            await self._arrivals.wait_readable(sock)
+
 
 class Accounts:
     """The accounts of the users who are connected."""
 
     def __init__(self) -> None:
         self.turns = Turns()
+        self.arrivals = Arrivals()
         self._accounts: dict[tuple[int, str | None], Account] = {}
 
     def open(self, uid: int, rig: str | None, limits: ClientLimits) -> Account:
@@ -44,7 +74,9 @@ class Accounts:
         """
         account = self._accounts.get((uid, rig))
         if account is None:
-            account = self._accounts[uid, rig] = Account(uid, rig, limits, self.turns)
+            account = self._accounts[uid, rig] = Account(
+                uid, rig, limits, self.turns, self.arrivals
+            )
         if account.connections >= limits.user_connections:
             raise CallError(
                 ErrorCode.BUSY,
