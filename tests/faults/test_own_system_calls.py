@@ -6,6 +6,7 @@ import fcntl
 import gc
 import mmap
 import os
+import select
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -409,6 +410,38 @@ async def test_a_connection(
             assert failure.happened
             assert await bystander.read(FILE, "Image", 0, len(CONTENT)) == CONTENT
         await is_served(address, CONTENT)
+
+
+#: More than go on all at once.
+A_CROWD: Final = 70
+
+
+@pytest.mark.parametrize(
+    ("call", "number"),
+    failing(
+        "epoll-for-a-crowd",
+        "epoll_create1 for a user's many connections",
+        "They are served as few are.",
+        SystemCall(select, "epoll", "vuserd.rpc.arrivals"),
+        NO_DESCRIPTOR,
+    ),
+)
+async def test_a_crowd(
+    backend: FakeBackend,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: SystemCall,
+    number: int,
+) -> None:
+    failure = Failure(call, number, monkeypatch)
+    async with daemon_on(backend, str(tmp_path)) as address, contextlib.AsyncExitStack() as stack:
+        with trio.fail_after(FOR_EVER):
+            crowd = [
+                await stack.enter_async_context(TrioClient.connect(address)) for _ in range(A_CROWD)
+            ]
+            for client in crowd:
+                assert await client.read(FILE, "Image", 0, len(CONTENT)) == CONTENT
+    assert failure.happened
 
 
 # --- the daemon's socket --------------------------------------------------------------------------
