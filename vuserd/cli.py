@@ -101,10 +101,12 @@ def _collect_seldom() -> None:
 
     What calls leave behind is freed without that. With a thousand requests in flight at once the
     collector's default looks through the objects of all of them for every few that are answered.
+    What lives during a look at the young and dies later waits for one at the old. There are some of
+    these in an hour of hard work: the memory of a daemon at work would grow for half a day.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(50_000, 10, 4)
 
 
 def _parser() -> argparse.ArgumentParser:
