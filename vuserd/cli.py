@@ -101,8 +101,8 @@ def _collect_seldom() -> None:
 
     What calls leave behind is freed without that. With a thousand requests in flight at once the
     collector's default looks through the objects of all of them for every few that are answered.
-    What lives during a look at the young and dies later waits for one at the old. There are some of
-    these in an hour of hard work: the memory of a daemon at work would grow for half a day.
+    What lives during a look at the young and dies later waits for one at the old, which a busy
+    daemon therefore has some times an hour.
     """
     gc.collect()
     gc.freeze()
