@@ -1,7 +1,9 @@
 """Clients that go away, with calls in flight."""
 
+import gc
 import logging
 import socket
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -69,6 +71,32 @@ async def test_one_that_asks_for_no_more_is_answered(
             manager.may_answer.set()
     assert b"numbers" in theirs.recv(100)
     assert theirs.recv(100) == b""
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(encode_request(1, "exports", []), id="a request"),
+        pytest.param(b"\xc1", id="what is no message"),
+    ],
+)
+async def test_nothing_of_one_that_is_gone_waits_for_the_garbage_collector(
+    pair: tuple[socket.socket, socket.socket], sent: bytes
+) -> None:
+    ours, theirs = pair
+    gc.disable()
+    try:
+        connection = bare_connection(ours, None, Counters())
+        theirs.sendall(sent)
+        theirs.shutdown(socket.SHUT_WR)
+        with trio.fail_after(10):
+            await connection.run()
+        assert theirs.recv(1000)
+        kept = weakref.ref(connection)
+        del connection
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 async def test_the_log_tells_who_was_dropped_and_why(

@@ -25,9 +25,15 @@ class Sender:
         self.ours, self.theirs = socket.socketpair()
         self.ours.setblocking(False)
         self.theirs.setblocking(False)
-        self.gone: list[Reply] = []
+        self.replies_gone: list[Reply] = []
         self.alone = True
-        self.outbox = Outbox(self.ours, self.gone.append, lambda: self.alone)
+        self.outbox = Outbox(self.ours, self)
+
+    def gone(self, reply: Reply) -> None:
+        self.replies_gone.append(reply)
+
+    def is_alone(self) -> bool:
+        return self.alone
 
     def received(self, size: int = 16 << 20) -> bytes:
         """Take what is there."""
@@ -64,17 +70,17 @@ async def collected(sender: Sender, size: int) -> bytes:
 async def test_a_small_reply_leaves_at_once(sender: Sender) -> None:
     sender.outbox.send(Reply([b"one", b"two"]))
     assert sender.received() == b"onetwo"
-    assert len(sender.gone) == 1
+    assert len(sender.replies_gone) == 1
 
 
 async def test_large_ones_leave_in_order_and_in_parts(sender: Sender) -> None:
     replies = [Reply([b"head", memoryview(LARGE)]), Reply([b"tail"], payload=7)]
     for reply in replies:
         sender.outbox.send(reply)
-    assert sender.gone == []
+    assert sender.replies_gone == []
     whole = b"head" + LARGE + b"tail"
     assert await collected(sender, len(whole)) == whole
-    assert sender.gone == replies
+    assert sender.replies_gone == replies
 
 
 @pytest.mark.parametrize(("alone", "most"), [(True, 16 << 20), (False, 256 << 10)])
@@ -181,7 +187,7 @@ async def test_a_client_that_is_gone(sender: Sender) -> None:
     with pytest.raises(OSError, match=r"Broken pipe|reset"):
         await sender.outbox.run(5.0)
     sender.outbox.close()
-    assert len(sender.gone) == 2
+    assert len(sender.replies_gone) == 2
 
 
 def empty_memfd() -> int:
@@ -193,7 +199,7 @@ async def test_who_leaves_descriptors_unread_gets_no_more(sender: Sender) -> Non
     replies = [Reply([b"r"], empty_memfd()) for _ in range(200)]
     for reply in replies:
         sender.outbox.send(reply)
-    sent = len(sender.gone)
+    sent = len(sender.replies_gone)
     assert 16 <= sent <= 100
     descriptors: list[int] = []
     async with trio.open_nursery() as nursery:
@@ -203,7 +209,7 @@ async def test_who_leaves_descriptors_unread_gets_no_more(sender: Sender) -> Non
             _, ancillary, _, _ = sender.theirs.recvmsg(1, socket.CMSG_SPACE(4))
             descriptors += received_descriptors(ancillary)
         nursery.cancel_scope.cancel()
-    assert sender.gone == replies
+    assert sender.replies_gone == replies
     for descriptor in descriptors:
         os.close(descriptor)
 
@@ -236,7 +242,7 @@ class Refusing:
 async def test_a_descriptor_that_the_kernel_does_not_pass_on(sender: Sender) -> None:
     descriptor = empty_memfd()
     refusing: Any = Refusing(sender.ours)
-    sender.outbox = Outbox(refusing, sender.gone.append, lambda: True)
+    sender.outbox = Outbox(refusing, sender)
     sender.outbox.send(Reply([b"image"], descriptor, instead=b"none"))
     sender.outbox.send(Reply([b"next"]))
     assert await collected(sender, 8) == b"nonenext"

@@ -79,7 +79,9 @@ class _Placed:
         those asked for before it. Over that it is lost, and all who wait here go on at once.
         """
         await self.session.wait_returned(lambda: self.lent)
-        if not self.session.lost:
+        if self.session.lost:
+            self.lent.clear()  # nothing comes back, and each refers to this
+        else:
             await self.session.remove_region(self.region)
 
 
@@ -261,7 +263,9 @@ class AttachedMemory:
     async def _place(self, session: Session) -> _Placed:
         """Let the session's backend map the memory, the first time that it is loaded from there."""
         async with self._placing:
-            self._placed = [placed for placed in self._placed if not placed.session.lost]
+            for placed in [placed for placed in self._placed if placed.session.lost]:
+                self._placed.remove(placed)
+                placed.lent.clear()
             for placed in self._placed:
                 if placed.session is session:
                     break

@@ -50,7 +50,8 @@ class PayloadPool:
 
     def fail(self, reason: BackendError) -> None:
         """Wake all who wait: the backend is lost, and what it has of the buffers stays away."""
-        self._budget.end(reason.again)
+        self._budget.end(reason.again().again)
+        self._lost = lambda _: None  # who is told knows by now, and is not kept from here
 
     def _find_kept(self, wanted: int) -> None:
         """Give up a backend that keeps what nobody waits for, and leaves less than is wanted.

@@ -97,6 +97,7 @@ class NotifiedQueue(Generic[Token]):
         """Close the pipes and let go of the ring's memory. The tasks have ended."""
         self._descriptors.close()
         self.ring.close()
+        del self._used  # which keeps who made this one
 
 
 def _pipe(descriptors: contextlib.ExitStack, flags: int = 0) -> tuple[int, int]:

@@ -20,7 +20,6 @@ from typing import Any, Final
 
 import trio
 
-from vuserd.budget import Share
 from vuserd.config.model import ClientLimits
 from vuserd.delivery.attached import Loaded, MemoryTable
 from vuserd.delivery.images import Fetched
@@ -29,6 +28,7 @@ from vuserd.descriptors import ancillary_space, received_descriptors
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError, os_reason
 from vuserd.fs.walks import WalkTable
 from vuserd.rpc.access import Rights
+from vuserd.rpc.allowance import Allowance
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.codec import (
     FramingError,
@@ -133,9 +133,8 @@ class Connection:
         self._limits = limits
         self._counters = counters
         self._account = account
-        self._requests = Share(limits.requests, account.requests)
-        self._payload = Share(limits.payload, account.payload)
-        self._outbox = Outbox(sock, self._gone, self._is_alone)
+        self._allowance = Allowance(limits, account, counters)
+        self._outbox = Outbox(sock, self._allowance)
         self._caller = Caller(
             rights,
             account,
@@ -167,7 +166,7 @@ class Connection:
             "uid": peer.uid,
             "command": self._command or None,
             "requests": self.requests,
-            "in_flight": self._requests.taken,
+            "in_flight": self._allowance.requests.taken,
             "bytes_read": self.bytes_read,
             "since": self.since,
         }
@@ -180,18 +179,16 @@ class Connection:
                 nursery.start_soon(self._write_replies, nursery.cancel_scope)
                 nursery.start_soon(self._read_requests, nursery)
                 await self._last_request_read.wait()
-                await self._requests.wait_unused()  # all replies have left
+                await self._allowance.requests.wait_unused()  # all replies have left
                 if self._farewell is not None:
-                    await self._take_turn()
+                    await self._allowance.take_turn()
                     self._outbox.send(_notice(self._farewell))
                 nursery.cancel_scope.cancel()
         finally:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
             self._outbox.close()
-            self._counters.in_flight -= self._requests.taken  # by calls that were cancelled
-            self._requests.close()
-            self._payload.close()
+            self._allowance.close()
             self._drop_descriptors()
             with trio.CancelScope(shield=True):  # no backend keeps memory longer than it may
                 await self._caller.close()
@@ -229,18 +226,18 @@ class Connection:
                     if (is_new_turn or number % _TURN == 0) and not self._account.is_alone():
                         await self._account.take_turn()
                     if isinstance(message, Request):
-                        await self._take_turn()
+                        await self._allowance.take_turn()
                         self.requests += 1
                         self._counters.requests += 1
                         nursery.start_soon(self._answer, message, self._claimed(message))
                     elif isinstance(message, InvalidMessage):
-                        await self._take_turn()
+                        await self._allowance.take_turn()
                         self._refuse(message)
                     # A notification wants no answer and none of the methods is of use without one.
                 if not decoder.buffered:
                     self._drop_descriptors()  # they came with requests that take none
             except FramingError as error:
-                await self._take_turn()
+                await self._allowance.take_turn()
                 refusal = CallError(ErrorCode(error.code), str(error))
                 self._outbox.send(_notice(refusal))
                 self._last_request_read.set()
@@ -255,12 +252,6 @@ class Connection:
         except OSError:
             return True
         return False
-
-    async def _take_turn(self) -> None:
-        """Wait until the client may have one more request in the daemon; its reply ends that."""
-        if not self._requests.try_take(1):
-            await self._requests.take(1)
-        self._counters.in_flight += 1
 
     def _claimed(self, request: Request) -> int | None:
         """Return the descriptor that came with a request which takes one."""
@@ -296,10 +287,10 @@ class Connection:
                 )
             arguments, options = method.bind(request.params)
             seconds = options.pop(TIMEOUT, None)
-            wanted = min(method.weight(arguments, options), self._payload.total)
+            wanted = min(method.weight(arguments, options), self._allowance.payload.total)
             with _NO_LIMIT if seconds is None else _limit(seconds):
                 if wanted:
-                    await self._payload.take(wanted)
+                    await self._allowance.payload.take(wanted)
                     reserved = wanted
                 if method.descriptor:
                     if descriptor is None:
@@ -375,15 +366,6 @@ class Connection:
         )
         instead = encode_response(request.msgid, refusal.to_wire(), None)
         return Reply([head], descriptor, fetched.image, instead=instead)
-
-    def _gone(self, reply: Reply) -> None:
-        """Take back what a reply used of the budgets."""
-        self._payload.give_back(reply.payload)
-        self._requests.give_back(1)
-        self._counters.in_flight -= 1
-
-    def _is_alone(self) -> bool:
-        return self._counters.in_flight == self._requests.taken
 
     async def _write_replies(self, cancel: trio.CancelScope) -> None:
         try:

@@ -79,7 +79,9 @@ class FrameCutter:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._buffer = bytearray()  # begins where a frame begins
-        self._failure: FramingError | None = None
+        #: What it failed with: code and message. The error itself has a traceback, and by that the
+        #: buffers of who fed it.
+        self._failure: tuple[str, str] | None = None
         self._begin_frame()
 
     def _begin_frame(self) -> None:
@@ -96,18 +98,16 @@ class FrameCutter:
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes of the stream."""
-        if self._failure is not None:
-            raise self._failure
+        self._check_failure()
         self._buffer += data
 
     def next_frame(self) -> Frame | NeedData:
         """Give the next frame, or NEED_DATA where it is not whole."""
-        if self._failure is not None:
-            raise self._failure
+        self._check_failure()
         try:
             complete = self._walk()
         except FramingError as error:
-            self._failure = error
+            self._failure = (error.code, str(error))
             self._buffer.clear()
             raise
         if not complete:
@@ -126,6 +126,10 @@ class FrameCutter:
         del self._buffer[:size]
         self._begin_frame()
         return taken
+
+    def _check_failure(self) -> None:
+        if self._failure is not None:
+            raise FramingError(*self._failure)
 
     def _walk(self) -> bool:
         """Walk from head to head; True when the frame is whole, and ends at ``_position``."""

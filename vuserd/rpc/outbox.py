@@ -8,8 +8,8 @@ import socket
 import struct
 import termios
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 import trio
 
@@ -89,22 +89,28 @@ class Reply:
             self.descriptor = None
 
 
+class ReplyCounter(Protocol):
+    """Who counts the replies of a connection, and those of all others."""
+
+    def gone(self, reply: Reply) -> None:
+        """Take note of a reply that has left or never will, after it is closed."""
+
+    def is_alone(self) -> bool:
+        """Tell whether no other client waits for the daemon now."""
+
+
 class Outbox:
     """The replies of one connection, in order.
 
     Args:
         sock: connected, and not blocking.
-        gone: called with each reply that has left or never will, after it is closed.
-        alone: tells whether no other client waits for the daemon now.
+        counter: is told of each.
 
     """
 
-    def __init__(
-        self, sock: socket.socket, gone: Callable[[Reply], None], alone: Callable[[], bool]
-    ) -> None:
+    def __init__(self, sock: socket.socket, counter: ReplyCounter) -> None:
         self._socket = sock
-        self._gone = gone
-        self._alone = alone
+        self._counter = counter
         self._waiting: deque[Reply] = deque()
         self._more = trio.lowlevel.ParkingLot()
 
@@ -151,7 +157,7 @@ class Outbox:
             now = trio.current_time()
             if look_at <= now:
                 look_at = now + _PATIENCE
-                if not self._alone():
+                if not self._counter.is_alone():
                     for reply in self._waiting:
                         reply.unload()
             with trio.move_on_at(look_at):
@@ -200,7 +206,7 @@ class Outbox:
 
     def _shorten(self, pieces: list[bytes | memoryview]) -> None:
         """Leave no more than one client's share, where others wait while the kernel copies it."""
-        if self._alone():
+        if self._counter.is_alone():
             return
         room = _SHARE
         for index, piece in enumerate(pieces):
@@ -224,4 +230,4 @@ class Outbox:
     def _drop_first(self) -> None:
         reply = self._waiting.popleft()
         reply.close()
-        self._gone(reply)
+        self._counter.gone(reply)
