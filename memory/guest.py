@@ -5,9 +5,10 @@ descriptors use) and its user address (which SET_VRING_ADDR uses). No guest and 
 behind the two addresses, so they are chosen far apart: one taken for the other is in no region.
 """
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
 
-from protocol.vhost_user import MemoryRegion, encode_memory_table
+from protocol.vhost_user import MemoryRegion
 
 _FIRST_GUEST_ADDRESS: Final = 1 << 32
 _USER_ADDRESS_OFFSET: Final = 1 << 60
@@ -62,6 +63,9 @@ class GuestMemory:
     def __len__(self) -> int:
         return len(self._regions)
 
+    def __iter__(self) -> Iterator[GuestRegion]:
+        return iter(self._regions)
+
     def add(self, region: Shareable) -> GuestRegion:
         """Give ``region`` addresses that no other region has or had."""
         placed = GuestRegion(region, self._next_address)
@@ -72,8 +76,3 @@ class GuestMemory:
     def remove(self, placed: GuestRegion) -> None:
         """Forget a region."""
         self._regions.remove(placed)
-
-    def table(self) -> tuple[bytes, list[int]]:
-        """Return the payload of SET_MEM_TABLE and the descriptors to send beside it."""
-        payload = encode_memory_table([placed.wire() for placed in self._regions])
-        return payload, [placed.region.fileno() for placed in self._regions]

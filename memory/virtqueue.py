@@ -172,6 +172,20 @@ class Virtqueue(Generic[Token]):
             self._reaped = (self._reaped + 1) % _WRAP
             yield chain.token, length
 
+    def hand_over(self) -> int:
+        """Return the index at which a device begins, or another one goes on: SET_VRING_BASE's.
+
+        Where the used ring goes on a device reads from memory, whatever the one before wrote.
+
+        Raises:
+            ValueError: chains are outstanding; they are that device's.
+
+        """
+        if self.outstanding:
+            raise ValueError(f"a ring with {self.outstanding} chains outstanding")
+        self._used_words[1] = self._reaped
+        return self._reaped
+
     def abandon(self) -> list[Token]:
         """Return the tokens of all outstanding chains: the device is gone for good."""
         tokens = [chain.token for chain in (*self._chains.values(), *self._unpublished.values())]

@@ -28,6 +28,7 @@ from protocol.vhost_user import (
     decode_reply_header,
     decode_u64,
     encode_memory_region,
+    encode_memory_table,
     encode_message,
     encode_u64,
     encode_vring_descriptor,
@@ -156,7 +157,8 @@ class RingSession:
         self._ask(Request.GET_QUEUE_NUM)
         self._tell(Request.SET_OWNER)
         self._tell(Request.SET_FEATURES, encode_u64(_FEATURES))
-        self._tell(Request.SET_MEM_TABLE, *self._layout.memory.table())
+        [own] = self._layout.memory
+        self._tell(Request.SET_MEM_TABLE, encode_memory_table([own.wire()]), [own.region.fileno()])
         for queue in QUEUES:
             self._start_ring(queue)
 

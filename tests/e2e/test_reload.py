@@ -127,7 +127,7 @@ def test_no_call_is_lost_while_backends_are_replaced(configured: Configured) -> 
         except BaseException as fault:  # told by the test
             faults.append(fault)
 
-    with serving(configured) as (_, client):
+    with serving(configured) as (daemon, client):
         readers = [threading.Thread(target=read_on) for _ in range(4)]
         for reader in readers:
             reader.start()
@@ -142,6 +142,7 @@ def test_no_call_is_lost_while_backends_are_replaced(configured: Configured) -> 
         for reader in readers:
             reader.join()
     assert faults == []
+    assert "export one goes on with all that it has open" in daemon.log
 
 
 def test_a_wrong_configuration_changes_nothing(configured: Configured) -> None:

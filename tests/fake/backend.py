@@ -40,6 +40,9 @@ It is told to misbehave in five places, each before the session or during it:
                             ``dies_at`` does so when a vhost-user request of that kind has come.
 ==========================  ========================================================================
 
+With ``DEVICE_STATE`` among its protocol features it gives what it knows of nodes and handles to
+another one, or takes it.
+
 What it saw is in ``messages`` (vhost-user), ``requests`` (FUSE), ``kicks``, ``regions``; what it
 is owed is in ``lookups`` and ``open_handles``. ``sessions`` counts connections; ``on_connect`` is
 called at each, so that a backend can come back with other features than it had.
@@ -68,6 +71,7 @@ from vuserd.device.session import Session, SessionOptions, open_session
 
 __all__ = [
     "CONFIGURE_MEM_SLOTS",
+    "DEVICE_STATE",
     "MAX_PAGES",
     "MQ",
     "PROTOCOL_FEATURES",
@@ -86,6 +90,9 @@ PROTOCOL_FEATURES: Final = 1 << 30
 MQ: Final = 1 << 0
 REPLY_ACK: Final = 1 << 3
 CONFIGURE_MEM_SLOTS: Final = 1 << 15
+DEVICE_STATE: Final = 1 << 19
+#: In the reply to SET_DEVICE_STATE_FD: the descriptor that came is the one to use.
+_NO_OTHER_DESCRIPTOR: Final = 1 << 8
 
 _SILENT: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
 
@@ -147,6 +154,8 @@ class FakeBackend(FakeFiles):
         self._rings: dict[int, dict[Request, tuple[int, ...]]] = {}
         self._kick: dict[int, int] = {}
         self._call: dict[int, int] = {}
+        #: What another one's state is loaded from.
+        self._state: int | None = None
         self._scope = trio.CancelScope()
         self._connection: trio.socket.SocketType | None = None
 
@@ -155,19 +164,24 @@ class FakeBackend(FakeFiles):
         self, options: SessionOptions | None = None, observer: Observer | None = None
     ) -> AsyncIterator[Session]:
         """Run the front-end's session on this backend for the block's time."""
-        ours, theirs = socket.socketpair()
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
         failure: Exception | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._serve, trio.socket.from_stdlib_socket(ours))
+        async with self.connection() as stream:
             try:
                 async with open_session(stream, options or SessionOptions(), observer) as session:
                     yield session
             except Exception as error:
                 failure = error
-            nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[trio.SocketStream]:
+        """Serve one connection for the block's time, and give the front-end's end of it."""
+        ours, theirs = socket.socketpair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve, trio.socket.from_stdlib_socket(ours))
+            yield trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+            nursery.cancel_scope.cancel()
 
     @asynccontextmanager
     async def listening(self, path: str) -> AsyncIterator[None]:
@@ -263,7 +277,9 @@ class FakeBackend(FakeFiles):
                     rings.cancel_scope.cancel()
         finally:
             self._connection = None
-            for descriptor in [*self._kick.values(), *self._call.values()]:
+            state, self._state = self._state, None
+            loaded = [] if state is None else [state]
+            for descriptor in [*self._kick.values(), *self._call.values(), *loaded]:
                 os.close(descriptor)
             self._kick.clear()
             self._call.clear()
@@ -363,10 +379,39 @@ class FakeBackend(FakeFiles):
                 rings.start_soon(self._serve_ring, struct.unpack("=II", payload)[0])
             case Request.GET_VRING_BASE:
                 queue = struct.unpack("=II", payload)[0]
-                return struct.pack("=II", queue, self.rings[queue].base)
+                return struct.pack("=II", queue, self._stop_ring(queue))
+            case Request.SET_DEVICE_STATE_FD:
+                if struct.unpack("=II", payload)[0]:
+                    self._state = descriptors[0]
+                else:
+                    os.write(descriptors[0], self.saved())
+                    os.close(descriptors[0])
+                return struct.pack("=Q", _NO_OTHER_DESCRIPTOR)
+            case Request.CHECK_DEVICE_STATE:
+                return struct.pack("=Q", 0 if self._has_loaded() else 1)
             case _:
                 pass
         return None
+
+    def _has_loaded(self) -> bool:
+        """Load what another one saved, if there is something to load."""
+        if self._state is None:
+            return True
+        with open(self._state, "rb") as state:
+            self._state = None
+            saved = state.read()
+        if saved:
+            self.load(saved)
+        return bool(saved)
+
+    def _stop_ring(self, queue: int) -> int:
+        """Let go of a ring; return the index at which another device goes on."""
+        ring = self.rings.pop(queue)
+        trio.lowlevel.notify_closing(self._kick[queue])
+        os.close(self._kick.pop(queue))
+        os.close(self._call.pop(queue))
+        ring.close()
+        return ring.base
 
     def _map(self, region: bytes, descriptor: int) -> None:
         guest, size, user, _ = struct.unpack_from("=QQQQ", region)
@@ -382,7 +427,10 @@ class FakeBackend(FakeFiles):
             known[Request.SET_VRING_BASE][0],
         )
         while True:
-            await trio.lowlevel.wait_readable(self._kick[queue])
+            try:
+                await trio.lowlevel.wait_readable(self._kick[queue])
+            except trio.ClosedResourceError:
+                return
             self.kicks[queue] += struct.unpack("=Q", os.read(self._kick[queue], 8))[0]
             while (chain := ring.pop()) is not None:
                 self._take(queue, chain)

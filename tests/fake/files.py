@@ -5,6 +5,7 @@ it is told mostly begins with one of these answers and spoils it.
 """
 
 import errno
+import json
 import stat
 import struct
 from collections import Counter
@@ -75,6 +76,17 @@ class FakeFiles:
         self.lookups.clear()
         self.open_handles.clear()
         self._handles = _FIRST_HANDLE
+
+    def saved(self) -> bytes:
+        """Return what is known of nodes and handles, for another one to go on with."""
+        state = [dict(self.lookups), sorted(self.open_handles), self._handles]
+        return json.dumps(state).encode()
+
+    def load(self, state: bytes) -> None:
+        """Go on with what another one knew."""
+        lookups, handles, self._handles = json.loads(state)
+        self.lookups = Counter({int(node): count for node, count in lookups.items()})
+        self.open_handles = set(handles)
 
     def serve_files(self, request: FuseRequest) -> Answer | None:
         """Answer a request from ``files``; node n is the file of index n - 2."""

@@ -29,7 +29,7 @@ def socket(tmp_path: Path) -> str:
 
 
 async def slots(files: FileSystem) -> int:
-    return files._session._slots
+    return files._session._agreement.slots
 
 
 async def lost_and_found(export: Export) -> bytes:

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import trio
 
 from tests.e2e.processes import stop_group
 from tests.faults.catalogue import fault
-from tests.faults.harness import FOR_EVER, entries, read
+from tests.faults.harness import FOR_EVER, entries, names, read
 from tests.faults.shared import EXHAUSTED, KILLED
 from vuserd.backend.find import identify
 from vuserd.backend.process import BackendOptions
 from vuserd.config.model import ExportConfig
+from vuserd.device.payloads import given_back
 from vuserd.device.session import SessionOptions
 from vuserd.errors import BackendDown, BackendTimeout
 from vuserd.fs.export import Export
@@ -124,3 +126,72 @@ async def test_a_backend_with_few_descriptors(virtiofsd: str, shared: Path) -> N
             assert await export.call(partial(read, name=name)) == name
         assert len(await export.call(entries)) == 100
         assert export.generation == 1
+
+
+async def test_open_files_go_along(rust_virtiofsd: str, shared: Path) -> None:
+    (shared / "other").write_bytes(b"other")
+    read_so_far, may_go_on = trio.Event(), trio.Event()
+
+    async def read_in_two(files: FileSystem) -> bytes:
+        content = b""
+        async with files.opened(b"Image") as file:
+            for offset in (0, 1 << 19):
+                with given_back(await file.session.payloads.take(1)) as buffers:
+                    length = await file.read_into(buffers[0], offset, 1 << 19)
+                    content += bytes(buffers[0].view[:length])
+                read_so_far.set()
+                await may_go_on.wait()
+            assert await file.unchanged()
+        return content
+
+    async with served(rust_virtiofsd, shared) as export, trio.open_nursery() as nursery:
+
+        async def read_all() -> None:
+            assert await export.call(read_in_two) == CONTENT
+
+        nursery.start_soon(read_all)
+        await read_so_far.wait()
+        processes = [process_of(export)]
+        for threads in (1, 2):
+            config = replace(
+                export.config, options=export.config.options._replace(thread_pool=threads)
+            )
+            await export.replace(config, await identify(rust_virtiofsd))
+            processes.append(process_of(export))
+            assert await export.call(partial(read, name=b"other")) == b"other"
+        assert export.generation == 1
+        assert len(set(processes)) == len(processes)
+        may_go_on.set()
+
+
+@fault(
+    "open-file-deleted",
+    done="a reload finds a file open that was deleted, which has no path by which it could move",
+    must="The calls that the backend has end on it, and all others go to one that begins anew.",
+)
+async def test_a_deleted_file_does_not_go_along(rust_virtiofsd: str, shared: Path) -> None:
+    opened, may_go_on = trio.Event(), trio.Event()
+
+    async def read_late(files: FileSystem) -> bytes:
+        async with files.opened(b"Image") as file:
+            opened.set()
+            await may_go_on.wait()
+            with given_back(await file.session.payloads.take(1)) as buffers:
+                return bytes(buffers[0].view[: await file.read_into(buffers[0], 0, 1 << 20)])
+
+    async with served(rust_virtiofsd, shared) as export, trio.open_nursery() as nursery:
+
+        async def read_all() -> None:
+            assert await export.call(read_late) == CONTENT
+
+        nursery.start_soon(read_all)
+        await opened.wait()
+        (shared / "Image").unlink()
+        async with trio.open_nursery() as replacing:
+            replacing.start_soon(export.replace, export.config, await identify(rust_virtiofsd))
+            with trio.fail_after(FOR_EVER):
+                while export.generation == 1:
+                    await trio.lowlevel.checkpoint()
+            assert await export.call(names) == []
+            may_go_on.set()
+        assert export.generation == 2

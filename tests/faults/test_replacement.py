@@ -1,8 +1,10 @@
 """Replaced backends: one that is lost, or no longer wanted, while the next one comes up."""
 
+import struct
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from protocol.fuse import Opcode
 from protocol.vhost_user import Request
-from tests.fake.backend import FakeBackend
+from tests.fake.backend import DEVICE_STATE, FakeBackend, Reply
 from tests.fake.files import Answer, FuseRequest
 from tests.faults.catalogue import fault
 from tests.faults.harness import CONTENT, FOR_EVER, read
@@ -20,6 +22,8 @@ from vuserd.backend.adopted import AdoptedBackend
 from vuserd.backend.find import BackendKind, Program
 from vuserd.backend.process import BackendOptions
 from vuserd.config.model import ExportConfig
+from vuserd.device.payloads import given_back
+from vuserd.device.session import SessionOptions
 from vuserd.errors import BackendDown, FileError
 from vuserd.fs.export import Export, ExportState
 from vuserd.fs.exports import Exports
@@ -42,6 +46,8 @@ class Backends:
         self._folder = folder
         self.may_start: defaultdict[int, trio.Event] = defaultdict(trio.Event)
         self.backends: list[FakeBackend] = []
+        #: Whether they can take over from each other.
+        self.move = False
         #: Of each backend what it was to export, and how.
         self.asked: list[tuple[str, str, int]] = []
         self.running: set[int] = set()
@@ -53,6 +59,7 @@ class Backends:
         """Do as start_backend does."""
         number = len(self.backends)
         backend = FakeBackend({b"Image": CONTENT})
+        backend.protocol_features |= DEVICE_STATE if self.move else 0
         self.backends.append(backend)
         self.asked.append((directory, sandbox, options.thread_pool))
         self.running.add(number)
@@ -199,6 +206,114 @@ async def test_a_replacement_that_fails(backends: Backends) -> None:
             backends.may_start[1].set()
         assert (export.config, export.generation, backends.running) == (FIRST, 1, {0})
         await serves(export)
+
+
+@pytest.fixture
+def moving(backends: Backends) -> Backends:
+    backends.move = True
+    return backends
+
+
+async def test_calls_go_on_with_what_they_have_open(moving: Backends) -> None:
+    may_read = trio.Event()
+
+    async def read_late(files: FileSystem) -> int:
+        async with files.opened(b"Image") as file:
+            await may_read.wait()
+            with given_back(await file.session.payloads.take(1)) as buffers:
+                return await file.read_into(buffers[0], 0, 1 << 16)
+
+    async def call(export: Export) -> None:
+        assert await export.call(read_late) == len(CONTENT)
+
+    async with exported() as export:
+        moving.may_start[1].set()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, export)
+            await wait_all_tasks_blocked(QUIET)
+            await export.replace(OTHER, PROGRAM)
+            assert (export.config, export.generation) == (OTHER, 1)
+            assert moving.running == {1}
+            may_read.set()
+        before, after = moving.backends
+        assert [len(each.named(Opcode.OPEN)) for each in moving.backends] == [1, 0]
+        assert [len(each.named(Opcode.READ)) for each in moving.backends] == [0, 1]
+        assert before.regions == 0
+        moving.may_start[2].set()
+        after.die()
+        await serves(export)
+        assert (moving.asked[2], export.generation) == (("/first", "none", 2), 2)
+    assert moving.running == set()
+
+
+@fault(
+    "state-that-cannot-be-moved",
+    done="a reload finds that the backend's state cannot be moved",
+    must="The calls that it has end on it, and all others go to a backend that begins anew.",
+)
+async def test_state_that_cannot_be_moved(moving: Backends) -> None:
+    async with exported() as export:
+        moving.backends[0].altered[Request.SET_DEVICE_STATE_FD] = lambda reply: Reply(
+            reply.number, struct.pack("=Q", 0x101)
+        )
+        moving.may_start[1].set()
+        moving.may_start[2].set()
+        await export.replace(OTHER, PROGRAM)
+        assert (export.config, export.generation) == (OTHER, 2)
+        assert moving.running == {2}
+        await serves(export)
+        assert moving.backends[0].requests
+        assert not moving.backends[1].requests
+    assert moving.running == set()
+
+
+@fault(
+    "dies-while-it-moves",
+    done="the backend ends while its state is moved to the one that is to replace it",
+    must="The export goes on with a backend that begins anew; no call fails.",
+)
+@pytest.mark.parametrize("at", [Request.GET_VRING_BASE, Request.CHECK_DEVICE_STATE])
+async def test_death_while_it_moves(moving: Backends, at: Request) -> None:
+    async with exported() as export:
+        moving.backends[0].dies_at.add(at)
+        for number in range(1, 4):
+            moving.may_start[number].set()
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(serves, export)
+            await export.replace(OTHER, PROGRAM)
+        await serves(export)
+        assert export.config == OTHER
+        await wait_all_tasks_blocked(QUIET)
+        assert len(moving.running) == 1
+    assert moving.running == set()
+
+
+async def test_a_move_that_is_given_up(moving: Backends) -> None:
+    async with exported() as export:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(export.replace, OTHER, PROGRAM)
+            await wait_all_tasks_blocked(QUIET)
+            moving.backends[1].ignored = {Request.GET_QUEUE_NUM}
+            moving.may_start[1].set()
+            await wait_all_tasks_blocked(QUIET)
+            assert Request.GET_QUEUE_NUM in moving.backends[1].messages
+            moving.backends[1].die()  # the reply to what was asked is waited for
+            nursery.cancel_scope.cancel()
+        assert (export.config, export.generation, moving.running) == (FIRST, 1, {0})
+        await serves(export)
+    assert moving.running == set()
+
+
+async def test_what_a_session_is_like_is_not_moved(moving: Backends) -> None:
+    async with exported() as export:
+        moving.may_start[1].set()
+        patient = replace(FIRST, session=SessionOptions(timeout=5))
+        await export.replace(patient, PROGRAM)
+        assert (export.config, export.generation) == (patient, 2)
+        assert len(moving.backends) == 2
+        await serves(export)
+    assert moving.running == set()
 
 
 async def test_an_export_that_is_about_to_end_takes_no_other_backend(

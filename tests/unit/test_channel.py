@@ -109,6 +109,49 @@ async def test_posted_requests_wait_for_a_slot_too(backend: FakeBackend, session
     assert len(backend.named(Opcode.INTERRUPT)) == 1000
 
 
+async def test_a_channel_that_is_held_gives_the_device_nothing(
+    backend: FakeBackend, session: Session
+) -> None:
+    withheld = Withheld(backend, Opcode.STATFS)
+    channel = session.channel
+    seen = len(backend.requests)
+
+    async def statfs() -> None:
+        await channel.call(fuse.statfs(ROOT), fuse.decode_statfs)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(statfs)
+        await wait_all_tasks_blocked()
+        with channel.held():
+            for _ in range(IN_FLIGHT[REQUEST_QUEUE] + 10):
+                nursery.start_soon(statfs)
+            channel.post(fuse.forget(NodeId(2), 1))
+            await wait_all_tasks_blocked()
+            assert len(backend.requests) == seen + 1
+            withheld.let_go()
+            await channel.idle()
+            assert len(backend.requests) == seen + 1
+            assert channel.in_flight == IN_FLIGHT[REQUEST_QUEUE] + 11
+            backend.answer = backend.serve_files
+            backend.lookups[2] += 1
+    assert len(backend.requests) == seen + IN_FLIGHT[REQUEST_QUEUE] + 12
+    assert not +backend.lookups
+    assert channel.in_flight == 0
+
+
+async def test_who_waits_for_an_idle_device_is_woken_when_it_is_lost(
+    backend: FakeBackend, session: Session
+) -> None:
+    Withheld(backend, Opcode.STATFS)
+    session.channel.post(fuse.statfs(ROOT))
+    await wait_all_tasks_blocked()
+    with trio.fail_after(10), session.channel.held():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.channel.idle)
+            await wait_all_tasks_blocked()
+            backend.die()
+
+
 async def test_an_errno_is_the_callers(session: Session) -> None:
     with pytest.raises(FileError, match="no such file") as missing:
         await session.channel.call(fuse.lookup(ROOT, b"nothing"), fuse.decode_lookup)

@@ -328,7 +328,7 @@ class Ended(Backend):
     def last_words(self) -> str:
         return ""
 
-    def expect_end(self) -> None:
+    def expect_end(self, *, expected: bool = True) -> None:
         pass
 
     async def wait(self) -> None:

@@ -26,6 +26,7 @@ from vuserd.delivery.attached import AttachedMemory, ChangeLocks
 from vuserd.delivery.image import SealedImage, make_image
 from vuserd.delivery.inline import read_inline
 from vuserd.delivery.whole import deliver_whole
+from vuserd.device.session import Session
 from vuserd.errors import BackendBroken, BackendDown, BackendError, BackendTimeout
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.walk import TreeWalk
@@ -130,11 +131,12 @@ async def lose_a_session_with_requests() -> None:
 
 @pytest.fixture
 def _memory_goes_at_once() -> Iterator[None]:
-    """See that no session's memory waits for the garbage collector."""
+    """See that neither a session nor its memory waits for the garbage collector."""
     gc.collect()
     gc.disable()
     try:
         yield
+        assert not [each for each in gc.get_objects() if isinstance(each, Session)]
         assert "vuserd-device" not in Path("/proc/self/maps").read_text()
     finally:
         gc.enable()

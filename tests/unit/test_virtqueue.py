@@ -511,6 +511,38 @@ class TestLies:
         assert (ring.queue.free, ring.queue.outstanding) == (3, 1)
 
 
+class TestHandOver:
+    @pytest.mark.parametrize("base", [0, 0x1234, 0xFFFF])
+    def test_another_device_goes_on_where_the_one_before_stopped(self, base: int) -> None:
+        ring = Ring(base)
+        assert ring.queue.hand_over() == base
+        for number, token in enumerate(("first", "second")):
+            head = ring.add(token)
+            ring.queue.publish()
+            ring.use((base + number) % 4, head, 0, index=(base + number + 1) % 0x10000)
+            assert list(ring.queue.reap()) == [(token, 0)]
+        assert ring.queue.hand_over() == (base + 2) % 0x10000
+
+    def test_used_index_is_what_was_reaped_whatever_was_written(self) -> None:
+        ring = Ring(0x1234)
+        ring.set_used_index(0x4321)
+        assert ring.queue.hand_over() == 0x1234
+        assert ring.bytes[80:84] == bytes.fromhex("0000 3412")
+        assert ring.queue.hand_over() == 0x1234
+        assert list(ring.queue.reap()) == []
+
+    @pytest.mark.parametrize("published", [True, False])
+    def test_not_while_chains_are_outstanding(self, *, published: bool) -> None:
+        ring = Ring()
+        ring.add("first")
+        ring.set_used_index(7)
+        if published:
+            ring.queue.publish()
+        with pytest.raises(ValueError, match="a ring with 1 chains outstanding"):
+            ring.queue.hand_over()
+        assert ring.bytes[82:84] == bytes.fromhex("0700")
+
+
 class TestEnd:
     def test_abandon_gives_the_tokens_of_what_was_outstanding(self) -> None:
         ring = Ring()

@@ -32,7 +32,7 @@ class AdoptedBackend(Backend):
         """Return nothing: its log is its owner's."""
         return ""
 
-    def expect_end(self) -> None:
+    def expect_end(self, *, expected: bool = True) -> None:
         """Do nothing: its log is its owner's."""
 
     async def wait(self) -> None:

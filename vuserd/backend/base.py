@@ -32,8 +32,8 @@ class Backend(ABC):
         return None
 
     @abstractmethod
-    def expect_end(self) -> None:
-        """Take note that the session ends in good order."""
+    def expect_end(self, *, expected: bool = True) -> None:
+        """Take note that it is to end in good order; or is not, after all."""
 
     @abstractmethod
     async def wait(self) -> None:

@@ -77,7 +77,15 @@ def command_line(
             served.append("--xattr")
         handles = f"--inode-file-handles={options.inode_file_handles}"
         threads = f"--thread-pool-size={options.thread_pool}"
-        return [*common, *served, handles, threads, "--readonly", "--log-level=warn"]
+        return [
+            *common,
+            *served,
+            handles,
+            threads,
+            "--migration-verify-handles",
+            "--readonly",
+            "--log-level=warn",
+        ]
     # The C one splits its options at commas, and has no way to quote one.
     if "," in directory:
         raise BackendDown(f"the C virtiofsd cannot share a directory with a comma: {directory}")
@@ -109,6 +117,19 @@ def connected_listener() -> tuple[socket.socket, socket.socket]:
         return listener, connection
 
 
+class _Log:
+    """Where a backend's words go: chatter once it is to end."""
+
+    def __init__(self, export: str) -> None:
+        self.end_expected = False
+        self._export = export
+        self._log = about_export(_LOG, export)
+
+    def line(self, words: str) -> None:
+        level = logging.DEBUG if self.end_expected else logging.INFO
+        self._log.log(level, "export %s: virtiofsd: %s", self._export, words)
+
+
 class BackendProcess(Backend):
     """A virtiofsd in a process group of its own. Use :func:`start_backend`."""
 
@@ -120,10 +141,8 @@ class BackendProcess(Backend):
         self.pid = process.pid
         self._process = process
         self._connection: socket.socket | None = connection
-        self._name = name
-        self._log = about_export(_LOG, name)
-        self._words = Words(self._log_line)
-        self._end_expected = False
+        self._log = _Log(name)
+        self._words = Words(self._log.line)
         self._own_end: int | None = None
 
     async def connect(self) -> trio.SocketStream:
@@ -155,9 +174,12 @@ class BackendProcess(Backend):
             return end - _MOST_STATUS
         return end
 
-    def expect_end(self) -> None:
-        """Log what it says from here on as chatter: the C one never ends without some."""
-        self._end_expected = True
+    def expect_end(self, *, expected: bool = True) -> None:
+        """Log what it says from here on as chatter: the C one never ends without some.
+
+        The Rust one warns when its state is saved and nobody told it before.
+        """
+        self._log.end_expected = expected
 
     async def wait(self) -> None:
         """Wait until the process has ended."""
@@ -170,13 +192,14 @@ class BackendProcess(Backend):
         """
         if self._connection is not None:
             self._connection.close()
-        requests = [None, signal.SIGTERM] if self._end_expected else [None]
-        grace = _GRACE if self._end_expected else _SHORT_GRACE
+        requests = [None, signal.SIGTERM] if self._log.end_expected else [None]
+        grace = _GRACE if self._log.end_expected else _SHORT_GRACE
         for request in (*requests, signal.SIGKILL):
             if request is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, request)
-            with trio.move_on_after(grace):
+            # Nobody else would wait for one that is killed, whatever keeps it from ending.
+            with trio.move_on_after(_GRACE if request == signal.SIGKILL else grace):
                 code = await self._process.wait()
                 if request is None or code not in _ENDS_FOR_US:
                     self._own_end = code
@@ -189,10 +212,6 @@ class BackendProcess(Backend):
         """Log its standard error until it ends: see :class:`Words`."""
         assert self._process.stderr is not None
         await self._words.read(self._process.stderr)
-
-    def _log_line(self, words: str) -> None:
-        level = logging.DEBUG if self._end_expected else logging.INFO
-        self._log.log(level, "export %s: virtiofsd: %s", self._name, words)
 
 
 async def _start_process(

@@ -6,9 +6,10 @@ up, by deadline or cancellation, leaves its request behind as an orphan: INTERRU
 the reply comes after all, ``undo`` gives back what it brought: a lookup count, an open handle.
 """
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
 import outcome
@@ -74,6 +75,8 @@ class FuseChannel:
         #: Bulk in the backend, but for what it keeps for longer than its time.
         self._bulk = self._watch.turns
         self._idle = trio.lowlevel.ParkingLot()
+        #: Whether the device is given nothing for a while.
+        self._is_held = False
         self.submitted = 0
         #: Whether INTERRUPT is sent for requests that are given up.
         self.interrupts = True
@@ -201,16 +204,38 @@ class FuseChannel:
             return
         self._enqueue(self._new_entry(request, None, None))
 
-    async def drained(self) -> None:
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Give the device nothing more for the block's time: what is asked meanwhile waits."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+            for queue, backlog in self._backlog.items():
+                while backlog and self._slots[queue]:
+                    self._slots[queue] -= 1
+                    self._submit(queue, backlog.pop(next(iter(backlog))))
+
+    async def idle(self) -> None:
         """Wait until the device has nothing of ours any more, or is lost."""
+        while self._has_chains():
+            await self._idle.park()
+
+    async def drained(self) -> None:
+        """Wait until all that was sent has ended, or the device is lost."""
         while self.in_flight:
             await self._idle.park()
+
+    def _has_chains(self) -> bool:
+        return any(queue.ring.outstanding for queue in self.queues.values())
 
     def fail(self, reason: BackendError) -> None:
         """Wake everybody with ``reason``: the backend is lost. What it holds never comes back."""
         if self._failure is not None:
             return
         self._failure = reason.again()
+        self._lost = lambda _: None  # who is told knows by now, and is not kept from here
         for backlog in self._backlog.values():
             backlog.clear()
         self._bulk.clear()
@@ -253,7 +278,7 @@ class FuseChannel:
                 return
             self._bulk[entry.unique] = entry
         queue = HIPRIO_QUEUE if entry.request.reply_size is None else REQUEST_QUEUE
-        if self._slots[queue]:
+        if self._slots[queue] and not self._is_held:
             self._slots[queue] -= 1
             self._submit(queue, entry)
         else:
@@ -399,11 +424,11 @@ class FuseChannel:
         message.reclaim()
         message.give_back()
         backlog = self._backlog[queue]
-        if backlog:
+        if backlog and not self._is_held:
             self._submit(queue, backlog.pop(next(iter(backlog))))
         else:
             self._slots[queue] += 1
-        if self._idle and not self.in_flight:
+        if self._idle and not self._has_chains():
             self._idle.unpark_all()
 
     async def serve_queue(self, queue: int) -> None:

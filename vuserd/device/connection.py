@@ -40,8 +40,12 @@ class VhostUserConnection:
     """
 
     def __init__(self, stream: trio.SocketStream, timeout: float) -> None:
+        #: No reply is waited for after this, however much of its own time is left.
+        self.deadline = math.inf
+        self._stream = stream
         self._socket = stream.socket
         self._timeout = timeout
+        self._scope = trio.CancelScope()
         self._turn = trio.Lock()
         self._asked: Request | None = None
         #: Why there are no more replies, once that is so.
@@ -49,20 +53,28 @@ class VhostUserConnection:
         self._replies_in, self._replies = trio.open_memory_channel[bytes](1)
 
     async def run(self) -> None:
-        """Read replies until the connection ends.
+        """Read replies until the connection ends or is closed; it is closed then.
 
         Raises:
             BackendDown: the backend closed the connection.
             BackendBroken: it sent what nobody asked for, or what the protocol does not allow.
 
         """
-        try:
-            await self._read_replies()
-        except BackendError as error:
-            self._ended = error
-            raise
-        finally:
-            self._replies_in.close()
+        with self._scope:
+            async with self._stream:
+                try:
+                    await self._read_replies()
+                except BackendError as error:
+                    self._ended = error.again()
+                    raise
+                finally:  # before the socket is closed, so that nobody finds it so
+                    closed = BackendDown("the connection to the backend was closed")
+                    self._ended = self._ended or closed
+                    self._replies_in.close()
+
+    def close(self) -> None:
+        """End it: who waits for a reply has BackendDown, and so has who asks from here on."""
+        self._scope.cancel()
 
     async def _read_replies(self) -> None:
         while True:
@@ -78,11 +90,9 @@ class VhostUserConnection:
             self._replies_in.send_nowait(payload)
 
     async def ask(
-        self, request: Request, payload: bytes = b"", deadline: float = math.inf
+        self, request: Request, payload: bytes = b"", descriptors: Sequence[int] = ()
     ) -> bytes:
         """Send a request that has a reply of its own; return the reply's payload.
-
-        ``deadline`` is for those that have less time than the connection's for each reply.
 
         Raises:
             BackendTimeout: no reply within the deadline.
@@ -92,7 +102,7 @@ class VhostUserConnection:
         if request not in REPLIED:
             raise ValueError(f"{request.name} has no reply of its own")
         async with self._turn:
-            return await self._exchange(request, payload, (), deadline, need_reply=False)
+            return await self._exchange(request, payload, descriptors, need_reply=False)
 
     async def tell(
         self, request: Request, payload: bytes = b"", descriptors: Sequence[int] = ()
@@ -110,7 +120,7 @@ class VhostUserConnection:
         if any(descriptor < 0 for descriptor in descriptors):
             raise ValueError(f"{request.name} with a descriptor that is closed")
         async with self._turn:
-            answer = await self._exchange(request, payload, descriptors, math.inf, need_reply=True)
+            answer = await self._exchange(request, payload, descriptors, need_reply=True)
         try:
             status = decode_u64(answer)
         except MalformedError as error:
@@ -128,12 +138,13 @@ class VhostUserConnection:
         request: Request,
         payload: bytes,
         descriptors: Sequence[int],
-        deadline: float,
         *,
         need_reply: bool,
     ) -> bytes:
+        if self._ended is not None:
+            raise self._ended.again()
         begun = trio.current_time()
-        deadline = min(deadline, begun + self._timeout)
+        deadline = min(self.deadline, begun + self._timeout)
         message = encode_message(request, payload, need_reply=need_reply)
         self._asked = request
         try:
@@ -144,10 +155,11 @@ class VhostUserConnection:
                 return await self._replies.receive()
         except trio.TooSlowError:
             raise BackendTimeout(
-                f"the backend did not answer {request.name} within {deadline - begun:g} s"
+                f"the backend did not answer {request.name} within {round(deadline - begun, 3):g} s"
             ) from None
         except trio.EndOfChannel:
-            raise (self._ended or BackendDown("the backend closed its socket")).again() from None
+            assert self._ended is not None
+            raise self._ended.again() from None
 
     async def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
         try:
@@ -157,6 +169,8 @@ class VhostUserConnection:
                 sent += await self._socket.send(message[sent:])
         except OSError as error:
             raise _lost(error) from error
+        except trio.ClosedResourceError as error:
+            raise BackendDown("the connection to the backend was closed") from error
 
     async def _receive(self, size: int) -> bytes:
         """Receive exactly ``size`` bytes; descriptors that come with them are closed."""

@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+import math
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple, Protocol
 
@@ -11,19 +12,18 @@ import trio
 from memory.guest import GuestRegion, Shareable
 from protocol import MalformedError, fuse
 from protocol.vhost_user import (
-    ProtocolFeature,
     Request,
     VringState,
-    decode_u64,
     encode_memory_region,
-    encode_u64,
+    encode_memory_table,
     encode_vring_descriptor,
 )
 from protocol.virtio_fs import QUEUES
-from protocol.virtio_ring import Feature
 from vuserd.device.channel import FuseChannel
 from vuserd.device.connection import VhostUserConnection
 from vuserd.device.layout import PAYLOAD_SIZE, SharedLayout
+from vuserd.device.moving import move_state
+from vuserd.device.negotiation import Agreement, negotiate
 from vuserd.device.observer import Observer
 from vuserd.device.payloads import PayloadPool
 from vuserd.errors import (
@@ -31,6 +31,7 @@ from vuserd.errors import (
     BackendDown,
     BackendError,
     BackendRefused,
+    BackendTimeout,
     CallError,
     ErrorCode,
     FileError,
@@ -41,10 +42,6 @@ from vuserd.errors import (
 
 _LOG = logging.getLogger(__name__)
 
-_FEATURES: Final = Feature.VERSION_1 | Feature.PROTOCOL_FEATURES
-_PROTOCOL_FEATURES: Final = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
-#: Taken where it is offered: memory of clients cannot be attached without it.
-_MEMORY_SLOTS: Final = ProtocolFeature.CONFIGURE_MEM_SLOTS
 _INIT_FLAGS: Final = (
     fuse.InitFlag.ASYNC_READ
     | fuse.InitFlag.DO_READDIRPLUS
@@ -54,6 +51,8 @@ _INIT_FLAGS: Final = (
 )
 #: 32 payload buffers then bring 8 MiB, the most that one call of the RPC may ask for.
 _LEAST_READ: Final = 256 << 10
+#: Seconds, once and again, that requests may wait while a backend's state moves to the next one.
+_PAUSE: Final = 1.0
 
 
 class SessionOptions(NamedTuple):
@@ -85,8 +84,10 @@ class Session:
             raise
         self.payloads = PayloadPool(self._layout.payloads, options.timeout, self.lose)
         self.init = fuse.InitReply(0, fuse.InitFlag(0), 0, 0)
-        #: Regions that the backend can map.
-        self._slots = 1
+        self._agreement = Agreement(slots=1, device_state=False, interrupts=True)
+        #: Held by who changes which regions the backend maps, or which backend maps them.
+        self._memory_turn = trio.Lock()
+        self._tasks: trio.Nursery
         #: The one whose slot was used longest ago first.
         self._holders: dict[SlotHolder, None] = {}
         self._lost = trio.Event()
@@ -124,8 +125,13 @@ class Session:
             BackendError: the backend refused it, or is lost, be it while a slot was waited for.
 
         """
-        while self.regions >= self._slots:
+        while True:
+            async with self._memory_turn:
+                if self.regions < self._agreement.slots:
+                    return await self._add_region(region)
             await self._free_slot()
+
+    async def _add_region(self, region: Shareable) -> GuestRegion:
         placed = self._layout.memory.add(region)
         try:
             payload = encode_memory_region(placed.wire())
@@ -152,8 +158,8 @@ class Session:
             raise self._reason.again()
         raise CallError(
             ErrorCode.BUSY,
-            f"the backend has {self._slots} memory slots, and all are in use",
-            limit=self._slots,
+            f"the backend has {self._agreement.slots} memory slots, and all are in use",
+            limit=self._agreement.slots,
         )
 
     async def remove_region(self, placed: GuestRegion) -> None:
@@ -163,12 +169,11 @@ class Session:
             BackendError: the backend refused, or is lost.
 
         """
-        self._layout.memory.remove(placed)
-        try:
-            await self._change_memory(Request.REM_MEM_REG, encode_memory_region(placed.wire()))
-        except BackendError as error:
-            self.lose(error)  # it may still be mapped
-            raise
+        async with self._memory_turn:
+            self._layout.memory.remove(placed)
+            with self._lost_by_an_error():  # it may still be mapped
+                payload = encode_memory_region(placed.wire())
+                await self._change_memory(Request.REM_MEM_REG, payload)
 
     def returned(self) -> None:
         """Let those look again who wait for what the device was lent: it returned some of it."""
@@ -212,45 +217,151 @@ class Session:
             self._lenders.unpark_all()
             self._lost.set()
 
-    async def _watch_connection(self) -> None:
+    @property
+    def has_device_state(self) -> bool:
+        """Whether the backend can give its state to another one."""
+        return self._agreement.device_state
+
+    async def move(self, stream: trio.SocketStream, moved: Callable[[], None]) -> None:
+        """Go on with another backend, which takes over nodes, open handles and memory as they are.
+
+        Requests wait meanwhile, and who asked notices nothing.
+
+        Args:
+            stream: a fresh connection to it, owned from here on.
+            moved: called once the other one has the rings, before the former's connection ends.
+
+        Raises:
+            BackendError: it cannot be done; the session goes on with the backend that it has,
+                unless that is lost by now.
+
+        """
+        if self._reason is not None:
+            await stream.aclose()
+            raise self._reason.again()
+        # A task of the session's: that does not end while its rings are on their way.
+        await self._tasks.start(self._move, stream, moved)
+
+    async def _move(
+        self,
+        stream: trio.SocketStream,
+        moved: Callable[[], None],
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        successor = VhostUserConnection(stream, self._options.timeout)
+        self._tasks.start_soon(self._watch, successor)
         try:
-            await self._connection.run()
+            await self._move_to(successor, moved)
+        except MalformedError as error:
+            raise BackendBroken(f"the other backend broke the protocol: {error}") from error
+        finally:
+            if self._connection is not successor:
+                successor.close()
+        task_status.started()
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Do what goes on beside the requests, until cancelled."""
+        async with trio.open_nursery() as self._tasks:
+            self._tasks.start_soon(self._watch, self._connection)
+            self._tasks.start_soon(self.channel.watch_deadlines)
+            for index, queue in self.channel.queues.items():
+                self._tasks.start_soon(queue.kick_batches)
+                self._tasks.start_soon(self.channel.serve_queue, index)
+            task_status.started()
+
+    async def _watch(self, connection: VhostUserConnection) -> None:
+        """Read a connection to its end; that of the one in use is the session's, too."""
+        try:
+            await connection.run()
         except BackendError as error:
-            self.lose(error)
+            if connection is self._connection:
+                self.lose(error)
 
     async def _start(self) -> None:
         """Negotiate, share memory and start the rings, in the order that every backend takes."""
-        ask, tell = self._connection.ask, self._connection.tell
-        offered = Feature(decode_u64(await ask(Request.GET_FEATURES)))
-        _require("virtio", _FEATURES, offered)
-        # Only QEMU's own virtiofsd offers this bit. It keeps an INTERRUPT whose request has ended,
-        # answers it with the next request, from memory that is freed by then, and crashes.
-        self.channel.interrupts = Feature.NOTIFY_ON_EMPTY not in offered
-        protocol_offered = ProtocolFeature(decode_u64(await ask(Request.GET_PROTOCOL_FEATURES)))
-        _require("vhost-user", _PROTOCOL_FEATURES, protocol_offered)
-        taken = _PROTOCOL_FEATURES | (protocol_offered & _MEMORY_SLOTS)
-        await self._connection.announce(Request.SET_PROTOCOL_FEATURES, encode_u64(taken))
-        queues = decode_u64(await ask(Request.GET_QUEUE_NUM))
-        if queues < len(QUEUES):
-            raise BackendBroken(f"the backend has {queues} queues, virtio-fs needs {len(QUEUES)}")
-        if taken & _MEMORY_SLOTS:
-            self._slots = decode_u64(await ask(Request.GET_MAX_MEM_SLOTS))
-        await tell(Request.SET_OWNER)
-        await tell(Request.SET_FEATURES, encode_u64(_FEATURES))
-        await tell(Request.SET_MEM_TABLE, *self._layout.memory.table())
-        for queue in QUEUES:
-            await self._start_ring(queue)
+        self._agreement = await negotiate(self._connection)
+        self.channel.interrupts = self._agreement.interrupts
+        await self._share_memory(self._connection)
+        await self._start_rings(self._connection)
 
-    async def _start_ring(self, queue: int) -> None:
-        tell = self._connection.tell
-        notified = self.channel.queues[queue]
-        index = encode_vring_descriptor(queue)
-        await tell(Request.SET_VRING_NUM, VringState(queue, notified.ring.layout.num).encode())
-        await tell(Request.SET_VRING_BASE, VringState(queue, 0).encode())
-        await tell(Request.SET_VRING_ADDR, self._layout.ring_address(queue).encode())
-        await tell(Request.SET_VRING_KICK, index, [notified.kick])
-        await tell(Request.SET_VRING_CALL, index, [notified.call])
-        await tell(Request.SET_VRING_ENABLE, VringState(queue, 1).encode())
+    async def _share_memory(self, connection: VhostUserConnection) -> None:
+        own, *added = self._layout.memory
+        payload = encode_memory_table([own.wire()])
+        await connection.tell(Request.SET_MEM_TABLE, payload, [own.region.fileno()])
+        for placed in added:
+            payload = encode_memory_region(placed.wire())
+            await connection.tell(Request.ADD_MEM_REG, payload, [placed.region.fileno()])
+
+    async def _start_rings(self, connection: VhostUserConnection) -> None:
+        tell = connection.tell
+        for queue in QUEUES:
+            notified = self.channel.queues[queue]
+            index = encode_vring_descriptor(queue)
+            base = notified.ring.hand_over()
+            await tell(Request.SET_VRING_NUM, VringState(queue, notified.ring.layout.num).encode())
+            await tell(Request.SET_VRING_BASE, VringState(queue, base).encode())
+            await tell(Request.SET_VRING_ADDR, self._layout.ring_address(queue).encode())
+            await tell(Request.SET_VRING_KICK, index, [notified.kick])
+            await tell(Request.SET_VRING_CALL, index, [notified.call])
+            await tell(Request.SET_VRING_ENABLE, VringState(queue, 1).encode())
+
+    async def _stop_rings(self) -> None:
+        for queue in QUEUES:
+            stop = VringState(queue, 0).encode()
+            await self._connection.ask(Request.GET_VRING_BASE, stop)
+
+    async def _move_to(self, successor: VhostUserConnection, moved: Callable[[], None]) -> None:
+        agreement = await negotiate(successor)
+        if not (self._agreement.device_state and agreement.device_state):
+            raise BackendRefused("the state of nodes and open files cannot be moved")
+        async with self._memory_turn:
+            if self.regions > agreement.slots:
+                raise BackendRefused(
+                    f"the other backend maps {agreement.slots} regions, {self.regions} are in use"
+                )
+            successor.deadline = trio.current_time() + _PAUSE  # others wait to change memory
+            await self._share_memory(successor)
+            # Shielded, since it ends in time: the rings are not to be left with nobody.
+            with trio.CancelScope(shield=True), self.channel.held():
+                former = self._connection
+                await self._switch(successor)
+                self._agreement = agreement
+                moved()
+                former.close()
+
+    async def _switch(self, successor: VhostUserConnection) -> None:
+        """Have the successor serve the rings, which nothing is put on meanwhile."""
+        former = self._connection
+        deadline = trio.current_time() + _PAUSE
+        with trio.move_on_at(deadline) as patience:
+            await self.channel.idle()
+        if patience.cancelled_caught:
+            raise BackendTimeout(f"the backend did not end all that it has within {_PAUSE:g} s")
+        former.deadline = successor.deadline = deadline
+        with self._lost_by_an_error():
+            await self._stop_rings()
+        try:
+            await move_state(former, successor)
+        except BackendError:
+            former.deadline = trio.current_time() + _PAUSE
+            with self._lost_by_an_error():
+                await self._start_rings(former)
+            former.deadline = math.inf
+            raise
+        with self._lost_by_an_error():  # which of the two has the rings now is not known
+            await self._start_rings(successor)
+        if self._reason is not None:
+            raise self._reason.again()
+        self._connection = successor
+        successor.deadline = math.inf
+
+    @contextlib.contextmanager
+    def _lost_by_an_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BackendError as error:
+            self.lose(error)
+            raise
 
     async def _mount(self) -> None:
         request = fuse.init(_INIT_FLAGS, max_readahead=PAYLOAD_SIZE)
@@ -270,24 +381,15 @@ class Session:
         """
         if self._reason is not None:
             return
-        deadline = trio.current_time() + self._options.drain
+        deadline = self._connection.deadline = trio.current_time() + self._options.drain
         with contextlib.suppress(VuserdError), trio.move_on_at(deadline):
-            await self.channel.drained()
-            for queue in QUEUES:
-                stop = VringState(queue, 0).encode()
-                await self._connection.ask(Request.GET_VRING_BASE, stop, deadline)
+            async with self._memory_turn:
+                await self.channel.drained()
+                await self._stop_rings()
 
     def _close(self) -> None:
-        self.lose(BackendDown("the session with the backend is over"))
         self.channel.close()
         self._layout.close()
-
-
-def _require(kind: str, needed: Feature | ProtocolFeature, offered: int) -> None:
-    missing = type(needed)(needed & ~offered)
-    if missing:
-        names = ", ".join(flag.name or hex(flag) for flag in missing)
-        raise BackendBroken(f"the backend lacks {kind} features: {names}")
 
 
 @asynccontextmanager
@@ -310,12 +412,8 @@ async def open_session(
     session.channel.observer = observer
     failure: Exception | None = None
     try:
-        async with stream, trio.open_nursery() as nursery:
-            nursery.start_soon(session._watch_connection)  # noqa: SLF001 - Session is ours
-            nursery.start_soon(session.channel.watch_deadlines)
-            for index, queue in session.channel.queues.items():
-                nursery.start_soon(queue.kick_batches)
-                nursery.start_soon(session.channel.serve_queue, index)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(session._run)  # noqa: SLF001 - Session is ours
             # The nursery would wrap exceptions in a group; who opened the session wants them bare.
             try:
                 await session._start()  # noqa: SLF001
@@ -329,6 +427,8 @@ async def open_session(
                     failure = error
                 with trio.CancelScope(shield=True):
                     await session._unmount()  # noqa: SLF001
+            finally:
+                session.lose(BackendDown("the session with the backend is over"))
             nursery.cancel_scope.cancel()
     finally:
         session._close()  # noqa: SLF001

@@ -200,7 +200,10 @@ class Export:
         self._waiting.cancel()
 
     async def replace(self, config: ExportConfig, program: Program | ConfigurationError) -> None:
-        """Start another backend and put calls to it; the old one ends after those that it has.
+        """Start another backend and put calls to it.
+
+        Where it can take over what the old one has open, calls in progress go on with it. Else the
+        old one ends after the calls that it has.
 
         Args:
             config: what it is to be like, in the place of the present one.
@@ -221,6 +224,8 @@ class Export:
                 raise BackendDown(f"export {self.config.name} is {self.state}, and not to replace")
             before = self._serving
             modes = self._modes if (self.config, self._program) == (config, program) else ()
+            if before is not None and await self._has_moved(before, config, program, modes):
+                return
             # Cancelled, it takes the backend that it is starting with it.
             serving = await self._start(self._nursery, config, program, modes)
             if not serving.is_serving():
@@ -235,6 +240,30 @@ class Export:
             self._waiting.cancel()
             if before is not None:
                 await before.over.wait()
+
+    async def _has_moved(
+        self,
+        serving: Serving,
+        config: ExportConfig,
+        program: Program | ConfigurationError,
+        modes: Sequence[str],
+    ) -> bool:
+        """Have another backend take over all that the present one has, where both can do that."""
+        if isinstance(program, ConfigurationError) or not serving.can_move(config, program):
+            return False
+        mode, *_ = modes or _sandboxes(config, program)
+        try:
+            await serving.move(config, program, mode)
+        except BackendError as error:
+            self._log.info(
+                "export %s: its open files stay with the backend that they are on: %s",
+                self.config.name,
+                error,
+            )
+            return False
+        self.config, self._program, self._modes = config, program, [mode]
+        self._log_backend(serving, "goes on with all that it has open")
+        return True
 
     async def run(self) -> None:
         """Serve until :meth:`stop`, one backend after the other.
@@ -373,15 +402,19 @@ class Export:
         if serving.mode is not None:
             self._modes = [serving.mode]
         self._change(ExportState.UP, "")
+        self._log_backend(serving, "is up")
+        self.settled.set()
+
+    def _log_backend(self, serving: Serving, what: str) -> None:
         assert serving.backend is not None
         self._log.info(
-            "export %s is up: %s through virtiofsd %s (%s)",
+            "export %s %s: %s through virtiofsd %s (%s)",
             self.config.name,
+            what,
             self.config.source,
             serving.backend.version or "of unknown version",
             serving.backend.kind,
         )
-        self.settled.set()
 
 
 def _sandboxes(config: ExportConfig, program: Program) -> Sequence[str]:

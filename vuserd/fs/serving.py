@@ -1,16 +1,16 @@
-"""One backend in use, from its start to its end: its session, its files, and who is on them."""
+"""One session in use, from its start to its end: its backend, its files, and who is on them."""
 
 import logging
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Final
 
 import trio
 
 from vuserd.backend.adopted import AdoptedBackend
 from vuserd.backend.base import Backend
-from vuserd.backend.find import Program
+from vuserd.backend.find import BackendKind, Program
 from vuserd.backend.process import start_backend
 from vuserd.config.model import ExportConfig
 from vuserd.device.session import Session, open_session
@@ -72,6 +72,9 @@ class Serving:
         self._modes = modes
         self._tracing = tracing
         self._tap: Tap | None = None
+        #: Where backends of ours live, and which of them is in use.
+        self._tenancies: trio.Nursery
+        self._tenancy: _Tenancy | None = None
         self._calls = 0
         self._unused = trio.lowlevel.ParkingLot()
         self._retired = trio.Event()
@@ -104,31 +107,79 @@ class Serving:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start it and serve until it is lost or retired; started once it serves or cannot."""
         try:
-            async with self._opened_session() as session:
-                self.session = session
-                # Each idle node keeps a descriptor open in the backend; leave it most of them.
-                most = self._config.options.within_limits().descriptors // 4
-                self.files = FileSystem(session, min(self._config.idle_nodes, most))
-                assert self._tap is not None
-                self._tap.places = self.files.nodes
-                task_status.started()
+            async with trio.open_nursery() as self._tenancies:
                 try:
-                    await self._run_session(session)
-                finally:
-                    self.files.close()
-                assert self.backend is not None
-                self.backend.expect_end()
-        except VuserdError as error:
-            words = self.backend.last_words() if self.backend is not None else ""
-            self.failure = f"{error} ({words})" if words else str(error)
-            if isinstance(error, BackendError):
-                self.fault = error.check
-            if self.files is None:
-                task_status.started()
-            else:
-                self.cause = self._cause(error)
+                    await self._serve(task_status)
+                except VuserdError as error:
+                    self._note_failure(error)
+                    if self.files is None:
+                        task_status.started()
         finally:
             self.over.set()
+
+    def can_move(self, config: ExportConfig, program: Program) -> bool:
+        """Tell whether :meth:`move` can be tried: what a session is like stays as it is."""
+        return (
+            self.is_serving()
+            and self.session is not None
+            and self.session.has_device_state
+            and program.kind is BackendKind.RUST
+            and config.session == self._config.session
+            and _idle_nodes(config) == _idle_nodes(self._config)
+        )
+
+    async def move(self, config: ExportConfig, program: Program, mode: str) -> None:
+        """Go on with another backend, to which nodes and open files go over; no call notices.
+
+        Args:
+            config: what it is to be like; of the same directory.
+            program: the virtiofsd to start.
+            mode: its sandbox.
+
+        Raises:
+            BackendError: it cannot be; this goes on with the backend that it has, or is lost.
+
+        """
+        assert self.session is not None
+        assert self.files is not None
+        former, successor = self._tenancy, await self._let_in(config, program, mode)
+        assert former is not None
+
+        def moved() -> None:
+            self._tenancy, self.backend = successor, successor.backend
+            self._config, self.mode = config, mode
+
+        try:
+            former.backend.expect_end()
+            self.files.nodes.forget_idle()  # there is the less to move
+            await self.session.move(await successor.backend.connect(), moved)
+        finally:
+            if self._tenancy is former:
+                former.backend.expect_end(expected=False)
+            with trio.CancelScope(shield=True):
+                await (successor if self._tenancy is former else former).end()
+
+    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
+        async with self._opened_session() as session:
+            self.session = session
+            self.files = FileSystem(session, _idle_nodes(self._config))
+            assert self._tap is not None
+            self._tap.places = self.files.nodes
+            task_status.started()
+            try:
+                await self._run_session(session)
+            finally:
+                self.files.close()
+            assert self.backend is not None
+            self.backend.expect_end()
+
+    def _note_failure(self, error: VuserdError) -> None:
+        words = self.backend.last_words() if self.backend is not None else ""
+        self.failure = f"{error} ({words})" if words else str(error)
+        if isinstance(error, BackendError):
+            self.fault = error.check
+        if self.files is not None:
+            self.cause = self._cause(error)
 
     def _cause(self, error: VuserdError) -> LossCause:
         """Return why it was lost. What its process says comes before what its socket did."""
@@ -147,19 +198,21 @@ class Serving:
             BackendError: it was lost before.
 
         """
-        lost: BackendError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_process, session)
             nursery.start_soon(self._wait_unused, nursery.cancel_scope)
-            lost = await session.wait_lost()
+            await session.wait_lost()
             nursery.cancel_scope.cancel()
-        if lost is not None:
-            raise lost
+        if session.lost:
+            raise await session.wait_lost()
 
     async def _watch_process(self, session: Session) -> None:
         """Notice an end that the connection hides: what the process forked may hold that open."""
-        assert self.backend is not None
-        await self.backend.wait()
+        backend = None
+        while backend is not self.backend:
+            backend = self.backend
+            assert backend is not None
+            await backend.wait()
         session.lose(BackendDown("the backend's process has ended", LossCause.EXITED))
 
     async def _wait_unused(self, scope: trio.CancelScope) -> None:
@@ -199,26 +252,21 @@ class Serving:
 
     @asynccontextmanager
     async def _started_session(self, program: Program, mode: str) -> AsyncIterator[Session]:
-        assert self._config.directory is not None
-        failure: VuserdError | None = None
-        async with start_backend(
-            program,
-            self._config.directory,
-            mode,
-            self._config.options.within_limits(),
-            self._config.name,
-        ) as backend:
-            try:
-                async with self._session_with(backend) as session:
-                    yield session
-            except VuserdError as error:
-                failure = error
-        # Out here the backend has ended and its last words are known.
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                failure = None  # which else refers to itself, by its traceback
+        self._tenancy = await self._let_in(self._config, program, mode)
+        try:
+            async with self._session_with(self._tenancy.backend) as session:
+                yield session
+        finally:  # out here the backend, whichever it is by now, ends, and its last words are known
+            with trio.CancelScope(shield=True):
+                await self._tenancy.end()
+
+    async def _let_in(self, config: ExportConfig, program: Program, mode: str) -> "_Tenancy":
+        assert config.directory is not None
+        options = config.options.within_limits()
+        started = start_backend(program, config.directory, mode, options, config.name)
+        tenancy = await self._tenancies.start(_Tenancy.run, started)
+        assert isinstance(tenancy, _Tenancy)
+        return tenancy
 
     @asynccontextmanager
     async def _session_with(self, backend: Backend) -> AsyncIterator[Session]:
@@ -229,3 +277,40 @@ class Serving:
             async with open_session(stream, self._config.session, tap.observer()) as session:
                 tap.follow(session.channel)
                 yield session
+
+
+class _Tenancy:
+    """A backend's time, in a task of its own: a session that moves to another one outlives it."""
+
+    def __init__(self, backend: Backend, over: trio.Event) -> None:
+        self.backend = backend
+        self._ends = trio.Event()
+        self._over = over
+
+    @classmethod
+    async def run(
+        cls,
+        started: AbstractAsyncContextManager[Backend],
+        task_status: trio.TaskStatus["_Tenancy"],
+    ) -> None:
+        """Start a backend and keep it until :meth:`end`, whatever is cancelled before."""
+        over = trio.Event()
+        try:
+            async with started as backend:
+                tenancy = cls(backend, over)
+                task_status.started(tenancy)
+                with trio.CancelScope(shield=True):
+                    await tenancy._ends.wait()
+        finally:
+            over.set()
+
+    async def end(self) -> None:
+        """End the backend, and wait for that."""
+        self._ends.set()
+        await self._over.wait()
+
+
+def _idle_nodes(config: ExportConfig) -> int:
+    """Return how many nodes may stay known that nobody uses."""
+    # Each keeps a descriptor open in the backend; leave it most of them.
+    return min(config.idle_nodes, config.options.within_limits().descriptors // 4)
