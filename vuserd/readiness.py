@@ -3,7 +3,6 @@
 import grp
 import os
 import pwd
-import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,13 +13,10 @@ from vuserd.backend.find import PLACES, BackendKind, Program, find_program, iden
 from vuserd.backend.process import command_line, sandboxes
 from vuserd.config.model import DaemonConfig, ExportConfig, ListenConfig, RigConfig
 from vuserd.errors import BackendDown, ConfigurationError, os_reason
+from vuserd.listening import is_listened_on
 from vuserd.machine import Mark, Result, may_enter_namespaces
 
 _OWN_NAMESPACE: Final = "/proc/self/ns/net"
-#: A socket with a name in the table of proc_net(5).
-_LISTED: Final = re.compile(r"\S+: \w+ \w+ (?P<flags>\w+) \w+ \w+ +\d+ (?P<path>.+)")
-#: __SO_ACCEPTCON, a flag of sockets that listen.
-_ACCEPTS: Final = 0x10000
 
 
 # -- backends --------------------------------------------------------------------------------------
@@ -111,6 +107,9 @@ def export_result(export: ExportConfig) -> Result:
     if not os.access(export.socket, os.W_OK, effective_ids=True):
         detail = f"{_user(os.geteuid())} may not connect to {export.socket}"
         return Result(name, Mark.PROBLEM, detail, "permit it, or serve as another user")
+    if not is_served(export.socket):  # its backend leaves it there when it ends
+        detail = f"nobody listens on {export.socket}"
+        return Result(name, Mark.WARNING, detail, "start a virtiofsd there: it is waited for")
     return Result(name, Mark.OK, f"the backend on {export.socket}")
 
 
@@ -147,13 +146,11 @@ def listener_result(config: ListenConfig) -> Result:
 
 
 def is_served(path: str) -> bool:
-    """Tell whether somebody listens there, without a connection: systemd starts daemons for one."""
+    """Tell whether somebody listens there, as far as this user can know."""
     try:
-        with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as table:
-            rows = [match for line in table if (match := _LISTED.fullmatch(line.rstrip("\n")))]
+        return is_listened_on(path)
     except OSError:
         return False
-    return any(row["path"] == path and int(row["flags"], 16) & _ACCEPTS for row in rows)
 
 
 def listener_there(address: str) -> ListenConfig:

@@ -298,7 +298,12 @@ class FakeBackend(FakeFiles):
             if not header:
                 return
             number, flags, size = struct.unpack("=III", header)
-            payload, _ = await self._receive(connection, size)
+            try:
+                payload, _ = await self._receive(connection, size)
+            except trio.Cancelled:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                raise
             request = Request(number)
             self.messages.append(request)
             if request in self.dies_at:

@@ -48,6 +48,8 @@ class Backends:
         self.backends: list[FakeBackend] = []
         #: Whether they can take over from each other.
         self.move = False
+        #: Whether a start goes on to its end, as that of a process does, whatever is cancelled.
+        self.start_surely = False
         #: Of each backend what it was to export, and how.
         self.asked: list[tuple[str, str, int]] = []
         self.running: set[int] = set()
@@ -64,9 +66,10 @@ class Backends:
         self.asked.append((directory, sandbox, options.thread_pool))
         self.running.add(number)
         try:
-            await self.may_start[number].wait()
             path = str(self._folder / f"{number}.sock")
             async with backend.listening(path):
+                with trio.CancelScope(shield=self.start_surely):
+                    await self.may_start[number].wait()
                 yield AdoptedBackend(path)
         finally:
             self.running.remove(number)
@@ -164,6 +167,39 @@ async def test_a_replacement_that_is_given_up(backends: Backends, *, connected: 
         await serves(export)
         assert export.generation == 2
         assert backends.asked[2] == backends.asked[0]
+    assert backends.running == set()
+
+
+@pytest.mark.parametrize("move", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_replacement_that_is_given_up_as_it_starts(
+    backends: Backends, *, move: bool, late: bool
+) -> None:
+    backends.move, backends.start_surely = move, True
+    async with exported() as export:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(export.replace, OTHER, PROGRAM)
+            await wait_all_tasks_blocked(QUIET)
+            backends.may_start[1].set()
+            if late:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            nursery.cancel_scope.cancel()
+        assert (export.config, backends.running) == (FIRST, {0})
+        await serves(export)
+    assert backends.running == set()
+
+
+async def test_an_export_that_ends_as_its_backend_starts(backends: Backends) -> None:
+    backends.may_start[0] = trio.Event()
+    backends.start_surely = True
+    export = Export(FIRST, PROGRAM)
+    with trio.fail_after(FOR_EVER):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(export.run)
+            await wait_all_tasks_blocked(QUIET)
+            export.stop()
+            backends.may_start[0].set()
+    assert export.state is ExportState.STOPPED
     assert backends.running == set()
 
 

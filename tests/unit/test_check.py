@@ -1,6 +1,7 @@
 """``vuserd check``: what it says of a machine and a configuration that lack this or that."""
 
 import argparse
+import errno
 import json
 import os
 import resource
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2 import DiagSocket, NetlinkError
 
 from vuserd import check, machine, readiness
 from vuserd.backend.process import BackendOptions
 from vuserd.config.model import Access, DaemonConfig, ExportConfig, ListenConfig, RigConfig
+from vuserd.listening import is_listened_on
 from vuserd.machine import Mark, Result
 
 RUST = "virtiofsd 1.13.2"
@@ -228,6 +231,7 @@ def test_a_socket_of_somebody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert readiness.export_result(config).mark is Mark.WARNING
     with socket.socket(socket.AF_UNIX) as backend:
         backend.bind(path)
+        assert readiness.export_result(config).detail == f"nobody listens on {path}"
         backend.listen()
         backend.settimeout(0)
         assert readiness.export_result(config).mark is Mark.OK
@@ -235,10 +239,43 @@ def test_a_socket_of_somebody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyP
             backend.accept()  # it takes one connection in its life: that was not it
         monkeypatch.setattr(os, "access", lambda *_, **__: False)
         assert readiness.export_result(config).mark is Mark.PROBLEM
+        monkeypatch.undo()
+    left_behind = readiness.export_result(config)
+    assert (left_behind.mark, left_behind.detail) == (Mark.WARNING, f"nobody listens on {path}")
     assert readiness.export_result(ExportConfig("e", socket="/etc/hosts")).mark is Mark.PROBLEM
 
 
 # -- sockets ---------------------------------------------------------------------------------------
+
+
+def test_a_socket_is_known_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("d.sock")
+    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as other:
+        one.bind("d.sock")
+        other.bind("other.sock")
+        other.listen()
+        assert not is_listened_on("d.sock")
+        one.listen()
+        assert is_listened_on(str(tmp_path / "link"))
+        os.rename("other.sock", "d.sock")
+        other.close()
+        assert not is_listened_on("d.sock")
+    with pytest.raises(FileNotFoundError):
+        is_listened_on("gone.sock")
+
+
+def test_a_kernel_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NetlinkError(errno.ENOENT)  # as one without unix_diag does
+
+    monkeypatch.setattr(DiagSocket, "get_sock_stats", refuse)
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(tmp_path / "d.sock"))
+        one.listen()
+        with pytest.raises(OSError, match="No such file") as raised:
+            is_listened_on(str(tmp_path / "d.sock"))
+        assert raised.value.errno == errno.ENOENT
 
 
 def test_where_to_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

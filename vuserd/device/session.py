@@ -381,9 +381,10 @@ class Session:
         """
         if self._reason is not None:
             return
-        deadline = self._connection.deadline = trio.current_time() + self._options.drain
+        deadline = trio.current_time() + self._options.drain
         with contextlib.suppress(VuserdError), trio.move_on_at(deadline):
             async with self._memory_turn:
+                self._connection.deadline = deadline
                 await self.channel.drained()
                 await self._stop_rings()
 

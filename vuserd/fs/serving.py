@@ -263,9 +263,12 @@ class Serving:
     async def _let_in(self, config: ExportConfig, program: Program, mode: str) -> "_Tenancy":
         assert config.directory is not None
         options = config.options.within_limits()
-        started = start_backend(program, config.directory, mode, options, config.name)
-        tenancy = await self._tenancies.start(_Tenancy.run, started)
-        assert isinstance(tenancy, _Tenancy)
+        tenancy = _Tenancy(start_backend(program, config.directory, mode, options, config.name))
+        try:
+            await self._tenancies.start(tenancy.run)
+        except BaseException:  # cancelled, it may have begun all the same
+            tenancy.ends()
+            raise
         return tenancy
 
     @asynccontextmanager
@@ -282,27 +285,28 @@ class Serving:
 class _Tenancy:
     """A backend's time, in a task of its own: a session that moves to another one outlives it."""
 
-    def __init__(self, backend: Backend, over: trio.Event) -> None:
-        self.backend = backend
-        self._ends = trio.Event()
-        self._over = over
+    backend: Backend
 
-    @classmethod
-    async def run(
-        cls,
-        started: AbstractAsyncContextManager[Backend],
-        task_status: trio.TaskStatus["_Tenancy"],
-    ) -> None:
-        """Start a backend and keep it until :meth:`end`, whatever is cancelled before."""
-        over = trio.Event()
+    def __init__(self, starting: AbstractAsyncContextManager[Backend]) -> None:
+        self._starting = starting
+        self._ends = trio.Event()
+        self._over = trio.Event()
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Start the backend and keep it until its end, whatever is cancelled before."""
         try:
-            async with started as backend:
-                tenancy = cls(backend, over)
-                task_status.started(tenancy)
+            async with self._starting as self.backend:
+                task_status.started()
+                # Who was to end it may have given up waiting for it meanwhile.
+                await trio.lowlevel.checkpoint_if_cancelled()
                 with trio.CancelScope(shield=True):
-                    await tenancy._ends.wait()
+                    await self._ends.wait()
         finally:
-            over.set()
+            self._over.set()
+
+    def ends(self) -> None:
+        """End the backend soon."""
+        self._ends.set()
 
     async def end(self) -> None:
         """End the backend, and wait for that."""
