@@ -17,13 +17,13 @@ from vuserd.address import SYSTEM_SOCKET, socket_address
 from vuserd.config.files import config_files, read_config
 from vuserd.config.model import DaemonConfig
 from vuserd.errors import ConfigurationErrors
+from vuserd.listening import is_listened_on
 from vuserd.machine import Mark, Result, machine_results
 from vuserd.readiness import (
     access_results,
     candidate_results,
     export_result,
     fitness_results,
-    is_served,
     listener_result,
     listener_there,
     metrics_result,
@@ -73,7 +73,7 @@ def _printable(text: str) -> str:
 
 async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) -> list[Result]:
     """Look at everything as the effective user ``uid``, which is this process's."""
-    is_service = uid == 0 and is_served(SYSTEM_SOCKET)
+    is_service = uid == 0 and is_listened_on(SYSTEM_SOCKET)
     default = SYSTEM_SOCKET if is_service else socket_address(None, environ)
     config, results = configuration_results(explicit, environ, uid, default)
     results += await candidate_results(config.exports, uid)

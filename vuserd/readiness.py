@@ -107,8 +107,8 @@ def export_result(export: ExportConfig) -> Result:
     if not os.access(export.socket, os.W_OK, effective_ids=True):
         detail = f"{_user(os.geteuid())} may not connect to {export.socket}"
         return Result(name, Mark.PROBLEM, detail, "permit it, or serve as another user")
-    if not is_served(export.socket):  # its backend leaves it there when it ends
-        detail = f"nobody listens on {export.socket}"
+    if is_listened_on(export.socket) is False:  # its backend leaves it there when it ends
+        detail = f"nobody in this network namespace listens on {export.socket}"
         return Result(name, Mark.WARNING, detail, "start a virtiofsd there: it is waited for")
     return Result(name, Mark.OK, f"the backend on {export.socket}")
 
@@ -128,7 +128,7 @@ def listener_result(config: ListenConfig) -> Result:
     address = config.address
     if address.startswith("@"):
         return Result("socket", Mark.OK, address)
-    if is_served(address):
+    if is_listened_on(address):
         detail = f"{address}: a daemon serves it, or systemd holds it for one"
         return Result("socket", Mark.OK, detail)
     if os.path.lexists(address) and not stat.S_ISSOCK(os.lstat(address).st_mode):
@@ -145,17 +145,9 @@ def listener_result(config: ListenConfig) -> Result:
     return Result("socket", Mark.OK, address)
 
 
-def is_served(path: str) -> bool:
-    """Tell whether somebody listens there, as far as this user can know."""
-    try:
-        return is_listened_on(path)
-    except OSError:
-        return False
-
-
 def listener_there(address: str) -> ListenConfig:
     """Return the socket of an address as it would be: as it is, where systemd holds it already."""
-    if address.startswith("@") or not is_served(address):
+    if address.startswith("@") or not is_listened_on(address):
         return ListenConfig(address)
     status = os.stat(address)
     return ListenConfig(address, stat.S_IMODE(status.st_mode), status.st_gid)

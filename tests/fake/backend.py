@@ -393,21 +393,22 @@ class FakeBackend(FakeFiles):
                     os.close(descriptors[0])
                 return struct.pack("=Q", _NO_OTHER_DESCRIPTOR)
             case Request.CHECK_DEVICE_STATE:
-                return struct.pack("=Q", 0 if self._has_loaded() else 1)
+                return struct.pack("=Q", self._load_status())
             case _:
                 pass
         return None
 
-    def _has_loaded(self) -> bool:
-        """Load what another one saved, if there is something to load."""
+    def _load_status(self) -> int:
+        """Load what another one saved, if that was begun; return the status of it, or of a save."""
         if self._state is None:
-            return True
+            return 0
         with open(self._state, "rb") as state:
             self._state = None
             saved = state.read()
-        if saved:
-            self.load(saved)
-        return bool(saved)
+        if not saved:
+            return 1
+        self.load(saved)
+        return 0
 
     def _stop_ring(self, queue: int) -> int:
         """Let go of a ring; return the index at which another device goes on."""

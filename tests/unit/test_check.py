@@ -231,7 +231,7 @@ def test_a_socket_of_somebody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert readiness.export_result(config).mark is Mark.WARNING
     with socket.socket(socket.AF_UNIX) as backend:
         backend.bind(path)
-        assert readiness.export_result(config).detail == f"nobody listens on {path}"
+        assert readiness.export_result(config).mark is Mark.WARNING
         backend.listen()
         backend.settimeout(0)
         assert readiness.export_result(config).mark is Mark.OK
@@ -241,7 +241,8 @@ def test_a_socket_of_somebody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert readiness.export_result(config).mark is Mark.PROBLEM
         monkeypatch.undo()
     left_behind = readiness.export_result(config)
-    assert (left_behind.mark, left_behind.detail) == (Mark.WARNING, f"nobody listens on {path}")
+    nobody = f"nobody in this network namespace listens on {path}"
+    assert (left_behind.mark, left_behind.detail) == (Mark.WARNING, nobody)
     assert readiness.export_result(ExportConfig("e", socket="/etc/hosts")).mark is Mark.PROBLEM
 
 
@@ -261,8 +262,7 @@ def test_a_socket_is_known_by_its_file(tmp_path: Path, monkeypatch: pytest.Monke
         os.rename("other.sock", "d.sock")
         other.close()
         assert not is_listened_on("d.sock")
-    with pytest.raises(FileNotFoundError):
-        is_listened_on("gone.sock")
+    assert is_listened_on("gone.sock") is False
 
 
 def test_a_kernel_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,12 +270,11 @@ def test_a_kernel_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise NetlinkError(errno.ENOENT)  # as one without unix_diag does
 
     monkeypatch.setattr(DiagSocket, "get_sock_stats", refuse)
+    path = str(tmp_path / "d.sock")
     with socket.socket(socket.AF_UNIX) as one:
-        one.bind(str(tmp_path / "d.sock"))
-        one.listen()
-        with pytest.raises(OSError, match="No such file") as raised:
-            is_listened_on(str(tmp_path / "d.sock"))
-        assert raised.value.errno == errno.ENOENT
+        one.bind(path)
+        assert is_listened_on(path) is None
+    assert readiness.export_result(ExportConfig("e", socket=path)).mark is Mark.OK
 
 
 def test_where_to_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

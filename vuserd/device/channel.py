@@ -212,10 +212,8 @@ class FuseChannel:
             yield
         finally:
             self._is_held = False
-            for queue, backlog in self._backlog.items():
-                while backlog and self._slots[queue]:
-                    self._slots[queue] -= 1
-                    self._submit(queue, backlog.pop(next(iter(backlog))))
+            for queue in self._backlog:
+                self._submit_waiting(queue)
 
     async def idle(self) -> None:
         """Wait until the device has nothing of ours any more, or is lost."""
@@ -423,13 +421,17 @@ class FuseChannel:
         """Free a request's message buffer, and let the next one have its slot."""
         message.reclaim()
         message.give_back()
-        backlog = self._backlog[queue]
-        if backlog and not self._is_held:
-            self._submit(queue, backlog.pop(next(iter(backlog))))
-        else:
-            self._slots[queue] += 1
+        self._slots[queue] += 1
+        self._submit_waiting(queue)
         if self._idle and not self._has_chains():
             self._idle.unpark_all()
+
+    def _submit_waiting(self, queue: int) -> None:
+        """Submit those that wait, in order, as far as there are slots."""
+        backlog = self._backlog[queue]
+        while backlog and self._slots[queue] and not self._is_held:
+            self._slots[queue] -= 1
+            self._submit(queue, backlog.pop(next(iter(backlog))))
 
     async def serve_queue(self, queue: int) -> None:
         """Reap a queue until cancelled; a used ring that lies ends the session."""

@@ -279,10 +279,13 @@ class Session:
 
     async def _start(self) -> None:
         """Negotiate, share memory and start the rings, in the order that every backend takes."""
-        self._agreement = await negotiate(self._connection)
-        self.channel.interrupts = self._agreement.interrupts
+        self._agree(await negotiate(self._connection))
         await self._share_memory(self._connection)
         await self._start_rings(self._connection)
+
+    def _agree(self, agreement: Agreement) -> None:
+        self._agreement = agreement
+        self.channel.interrupts = agreement.interrupts
 
     async def _share_memory(self, connection: VhostUserConnection) -> None:
         own, *added = self._layout.memory
@@ -325,7 +328,7 @@ class Session:
             with trio.CancelScope(shield=True), self.channel.held():
                 former = self._connection
                 await self._switch(successor)
-                self._agreement = agreement
+                self._agree(agreement)
                 moved()
                 former.close()
 

@@ -224,7 +224,7 @@ class Export:
                 raise BackendDown(f"export {self.config.name} is {self.state}, and not to replace")
             before = self._serving
             modes = self._modes if (self.config, self._program) == (config, program) else ()
-            if before is not None and await self._has_moved(before, config, program, modes):
+            if before is not None and await self._try_move(before, config, program, modes):
                 return
             # Cancelled, it takes the backend that it is starting with it.
             serving = await self._start(self._nursery, config, program, modes)
@@ -241,14 +241,14 @@ class Export:
             if before is not None:
                 await before.over.wait()
 
-    async def _has_moved(
+    async def _try_move(
         self,
         serving: Serving,
         config: ExportConfig,
         program: Program | ConfigurationError,
         modes: Sequence[str],
     ) -> bool:
-        """Have another backend take over all that the present one has, where both can do that."""
+        """Have another backend take over all that the present one has; tell whether it did."""
         if isinstance(program, ConfigurationError) or not serving.can_move(config, program):
             return False
         mode, *_ = modes or _sandboxes(config, program)
