@@ -1,11 +1,19 @@
 """A backend's process: its command line, and the one connection that it has."""
 
+import os
 import shutil
+import socket
 
 import pytest
 
 from vuserd.backend.find import BackendKind, Program
-from vuserd.backend.process import BackendOptions, command_line, sandboxes, start_backend
+from vuserd.backend.process import (
+    BackendOptions,
+    command_line,
+    connected_listener,
+    sandboxes,
+    start_backend,
+)
 from vuserd.errors import BackendDown
 
 RUST = Program("virtiofsd", BackendKind.RUST, "1.13.2")
@@ -59,3 +67,75 @@ async def test_one_that_is_refused_leaves_nothing_open() -> None:
     with pytest.raises(BackendDown, match="comma"):
         async with start_backend(C, "/srv/a,b", "chroot", BackendOptions(), "files"):
             pytest.fail("it was started")
+
+
+def connect(address: str | bytes) -> socket.socket:
+    """Connect to a unix socket at once, or raise."""
+    intruder = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    intruder.setblocking(False)
+    try:
+        intruder.connect(address)
+    except OSError:
+        intruder.close()
+        raise
+    return intruder
+
+
+@pytest.mark.parametrize("temporary", ["/nowhere/at/all", "/proc", "/" + "long/" * 40])
+def test_a_backends_socket_needs_no_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch, temporary: str
+) -> None:
+    monkeypatch.setenv("TMPDIR", temporary)
+    listener, connection = connected_listener()
+    with listener, connection:
+        accepted, _ = listener.accept()
+        with accepted:
+            connection.sendall(b"hello")
+            assert accepted.recv(16) == b"hello"
+    assert not os.path.exists(temporary) or temporary == "/proc"
+
+
+def test_nobody_else_can_connect_to_a_backend() -> None:
+    """Its queue has one place, and that is taken: who knows the name is not let in."""
+    listener, connection = connected_listener()
+    with listener, connection:
+        assert listener.getsockname()[:1] == b"\0"
+        with pytest.raises(BlockingIOError):
+            connect(listener.getsockname())
+
+
+class Raced(socket.socket):
+    """A socket that others connect to the moment that it listens, so often as ``races`` says."""
+
+    races = 0
+    intruders: list[socket.socket]
+
+    def listen(self, backlog: int = 0, /) -> None:
+        super().listen(backlog)
+        if Raced.races:
+            Raced.races -= 1
+            Raced.intruders.append(connect(self.getsockname()))
+
+
+@pytest.mark.parametrize(("races", "succeeds"), [(1, True), (7, True), (8, False)])
+def test_who_connects_first_has_a_socket_that_no_backend_gets(
+    monkeypatch: pytest.MonkeyPatch, races: int, *, succeeds: bool
+) -> None:
+    Raced.races, Raced.intruders = races, []
+    monkeypatch.setattr("vuserd.backend.process.socket.socket", Raced)
+    try:
+        if not succeeds:
+            with pytest.raises(BlockingIOError):
+                connected_listener()
+            return
+        listener, connection = connected_listener()
+        with listener, connection:
+            accepted, _ = listener.accept()
+            with accepted:
+                connection.sendall(b"ours")
+                assert accepted.recv(16) == b"ours"
+    finally:
+        assert len(Raced.intruders) == races
+        for intruder in Raced.intruders:
+            with intruder, pytest.raises(ConnectionResetError):
+                intruder.recv(1)

@@ -4,10 +4,10 @@ import contextlib
 import logging
 import os
 import resource
+import secrets
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
@@ -29,6 +29,8 @@ _SHORT_GRACE: Final = 0.05
 #: How a process may end when it is told to.
 _ENDS_FOR_US: Final = frozenset({0, -signal.SIGTERM, -signal.SIGKILL})
 _MOST_STATUS: Final = 256
+#: Names of sockets to try: each takes another process that knew it within microseconds.
+_MOST_NAMES: Final = 8
 
 
 class BackendOptions(NamedTuple):
@@ -102,17 +104,32 @@ def connected_listener() -> tuple[socket.socket, socket.socket]:
     """Return a listening unix socket and a connection that already waits in its queue.
 
     The backend takes one connection in its life, and this one is first in the queue whatever
-    happens: if this process dies, the backend finds the connection closed and ends too. The name in
-    the file system is gone before anybody else can use it.
+    happens: if this process dies, the backend finds the connection closed and ends too.
+
+    The name is abstract and needs no file system. Any process of the network namespace could
+    connect to it, so the queue has room for one connection alone: it is taken here before the
+    backend starts, or somebody else was faster and another name is tried.
+
+    Raises:
+        OSError: there are no sockets to be had, or each of the names was taken by others.
+
     """
+    for _ in range(_MOST_NAMES - 1):
+        with contextlib.suppress(BlockingIOError):
+            return _connected_by_name(secrets.token_hex(16))
+    return _connected_by_name(secrets.token_hex(16))
+
+
+def _connected_by_name(name: str) -> tuple[socket.socket, socket.socket]:
+    """Return both ends of an abstract name; BlockingIOError if its queue is full already."""
     with contextlib.ExitStack() as undo:
         listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         connection = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        with tempfile.TemporaryDirectory(prefix="vuserd-") as folder:
-            path = os.path.join(folder, "s")
-            listener.bind(path)
-            listener.listen(1)
-            connection.connect(path)
+        address = f"\0vuserd-backend-{name}"
+        listener.bind(address)
+        listener.listen(0)  # Linux keeps one more than that: this is a queue of one
+        connection.setblocking(False)  # noqa: FBT003
+        connection.connect(address)
         undo.pop_all()
         return listener, connection
 
