@@ -2,7 +2,7 @@
 
 import struct
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from protocol.vhost_user import Request
 from tests.fake.backend import DEVICE_STATE, FakeBackend, Reply
 from tests.fake.files import Answer, FuseRequest
 from tests.faults.catalogue import fault
-from tests.faults.harness import CONTENT, FOR_EVER, read
+from tests.faults.harness import CONTENT, FOR_EVER, read, stat, statfs
 from vuserd.backend.adopted import AdoptedBackend
 from vuserd.backend.find import BackendKind, Program
 from vuserd.backend.process import BackendOptions
@@ -34,6 +34,8 @@ FIRST: Final = ExportConfig("files", directory="/first")
 OTHER: Final = ExportConfig(
     "files", directory="/first", options=BackendOptions(thread_pool=2, sandbox="none")
 )
+#: Its pauses are short.
+HASTY: Final = replace(FIRST, restart_delays=(0.001, 0.005))
 
 #: Seconds in which nothing happens, before a test goes on: a busy machine is late to wake anybody.
 QUIET: Final = 0.02
@@ -52,7 +54,14 @@ class Backends:
         self.start_surely = False
         #: Of each backend what it was to export, and how.
         self.asked: list[tuple[str, str, int]] = []
+        #: What each of them is made to do before its session begins.
+        self.prepare: Callable[[FakeBackend], object] = lambda _: None
         self.running: set[int] = set()
+
+    def start_at_once(self) -> None:
+        """Let each of them start when it is asked to."""
+        for number in range(1000):
+            self.may_start[number].set()
 
     @asynccontextmanager
     async def start(
@@ -63,6 +72,7 @@ class Backends:
         backend = FakeBackend({b"Image": CONTENT})
         backend.protocol_features |= DEVICE_STATE if self.move else 0
         self.backends.append(backend)
+        self.prepare(backend)
         self.asked.append((directory, sandbox, options.thread_pool))
         self.running.add(number)
         try:
@@ -84,9 +94,9 @@ def backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backends:
 
 
 @asynccontextmanager
-async def exported() -> AsyncIterator[Export]:
+async def exported(config: ExportConfig = FIRST) -> AsyncIterator[Export]:
     """Run an export whose first backend is up; see that it ends when it is told to."""
-    export = Export(FIRST, PROGRAM)
+    export = Export(config, PROGRAM)
     with trio.fail_after(FOR_EVER):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(export.run)
@@ -443,10 +453,15 @@ async def test_answers_that_are_errors_are_answers(backends: Backends) -> None:
         assert sum(export.restarts.values()) == 2 * FIRST.restarts
 
 
+def dies_of_statfs(backend: FakeBackend) -> None:
+    backend.answer_to(Opcode.STATFS, lambda _: backend.die())
+
+
 @fault(
     "killed-by-a-call",
     done="each backend dies of one call, and so does the next that it is put to",
-    must="The call has BACKEND_DOWN after five backends; the export goes on for all others.",
+    must="The call has BACKEND_DOWN after two backends, with a message that says so; the export"
+    " goes on for all others.",
 )
 async def test_a_call_that_kills_every_backend(backends: Backends) -> None:
     async with exported() as export:
@@ -457,10 +472,96 @@ async def test_a_call_that_kills_every_backend(backends: Backends) -> None:
 
         for number in range(1, 10):
             backends.may_start[number].set()
-        with pytest.raises(BackendDown), trio.fail_after(FOR_EVER):
-            await export.call(poison)
+        with pytest.raises(BackendDown, match="the call lost 2 backends"):
+            with trio.fail_after(FOR_EVER):
+                await export.call(poison)
         await serves(export)
-        assert export.generation == 6
+        assert export.generation == 3
+
+
+@fault(
+    "killed-by-a-call-among-others",
+    done="each backend dies of one kind of call, of which two come at once with twenty others",
+    must="The two have BACKEND_DOWN; all others are answered, however often they lost a backend"
+    " that was not theirs to lose.",
+)
+async def test_a_call_that_kills_does_not_take_others_with_it(backends: Backends) -> None:
+    backends.prepare = dies_of_statfs
+    for number in range(1, 10):
+        backends.may_start[number].set()
+    outcomes: list[str] = []
+
+    async def kill() -> None:
+        with pytest.raises(BackendDown, match="is put to no other"):
+            await export.call(statfs)
+        outcomes.append("down")
+
+    async def use() -> None:
+        assert await export.call(read) == CONTENT
+        outcomes.append("served")
+
+    async with exported() as export:
+        dies_of_statfs(backends.backends[0])  # the first one was there before
+        with trio.fail_after(FOR_EVER):
+            async with trio.open_nursery() as nursery:
+                for number in range(22):
+                    nursery.start_soon(kill if number in (5, 15) else use)
+        assert sorted(outcomes) == ["down"] * 2 + ["served"] * 20
+        assert export.generation <= 5
+        await serves(export)
+
+
+@fault(
+    "killed-all-the-time",
+    done="a client makes calls that kill backends, one after the other, all the time",
+    must="The export never fails: other clients are served meanwhile, and when the backends that"
+    " were lost in a row are three times what `restarts` permits of failed starts.",
+)
+async def test_no_call_brings_an_export_to_failed(backends: Backends) -> None:
+    backends.prepare = dies_of_statfs
+    backends.start_at_once()
+    async with exported(HASTY) as export:
+        dies_of_statfs(backends.backends[0])
+        for _ in range(3 * FIRST.restarts // 2):
+            with pytest.raises(BackendDown, match="the call lost 2 backends"):
+                await export.call(statfs)
+        await serves(export)
+
+        async def kill_on() -> None:
+            while True:
+                with pytest.raises(BackendDown):
+                    await export.call(statfs)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kill_on)
+            nursery.start_soon(kill_on)
+            for _ in range(20):
+                await serves(export)
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        await serves(export)
+        assert export.state is ExportState.UP
+    assert not export._trials.are_on
+
+
+@fault(
+    "starts-fail-in-a-row",
+    done="a backend serves and is lost, and all that come after it do not start",
+    must="The export fails after as many starts as `restarts` says, and calls have BACKEND_DOWN.",
+)
+async def test_starts_that_fail_bring_an_export_to_failed(backends: Backends) -> None:
+    backends.start_at_once()
+    async with trio.open_nursery() as nursery:
+        export = Export(HASTY, PROGRAM)
+        nursery.start_soon(export.run)
+        await export.settled.wait()
+        await serves(export)
+        backends.prepare = lambda backend: setattr(backend, "dies_at", {Request.GET_FEATURES})
+        backends.backends[0].die()
+        with pytest.raises(BackendDown, match="export files is failed: the backend closed"):
+            await export.call(stat)
+    assert export.state is ExportState.FAILED
+    assert len(backends.asked) == 1 + 1 + FIRST.restarts
 
 
 @pytest.mark.parametrize("_time", range(4))  # what is known first is a matter of chance

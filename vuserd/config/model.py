@@ -31,7 +31,7 @@ class ExportConfig:
     session: SessionOptions = field(default_factory=SessionOptions)
     #: Nodes that nobody uses and that stay known.
     idle_nodes: int = 4096
-    #: Backends that it may lose in a row, without a call served, before it has failed.
+    #: Starts of a backend that may fail in a row before it has failed.
     restarts: int = 8
     #: Seconds before the second try in a row, doubled with each more, and the longest of them.
     restart_delays: tuple[float, float] = (0.05, 5.0)

@@ -39,7 +39,7 @@ BACKEND: Final[Mapping[str, Key]] = {
     "restarts": Key(
         values.integer(0, 1 << 20),
         "8",
-        "backends that may be lost in a row, without a call served, before the export has failed",
+        "starts of a backend that may fail in a row before the export has failed",
     ),
     "sandbox": Key(
         values.choice("auto", "namespace", "chroot", "none"),

@@ -24,6 +24,7 @@ from vuserd.errors import (
 )
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.serving import Serving
+from vuserd.fs.trials import Trials
 from vuserd.journal import about_export
 from vuserd.tracing.tap import Tracing
 
@@ -31,8 +32,10 @@ _LOG = logging.getLogger(__name__)
 
 #: Seconds between two tries to connect to a socket of somebody else's.
 _ADOPT_PAUSE: Final = 0.1
-#: Backends that one call may lose: what kills each of them is asked of no more than these.
-_MOST_LOSSES: Final = 4
+#: Backends that a call may lose which never had one to itself: others may have killed them.
+_MOST_LOSSES: Final = 8
+#: The most seconds before the next try where calls were put to the backend that was lost.
+_LONGEST_AFTER_CALLS: Final = 0.5
 #: How often it is given back all nodes that no call uses, and asked again, in one call.
 _MOST_FORGETS: Final = 3
 #: Seconds for it to give up those of nodes that were forgotten.
@@ -49,6 +52,23 @@ class ExportState(StrEnum):
     RESTARTING = "restarting"  #: its backend was lost, and the next one is on its way
     FAILED = "failed"
     STOPPED = "stopped"
+
+
+class _Lost(Exception):  # noqa: N818
+    """A backend was lost while it had a call.
+
+    Args:
+        error: how.
+        alone: whether it had no other call then.
+        expected: whether it was to end, since another takes its place.
+
+    """
+
+    def __init__(self, error: BackendError, *, alone: bool, expected: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.alone = alone
+        self.expected = expected
 
 
 class Loss(NamedTuple):
@@ -90,6 +110,9 @@ class Export:
         self._serving: Serving | None = None
         #: Backends in a row that were lost before any call was served.
         self._failures = 0
+        #: Those in a row that did not start, or ended before any call was put to them.
+        self._failed_starts = 0
+        self._trials = Trials()
         #: Backends that another had to take the place of, by why; and the last one that was lost.
         self.restarts = dict.fromkeys(LossCause, 0)
         self.last_loss: Loss | None = None
@@ -111,7 +134,9 @@ class Export:
     async def call(self, operation: Callable[[FileSystem], Awaitable[Result]]) -> Result:
         """Do an operation on the files; again, when the backend is lost meanwhile.
 
-        All that is asked of the files are reads, so nothing is done twice that must not be.
+        All that is asked of the files are reads, so nothing is done twice that must not be. A call
+        that lost a backend may be what killed it, so others wait while it is tried again. If the
+        next one is lost as well, with no other call on it, it is not tried any more.
 
         Raises:
             BackendDown: there is no working backend, and none in time; the message says why.
@@ -119,22 +144,53 @@ class Export:
 
         """
         deadline = trio.current_time() + self.config.session.timeout
-        forgets = 0
         losses = 0
+        if self._trials.are_on:
+            await self._trials.wait(deadline)
+        while True:
+            try:
+                if not losses:
+                    return await self._ask(operation, deadline)
+                async with self._trials.turn(deadline):
+                    return await self._ask(operation, deadline, self._trials.begin)
+            except _Lost as lost:
+                losses += not lost.expected
+                if (losses > 1 and lost.alone) or losses > _MOST_LOSSES:
+                    raise BackendDown(
+                        f"the call lost {losses} backends, and is put to no other: {lost.error}"
+                    ) from lost.error
+                if trio.current_time() >= deadline:
+                    raise lost.error.again() from None  # itself, it would refer to itself
+
+    async def _ask(
+        self,
+        operation: Callable[[FileSystem], Awaitable[Result]],
+        deadline: float,
+        begin: Callable[[], None] = lambda: None,
+    ) -> Result:
+        """Do an operation on the files of one backend; ``begin`` is called when there is one.
+
+        Raises:
+            _Lost: the backend was lost meanwhile.
+
+        """
+        forgets = 0
         while True:
             serving = self._serving
             if serving is None or not serving.is_serving():
                 await self._wait_for_another(deadline)
                 continue
+            if not forgets:
+                begin()
             try:
                 with serving.in_use() as files:
                     result = await operation(files)
-            except BackendError:
-                losses += 1
-                if serving.is_serving() or losses > _MOST_LOSSES:
+            except BackendError as error:
+                if serving.is_serving():
                     raise
-                if trio.current_time() >= deadline:
-                    raise
+                raise _Lost(
+                    error, alone=serving.had_one_call, expected=serving.is_retired
+                ) from None
             except FileError as error:
                 self._failures = 0  # that was an answer, too
                 if not error.is_exhaustion or forgets == _MOST_FORGETS:
@@ -268,8 +324,9 @@ class Export:
     async def run(self) -> None:
         """Serve until :meth:`stop`, one backend after the other.
 
-        An export whose first backend cannot be had has failed; so has one that lost ``restarts``
-        backends in a row without a call served. An adopted backend is waited for, for ever.
+        An export whose first backend cannot be had has failed; so has one that needs a backend and
+        fails more than ``restarts`` times in a row to start one. No call brings it to that: a
+        backend that calls were put to did start. An adopted backend is waited for, for ever.
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -363,11 +420,12 @@ class Export:
             self.faults[serving.fault] += 1
 
     async def _goes_on(self, serving: Serving, *, served: bool) -> bool:
-        """Take note of a failure; tell whether to try again, once it is time to."""
+        """Record the failure and back off; return False once the export has failed for good."""
         failure = serving.failure
         self._failures += 1
+        self._failed_starts = 0 if serving.was_asked else self._failed_starts + 1
         adopted = self.config.socket is not None
-        if not adopted and (self.generation == 0 or self._failures > self.config.restarts):
+        if not adopted and (self.generation == 0 or self._failed_starts > self.config.restarts):
             self._log.error("export %s failed: %s", self.config.name, failure)
             self._change(ExportState.FAILED, failure)
             self.settled.set()
@@ -379,13 +437,18 @@ class Export:
         begun = self.generation > 0
         self._change(ExportState.RESTARTING if begun else ExportState.STARTING, failure)
         self.settled.set()
-        await self._pause(self._delay() if served or not adopted else _ADOPT_PAUSE)
+        delay = self._delay(asked=serving.was_asked)
+        await self._pause(delay if served or not adopted else _ADOPT_PAUSE)
         return True
 
-    def _delay(self) -> float:
-        """Return how long to wait for the next try: not at all at first, then longer and longer."""
+    def _delay(self, *, asked: bool) -> float:
+        """Return how long to wait for the next try: not at all at first, then longer and longer.
+
+        Where calls were put to the backend others wait for the next one: it is not kept from them.
+        """
         least, most = self.config.restart_delays
-        return 0.0 if self._failures <= 1 else min(least * 2 ** (self._failures - 2), most)
+        longest = min(most, _LONGEST_AFTER_CALLS) if asked else most
+        return 0.0 if self._failures <= 1 else min(least * 2 ** (self._failures - 2), longest)
 
     async def _pause(self, seconds: float) -> None:
         with trio.CancelScope() as self._waiting:

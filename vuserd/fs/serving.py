@@ -75,7 +75,11 @@ class Serving:
         #: Where backends of ours live, and which of them is in use.
         self._tenancies: trio.Nursery
         self._tenancy: _Tenancy | None = None
+        #: Whether any call was put to it.
+        self.was_asked = False
         self._calls = 0
+        #: How many calls it had when it was lost, as far as one of them noticed.
+        self._calls_at_loss = 0
         self._unused = trio.lowlevel.ParkingLot()
         self._retired = trio.Event()
 
@@ -83,13 +87,28 @@ class Serving:
         """Tell whether calls can be put to its files."""
         return self.files is not None and not self.files.is_lost()
 
+    @property
+    def had_one_call(self) -> bool:
+        """Whether it had one call alone when it was lost."""
+        return self._calls_at_loss == 1
+
+    @property
+    def is_retired(self) -> bool:
+        """Whether it is to end, since another takes its place."""
+        return self._retired.is_set()
+
     @contextmanager
     def in_use(self) -> Iterator[FileSystem]:
         """Give the files for one call: a backend that retires waits for its end."""
         assert self.files is not None
+        self.was_asked = True
         self._calls += 1
         try:
             yield self.files
+        except BackendError:
+            if not self._calls_at_loss and not self.is_serving():
+                self._calls_at_loss = self._calls
+            raise
         finally:
             self._calls -= 1
             if not self._calls:
