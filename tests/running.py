@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -47,7 +47,8 @@ class RunningDaemon:
     """``vuserd serve`` for the block's time; ended by SIGTERM, which has to give status 0.
 
     ``log`` is its standard error, complete after the block. With ``configured`` the arguments name
-    a configuration that listens on ``socket_path``.
+    a configuration that listens on ``socket_path``. ``program`` is another installation's command
+    for ``vuserd``; ``variables`` are set in its environment, and ``folder`` is where it is started.
     """
 
     def __init__(
@@ -59,12 +60,15 @@ class RunningDaemon:
         descriptors: int | None = None,
         user: int | None = None,
         configured: bool = False,
+        program: Sequence[str] | None = None,
+        variables: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.socket = str(socket_path)
         self.backend = backend
         self.log = ""
         start = ["-m", "vuserd.cli"] if user is None else ["-c", _BECOME.format(user=user)]
-        self._command = [sys.executable, *start, "serve"]
+        self._command = [*(program or [sys.executable, *start]), "serve"]
         if not configured:
             self._command += ["--socket", self.socket]
         for name, directory in exports.items():
@@ -74,13 +78,15 @@ class RunningDaemon:
         self._command += arguments
         self._descriptors = descriptors
         self._user = user
+        self._variables = {"PYTHONPATH": str(REPOSITORY)} if variables is None else variables
+        self._folder = folder
         self._log_path = Path(f"{self.socket}.log")
         self._temporary = Path(f"{self.socket}.tmp")
 
     def __enter__(self) -> Self:
         self._temporary.mkdir()
         self._temporary.chmod(0o777)
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(self._temporary)}
+        environment = {**os.environ, "TMPDIR": str(self._temporary), **self._variables}
         if self._user is not None:  # who may not write the coverage data beside ours
             environment = {k: v for k, v in environment.items() if not k.startswith("COVERAGE_")}
         with self._log_path.open("wb") as log:
@@ -89,6 +95,7 @@ class RunningDaemon:
                 stdin=subprocess.DEVNULL,
                 stderr=log,
                 env=environment,
+                cwd=self._folder,
                 preexec_fn=self._limit if self._descriptors else None,
             )
         deadline = time.monotonic() + _START
