@@ -13,6 +13,7 @@ from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
 from vuserd.config.model import ExportConfig
 from vuserd.delivery import image as image_module
+from vuserd.delivery.headroom import HEADROOM, RESERVE
 from vuserd.delivery.image import SealedImage, make_image
 from vuserd.delivery.images import ImageStore
 from vuserd.errors import ConfigurationError, FileError
@@ -39,9 +40,9 @@ async def test_images_made_at_once_leave_the_machine_what_it_needs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     size = 4 << 20
-    available = image_module._RESERVE + 6 * size // 4
+    available = RESERVE + 6 * size // 4
     monkeypatch.setattr(image_module, "_STEP", size // 4)
-    monkeypatch.setattr(image_module, "_available_memory", lambda: available - taken_by_images())
+    monkeypatch.setattr(HEADROOM, "available", lambda _: available - taken_by_images())
     backend = FakeBackend({b"a": bytes(size), b"b": bytes(size)})
     images: list[SealedImage] = []
     refused: list[FileError] = []
@@ -64,7 +65,7 @@ async def test_images_made_at_once_leave_the_machine_what_it_needs(
 
 
 async def test_a_small_image_is_refused_like_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_module, "_available_memory", lambda: image_module._RESERVE)
+    monkeypatch.setattr(HEADROOM, "available", lambda _: RESERVE)
     backend = FakeBackend({b"Image": b"kernel", b"version": File()})
     async with backend.session() as session:
         async with FileSystem(session, idle_nodes=10).opened(b"Image") as file:

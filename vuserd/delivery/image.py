@@ -10,6 +10,7 @@ from typing import Final
 import trio
 
 from memory.arena import Buffer
+from vuserd.delivery.headroom import HEADROOM
 from vuserd.device.payloads import given_back
 from vuserd.errors import FileError, os_reason
 from vuserd.fs.openfile import OpenFile
@@ -21,8 +22,6 @@ _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | f
 _WINDOW: Final = 4
 #: Bytes that are allocated at once.
 _STEP: Final = 16 << 20
-#: Memory that is left to the machine when an image is allocated, in bytes.
-_RESERVE: Final = 64 << 20
 #: Bytes of a file whose size is not known: far more than those of procfs have.
 _MOST_UNKNOWN: Final = 64 << 20
 
@@ -144,17 +143,5 @@ def _write(descriptor: int, view: memoryview, offset: int) -> None:
 
 
 def _require_memory(size: int) -> None:
-    """Refuse what the machine cannot hold: shared memory has no other limit than the OOM killer."""
-    available = _available_memory()
-    if size + _RESERVE > available:
-        raise FileError(
-            errno.ENOMEM,
-            f"{size} bytes of an image do not fit into the {available} bytes of free memory",
-        )
-
-
-def _available_memory() -> int:
-    """Return the bytes that can be had without swapping: see proc_meminfo(5)."""
-    with open("/proc/meminfo", "rb", buffering=0) as file:
-        fields = file.read(4096)
-    return int(fields.partition(b"MemAvailable:")[2].split(maxsplit=1)[0]) * 1024
+    """Refuse what the machine or the daemon's cgroups cannot hold."""
+    HEADROOM.require(size, "an image")

@@ -1,0 +1,124 @@
+"""A daemon whose cgroup limits its memory refuses what does not fit, and lives."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.running import RunningDaemon
+from vuserd.client import Client
+from vuserd.client.errors import RemoteError
+
+MIB: Final = 1 << 20
+LIMIT: Final = 300 * MIB
+#: Where hierarchies are mounted, and what their versions call the limit.
+HIERARCHIES: Final = (
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+    (Path("/sys/fs/cgroup"), "memory.max"),
+)
+_JOIN: Final = 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"'
+
+
+def make_cgroup() -> tuple[Path, Path]:
+    """Make a cgroup that may be given a memory limit; return it and the limit's file."""
+    for root, limit in HIERARCHIES:
+        if not (root / "cgroup.procs").exists():  # no hierarchy, but what they are mounted in
+            continue
+        group = root / f"vuserd-test-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            if limit == "memory.max":
+                (root / "cgroup.subtree_control").write_text("+memory")
+            group.mkdir()
+            if (group / limit).exists():
+                return group, group / limit
+            group.rmdir()
+    pytest.skip("no cgroup with a memory limit can be made on this machine")
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """Yield a cgroup with a limit, and a child ``inner`` without one of its own."""
+    made, limit = make_cgroup()
+    limit.write_text(str(LIMIT))
+    (made / "inner").mkdir()
+    yield made
+    for each in (made / "inner", made):
+        remove(each)
+
+
+def remove(group: Path) -> None:
+    """Remove a cgroup, which stays busy for a moment after its last process has ended."""
+    for _ in range(100):
+        with contextlib.suppress(OSError):
+            group.rmdir()
+            return
+        time.sleep(0.02)
+    group.rmdir()
+
+
+@contextlib.contextmanager
+def serving(group: Path, virtiofsd: str, tmp_path: Path, *options: str) -> Iterator[Client]:
+    """Serve ``tmp_path/files`` with a daemon in a cgroup; yield a client that is outside of it."""
+    program = ["/bin/sh", "-c", _JOIN, "sh", str(group), sys.executable, "-m", "vuserd.cli"]
+    (tmp_path / "files").mkdir(exist_ok=True)
+    with (
+        RunningDaemon(
+            {"files": tmp_path / "files"}, tmp_path / "s", virtiofsd, *options, program=program
+        ) as daemon,
+        Client.connect(daemon.socket, reconnect=0) as client,
+    ):
+        yield client
+        assert daemon.process.poll() is None
+
+
+def make_file(path: Path, size: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+@pytest.mark.parametrize("level", [".", "inner"])
+def test_a_file_that_does_not_fit_is_refused(
+    group: Path, virtiofsd: str, tmp_path: Path, level: str
+) -> None:
+    make_file(tmp_path / "files/rootfs.img", LIMIT + 100 * MIB)
+    make_file(tmp_path / "files/Image", 20 * MIB)
+    with serving(group / level, virtiofsd, tmp_path) as client:
+        with pytest.raises(RemoteError, match="do not fit into the") as refused:
+            client.fetch("files", "rootfs.img")
+        assert refused.value.code == "ENOMEM"
+        with client.fetch("files", "Image") as image:
+            assert image.size == 20 * MIB
+        assert client.read("files", "Image", 0, 10) == bytes(10)
+
+
+def test_a_limit_that_is_lowered_counts_for_the_next_call(
+    group: Path, rust_virtiofsd: str, tmp_path: Path
+) -> None:
+    make_file(tmp_path / "files/Image", 100 * MIB)
+    with serving(group, rust_virtiofsd, tmp_path, "--image-cache", "0") as client:
+        client.fetch("files", "Image").close()
+        for _, name in HIERARCHIES:
+            if (group / name).exists():
+                (group / name).write_text(str(120 * MIB))
+        with pytest.raises(RemoteError) as refused:
+            client.fetch("files", "Image")
+        assert refused.value.code == "ENOMEM"
+
+
+def test_what_the_kernel_can_take_back_is_no_reason_to_refuse(
+    group: Path, virtiofsd: str, tmp_path: Path
+) -> None:
+    # What the backend reads stays in the page cache, and counts against the limit.
+    names = [f"{number}.img" for number in range(4)]
+    for name in names:
+        make_file(tmp_path / "files" / name, 90 * MIB)
+    with serving(group, virtiofsd, tmp_path, "--image-cache", "0") as client:
+        for name in names * 2:
+            with client.fetch("files", name) as image:
+                assert image.size == 90 * MIB
