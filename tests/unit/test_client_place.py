@@ -30,8 +30,17 @@ class TestNewFile:
             os.write(fileno, b"new")
             assert (tmp_path / "name").read_text() == "older"
         assert (tmp_path / "name").read_text() == "new"
-        assert (tmp_path / "name").stat().st_mode & 0o777 == 0o640
         assert os.listdir(tmp_path) == ["name"]
+
+    def test_a_new_one_has_its_permissions_and_another_keeps_its_own(
+        self, directory: int, tmp_path: Path
+    ) -> None:
+        for set_to, kept in ((None, 0o640), (0o604, 0o604), (0o444, 0o444), (0o6755, 0o755)):
+            if set_to is not None:
+                (tmp_path / "name").chmod(set_to)
+            with new_file(directory, "name", 0o640):
+                pass
+            assert (tmp_path / "name").stat().st_mode & 0o7777 == kept
 
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
     def test_a_failure_leaves_nothing(

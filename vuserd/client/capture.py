@@ -47,7 +47,7 @@ def trace(
 
 def read(name: str, *, count: int | None, as_json: bool) -> None:
     """Print a capture as its requests would have been printed when they happened."""
-    with open(name, encoding="ascii", errors="surrogateescape") as file:
+    with _named(name), open(name, encoding="ascii", errors="surrogateescape") as file:
         _check_header(_parsed(file.readline(), name, 1), name)
         _print(itertools.islice(_captured(file, name), count), as_json=as_json)
 
@@ -106,13 +106,26 @@ def _print(events: Iterable[TraceEvent], *, as_json: bool) -> None:
 
 def _write(events: Iterable[TraceEvent], export: str, name: str) -> None:
     written = 0
-    with open(name, "w", encoding="ascii", buffering=1) as file, contextlib.ExitStack() as end:
-        end.callback(lambda: sys.stderr.write(f"vuserctl: {written} requests in {name}\n"))
+    with _named(name), open(name, "w", encoding="ascii", buffering=1) as file:
         header = {"format": _FORMAT, "version": _VERSION, "vuserd": __version__, "export": export}
         file.write(json.dumps(header) + "\n")
-        for event in events:
-            file.write(json.dumps(event.to_json()) + "\n")
-            written += 1
+        try:
+            for event in events:
+                file.write(json.dumps(event.to_json()) + "\n")
+                written += 1
+        finally:
+            sys.stderr.write(f"vuserctl: {written} requests in {printable(name)}\n")
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Have an OSError of the block name a file: only opening does by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = name
+        raise
 
 
 def _check_header(header: object, name: str) -> None:

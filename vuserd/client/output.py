@@ -1,6 +1,7 @@
 """What vuserctl prints: names a terminal can show, faults, tables, columns of ls, sizes, times."""
 
 import errno
+import io
 import os
 import stat
 import sys
@@ -9,8 +10,39 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vuserd.client.records import Entry, Stat
+from vuserd.standard_streams import NAME_ERRORS
 
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+#: What standard output was to be encoded in, as long as it is not UTF-8: a terminal shows no more.
+_screens: list[str] = []
+
+
+def take_streams() -> None:
+    """Have names leave as their bytes, whatever the encoding, and messages fail for no character.
+
+    Python has decoded names from the encoding of the locale's file names, which need not be that
+    of standard output (PYTHONIOENCODING says so).
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        _screens[:] = [] if _is_utf8(sys.stdout.encoding) else [sys.stdout.encoding]
+        sys.stdout.reconfigure(encoding=sys.getfilesystemencoding(), errors=NAME_ERRORS)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
+
+
+def _is_utf8(encoding: str) -> bool:
+    return encoding.lower().replace("_", "-") in ("utf-8", "utf8")
+
+
+def fits_screen(text: str) -> bool:
+    """Tell whether a terminal could show a text, by the encoding that it has."""
+    try:
+        for encoding in (sys.getfilesystemencoding(), *_screens):
+            text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def printable(text: str) -> str:
@@ -23,14 +55,22 @@ def printable(text: str) -> str:
 def _escape(character: str) -> str:
     if character in _ESCAPES:
         return _ESCAPES[character]
-    if character.isprintable():
-        return character
-    return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
+    return character if character.isprintable() else _octal(character)
+
+
+def _octal(character: str) -> str:
+    name = character.encode(sys.getfilesystemencoding(), NAME_ERRORS)
+    return "".join(f"\\{byte:03o}" for byte in name)
 
 
 def shown(text: str) -> str:
     """Give a name as it is printed: escaped on a terminal, as it is into a pipe."""
-    return printable(text) if sys.stdout.isatty() else text
+    if not sys.stdout.isatty():
+        return text
+    text = printable(text)
+    if fits_screen(text):
+        return text
+    return "".join(each if fits_screen(each) else _octal(each) for each in text)
 
 
 def complain(message: str) -> int:
@@ -41,11 +81,14 @@ def complain(message: str) -> int:
 
 def local_fault(error: OSError) -> str:
     """Say what failed on this side, in the form of the daemon's errors."""
-    where = os.fsdecode(error.filename) if error.filename else "standard output"
     if error.errno is None:
-        return f"{where}: {error}"
-    text = error.strerror or os.strerror(error.errno)
-    return f"{where}: {text[:1].lower()}{text[1:]} ({errno.errorcode.get(error.errno)})"
+        text = str(error)
+    else:
+        text = error.strerror or os.strerror(error.errno)
+        text = f"{text[:1].lower()}{text[1:]} ({errno.errorcode.get(error.errno)})"
+    if not isinstance(error.filename, str | bytes):
+        return text
+    return f"{os.fsdecode(error.filename) or repr('')}: {text}"
 
 
 def emit(line: str = "") -> None:

@@ -49,6 +49,8 @@ def _check(usage: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         usage.error("trace takes an export, or a capture to --read")
     if options.command == "trace" and options.read is not None and options.write is not None:
         usage.error("trace either reads a capture or writes one")
+    if options.command == "get" and options.destination == "":
+        usage.error("DEST is an empty string, which names no file")
     if options.command not in ("get", "load") or options.target.name:
         return
     # A target that names no file where one is wanted.

@@ -2,14 +2,31 @@
 
 So nobody ever sees half a file under its name.  Names are relative to an open directory: whatever
 happens to the path meanwhile, what is made stays inside.
+
+A file that takes the place of another gets its owner, permissions and extended attributes.  Where
+it may not have them, or its directory takes no other file (it is not writable, or the other file is
+mounted there), it is written into the other one, as cp does.
 """
 
+import errno
 import os
+import stat as modes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Final
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-_DIRECTORY = os.O_DIRECTORY | os.O_CLOEXEC
+from vuserd.client.records import Stat
+from vuserd.client.transfer import write_at
+
+#: Readable: it may have to be copied.
+_CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_PIECE: Final = 1 << 20
+_DIRECTORY: Final = os.O_DIRECTORY | os.O_CLOEXEC
+#: What the content of a file decides, and the kernel or the next reader takes from it anew.
+_OF_CONTENT: Final = frozenset({"security.capability", "security.ima", "security.evm"})
+
+#: Temporary files and links, by the descriptor of their directory: for :func:`remove_unfinished`.
+_unfinished: Final[set[tuple[int, str]]] = set()
 
 
 def open_directory(path: str) -> int:
@@ -33,40 +50,191 @@ def open_below(directory: int, names: Sequence[str], *, readable: bool = False) 
 
 
 @contextmanager
-def new_file(directory: int, name: str, permissions: int) -> Iterator[int]:
-    """Give a new file to write; it becomes ``name`` when the block ends well, and goes otherwise.
+def new_file(
+    directory: int, name: str, permissions: int, source: Stat | None = None
+) -> Iterator[int]:
+    """Give a file to write; it becomes ``name`` when the block ends well, and goes otherwise.
 
-    Its permissions are ``permissions`` as far as the umask allows.
+    Its permissions are ``permissions`` as far as the umask allows, or those of the regular file
+    that it replaces. A file that it cannot replace is written into, unless that is ``source``
+    itself: OSError.
     """
-    temporary = _temporary_name()
-    try:
-        fileno = os.open(temporary, _CREATE, permissions, dir_fd=directory)
+    there = _regular_file(directory, name)
+    with _temporary_name(directory) as temporary:
         try:
-            yield fileno
-        finally:
-            os.close(fileno)
-        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+            fileno = _create(directory, temporary, permissions, name, there)
+        except OSError:
+            if there is None:
+                raise
+            fileno = -1
+        if fileno >= 0:
+            try:
+                yield fileno
+                _put(fileno, directory, temporary, name, there)
+            finally:
+                os.close(fileno)
+            return
+    fileno = open_existing(name, source, directory=directory)
+    try:
+        yield fileno
+    finally:
+        os.close(fileno)
+
+
+def open_existing(path: str, source: Stat | None, *, directory: int | None = None) -> int:
+    """Open a regular file and empty it, to be written into; OSError where it is ``source``.
+
+    A symlink is followed where the path is not relative to ``directory``.
+    """
+    follow = os.O_NOFOLLOW if directory is not None else 0
+    fileno = os.open(
+        path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | follow, dir_fd=directory
+    )  # does not wait for the reader of a pipe that took its place
+    try:
+        found = os.fstat(fileno)
+        if not modes.S_ISREG(found.st_mode):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        if source is not None and _is_source(found, source):
+            raise OSError(errno.EINVAL, "it is the file that is to be fetched", path)
+        if found.st_mode & (modes.S_ISUID | modes.S_ISGID):
+            with suppress(PermissionError):  # the first write takes them away
+                os.fchmod(fileno, found.st_mode & 0o1777)
+        os.ftruncate(fileno, 0)
     except BaseException:
-        _remove(temporary, directory)
+        os.close(fileno)
         raise
+    return fileno
 
 
 def new_symlink(directory: int, name: str, target: str) -> None:
     """Make a symlink in place of whatever file has its name."""
-    temporary = _temporary_name()
-    try:
+    with _temporary_name(directory) as temporary:
         os.symlink(target, temporary, dir_fd=directory)
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-    except BaseException:
-        _remove(temporary, directory)
-        raise
 
 
-def _temporary_name() -> str:
+@contextmanager
+def probe(directory: int) -> Iterator[str]:
+    """Give the name of an empty file that is in a directory for the block's time."""
+    with _temporary_name(directory) as temporary:
+        os.close(os.open(temporary, _CREATE, 0o600, dir_fd=directory))
+        yield temporary
+
+
+def set_times(fileno: int, atime_ns: int, mtime_ns: int) -> None:
+    """Set a file's times, where it is ours: others' can be written into, but not be dated."""
+    with suppress(PermissionError):
+        os.utime(fileno, ns=(atime_ns, mtime_ns))
+
+
+def remove_unfinished() -> None:
+    """Remove all temporary files at once: the process is about to end."""
+    for directory, name in list(_unfinished):
+        with suppress(OSError):
+            os.unlink(name, dir_fd=directory)
+
+
+@contextmanager
+def _temporary_name(directory: int) -> Iterator[str]:
+    """Give a name; what has it after the block is removed."""
     # Nothing of the target's: that may be as long as a name can be.
-    return f".vuserctl-{os.urandom(8).hex()}.part"
+    name = f".vuserctl-{os.urandom(8).hex()}.part"
+    unfinished = (directory, name)
+    try:
+        _unfinished.add(unfinished)
+        yield name
+    finally:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=directory)
+        _unfinished.discard(unfinished)
 
 
-def _remove(name: str, directory: int) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=directory)
+def _regular_file(directory: int, name: str) -> os.stat_result | None:
+    try:
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return found if modes.S_ISREG(found.st_mode) else None
+
+
+def _create(
+    directory: int, temporary: str, permissions: int, name: str, there: os.stat_result | None
+) -> int:
+    """Create a file, like the one that is there; OSError where that cannot be."""
+    if there is not None:
+        permissions = 0o600  # until it has its owner
+    fileno = os.open(temporary, _CREATE, permissions, dir_fd=directory)
+    try:
+        if there is not None:
+            made = os.fstat(fileno)
+            if (made.st_uid, made.st_gid) != (there.st_uid, there.st_gid):
+                os.fchown(fileno, there.st_uid, there.st_gid)
+            # Others' content gets nobody's rights: as after a write by anyone but root.
+            os.fchmod(fileno, there.st_mode & 0o1777)
+            _copy_attributes(f"/proc/self/fd/{directory}/{name}", fileno)
+    except BaseException:
+        os.close(fileno)
+        raise
+    return fileno
+
+
+def _copy_attributes(path: str, fileno: int) -> None:
+    """Copy extended attributes: access control lists, labels, the user's own."""
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError:  # the file system has none, or there is no /proc
+        return
+    for name in names:
+        if name in _OF_CONTENT:
+            continue
+        value = os.getxattr(path, name, follow_symlinks=False)
+        with suppress(OSError):  # a new file has the label of its directory, often the same
+            if os.getxattr(fileno, name) == value:
+                continue
+        os.setxattr(fileno, name, value)
+
+
+def _put(
+    fileno: int, directory: int, temporary: str, name: str, there: os.stat_result | None
+) -> None:
+    """Give a temporary file its name, or its content to the file that cannot be replaced."""
+    try:
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:  # EBUSY: it is mounted; EPERM: it is another's, in a directory that is sticky
+        if there is None:
+            raise
+        existing = open_existing(name, None, directory=directory)
+        try:
+            _copy(fileno, existing)
+        finally:
+            os.close(existing)
+
+
+def _copy(fileno: int, existing: int) -> None:
+    """Copy a file's content and times into another one, which is empty; holes stay holes."""
+    found = os.fstat(fileno)
+    offset, size = 0, found.st_size
+    os.ftruncate(existing, size)
+    while offset < size:
+        try:
+            offset = os.lseek(fileno, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break  # nothing but a hole up to the end
+        end = os.lseek(fileno, offset, os.SEEK_HOLE)
+        while offset < end:
+            piece = os.pread(fileno, min(_PIECE, end - offset), offset)
+            write_at(existing, memoryview(piece), offset)
+            offset += len(piece)
+    set_times(existing, found.st_atime_ns, found.st_mtime_ns)
+
+
+def _is_source(found: os.stat_result, source: Stat) -> bool:
+    """Tell whether a file here is the one that the daemon has shown."""
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) == (
+        source.ino,
+        source.size,
+        source.mtime_ns,
+        source.ctime_ns,
+    )

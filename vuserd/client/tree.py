@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from vuserd.client.errors import RemoteError
 from vuserd.client.listing import link_targets, sorted_entries
-from vuserd.client.output import emit, entry_fields, printable, shown, with_target
+from vuserd.client.output import emit, entry_fields, fits_screen, printable, shown, with_target
 from vuserd.client.records import Entry
 from vuserd.client.sync_client import Client
 from vuserd.client.target import Target
@@ -122,11 +122,7 @@ def draw(client: Client, root: Target) -> int:
 def _box() -> tuple[str, str, str]:
     """Give the indentation, the branch and the last branch, in ASCII where it has to be."""
     box = ("\u2502   ", "\u251c\u2500\u2500 ", "\u2514\u2500\u2500 ")
-    try:
-        "".join(box).encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return ("|   ", "|-- ", "`-- ")
-    return box
+    return box if fits_screen("".join(box)) else ("|   ", "|-- ", "`-- ")
 
 
 def print_json(client: Client, root: Target) -> int:

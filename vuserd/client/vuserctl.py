@@ -4,68 +4,42 @@ Exit codes: 0; 1 the call failed; 2 wrong usage.  Ended by a signal (also SIGPIP
 what ``cat`` writes) it removes its temporary file and dies of that signal, as shells expect it.
 """
 
-import io
-import os
 import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 from vuserd.client.errors import ClientError, RemoteError
-from vuserd.client.output import complain, local_fault
+from vuserd.client.output import complain, local_fault, take_streams
 from vuserd.client.parser import parse
 from vuserd.client.parser import parser as parser
 from vuserd.client.reaching import PATIENCE
+from vuserd.client.signals import Signalled, catch_signals, die_of, release_signals
 from vuserd.client.sync_client import Client
 from vuserd.client.target import Target
-
-
-class _Signalled(BaseException):
-    """A signal wants the process to end; what it holds is cleaned up on the way."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
+from vuserd.standard_streams import finish_output, prepare
 
 
 def main() -> int:
     """Run the command line; the entry point of the script."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # whoever started this had it closed
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - it stays
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _on_signal)
+    prepare()
     try:
-        code = run(sys.argv[1:])
+        caught = catch_signals()
+        try:
+            code = run(sys.argv[1:])
+        except SystemExit as end:  # of argparse, which has printed help or what is wrong
+            code = end.code if isinstance(end.code, int) else 0
+        if (error := finish_output()) is not None and not code:
+            code = complain(local_fault(error))
+        release_signals(caught)
     except KeyboardInterrupt:
         die_of(signal.SIGINT)
-    except _Signalled as signalled:
+    except Signalled as signalled:
         die_of(signalled.number)
     except BrokenPipeError:
         die_of(signal.SIGPIPE)
-    _let_go_of_output()
     return code
-
-
-def _let_go_of_output() -> None:
-    """Drop output that cannot be written: the interpreter would try again, and exit with 120."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _on_signal(number: int, _frame: FrameType | None) -> NoReturn:
-    raise _Signalled(number)
-
-
-def die_of(number: int) -> NoReturn:
-    """End this process by a signal, so that the shell sees what it was."""
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-    os._exit(128 + number)  # where the signal is blocked
 
 
 def run(arguments: list[str]) -> int:
@@ -73,17 +47,16 @@ def run(arguments: list[str]) -> int:
 
     KeyboardInterrupt and BrokenPipeError (of standard output) are left to the caller.
     """
-    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)  # the bytes of a name go out as they came
-    if arguments[:1] == ["__complete"]:
-        from vuserd.client.completion import complete
-
-        return complete(arguments[1:])
-    options = parse(arguments)
+    take_streams()
+    options = None if arguments[:1] == ["__complete"] else parse(arguments)
     target: Target | None = getattr(options, "target", None)
     try:
-        code = _dispatch(options)
+        if options is None:
+            from vuserd.client.completion import complete
+
+            code = complete(arguments[1:])
+        else:
+            code = _dispatch(options)
         sys.stdout.flush()
     except RemoteError as error:
         return complain(f"{target}: {error}" if target else str(error))
