@@ -43,8 +43,8 @@ def decode_directory(
         The entries but "." and "..", and the offset to go on from: None at the directory's end.
 
     Raises:
-        MalformedError: a record that leaves the buffer, a name that no directory can hold,
-            impossible attributes, a node for "." or "..", or an end where it began.
+        MalformedError: a record that leaves the buffer, a name that Linux lets no file system show
+            (empty, with a slash or a NUL), or a node for "." or "..".
 
     """
     entries: list[DirectoryEntry] = []
@@ -73,8 +73,4 @@ def decode_directory(
                 raise MalformedError(f"a node for {name.decode()!r}", Check.DIRECTORY)
             continue
         entries.append(DirectoryEntry(name, ino, offset, kind, entry))
-    if not buffer:
-        return entries, None
-    if offset == after:
-        raise MalformedError("a directory that goes on where it began", Check.DIRECTORY)
-    return entries, offset
+    return entries, offset if buffer else None

@@ -11,7 +11,6 @@ entries have their own module, :mod:`protocol.dirent`. Numbers are in the machin
     reply    | len u32 | error i32 | unique u64 | body: len - 16 bytes, none after an error |
 """
 
-import stat
 import struct
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
@@ -30,7 +29,8 @@ MINOR: Final = 38
 #: The oldest minor whose reply to INIT is 64 bytes and whose flags this module understands.
 OLDEST_MINOR: Final = 27
 PAGE_SIZE: Final = 4096
-NAME_MAX: Final = 255
+#: FUSE_NAME_MAX since Linux 6.14: PATH_MAX - 1. Most file systems have 255, which is theirs to say.
+NAME_MAX: Final = 4095
 #: Linux's largest errno; a reply's error lies in -4095..0.
 MAX_ERRNO: Final = 4095
 
@@ -232,11 +232,14 @@ _ATTRIBUTES = struct.Struct("=QQQqqqIIIIIIIIII")
 _ENTRY_HEAD = struct.Struct("=QQQQII")
 _ATTR_HEAD = struct.Struct("=QII")
 ENTRY_SIZE: Final = _ENTRY_HEAD.size + _ATTRIBUTES.size
-_MAX_SIZE: Final = (1 << 63) - 1
 
 
 class Attributes(NamedTuple):
-    """``struct fuse_attr``; sizes in bytes, ``blocks`` of 512 bytes, times in seconds."""
+    """``struct fuse_attr``; sizes in bytes, ``blocks`` of 512 bytes, times in seconds.
+
+    A file system may say anything here: a type that does not exist, a size beyond ``off_t``, a
+    fraction of more than a second. It is passed on as it is.
+    """
 
     ino: int
     size: int
@@ -257,42 +260,25 @@ class Attributes(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A node that a lookup gave: one lookup count of it is ours to give back."""
+    """A node that a lookup gave: one lookup count of it is ours to give back.
+
+    The root's count is not: where a file system numbers two files alike, a backend may take one of
+    them for the root of the export.
+    """
 
     node: NodeId
     attributes: Attributes
 
 
-#: The file types that a mode can have.
-_TYPES: Final = frozenset(
-    {
-        stat.S_IFREG,
-        stat.S_IFDIR,
-        stat.S_IFLNK,
-        stat.S_IFIFO,
-        stat.S_IFSOCK,
-        stat.S_IFCHR,
-        stat.S_IFBLK,
-    }
-)
-
-
 def _attributes(body: bytes, offset: int) -> Attributes:
-    attributes = Attributes._make(_ATTRIBUTES.unpack_from(body, offset))
-    if stat.S_IFMT(attributes.mode) not in _TYPES:
-        raise MalformedError(f"a node of mode {attributes.mode:#o}")
-    if attributes.size > _MAX_SIZE:
-        raise MalformedError(f"a node of {attributes.size} bytes")
-    if max(attributes.atime_nsec, attributes.mtime_nsec, attributes.ctime_nsec) >= 1_000_000_000:
-        raise MalformedError("a time of a whole second in nanoseconds")
-    return attributes
+    return Attributes._make(_ATTRIBUTES.unpack_from(body, offset))
 
 
 def decode_entry_at(buffer: bytes, offset: int) -> Entry | None:
     """Decode ``struct fuse_entry_out`` at ``offset``; None for node id 0, which is no entry.
 
     Raises:
-        MalformedError: the root (a lookup by name never gives it), or impossible attributes.
+        MalformedError: there are fewer bytes than an entry has.
 
     """
     if len(buffer) - offset < ENTRY_SIZE:
@@ -300,8 +286,6 @@ def decode_entry_at(buffer: bytes, offset: int) -> Entry | None:
     node = _ENTRY_HEAD.unpack_from(buffer, offset)[0]
     if node == 0:
         return None
-    if node == ROOT_ID:
-        raise MalformedError("the root as an entry of a directory")
     return Entry(NodeId(node), _attributes(buffer, offset + _ENTRY_HEAD.size))
 
 
@@ -381,9 +365,7 @@ def readlink(node: NodeId) -> Request:
 
 
 def decode_readlink(body: bytes) -> bytes:
-    """Decode a target: 1..4095 bytes without NUL, as Linux has them."""
-    if not 1 <= len(body) < PAGE_SIZE or b"\0" in body:
-        raise MalformedError(f"a link target of {len(body)} bytes that Linux cannot hold")
+    """Decode a target: up to 4096 bytes, of which Linux follows 1 to 4095 without NUL."""
     return bytes(body)
 
 
@@ -437,6 +419,28 @@ def release(node: NodeId, handle: FileHandle) -> Request:
 def releasedir(node: NodeId, handle: FileHandle) -> Request:
     """RELEASEDIR a handle of OPENDIR."""
     return Request(Opcode.RELEASEDIR, node, _RELEASE_IN.pack(handle, 0, 0, 0), 0)
+
+
+_LSEEK_IN = struct.Struct("=QQII")
+_LSEEK_OUT = struct.Struct("=Q")
+
+
+class Whence(IntEnum):
+    """What LSEEK looks for; the other ways of lseek(2) never reach a file system."""
+
+    DATA = 3  #: the next byte that is not in a hole, from the offset on
+    HOLE = 4  #: the next hole; the end of the file is one
+
+
+def lseek(node: NodeId, handle: FileHandle, offset: int, whence: Whence) -> Request:
+    """LSEEK: where data or a hole begins, from ``offset`` on; ENXIO where there is none."""
+    body = _LSEEK_IN.pack(handle, offset, whence, 0)
+    return Request(Opcode.LSEEK, node, body, _LSEEK_OUT.size)
+
+
+def decode_lseek(body: bytes) -> int:
+    """Decode the reply to LSEEK: an offset."""
+    return _unpack(_LSEEK_OUT, body)[0]
 
 
 # --- the rest -------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def test_an_unfinished_walk_ends_with_its_place_or_its_client(client: Client) ->
     for token in tokens[:2]:  # only four are kept
         with pytest.raises(RemoteError) as refused:
             client.call(Call("walk", ["tree", "", {"after": token}], dict))
-        assert refused.value.code == "BAD_REQUEST"
+        assert refused.value.code == "CHANGED"
     rest: dict[str, Any] = client.call(Call("walk", ["tree", "", {"after": tokens[-1]}], dict))
     assert rest["entries"]
     with pytest.raises(RemoteError):

@@ -108,6 +108,11 @@ class FakeDaemon:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._descriptors: deque[int] = deque()
         self._memories: dict[int, mmap.mmap] = {}
+        #: Files that clients have open.
+        self.open: dict[int, Node] = {}
+        self._opened = 0
+        #: Whether timestamps tell of every change from now on.
+        self.settled = True
         self._threads: list[threading.Thread] = []
         self._connections: list[socket.socket] = []
 
@@ -278,7 +283,31 @@ class FakeDaemon:
         ]
 
     def do_stat(self, export: object, path: object, options: dict[str, Any]) -> Any:
+        if options.get("file") is not None:
+            return self.opened(options["file"]).stat()
         return self.find(export, path, follow=options.get("follow", True)).stat()
+
+    def do_open(self, export: object, path: object) -> Any:
+        node = self.find(export, path)
+        if node.type != "file":
+            raise FaultError("EISDIR" if node.type == "dir" else "EINVAL", f"it is a {node.type}")
+        self._opened += 1
+        self.open[self._opened] = node
+        own = {"file": self._opened, "settled": self.settled, "by_attributes": True}
+        return node.stat() | own
+
+    def opened(self, file: int) -> Node:
+        if file not in self.open:
+            raise FaultError("BAD_REQUEST", f"there is no open file {file}")
+        return self.open[file]
+
+    def do_close(self, file: int) -> None:
+        self.opened(file)
+        del self.open[file]
+
+    def do_extents(self, _export: object, _path: object, file: int, offset: int) -> Any:
+        size = len(self.opened(file).content)
+        return {"extents": [[offset, size - offset]] if offset < size else [], "next": None}
 
     def do_readlink(self, export: object, path: object) -> Any:
         node = self.find(export, path, follow=False)
@@ -299,8 +328,16 @@ class FakeDaemon:
         more = first + len(page) < len(node.children)
         return {"entries": entries, "next": first + len(page) if more else None}
 
-    def do_read(self, export: object, path: object, offset: int, length: int) -> bytes:
-        node = self.find(export, path)
+    def do_read(
+        self,
+        export: object,
+        path: object,
+        offset: int,
+        length: int,
+        options: dict[str, Any] | None = None,
+    ) -> bytes:
+        file = (options or {}).get("file")
+        node = self.find(export, path) if file is None else self.opened(file)
         if node.type != "file":
             raise FaultError("EISDIR" if node.type == "dir" else "EINVAL", f"it is a {node.type}")
         return node.content[offset : offset + length]
@@ -326,7 +363,7 @@ class FakeDaemon:
         if memory not in self._memories:
             raise FaultError("BAD_REQUEST", f"there is no attached memory {memory}")
         length = 1 << 62 if options["length"] is None else options["length"]
-        content = self.do_read(export, path, options["offset"], length)
+        content = self.do_read(export, path, options["offset"], length, options)
         self._memories[memory][address : address + len(content)] = content
         return {"length": len(content)}
 

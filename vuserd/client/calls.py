@@ -12,8 +12,10 @@ from vuserd.client.records import (
     ApiInfo,
     DirectoryPage,
     ExportInfo,
+    ExtentsPage,
     FsStat,
     ImageInfo,
+    OpenedFile,
     RawPage,
     RigInfo,
     Stat,
@@ -52,7 +54,8 @@ class Call(NamedTuple, Generic[T]):
     ``undo`` is given a result that nobody will take; it may give a call that undoes the rest of it
     in the daemon.
 
-    What a connection carries, and what ends with it, are attached memory and walks that go on:
+    What a connection carries, and what ends with it, are attached memory, open files, and listings
+    and walks that go on:
     ``holds`` gives what of this comes with a result, if anything, and ``needs`` is what the call is
     about. Such a call is of no use on another connection.
     """
@@ -117,13 +120,28 @@ def readdir(
 ) -> Call[DirectoryPage]:
     """Ask for ``limit`` entries of a directory, after those that gave the token ``after``."""
     options = {"attrs": attrs, "limit": limit, "after": after}
-    return Call("readdir", [_wire(export), _wire(path), options], DirectoryPage.from_wire)
+    return Call(
+        "readdir",
+        [_wire(export), _wire(path), options],
+        DirectoryPage.from_wire,
+        needs=listing_going_on(after),
+    )
 
 
 def readdir_raw(export: str, path: RemotePath, *, attrs: bool, after: Any) -> Call[RawPage]:
     """Ask for one page of a directory, whose entries are made into records later."""
     options = {"attrs": attrs, "limit": PAGE_ENTRIES, "after": after}
-    return Call("readdir", [_wire(export), _wire(path), options], RawPage.from_wire)
+    return Call(
+        "readdir",
+        [_wire(export), _wire(path), options],
+        RawPage.from_wire,
+        needs=listing_going_on(after),
+    )
+
+
+def listing_going_on(token: Any) -> Hashable:
+    """Return what a page needs of its connection: the listing that the token is of."""
+    return None if token is None else ("listing", token)
 
 
 def walk(
@@ -151,12 +169,57 @@ def walk_going_on(token: Any) -> Hashable:
     return None if token is None else ("walk", token)
 
 
-def read_into(export: str, path: RemotePath, offset: int, buffer: WritableBuffer) -> Call[int]:
-    """Ask for as many bytes of a file, from ``offset`` on, as ``buffer`` holds."""
+def read_into(
+    export: str,
+    path: RemotePath,
+    offset: int,
+    buffer: WritableBuffer,
+    *,
+    file: int | None = None,
+) -> Call[int]:
+    """Ask for as many bytes of a file, from ``offset`` on, as ``buffer`` holds.
+
+    With ``file`` they are those of an open file, of whatever version.
+    """
     view = memoryview(buffer).cast("B")
     if view.readonly:
         raise ValueError("the buffer to read into is read-only")
-    return Call("read", [_wire(export), _wire(path), offset, len(view)], int, view)
+    params = [_wire(export), _wire(path), offset, len(view)]
+    if file is None:
+        return Call("read", params, int, view)
+    return Call("read", [*params, {"file": file}], int, view, needs=_file(file))
+
+
+def open_file(export: str, path: RemotePath) -> Call[OpenedFile]:
+    """Open a regular file in the daemon, for :func:`close_file` to close."""
+    return Call(
+        "open",
+        [_wire(export), _wire(path)],
+        OpenedFile.from_wire,
+        undo=lambda opened: close_file(opened.file),
+        holds=lambda opened: _file(opened.file),
+    )
+
+
+def close_file(file: int) -> Call[None]:
+    """Close an open file."""
+    return Call("close", [file], to_nothing, needs=_file(file), ends=True)
+
+
+def stat_open(export: str, path: RemotePath, file: int) -> Call[Stat]:
+    """Ask for the attributes that an open file has now."""
+    params = [_wire(export), _wire(path), {"file": file}]
+    return Call("stat", params, Stat.from_wire, needs=_file(file))
+
+
+def extents(export: str, path: RemotePath, file: int, *, offset: int) -> Call[ExtentsPage]:
+    """Ask where an open file has data, from ``offset`` on."""
+    params = [_wire(export), _wire(path), file, offset]
+    return Call("extents", params, ExtentsPage.from_wire, needs=_file(file))
+
+
+def _file(file: int) -> Hashable:
+    return ("file", file)
 
 
 def fetch(export: str, path: RemotePath) -> Call[Image]:
@@ -188,9 +251,12 @@ def load(
     *,
     offset: int = 0,
     length: int | None = None,
+    file: int | None = None,
 ) -> Call[int]:
     """Have a file's bytes written at ``address`` of attached memory; give how many they are."""
     options = {"offset": offset, "length": length}
+    if file is not None:
+        options["file"] = file
     params = [memory, address, _wire(export), _wire(path), options]
     return Call("load", params, to_length, needs=_memory(memory))
 

@@ -14,7 +14,7 @@ from vuserd.client.place import new_file, open_directory, open_existing, set_tim
 from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
 from vuserd.client.target import Target
-from vuserd.client.transfer import Progress
+from vuserd.client.wholefile import Progress
 from vuserd.standard_streams import require_output
 
 #: Directories with a link for each descriptor of a process, /dev/fd among them.

@@ -23,9 +23,9 @@ from vuserd.client.errors import RemoteError
 from vuserd.client.output import complain, local_fault, printable
 from vuserd.client.place import new_file, new_symlink, open_below, open_directory
 from vuserd.client.records import DirectoryPage, Entry, Stat
+from vuserd.client.sinks import write_at
 from vuserd.client.sync_client import Client
 from vuserd.client.target import Target
-from vuserd.client.transfer import write_at
 
 _WINDOW: Final = 32  # calls in flight
 _WINDOW_BYTES: Final = 8 << 20  # of files in flight

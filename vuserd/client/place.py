@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from vuserd.client.records import Stat
-from vuserd.client.transfer import write_at
+from vuserd.client.sinks import write_at
 
 #: Readable: it may have to be copied.
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -52,11 +52,59 @@ class Stat(NamedTuple):
         return cls(*(kind, *numbers, bool(submount)))
 
     def same_file(self, other: "Stat") -> bool:
-        """Tell whether the other look at a file saw the same content, as far as a stat can say."""
+        """Tell whether two looks at one file saw the same version, as far as a stat can say.
+
+        Files of two file systems can have all of it in common and other bytes.
+        """
         return bool(_IDENTITY(self) == _IDENTITY(other))
 
 
 _IDENTITY = itemgetter(*map(Stat._fields.index, ("ino", "size", "mtime_ns", "ctime_ns")))
+
+
+class OpenedFile(NamedTuple):
+    """A file that the daemon has open for its client: its number there, and what it was then."""
+
+    file: int
+    stat: Stat
+    settled: bool  #: a later change is sure to show in its timestamps
+    by_attributes: bool  #: what has these attributes elsewhere in the export is this file
+
+    @classmethod
+    def from_wire(cls, value: Any) -> "OpenedFile":
+        """Make it of the map that ``open`` returns."""
+        stat = Stat.from_wire(value)
+        return cls(
+            _field(value, "file"),
+            stat,
+            bool(_field(value, "settled", bool)),
+            bool(_field(value, "by_attributes", bool)),
+        )
+
+    def is_same(self, other: "OpenedFile") -> bool:
+        """Tell whether another opening was of the same version of the same file, for certain."""
+        return self.by_attributes and other.by_attributes and self.stat.same_file(other.stat)
+
+
+class ExtentsPage(NamedTuple):
+    """Where an open file has data: offsets and lengths, in bytes, and where to go on."""
+
+    extents: list[tuple[int, int]]
+    next: int | None
+
+    @classmethod
+    def from_wire(cls, value: Any) -> "ExtentsPage":
+        """Make it of what ``extents`` returns."""
+        pairs = [_pair(pair) for pair in _field(value, "extents", to_list)]
+        end = 0
+        for offset, length in pairs:
+            if offset < end or length <= 0:
+                raise BadReply("the daemon sent extents that are not in order")
+            end = offset + length
+        following = value.get("next")
+        if following is not None and to_int(following) < end:
+            raise BadReply("the daemon sent extents that lead back")
+        return cls(pairs, following)
 
 
 class Entry(NamedTuple):
@@ -268,6 +316,13 @@ def _entry_from_wire(value: Any, key: str) -> tuple[str, str, int, Stat | None]:
     if type(kind) is not str or type(ino) is not int:
         raise BadReply("the daemon sent an entry with a field of the wrong type")
     return name, kind, ino, Stat.from_wire(value) if "mode" in value else None
+
+
+def _pair(value: object) -> tuple[int, int]:
+    pair = to_list(value)
+    if len(pair) != 2:
+        raise BadReply(f"the daemon sent {len(pair)} numbers where two belong")
+    return to_int(pair[0]), to_int(pair[1])
 
 
 def to_name(value: object) -> str:

@@ -1,11 +1,8 @@
 """The synchronous client: one blocking socket, several calls in flight."""
 
-import os
 import socket
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -13,9 +10,10 @@ from vuserd.address import socket_candidates
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
 from vuserd.client.core import Ticket
-from vuserd.client.errors import CannotConnect, ConnectionLost, NotTaken, RemoteError
+from vuserd.client.errors import CannotConnect, NotTaken
 from vuserd.client.image import Image
 from vuserd.client.memory import AttachedMemory, SharedMemory
+from vuserd.client.procedure import Abandon, Ask, Begin, Finish, Procedure, Step, Write
 from vuserd.client.reaching import (
     PATIENCE,
     Search,
@@ -36,25 +34,11 @@ from vuserd.client.records import (
     WalkPage,
     WalkProblem,
 )
+from vuserd.client.relisting import Relisting
+from vuserd.client.sinks import FileSink, StreamSink
 from vuserd.client.sync_link import SyncLink, set_timeout
 from vuserd.client.trace import PAGE_EVENTS, TraceEvent, TracePage
-from vuserd.client.transfer import (
-    ATTEMPTS,
-    NOT_LENT,
-    TICK_SECONDS,
-    Chunk,
-    FileChanged,
-    Place,
-    Progress,
-    Resumption,
-    Transfer,
-    changed,
-    is_settled,
-    lent_places,
-    lent_size,
-    own_places,
-    write_at,
-)
+from vuserd.client.wholefile import Options, Progress, Sink, take
 
 T = TypeVar("T")
 
@@ -166,16 +150,25 @@ class Client:
         return self.call(calls.readdir(export, path, attrs=attrs, limit=limit, after=after))
 
     def iterdir(self, export: str, path: RemotePath, *, attrs: bool = False) -> Iterator[Entry]:
-        """Give all entries of a directory, page by page, in the backend's order."""
-        ticket = self.begin(calls.readdir_raw(export, path, attrs=attrs, after=None))
+        """Give all entries of a directory, page by page, in the backend's order.
+
+        What is there all the time comes once, also where the daemon is restarted meanwhile.
+        """
+        listing = Relisting(export, path, attrs=attrs)
+        ticket = self.begin(listing.next_call())
         try:
             while True:
-                page = self.finish(ticket)
-                if page.next is not None:  # the daemon reads on while these are taken
-                    call = calls.readdir_raw(export, path, attrs=attrs, after=page.next)
-                    ticket = self.begin(call)
-                yield from page.decoded().entries
-                if page.next is None:
+                try:
+                    page = self.finish(ticket)
+                except NotTaken:
+                    if not (listing.begin_again() and self._goes_on()):
+                        raise
+                    ticket = self.begin(listing.next_call())
+                    continue
+                if listing.take(page):  # the daemon reads on while these are taken
+                    ticket = self.begin(listing.next_call())
+                yield from listing.entries()
+                if listing.finished:
                     return
         finally:
             self.abandon(ticket)
@@ -316,30 +309,27 @@ class Client:
     # -- whole files -------------------------------------------------------------------------------
 
     def download(
-        self, export: str, path: RemotePath, fileno: int, *, progress: Progress | None = None
+        self,
+        export: str,
+        path: RemotePath,
+        fileno: int,
+        *,
+        progress: Progress | None = None,
+        grows: bool = False,
     ) -> Stat:
-        """Write a file, whole, to the regular file open at ``fileno``; give its attributes.
+        """Write a file, whole, to the regular file open at ``fileno``; return its attributes.
+
+        What was there before is gone, and holes of the file are holes there. Their ``size`` is the
+        number of bytes that there are.
 
         A file that changes meanwhile is fetched again, ``ATTEMPTS`` times in all; then RemoteError
-        CHANGED.
+        CHANGED. With ``grows`` a file that is only appended to is what it was in the beginning.
+
+        Raises OSError, and writes nothing, where ``fileno`` is not open for writing, is open for
+        appending, or is of no regular file.
         """
-
-        def write(payload: memoryview, offset: int) -> None:
-            write_at(fileno, payload, offset)
-
-        for _ in range(ATTEMPTS):
-            before = self._settled_stat(export, path)
-            if before is None:
-                continue
-            os.ftruncate(fileno, before.size)
-            try:
-                self._transfer(export, path, before.size, write, progress)
-            except FileChanged:
-                continue
-            after = self.stat(export, path)
-            if after.same_file(before):
-                return after
-        raise changed()
+        sink = FileSink(fileno)
+        return self._take(export, path, sink, sink.write, progress, grows=grows)
 
     def stream(
         self,
@@ -348,126 +338,63 @@ class Client:
         write: Callable[[memoryview], object],
         *,
         progress: Progress | None = None,
+        grows: bool = True,
     ) -> Stat:
-        """Hand a file's bytes to ``write``, in their order; give its attributes.
+        """Hand a file's bytes to ``write``, in their order; return its attributes.
 
         ``write`` has to take all it is given, and may take as long as it likes (a pager's pipe).
-        What was written cannot be taken back: RemoteError CHANGED after the first change.
+        What was written cannot be taken back: RemoteError CHANGED after the first change. A file
+        that is only appended to is what it was in the beginning, unless ``grows`` is False.
         """
-        before = self._settled_stat(export, path)
-        if before is None:
-            raise changed()
-        try:
-            self._transfer(
-                export,
-                path,
-                before.size,
-                lambda payload, _offset: write(payload),
-                progress,
-                unhurried=True,
-            )
-        except FileChanged:
-            raise changed() from None
-        after = self.stat(export, path)
-        if not after.same_file(before):
-            raise changed()
-        return after
+        return self._take(
+            export, path, StreamSink(), lambda payload, _: write(payload), progress, grows=grows
+        )
 
-    def _settled_stat(self, export: str, path: RemotePath) -> Stat | None:
-        """Stat a file, once more a tick later where it is too young; None if it still is."""
-        for _ in range(2):
-            asked_ns = time.time_ns()
-            stat = self.stat(export, path)
-            if is_settled(stat, asked_ns, time.time_ns()):
-                return stat
-            time.sleep(TICK_SECONDS)
-        return None
-
-    def _transfer(
+    def _take(
         self,
         export: str,
         path: RemotePath,
-        size: int,
+        sink: Sink,
         write: Callable[[memoryview, int], object],
         progress: Progress | None,
         *,
-        unhurried: bool = False,
-    ) -> None:
-        """Hand each chunk to ``write``; if that is ``unhurried``, with nothing on its way.
+        grows: bool,
+    ) -> Stat:
+        options = Options(progress, grows, self._patience, time.monotonic)
+        return self._do(take(export, path, sink, options), write)
 
-        For the daemon drops a client that does not take what it asked for.
-        """
-        resumption = Resumption(self._patience)
-        while True:
-            transfer = None
-            try:
-                with self._places(export, path, size) as places:
-                    transfer = Transfer(export, path, size, places, resumption.begin)
-                    self._run(transfer, size, write, progress, unhurried=unhurried)
-            except NotTaken:
-                if not (self._goes_on() and resumption.after(transfer, time.monotonic())):
-                    raise
-            else:
-                return
-
-    @contextmanager
-    def _places(self, export: str, path: RemotePath, size: int) -> Iterator[Sequence[Place]]:
-        """Give room for chunks: memory that is lent to the daemon where that pays and it can."""
-        room = lent_size(size)
-        memory = self._lend(room, export, path) if room else None
-        if memory is None:
-            yield own_places(size)
-            return
-        with memory:
-            yield lent_places(memory.id, memoryview(memory.buffer))
-
-    def _lend(self, size: int, export: str, path: RemotePath) -> AttachedMemory | None:
-        """Lend memory to the daemon for a file; None where it or its backend has no room for it."""
-        try:
-            memory = self.attach(size=size)
-            try:
-                memory.load(export, path, 0, length=1)  # its backend's room shows with this
-            except BaseException:
-                with suppress(ConnectionLost):  # which has detached it
-                    memory.detach()
-                raise
-        except RemoteError as error:
-            if error.code not in NOT_LENT:
-                raise
-        except OSError:
-            pass  # no descriptor or memory left here
-        else:
-            return memory
-        return None
-
-    def _run(
-        self,
-        transfer: Transfer,
-        size: int,
-        write: Callable[[memoryview, int], object],
-        progress: Progress | None,
-        *,
-        unhurried: bool,
-    ) -> None:
-        in_flight: deque[tuple[Chunk, Ticket[int]]] = deque()
+    def _do(self, procedure: Procedure[T], write: Callable[[memoryview, int], object]) -> T:
+        """Take the steps of a procedure until it returns."""
+        resume: Callable[[Any], Step] = procedure.send
+        outcome: Any = None
         try:
             while True:
-                while (chunk := transfer.next_chunk()) is not None:
-                    in_flight.append((chunk, self.begin(chunk.call)))
-                if not in_flight:
-                    return
-                chunk, ticket = in_flight.popleft()
-                payload = transfer.arrived(chunk, self.finish(ticket))
-                if unhurried:
-                    for _, other in in_flight:
-                        self.finish(other)
-                write(payload, chunk.offset)
-                there = transfer.release(chunk)
-                if progress is not None:
-                    progress(there, size)
+                step = resume(outcome)
+                try:
+                    outcome = self._take_step(step, write)
+                    resume = procedure.send
+                except BaseException as error:
+                    outcome, resume = error, procedure.throw
+        except StopIteration as end:
+            result: T = end.value
+            return result
         finally:
-            for _, ticket in in_flight:
-                self.abandon(ticket)
+            del outcome  # which its own traceback refers to, where it is an error
+
+    def _take_step(self, step: Step, write: Callable[[memoryview, int], object]) -> Any:
+        match step:
+            case Ask(call):
+                return self.call(call)
+            case Begin(call):
+                return self.begin(call)
+            case Finish(ticket):
+                return self.finish(ticket)
+            case Abandon(ticket):
+                return self.abandon(ticket)
+            case Write(payload, offset):
+                return write(payload, offset)
+            case _:
+                return self._goes_on()
 
     # -- calls in flight ---------------------------------------------------------------------------
 

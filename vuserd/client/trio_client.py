@@ -1,11 +1,8 @@
 """The trio client: any number of tasks call over one connection."""
 
-import os
 import socket
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
 import trio
@@ -14,9 +11,10 @@ from vuserd.address import socket_candidates
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
 from vuserd.client.core import Ticket
-from vuserd.client.errors import CannotConnect, ConnectionLost, NotTaken, RemoteError
+from vuserd.client.errors import CannotConnect, NotTaken
 from vuserd.client.image import Image
 from vuserd.client.memory import SharedMemory, TrioAttachedMemory
+from vuserd.client.procedure import Abandon, Ask, Begin, Finish, Procedure, Step, Write
 from vuserd.client.reaching import (
     PATIENCE,
     Search,
@@ -37,25 +35,11 @@ from vuserd.client.records import (
     WalkPage,
     WalkProblem,
 )
+from vuserd.client.relisting import Relisting
+from vuserd.client.sinks import FileSink, StreamSink
 from vuserd.client.trace import PAGE_EVENTS, TraceEvent, TracePage
-from vuserd.client.transfer import (
-    ATTEMPTS,
-    NOT_LENT,
-    TICK_SECONDS,
-    Chunk,
-    FileChanged,
-    Place,
-    Progress,
-    Resumption,
-    Transfer,
-    changed,
-    is_settled,
-    lent_places,
-    lent_size,
-    own_places,
-    write_at,
-)
 from vuserd.client.trio_link import TrioLink
+from vuserd.client.wholefile import Options, Progress, Sink, take
 
 T = TypeVar("T")
 
@@ -137,17 +121,26 @@ class TrioClient:
     async def iterdir(
         self, export: str, path: RemotePath, *, attrs: bool = False
     ) -> AsyncIterator[Entry]:
-        """Give all entries of a directory, page by page, in the backend's order."""
-        ticket = self._begin(calls.readdir_raw(export, path, attrs=attrs, after=None))
+        """Give all entries of a directory, page by page, in the backend's order.
+
+        What is there all the time comes once, also where the daemon is restarted meanwhile.
+        """
+        listing = Relisting(export, path, attrs=attrs)
+        ticket = self._begin(listing.next_call())
         try:
             while True:
-                page = await self._finish(ticket)
-                if page.next is not None:  # the daemon reads on while these are taken
-                    call = calls.readdir_raw(export, path, attrs=attrs, after=page.next)
-                    ticket = self._begin(call)
-                for entry in page.decoded().entries:
+                try:
+                    page = await self._finish(ticket)
+                except NotTaken:
+                    if not (listing.begin_again() and self._goes_on()):
+                        raise
+                    ticket = self._begin(listing.next_call())
+                    continue
+                if listing.take(page):  # the daemon reads on while these are taken
+                    ticket = self._begin(listing.next_call())
+                for entry in listing.entries():
                     yield entry
-                if page.next is None:
+                if listing.finished:
                     return
         finally:
             ticket.core.abandon(ticket)
@@ -295,30 +288,24 @@ class TrioClient:
     # -- whole files -------------------------------------------------------------------------------
 
     async def download(
-        self, export: str, path: RemotePath, fileno: int, *, progress: Progress | None = None
+        self,
+        export: str,
+        path: RemotePath,
+        fileno: int,
+        *,
+        progress: Progress | None = None,
+        grows: bool = False,
     ) -> Stat:
-        """Write a file, whole, to the regular file open at ``fileno``; give its attributes.
+        """Write a file, whole, to the regular file open at ``fileno``; return its attributes.
 
-        A file that changes meanwhile is fetched again, ``ATTEMPTS`` times in all; then RemoteError
-        CHANGED.
+        As :meth:`vuserd.client.Client.download` does.
         """
+        sink = FileSink(fileno)
 
         async def write(payload: memoryview, offset: int) -> None:
-            await trio.to_thread.run_sync(write_at, fileno, payload, offset)
+            await trio.to_thread.run_sync(sink.write, payload, offset)
 
-        for _ in range(ATTEMPTS):
-            before = await self._settled_stat(export, path)
-            if before is None:
-                continue
-            os.ftruncate(fileno, before.size)
-            try:
-                await self._transfer(export, path, before.size, write, progress)
-            except FileChanged:
-                continue
-            after = await self.stat(export, path)
-            if after.same_file(before):
-                return after
-        raise changed()
+        return await self._take(export, path, sink, write, progress, grows=grows)
 
     async def stream(
         self,
@@ -327,128 +314,67 @@ class TrioClient:
         write: Callable[[memoryview], Awaitable[object]],
         *,
         progress: Progress | None = None,
+        grows: bool = True,
     ) -> Stat:
-        """Hand a file's bytes to ``write``, in their order; give its attributes.
+        """Hand a file's bytes to ``write``, in their order; return its attributes.
 
-        ``write`` has to take all it is given, and may take as long as it likes (a pager's pipe).
-        What was written cannot be taken back: RemoteError CHANGED after the first change.
+        As :meth:`vuserd.client.Client.stream` does.
         """
-        before = await self._settled_stat(export, path)
-        if before is None:
-            raise changed()
-        try:
-            await self._transfer(
-                export,
-                path,
-                before.size,
-                lambda payload, _offset: write(payload),
-                progress,
-                unhurried=True,
-            )
-        except FileChanged:
-            raise changed() from None
-        after = await self.stat(export, path)
-        if not after.same_file(before):
-            raise changed()
-        return after
+        return await self._take(
+            export, path, StreamSink(), lambda payload, _: write(payload), progress, grows=grows
+        )
 
-    async def _settled_stat(self, export: str, path: RemotePath) -> Stat | None:
-        """Stat a file, once more a tick later where it is too young; None if it still is."""
-        for _ in range(2):
-            asked_ns = time.time_ns()
-            stat = await self.stat(export, path)
-            if is_settled(stat, asked_ns, time.time_ns()):
-                return stat
-            await trio.sleep(TICK_SECONDS)
-        return None
-
-    async def _transfer(
+    async def _take(
         self,
         export: str,
         path: RemotePath,
-        size: int,
+        sink: Sink,
         write: Callable[[memoryview, int], Awaitable[object]],
         progress: Progress | None,
         *,
-        unhurried: bool = False,
-    ) -> None:
-        """Hand each chunk to ``write``; if that is ``unhurried``, with nothing on its way.
+        grows: bool,
+    ) -> Stat:
+        options = Options(progress, grows, self._patience, trio.current_time)
+        return await self._do(take(export, path, sink, options), write)
 
-        For the daemon drops a client that does not take what it asked for.
-        """
-        resumption = Resumption(self._patience)
-        while True:
-            transfer = None
-            try:
-                async with self._places(export, path, size) as places:
-                    transfer = Transfer(export, path, size, places, resumption.begin)
-                    await self._run(transfer, size, write, progress, unhurried=unhurried)
-            except NotTaken:
-                if not (self._goes_on() and resumption.after(transfer, trio.current_time())):
-                    raise
-            else:
-                return
-
-    @asynccontextmanager
-    async def _places(
-        self, export: str, path: RemotePath, size: int
-    ) -> AsyncIterator[Sequence[Place]]:
-        """Give room for chunks: memory that is lent to the daemon where that pays and it can."""
-        room = lent_size(size)
-        memory = await self._lend(room, export, path) if room else None
-        if memory is None:
-            yield own_places(size)
-            return
-        async with memory:
-            yield lent_places(memory.id, memoryview(memory.buffer))
-
-    async def _lend(self, size: int, export: str, path: RemotePath) -> TrioAttachedMemory | None:
-        """Lend memory to the daemon for a file; None where it or its backend has no room for it."""
-        try:
-            memory = await self.attach(size=size)
-            try:
-                await memory.load(export, path, 0, length=1)  # its backend's room shows with this
-            except BaseException:
-                with suppress(ConnectionLost):  # which has detached it
-                    await memory.detach()
-                raise
-        except RemoteError as error:
-            if error.code not in NOT_LENT:
-                raise
-        except OSError:
-            pass  # no descriptor or memory left here
-        else:
-            return memory
-        return None
-
-    async def _run(
-        self,
-        transfer: Transfer,
-        size: int,
-        write: Callable[[memoryview, int], Awaitable[object]],
-        progress: Progress | None,
-        *,
-        unhurried: bool,
-    ) -> None:
-        in_flight: deque[tuple[Chunk, Ticket[int]]] = deque()
+    async def _do(
+        self, procedure: Procedure[T], write: Callable[[memoryview, int], Awaitable[object]]
+    ) -> T:
+        """Take the steps of a procedure until it returns."""
+        resume: Callable[[Any], Step] = procedure.send
+        outcome: Any = None
         try:
             while True:
-                while (chunk := transfer.next_chunk()) is not None:
-                    in_flight.append((chunk, self._begin(chunk.call)))
-                if not in_flight:
-                    return
-                chunk, ticket = in_flight.popleft()
-                payload = transfer.arrived(chunk, await self._finish(ticket))
-                if unhurried:
-                    for _, other in in_flight:
-                        await self._finish(other)
-                await write(payload, chunk.offset)
-                there = transfer.release(chunk)
-                if progress is not None:
-                    progress(there, size)
+                step = resume(outcome)
+                try:
+                    outcome = await self._take_step(step, write)
+                    resume = procedure.send
+                except BaseException as error:
+                    outcome, resume = error, procedure.throw
+        except StopIteration as end:
+            result: T = end.value
+            return result
         finally:
-            for _, ticket in in_flight:
+            del outcome  # which its own traceback refers to, where it is an error
+
+    async def _take_step(
+        self, step: Step, write: Callable[[memoryview, int], Awaitable[object]]
+    ) -> Any:
+        match step:
+            case Ask(call):
+                return await self.call(call)
+            case Begin(call):
+                return self._begin(call)
+            case Finish(ticket):
+                return await self._finish(ticket)
+            case Abandon(ticket):
                 ticket.core.abandon(ticket)
+                self._link.send()  # what undoes its result, where that was there
+                return None
+            case Write(payload, offset):
+                return await write(payload, offset)
+            case _:
+                return self._goes_on()
 
     # -- calls in flight ---------------------------------------------------------------------------
 

@@ -92,6 +92,7 @@ class Assembly:
                 values,
                 "socket",
                 "idle_nodes",
+                "idle_time",
                 "restarts",
                 directory="path",
                 program="backend",

@@ -31,6 +31,8 @@ class ExportConfig:
     session: SessionOptions = field(default_factory=SessionOptions)
     #: Nodes that nobody uses and that stay known.
     idle_nodes: int = 4096
+    #: Seconds for which they do, and with them images and directories that a listing may go on in.
+    idle_time: float = 5.0
     #: Starts of a backend that may fail in a row before it has failed.
     restarts: int = 8
     #: Seconds before the second try in a row, doubled with each more, and the longest of them.
@@ -83,6 +85,8 @@ class ClientLimits(NamedTuple):
     memories: int = 8  #: attached
     memory: int = 16 << 30  #: bytes of them
     walks: int = 4  #: begun and not finished
+    listings: int = 256  #: of directories, likewise
+    files: int = 64  #: open
     frame: int = 1 << 20  #: bytes of one request
     depth: int = 16  #: nesting of one request
     stall: float = 30.0  #: seconds without progress before a client that does not read is dropped

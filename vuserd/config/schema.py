@@ -31,6 +31,11 @@ _SESSION: Final[Mapping[str, Key]] = {
     "idle_nodes": Key(
         values.integer(0, 1 << 24), "4096", "nodes that nobody uses and that stay known"
     ),
+    "idle_time": Key(
+        values.seconds(0),
+        "5.0",
+        "how long those do, and images and listings with them, after the last call that used them",
+    ),
 }
 
 #: What only a backend that the daemon starts itself has.
@@ -99,6 +104,12 @@ _LIMITS: Final[Mapping[str, Key]] = {
     "memory": Key(values.size(0), '"16G"', "bytes of all of those together"),
     "walks": Key(
         values.integer(1, 1 << 16), "4", "walks that a connection may have begun and not finished"
+    ),
+    "listings": Key(
+        values.integer(1, 1 << 16), "256", "listings that a connection may have begun, likewise"
+    ),
+    "files": Key(
+        values.integer(1, 1 << 16), "64", "files that a connection may have open between calls"
     ),
     "frame": Key(values.size(4096), '"1M"', "bytes of one request"),
     "depth": Key(values.integer(4, 64), "16", "nesting of the values of one request"),

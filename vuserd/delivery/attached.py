@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import os
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -11,7 +12,7 @@ import trio
 from memory.foreign import ForeignRegion, UnfitMemoryError
 from memory.guest import GuestRegion
 from protocol.fuse import PAGE_SIZE
-from vuserd.delivery.whole import deliver_whole
+from vuserd.delivery.whole import Delivery, deliver_whole
 from vuserd.device.payloads import given_back
 from vuserd.device.session import Session
 from vuserd.errors import BackendError, CallError, ErrorCode
@@ -148,20 +149,46 @@ class AttachedMemory:
             FileError: what the file system says.
 
         """
+        self._begin_load()
+        try:
+            way = Delivery(
+                functools.partial(
+                    self._load_version, address=address, offset=offset, length=length
+                ),
+                functools.partial(self._agrees, address=address, offset=offset),
+                lambda _: None,
+            )
+            return await deliver_whole(filesystem, path, way)
+        finally:
+            self._end_load()
+
+    async def load_open(self, file: OpenFile, address: int, offset: int, length: int | None) -> int:
+        """Do the same as :meth:`load` with an open file, of whatever version.
+
+        Raises:
+            As that, but for CHANGED.
+
+        """
+        self._begin_load()
+        try:
+            loaded = await self._load_by_size(file, address, offset, length)
+            if loaded is not None:
+                return loaded
+            return await self._load_to_the_end(file, address, offset, length)
+        finally:
+            self._end_load()
+
+    def _begin_load(self) -> None:
         if self._detached:
             raise CallError(
                 ErrorCode.BAD_REQUEST, "there is no attached memory any more: it was detached"
             )
         self._loads += 1
-        try:
-            deliver = functools.partial(
-                self._load_version, address=address, offset=offset, length=length
-            )
-            return await deliver_whole(filesystem, path, deliver, lambda _: None)
-        finally:
-            self._loads -= 1
-            if not self._loads:
-                self._loads_ended.unpark_all()
+
+    def _end_load(self) -> None:
+        self._loads -= 1
+        if not self._loads:
+            self._loads_ended.unpark_all()
 
     async def detach(self) -> None:
         """Wait for loads in progress, take the memory from every backend, and close it.
@@ -195,8 +222,29 @@ class AttachedMemory:
     async def _load_version(
         self, file: OpenFile, address: int, offset: int, length: int | None
     ) -> int:
+        """Load a file that is looked at afterwards: where it has changed by now, nothing."""
+        loaded = await self._load_by_size(file, address, offset, length)
+        if loaded is not None or not await file.unchanged():
+            return loaded or 0
+        return await self._load_to_the_end(file, address, offset, length)
+
+    async def _agrees(self, file: OpenFile, loaded: int, address: int, offset: int) -> bool:
+        """Read the file once more; tell whether that is what stands in the memory."""
+        with given_back(await file.session.payloads.take(1)) as buffers:
+            for begin in range(0, loaded, file.max_read):
+                size = min(file.max_read, loaded - begin)
+                got = await file.read_on_into(buffers[0], offset + begin, size)
+                there = os.pread(self.region.fileno(), size, address + begin)
+                if bytes(buffers[0].view[:got]) != there:
+                    return False
+        return True
+
+    async def _load_by_size(
+        self, file: OpenFile, address: int, offset: int, length: int | None
+    ) -> int | None:
+        """Load what there is by the file's size; None where that proves to be untrue."""
         if not file.size:
-            return await self._load_to_the_end(file, address, offset, length)
+            return None
         there = max(file.size - offset, 0)
         wanted = there if length is None else min(length, there)
         room = self.region.size - address
@@ -208,29 +256,38 @@ class AttachedMemory:
                 room=max(room, 0),
             )
         if not wanted:
-            return 0
+            return 0 if length == 0 else None
         placed = await self._place(file.session)
         await self._wait_for_late_reads(address, address + wanted)
         part = file.max_read
         parts = iter(range(0, wanted, part))
-        ends = [wanted]
+        is_true = True
 
         async def load_parts(at: Iterator[int]) -> None:
+            nonlocal is_true
             for begin in at:
                 size = min(part, wanted - begin)
                 with placed.window(address + begin, size) as window:
                     got = await file.read_into(window, offset + begin, size)
                 if got < size:
-                    ends.append(begin + got)
+                    is_true = False
+
+        async def look_behind() -> None:
+            nonlocal is_true
+            if await _goes_on(file, offset + wanted):
+                is_true = False
 
         count = min(_WINDOW, -(-wanted // part))
-        await gather([functools.partial(load_parts, parts)] * count)
-        return min(ends)
+        jobs: list[Callable[[], Awaitable[None]]] = [functools.partial(load_parts, parts)] * count
+        if wanted == there and wanted != length:
+            jobs.append(look_behind)
+        await gather(jobs)
+        return wanted if is_true else None
 
     async def _load_to_the_end(
         self, file: OpenFile, address: int, offset: int, length: int | None
     ) -> int:
-        """Load a file whose size of 0 may be untrue, one READ after the other."""
+        """Load a file whose size is not known, one READ after the other."""
         room = max(self.region.size - address, 0)
         wanted = room if length is None else min(length, room)
         if length == 0 or not await _goes_on(file, offset):

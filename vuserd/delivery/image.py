@@ -10,10 +10,13 @@ from typing import Final
 import trio
 
 from memory.arena import Buffer
+from protocol.fuse import PAGE_SIZE
 from vuserd.delivery.headroom import HEADROOM
+from vuserd.delivery.whole import Delivery
 from vuserd.device.payloads import given_back
 from vuserd.errors import FileError, os_reason
-from vuserd.fs.openfile import OpenFile
+from vuserd.fs.nodes import Node
+from vuserd.fs.openfile import Extent, OpenFile
 from vuserd.fs.version import Version
 from vuserd.gather import gather
 
@@ -23,7 +26,9 @@ _WINDOW: Final = 4
 #: Bytes that are allocated at once.
 _STEP: Final = 16 << 20
 #: Bytes of a file whose size is not known: far more than those of procfs have.
-_MOST_UNKNOWN: Final = 64 << 20
+_MOST_UNKNOWN: Final = 1 << 30
+#: Extents that are asked for at once.
+_EXTENTS: Final = 64
 
 
 class SealedImage:
@@ -33,8 +38,14 @@ class SealedImage:
     closes it. Each client is given a descriptor of its own by :meth:`reopen`.
     """
 
-    def __init__(self, descriptor: int, size: int, version: Version) -> None:
+    def __init__(
+        self, descriptor: int, size: int, version: Version, node: Node | None = None
+    ) -> None:
         self.size = size
+        #: The file's, where the image is good for all who find it in this version; else None.
+        self.node = node
+        #: Bytes of memory that it takes: holes take none.
+        self.cost = os.fstat(descriptor).st_blocks * 512
         self.version = version
         self._descriptor = descriptor
         self._holders = 1
@@ -50,13 +61,17 @@ class SealedImage:
         if self._holders == 0:
             os.close(self._descriptor)
 
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes of it; fewer at its end."""
+        return os.pread(self._descriptor, length, offset)
+
     def reopen(self) -> int:
         """Open the memfd anew, read-only: its file offset is the receiver's alone."""
         return os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
 
 
-async def make_image(file: OpenFile) -> SealedImage:
-    """Copy a whole file into a new sealed memfd.
+def image_delivery() -> Delivery[SealedImage]:
+    """Return the way to deliver a whole file in a new sealed memfd.
 
     Pages are allocated before they are written, so a full machine is an error and no signal.
 
@@ -65,16 +80,20 @@ async def make_image(file: OpenFile) -> SealedImage:
             does not end, or what the backend says.
 
     """
+    return Delivery(make_image, _agrees, SealedImage.give_back)
+
+
+async def make_image(file: OpenFile) -> SealedImage:
+    """Copy a whole file into a new sealed memfd: see :func:`image_delivery`."""
     descriptor = -1
     try:
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         descriptor = os.memfd_create("vuserd-image", flags)
-        await _allocate(descriptor, file.size)
         size = await _fill(file, descriptor)
-        if size != file.size:
-            os.ftruncate(descriptor, size)
+        os.ftruncate(descriptor, size)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
-        image = SealedImage(descriptor, size, file.version)
+        node = file.node if file.settled else None
+        image = SealedImage(descriptor, size, file.version, node)
         descriptor = -1
         return image
     except OSError as error:
@@ -85,37 +104,76 @@ async def make_image(file: OpenFile) -> SealedImage:
             os.close(descriptor)
 
 
-async def _allocate(descriptor: int, size: int) -> None:
-    """Allocate the pages, some at a time: others are served meanwhile, and allocate theirs."""
-    for offset in range(0, size, _STEP):
-        _require_memory(size - offset)
-        os.posix_fallocate(descriptor, offset, min(_STEP, size - offset))
-        await trio.lowlevel.checkpoint()
-
-
 async def _fill(file: OpenFile, descriptor: int) -> int:
     """Read the file into the memfd; return where it ended."""
     if not file.size:
         return await _fill_to_the_end(file, descriptor)
-    parts = iter(range(0, file.size, file.max_read))
-    count = min(_WINDOW, -(-file.size // file.max_read))
-    ends = [file.size]
+    position: int | None = 0
+    while position is not None:
+        extents, position = await file.extents(position, _EXTENTS)
+        for extent in extents:
+            if not await _fill_extent(file, descriptor, extent):
+                return await _fill_untrue(file, descriptor)
+    if await _goes_on(file):
+        return await _fill_untrue(file, descriptor)
+    return file.size
+
+
+async def _fill_untrue(file: OpenFile, descriptor: int) -> int:
+    """Read a file that ends elsewhere than its size says, unless that is because it changed."""
+    os.ftruncate(descriptor, 0)
+    return await _fill_to_the_end(file, descriptor) if await file.unchanged() else 0
+
+
+async def _fill_extent(file: OpenFile, descriptor: int, extent: Extent) -> bool:
+    """Read a part of the file into the memfd; False where it ends before the part does."""
+    end = extent.offset + extent.length
+    parts = iter(range(extent.offset, end, file.max_read))
+    count = min(_WINDOW, -(-extent.length // file.max_read))
+    room = _Room(descriptor, extent)
+    is_there = True
 
     async def copy_parts(buffer: Buffer, offsets: Iterator[int]) -> None:
+        nonlocal is_there
         for offset in offsets:
-            length = min(file.max_read, file.size - offset)
+            length = min(file.max_read, end - offset)
             got = await file.read_into(buffer, offset, length)
-            _write(descriptor, buffer.view[:got], offset)
             if got < length:
-                ends.append(offset + got)
+                is_there = False
+            if not is_there:
+                return
+            room.allocate(offset + length)
+            _write(descriptor, buffer.view[:got], offset)
 
     with given_back(await file.session.payloads.take(count)) as buffers:
         await gather([functools.partial(copy_parts, buffer, parts) for buffer in buffers])
-    return min(ends)
+    return is_there
+
+
+class _Room:
+    """Allocates an extent's pages, some at a time: others are served meanwhile, and have theirs."""
+
+    def __init__(self, descriptor: int, extent: Extent) -> None:
+        self._descriptor = descriptor
+        self._allocated, self._end = extent.offset, extent.offset + extent.length
+
+    def allocate(self, end: int) -> None:
+        """See to it that there are pages up to ``end``."""
+        while self._allocated < end:
+            _require_memory(self._end - self._allocated)
+            step = min(_STEP, self._end - self._allocated)
+            os.posix_fallocate(self._descriptor, self._allocated, step)
+            self._allocated += step
+
+
+async def _goes_on(file: OpenFile) -> bool:
+    """Tell whether there is something behind the size that the file's attributes have."""
+    with given_back(await file.session.payloads.take(1)) as buffers:
+        return await file.read_into(buffers[0], file.size, PAGE_SIZE) > 0
 
 
 async def _fill_to_the_end(file: OpenFile, descriptor: int) -> int:
-    """Read a file whose size of 0 may be untrue.
+    """Read a file whose size is not known.
 
     Raises:
         FileError: EFBIG: it does not end.
@@ -132,6 +190,20 @@ async def _fill_to_the_end(file: OpenFile, descriptor: int) -> int:
             end += got
             if got < file.max_read:
                 return end
+            await trio.lowlevel.checkpoint()
+
+
+async def _agrees(file: OpenFile, image: SealedImage) -> bool:
+    """Read the file once more; tell whether its image is the same."""
+    offset = 0
+    with given_back(await file.session.payloads.take(1)) as buffers:
+        while True:
+            got = await file.read_on_into(buffers[0], offset, file.max_read)
+            if bytes(buffers[0].view[:got]) != image.read(offset, file.max_read):
+                return False
+            if got < file.max_read:
+                return True
+            offset += got
             await trio.lowlevel.checkpoint()
 
 

@@ -1,23 +1,28 @@
-"""The images of all exports: kept while there is room, made once however many ask at once."""
+"""The images of all exports: kept while there is room, made once however many ask at once.
+
+An image is kept with the node of its file: so it serves those alone who ask for that file, through
+the same session, and ends when nobody has asked for a while.
+"""
 
 from collections import OrderedDict
-from collections.abc import Awaitable
 from typing import NamedTuple
 
 import trio
 
-from vuserd.delivery.image import SealedImage, make_image
+from vuserd.delivery.headroom import HEADROOM
+from vuserd.delivery.image import SealedImage, image_delivery
 from vuserd.delivery.whole import deliver_whole
 from vuserd.errors import CallError, ErrorCode, VuserdError
 from vuserd.fs.export import Export
 from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.nodes import Node
 from vuserd.fs.version import Version
 
 
 class ImageKey(NamedTuple):
     """What an image is an image of."""
 
-    source: str
+    node: Node
     version: Version
 
 
@@ -55,8 +60,9 @@ class ImageStore:
         self._budget = budget
         self._most = most
         self._nursery = nursery
-        self._kept: OrderedDict[ImageKey, SealedImage] = OrderedDict()
+        self._kept: OrderedDict[Node, SealedImage] = OrderedDict()
         self._making: dict[ImageKey, _Making] = {}
+        HEADROOM.give_back = self._give_back
         self.bytes = 0
         self.hits = 0
         self.misses = 0
@@ -72,30 +78,41 @@ class ImageStore:
             CallError: CHANGED when the file went on changing.
 
         """
-        version = await export.call(lambda files: files.version(path))
-        key = ImageKey(export.config.source, version)
-        kept = self._kept.get(key)
-        if kept is not None:
-            self._kept.move_to_end(key)
-            self.hits += 1
-            return Fetched(kept.hold(), cached=True)
-        making = self._making.get(key)
-        if making is None:
-            self.misses += 1
-            making = self._making[key] = _Making(key)
-            self._nursery.start_soon(self._make, making, export, path)
+        making = await export.call(lambda files: self._find(export, files, path))
+        if isinstance(making, Fetched):
+            return making
         return Fetched(await self._wait_for(making), cached=False)
+
+    async def _find(self, export: Export, files: FileSystem, path: bytes) -> "Fetched | _Making":
+        """Return the image of what is at ``path`` now; or how it is made, which is begun."""
+        async with files.looked_up(path) as (node, version, settled):
+            key = ImageKey(node, version)
+            kept = self._kept.get(node)
+            if kept is not None and kept.version == version:
+                self._kept.move_to_end(node)
+                self.hits += 1
+                return Fetched(kept.hold(), cached=True)
+            # What others began to read of a version that may change unseen is no use to this one.
+            making = self._making.get(key) if settled else None
+            if making is None:
+                self.misses += 1
+                making = _Making(key)
+                if settled:
+                    self._making[key] = making
+                self._nursery.start_soon(self._make, making, export, path)
+            return making
 
     def resize(self, budget: int) -> None:
         """Keep up to ``budget`` bytes from here on."""
         self._budget = budget
         while self.bytes > self._budget:
-            self._drop_oldest()
+            self._drop(next(iter(self._kept)))
 
     def close(self) -> None:
         """Let go of all images."""
+        HEADROOM.give_back = lambda _: None
         while self._kept:
-            self._drop_oldest()
+            self._drop(next(iter(self._kept)))
 
     async def _wait_for(self, making: _Making) -> SealedImage:
         making.waiting += 1
@@ -116,12 +133,11 @@ class ImageStore:
         return making.image
 
     async def _make(self, making: _Making, export: Export, path: bytes) -> None:
-        def deliver(files: FileSystem) -> Awaitable[SealedImage]:
-            return deliver_whole(files, path, make_image, SealedImage.give_back)
-
         try:
             with making.scope:
-                making.image = await export.call(deliver)
+                making.image = await export.call(
+                    lambda files: deliver_whole(files, path, image_delivery())
+                )
         except VuserdError as error:
             # Without what the traceback refers to: the buffers of a backend that is lost by now.
             making.error = error.with_traceback(None)
@@ -130,7 +146,8 @@ class ImageStore:
             if making.image is not None:
                 for _ in range(making.waiting):
                     making.image.hold()
-                self._keep(ImageKey(making.key.source, making.image.version), making.image)
+                self._keep(making.image)
+                making.image.give_back()
             making.done.set()
 
     def _forget(self, making: _Making) -> None:
@@ -138,17 +155,29 @@ class ImageStore:
         if self._making.get(making.key) is making:
             del self._making[making.key]
 
-    def _keep(self, key: ImageKey, image: SealedImage) -> None:
-        """Take over the maker's holding: keep the image, or let it go."""
-        if not self._budget or image.size > self._budget or key in self._kept:
-            image.give_back()
+    def _keep(self, image: SealedImage) -> None:
+        """Keep an image as long as its file's node is known, unless there is no room for it."""
+        node = image.node
+        if node is None or not node.lookups or not self._budget or image.cost > self._budget:
             return
-        self._kept[key] = image
-        self.bytes += image.size
+        self._drop(node)
+        self._kept[node] = image.hold()
+        node.on_drop = self._drop
+        self.bytes += image.cost
         while self.bytes > self._budget or len(self._kept) > self._most:
-            self._drop_oldest()
+            self._drop(next(iter(self._kept)))
+        self._give_back(HEADROOM.bytes_to_give_back())
 
-    def _drop_oldest(self) -> None:
-        _, image = self._kept.popitem(last=False)
-        self.bytes -= image.size
-        image.give_back()
+    def _give_back(self, size: int) -> None:
+        """Let images go that take so many bytes, as far as there are any, the oldest first."""
+        enough = self.bytes - size
+        while self._kept and self.bytes > enough:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, node: Node) -> None:
+        """Let go of the image that is kept with a node, if there is one."""
+        image = self._kept.pop(node, None)
+        if image is not None:
+            node.on_drop = None
+            self.bytes -= image.cost
+            image.give_back()

@@ -1,7 +1,9 @@
 """Bytes of a file inline in a reply: sent from the buffers that the backend wrote them to."""
 
+import functools
+
 from memory.arena import Buffer
-from vuserd.delivery.whole import deliver_whole
+from vuserd.delivery.whole import Delivery, deliver_whole
 from vuserd.device.payloads import given_back
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.openfile import OpenFile
@@ -35,49 +37,62 @@ async def read_inline(filesystem: FileSystem, path: bytes, offset: int, length: 
 
     """
 
-    async def deliver(file: OpenFile) -> FileContent:
-        return await _read_parts(file, offset, length)
+    async def agrees(file: OpenFile, content: FileContent) -> bool:
+        again = await read_open(file, offset, length)
+        try:
+            # Copies, which the comparison of memoryviews would take longer than.
+            return b"".join(content.views()) == b"".join(again.views())
+        finally:
+            again.give_back()
 
-    return await deliver_whole(filesystem, path, deliver, FileContent.give_back)
+    deliver = functools.partial(read_open, offset=offset, length=length)
+    return await deliver_whole(filesystem, path, Delivery(deliver, agrees, FileContent.give_back))
 
 
-async def _read_parts(file: OpenFile, offset: int, length: int) -> FileContent:
-    """Read as many parts at once as it takes, each into a buffer of its own."""
-    part = file.max_read
-    # A size of 0 can be untrue: READs tell.
-    wanted = min(length, max(file.size - offset, 0)) if file.size else length
-    if wanted == 0:
+async def read_open(file: OpenFile, offset: int, length: int) -> FileContent:
+    """Read ``length`` bytes of an open file, of whatever version; fewer only where it ends.
+
+    Its size is believed where READs agree with it.
+    """
+    if not length:
         return FileContent([], [])
-    # Asking beyond the end, where the caller does, lets a short answer show that it is there.
+    content = await _read_parts(file, offset, length) if file.size else None
+    return content or await _read_to_the_end(file, offset, length)
+
+
+async def _read_parts(file: OpenFile, offset: int, length: int) -> FileContent | None:
+    """Read as many parts at once as it takes; None where the size proves to be untrue."""
+    part = file.max_read
+    there = max(file.size - offset, 0)
+    # A byte more than there is, where the caller wants it: so a short answer shows the end.
+    wanted = min(length, there + 1)
+    # ... and no less than a whole part, for which nothing has to be copied.
     sizes = [min(part, length - at) for at in range(0, wanted, part)]
     with given_back(await file.session.payloads.take(len(sizes))) as buffers:
-        if not file.size:
-            return await _read_to_the_end(file, offset, buffers, sizes)
         lengths = await file.read_all_into(
             [
                 (buffer, offset + index * part, size)
                 for index, (buffer, size) in enumerate(zip(buffers, sizes, strict=True))
             ]
         )
-        # After a short READ the file ends, whatever a later one found.
-        for index, (got, size) in enumerate(zip(lengths, sizes, strict=True)):
-            if got < size:
-                lengths[index + 1 :] = [0] * (len(lengths) - index - 1)
-                break
+        if sum(lengths) != min(length, there):
+            return None
         content = FileContent(buffers[:], lengths)
         buffers.clear()
         return content
 
 
-async def _read_to_the_end(
-    file: OpenFile, offset: int, buffers: list[Buffer], sizes: list[int]
-) -> FileContent:
-    """Read a file whose size is not known; take those of the buffers that it needs."""
+async def _read_to_the_end(file: OpenFile, offset: int, length: int) -> FileContent:
+    """Read one part after the other until one brings nothing: that is the end."""
+    part = file.max_read
+    sizes = [min(part, length - at) for at in range(0, length, part)]
     lengths: list[int] = []
-    for buffer, size in zip(buffers, sizes, strict=True):
-        lengths.append(await file.read_on_into(buffer, offset + sum(lengths), size))
-        if lengths[-1] < size:
-            break
-    content = FileContent(buffers[: len(lengths)], lengths)
-    del buffers[: len(lengths)]
-    return content
+    # All at once, though few may do: whoever waits for more with some in hand blocks others.
+    with given_back(await file.session.payloads.take(len(sizes))) as buffers:
+        for buffer, size in zip(buffers, sizes, strict=True):
+            lengths.append(await file.read_on_into(buffer, offset + sum(lengths), size))
+            if lengths[-1] < size:
+                break
+        content = FileContent(buffers[: len(lengths)], lengths)
+        del buffers[: len(lengths)]
+        return content

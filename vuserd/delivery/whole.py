@@ -1,7 +1,7 @@
 """Deliver one version of a file: again when it changed meanwhile, and not for ever."""
 
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from vuserd.errors import CallError, ErrorCode
 from vuserd.fs.filesystem import FileSystem
@@ -13,19 +13,25 @@ ATTEMPTS: Final = 3
 Delivered = TypeVar("Delivered")
 
 
-async def deliver_whole(
-    filesystem: FileSystem,
-    path: bytes,
-    deliver: Callable[[OpenFile], Awaitable[Delivered]],
-    discard: Callable[[Delivered], None],
-) -> Delivered:
+class Delivery(NamedTuple, Generic[Delivered]):
+    """A way to deliver a file, or a part of it."""
+
+    #: Reads what is wanted.
+    deliver: Callable[[OpenFile], Awaitable[Delivered]]
+    #: Reads it once more; tells whether that is the same. For a file that may change without a
+    #: trace: two readings that agree are of one version.
+    agrees: Callable[[OpenFile, Delivered], Awaitable[bool]]
+    #: Gives back what was delivered of a file that changed.
+    discard: Callable[[Delivered], None]
+
+
+async def deliver_whole(filesystem: FileSystem, path: bytes, way: Delivery[Delivered]) -> Delivered:
     """Open ``path``, deliver from it, and look whether it changed since it was opened.
 
     Args:
         filesystem: where the file is.
         path: a regular file.
-        deliver: reads what is wanted.
-        discard: gives back what was delivered of a file that changed.
+        way: how it is delivered.
 
     Raises:
         CallError: CHANGED, when it changed in every attempt.
@@ -33,13 +39,15 @@ async def deliver_whole(
     """
     for _ in range(ATTEMPTS):
         async with filesystem.opened(path) as file:
-            delivered = await deliver(file)
+            delivered = await way.deliver(file)
             try:
-                unchanged = await file.unchanged()
+                is_whole = await file.unchanged() and (
+                    file.settled or await way.agrees(file, delivered)
+                )
             except BaseException:
-                discard(delivered)
+                way.discard(delivered)
                 raise
-        if unchanged:
+        if is_whole:
             return delivered
-        discard(delivered)
+        way.discard(delivered)
     raise CallError(ErrorCode.CHANGED, f"the file changed in each of {ATTEMPTS} attempts")

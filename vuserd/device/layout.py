@@ -16,8 +16,9 @@ RING_SIZES: Final = {HIPRIO_QUEUE: 128, REQUEST_QUEUE: 1024}
 #: The longest chain: request, out-header, payload.
 CHAIN_LENGTH: Final = 3
 
-#: A message buffer: a request, then room for its reply. READLINK's is the longest that is fixed.
-MESSAGE_SIZE: Final = 8192
+#: A message buffer: a request, then room for its reply. LOOKUP of the longest name is the longest
+#: request, and READLINK's the longest reply that is fixed.
+MESSAGE_SIZE: Final = 12288
 REPLY_ROOM: Final = OUT_HEADER_SIZE + PAGE_SIZE
 REQUEST_ROOM: Final = MESSAGE_SIZE - REPLY_ROOM
 

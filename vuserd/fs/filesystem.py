@@ -1,54 +1,103 @@
-"""What can be asked of an export's file system: stat, readlink, statfs, readdir, open."""
+"""What can be asked of an export's file system: stat, readlink, statfs, listings, open."""
 
 import errno
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
 from protocol import fuse
-from protocol.dirent import DirectoryEntry
 from protocol.fuse import Attributes, FileSystemStatistics
 from vuserd.device.layout import REQUEST_ROOM
 from vuserd.device.session import Session
-from vuserd.errors import CallError, ErrorCode, FileError
+from vuserd.errors import FileError
 from vuserd.fs.filetype import describe_type
+from vuserd.fs.idle import IdleSet
+from vuserd.fs.kept import Kept
 from vuserd.fs.nodes import Hold, Node, NodeTable
 from vuserd.fs.openfile import OpenFile
 from vuserd.fs.operations import NodeOperations
-from vuserd.fs.version import Version, time_to_settle
+from vuserd.fs.version import TICK, Version, time_to_settle
 
 #: How often a file that has just changed is looked at again, a tick later.
 _SETTLING: Final = 3
-
-
-class DirectoryPage(NamedTuple):
-    """Some entries of a directory, and where it goes on: None at its end."""
-
-    entries: list[DirectoryEntry]
-    next: int | None
-    ino: int  #: the directory's own
+#: Seconds that are waited for a version to settle. Where timestamps are coarser than that, whoever
+#: reads compares instead.
+_MOST_SETTLING: Final = 2 * TICK
+#: The largest file that Linux knows.
+_MOST_BYTES: Final = (1 << 63) - 1
+#: Seconds for which a file stays open for a client that does nothing with it.
+_OPEN_TIME: Final = 60.0
+#: Seconds between two looks at what is idle, at least.
+_LEAST_PAUSE: Final = 0.5
 
 
 class FileSystem:
-    """The files behind one session; a new session needs a new one."""
+    """The files behind one session; a new session needs a new one.
 
-    def __init__(self, session: Session, idle_nodes: int) -> None:
+    Args:
+        session: what they are asked of.
+        idle_nodes: how many nodes that nobody uses stay known.
+        idle_time: for how many seconds those do, and directories that a listing may go on in.
+
+    """
+
+    def __init__(self, session: Session, idle_nodes: int, idle_time: float = 5.0) -> None:
         self._session = session
         self._channel = session.channel
         capacity = fuse.batch_forget_capacity(REQUEST_ROOM)
-        self.nodes = NodeTable(idle_nodes, session.channel.post, capacity)
+        self.nodes = NodeTable(idle_nodes, idle_time, session.channel.post, capacity)
         self.operations = NodeOperations(session, self.nodes)
+        #: What clients have open between two calls: files, and listings that go on.
+        self.open_files: IdleSet[Kept] = IdleSet(_OPEN_TIME, Kept.lapse)
+        self.open_listings: IdleSet[Kept] = IdleSet(idle_time, Kept.lapse)
+        self.nodes.on_idle = self._wake
+        #: Ends the sleep of :meth:`expire`.
+        self._alarm = trio.CancelScope()
+        self._is_closed = False
+
+    async def expire(self) -> None:
+        """End what is idle when its time is over; sleep while there is nothing. Runs for ever."""
+        while True:
+            with trio.CancelScope(deadline=self._due()) as self._alarm:
+                await trio.sleep_forever()
+            now = trio.current_time()
+            self.open_files.expire(now)
+            self.open_listings.expire(now)
+            self.nodes.expire(now)
+
+    def _due(self) -> float:
+        """Return when to look next at what is idle: never is infinity."""
+        due = min(self.nodes.due(), self.open_files.due(), self.open_listings.due())
+        return max(due, trio.current_time() + _LEAST_PAUSE)
+
+    def keep(self, kept: Kept) -> None:
+        """Have something lapse that a client has open, unless it is used before."""
+        if self._is_closed:
+            kept.lapse()
+            return
+        (self.open_files if kept.is_file else self.open_listings).add(kept)
+        self._wake()
+
+    def use(self, kept: Kept) -> None:
+        """Have something that a client has open not lapse: it is used, or has ended."""
+        (self.open_files if kept.is_file else self.open_listings).discard(kept)
+
+    def _wake(self) -> None:
+        self._alarm.deadline = min(self._alarm.deadline, self._due())
 
     def is_lost(self) -> bool:
         """Tell whether the session is over: nothing can be asked any more."""
         return self._session.lost
 
     def close(self) -> None:
-        """Give every lookup count back, as far as the backend still listens."""
-        self.nodes.forget_idle()
+        """Give back all that is held, as far as the backend still listens; no more is kept."""
+        self._is_closed = True
+        self.open_files.end_all()
+        self.open_listings.end_all()
+        self.nodes.close()
 
     async def stat(self, path: bytes, *, follow: bool) -> Attributes:
         """Return the attributes that the host has for ``path`` now."""
@@ -72,39 +121,23 @@ class FileSystem:
         """Return the statistics of the file system that the export's root is on."""
         return await self._channel.call(fuse.statfs(fuse.ROOT_ID), fuse.decode_statfs)
 
-    async def readdir(
-        self, path: bytes, *, attributes: bool, limit: int, after: tuple[int, int] | None
-    ) -> DirectoryPage:
-        """Return up to ``limit`` entries of the directory at ``path``.
-
-        Args:
-            path: the directory.
-            attributes: whether each entry comes with its node's attributes.
-            limit: the most entries.
-            after: the page before's ``ino`` and ``next``; None to begin.
+    async def directory(self, path: bytes, hold: Hold) -> Node:
+        """Return the directory at ``path``, in use as long as ``hold``.
 
         Raises:
             FileError: ENOTDIR and what the backend says.
-            CallError: CHANGED when the directory is another one than the page before's.
 
         """
-        with Hold(self.nodes) as hold:
-            node = await self.operations.resolve(path, hold, follow=True)
-            if not stat.S_ISDIR(node.attributes.mode):
-                raise FileError(errno.ENOTDIR)
-            ino = node.attributes.ino
-            if after is not None and after[0] != ino:
-                raise CallError(
-                    ErrorCode.CHANGED, "the directory was replaced since the page before"
-                )
-            async with self.operations.opened_directory(node) as handle:
-                entries, following = await self.operations.read_entries(
-                    node, handle, after[1] if after else 0, limit, attributes=attributes
-                )
-            return DirectoryPage(entries, following, ino)
+        node = await self.operations.resolve(path, hold, follow=True)
+        if not stat.S_ISDIR(node.attributes.mode):
+            raise FileError(errno.ENOTDIR)
+        return node
 
-    async def version(self, path: bytes) -> Version:
-        """Return which version of the regular file at ``path`` there is now.
+    @asynccontextmanager
+    async def looked_up(self, path: bytes) -> AsyncIterator[tuple[Node, Version, bool]]:
+        """Give the node of the regular file at ``path``, its version, and whether that is settled.
+
+        The node is in use for the block's time.
 
         Raises:
             FileError: EISDIR and EINVAL for what is no regular file, and what the backend says.
@@ -113,47 +146,54 @@ class FileSystem:
         with Hold(self.nodes) as hold:
             node = await self.operations.resolve(path, hold, follow=True)
             _require_regular(node.attributes)
-            return await self._settled_version(node)
+            attributes, settled = await self._settle(node)
+            yield node, Version.of(attributes), settled
+
+    async def open(self, path: bytes) -> OpenFile:
+        """Open the regular file at ``path``; whoever has it closes it.
+
+        Raises:
+            FileError: EISDIR and EINVAL for what is no regular file, and what the backend says.
+
+        """
+        hold = Hold(self.nodes)
+        try:
+            node = await self.operations.resolve(path, hold, follow=True)
+            _require_regular(node.attributes)
+            attributes, settled = await self._settle(node)
+            handle = await self.operations.open(node)
+        except BaseException:
+            hold.leave()
+            raise
+        return OpenFile(
+            self._session, self.operations, hold, node, handle, attributes, settled=settled
+        )
 
     @asynccontextmanager
     async def opened(self, path: bytes) -> AsyncIterator[OpenFile]:
-        """Open the regular file at ``path`` for the block's time.
+        """Open the regular file at ``path`` for the block's time, as :meth:`open` does."""
+        file = await self.open(path)
+        try:
+            yield file
+        finally:
+            file.close()
 
-        Raises:
-            FileError: EISDIR and EINVAL for what is no regular file, and what the backend says.
+    async def _settle(self, node: Node) -> tuple[Attributes, bool]:
+        """Return a file's attributes; True once a later change cannot hide behind its timestamps.
 
+        That is waited for where it comes soon.
         """
-        with Hold(self.nodes) as hold:
-            node = await self.operations.resolve(path, hold, follow=True)
-            _require_regular(node.attributes)
-            version = await self._settled_version(node)
-
-            def release(body: bytes) -> None:
-                self._channel.post(fuse.release(node.id, fuse.decode_open(body)))
-
-            handle = await self._channel.call(fuse.open(node.id), fuse.decode_open, release)
-            try:
-                yield OpenFile(self._session, node.id, handle, version)
-            finally:
-                self._channel.post(fuse.release(node.id, handle))
-
-    async def _settled_version(self, node: Node) -> Version:
-        """Return the file's version, once a later change cannot hide behind the same ctime.
-
-        Raises:
-            CallError: CHANGED, when it went on changing.
-
-        """
-        version = Version.of(node.attributes)
+        attributes = node.attributes
         for _ in range(_SETTLING):
-            pause = time_to_settle(version)
+            pause = time_to_settle(Version.of(attributes))
+            if pause > _MOST_SETTLING:
+                return attributes, False
             if not pause:
-                return version
+                return attributes, True
             await trio.sleep(pause)
-            version = Version.of(await self.operations.getattr(node))
-        if time_to_settle(version):
-            raise CallError(ErrorCode.CHANGED, "the file changes all the time")
-        return version
+            attributes = await self.operations.getattr(node)
+            _require_regular(attributes)
+        return attributes, not time_to_settle(Version.of(attributes))
 
 
 def _require_regular(attributes: Attributes) -> None:
@@ -163,3 +203,5 @@ def _require_regular(attributes: Attributes) -> None:
     if not stat.S_ISREG(attributes.mode):
         what = describe_type(attributes.mode)
         raise FileError(errno.EINVAL, f"not a regular file but {what}")
+    if attributes.size > _MOST_BYTES:
+        raise FileError(errno.EOVERFLOW, f"a file of {attributes.size} bytes")

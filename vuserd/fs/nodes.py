@@ -3,24 +3,33 @@
 Each LOOKUP and each entry of READDIRPLUS adds one to a node's lookup count in the backend, which
 keeps a descriptor for the node until all of them are given back by FORGET. Here the counts are kept
 exactly. A node that nobody uses stays known for a while with one count (idle; the least recently
-used goes first), and what is given back goes out in batches on the hiprio queue.
+used goes first, and each after its time), and what is given back goes out in batches on the hiprio
+queue.
+
+As long as a node is held it is the same file, whatever else has its attributes: a backend tells
+files apart by device, inode number and mount. So what is kept of a file is kept with its node.
 """
 
+import math
 import stat
-from collections import OrderedDict
 from collections.abc import Callable
 from itertools import starmap
 from types import TracebackType
 from typing import Final, Self
 
+import trio
+
 from protocol import fuse
-from protocol.fuse import Attributes, Entry, Forget, NodeId
+from protocol.fuse import AttributeFlag, Attributes, Entry, Forget, NodeId
+from vuserd.fs.idle import IdleSet
 
 #: Nodes whose forgets go out together. Few: each may keep a descriptor open in the backend.
 _BATCH: Final = 64
 #: Directories above a node that are looked at for its path: a backend can make them go in a circle.
 _DEEPEST: Final = 4096
-
+#: Seconds for which lookup counts may be owed that wait for others to be given back with them.
+_OWED: Final = 1.0
+_SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
 
 #: The root before GETATTR: a directory, that is all.
 _ROOT: Final = Entry(
@@ -32,16 +41,31 @@ _ROOT: Final = Entry(
 class Node:
     """A node of this session: ``lookups`` counts are ours, ``users`` holds keep it from FORGET."""
 
-    __slots__ = ("attributes", "id", "lookups", "place", "users")
+    __slots__ = ("attributes", "elsewhere", "id", "lookups", "on_drop", "place", "users")
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, *, elsewhere: bool = False) -> None:
         self.id = entry.node
         #: As the latest LOOKUP told them.
         self.attributes = entry.attributes
+        #: Whether it may be on another file system than the export's root: then its attributes do
+        #: not say which file it is once it is not held any more.
+        self.elsewhere = elsewhere
+        #: 0 once the table does not know it any more.
         self.lookups = 0
         self.users = 0
         #: Where it was found last: its directory and its name there.
         self.place: tuple[NodeId, bytes] | None = None
+        #: Called when it is held no more: ends what is kept of the file.
+        self.on_drop: Callable[[Node], None] | None = None
+
+    @property
+    def is_identified(self) -> bool:
+        """Whether the backend can tell it from other files of its file system.
+
+        Where inode numbers are 0, it takes all of them for one. The root of a mount is only one.
+        """
+        attributes = self.attributes
+        return bool(attributes.ino or attributes.flags & _SUBMOUNT or self.id == fuse.ROOT_ID)
 
 
 class NodeTable:
@@ -49,21 +73,30 @@ class NodeTable:
 
     Args:
         idle_limit: how many nodes that nobody uses stay known.
+        idle_time: for how many seconds.
         post: sends a request that nobody waits for.
         batch_limit: the most forgets in one BATCH_FORGET.
 
     """
 
     def __init__(
-        self, idle_limit: int, post: Callable[[fuse.Request], None], batch_limit: int
+        self,
+        idle_limit: int,
+        idle_time: float,
+        post: Callable[[fuse.Request], None],
+        batch_limit: int,
     ) -> None:
-        self._idle_limit = idle_limit
+        self._idle_limit = idle_limit if idle_time else 0
         self._post = post
         self._batch = min(_BATCH, batch_limit)
         self._nodes: dict[NodeId, Node] = {}
-        self._idle: OrderedDict[NodeId, Node] = OrderedDict()
+        self._idle: IdleSet[Node] = IdleSet(idle_time, self._drop)
         self._children: dict[tuple[NodeId, bytes], Node] = {}
         self._forgets: dict[NodeId, int] = {}
+        #: When the first of those began to wait.
+        self._owed_since = math.inf
+        #: Called when there is something to be done at :meth:`due`.
+        self.on_idle: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -96,15 +129,16 @@ class NodeTable:
             here = self._nodes.get(directory)
         return b"/".join(reversed(names))
 
-    def add(self, entry: Entry, directory: NodeId, name: bytes) -> Node:
+    def add(self, entry: Entry, directory: Node, name: bytes) -> Node:
         """Take over one lookup count; the node gets one user, to be ended by :meth:`leave`."""
         node = self._nodes.get(entry.node)
         if node is None:
             node = self._nodes[entry.node] = Node(entry)
         self.join(node)
         node.attributes = entry.attributes
+        node.elsewhere = directory.elsewhere or bool(entry.attributes.flags & _SUBMOUNT)
         node.lookups += 1
-        place = (directory, name)
+        place = (directory.id, name)
         if node.place != place:
             self._displace(node)
             node.place = place
@@ -114,7 +148,7 @@ class NodeTable:
     def join(self, node: Node) -> None:
         """Give a node of the table one more user."""
         if node.users == 0:
-            self._idle.pop(node.id, None)
+            self._idle.discard(node)
         node.users += 1
 
     def leave(self, node: Node) -> None:
@@ -122,16 +156,22 @@ class NodeTable:
         node.users -= 1
         if node.users:
             return
-        self._idle[node.id] = node
+        self._idle.add(node)
+        if len(self._idle) == 1:
+            self.on_idle()
         if node.lookups > 1:
             self.forget(node.id, node.lookups - 1)
             node.lookups = 1
         while len(self._idle) > self._idle_limit:
-            _, oldest = self._idle.popitem(last=False)
-            self._drop(oldest)
+            self._drop(self._idle.pop_oldest())
 
     def forget(self, node: NodeId, lookups: int = 1) -> None:
         """Give lookup counts back that no node of the table holds; :meth:`flush` sends the rest."""
+        if node == fuse.ROOT_ID:
+            return
+        if not self._forgets:
+            self._owed_since = trio.current_time()
+            self.on_idle()
         self._forgets[node] = self._forgets.get(node, 0) + lookups
         if len(self._forgets) >= self._batch:
             self.flush()
@@ -139,20 +179,37 @@ class NodeTable:
     def flush(self) -> None:
         """Send the forgets that wait."""
         if self._forgets:
+            self._owed_since = math.inf
             self._post(fuse.batch_forget([*starmap(Forget, self._forgets.items())]))
             self._forgets.clear()
 
     def forget_idle(self) -> None:
         """Forget every node that nobody uses."""
-        for node in self._idle.values():
-            self._drop(node)
-        self._idle.clear()
+        self._idle.end_all()
         self.flush()
+
+    def due(self) -> float:
+        """Return when :meth:`expire` has something to do: never is infinity."""
+        return min(self._idle.due(), self._owed_since + _OWED)
+
+    def expire(self, now: float) -> None:
+        """Forget nodes whose time is over, and send what is owed."""
+        self._idle.expire(now)
+        self.flush()
+
+    def close(self) -> None:
+        """Forget all that nobody uses, and the others as soon as they are left."""
+        self._idle_limit = 0
+        self.forget_idle()
 
     def _drop(self, node: Node) -> None:
         del self._nodes[node.id]
         self._displace(node)
         self.forget(node.id, node.lookups)
+        node.lookups = 0
+        ended, node.on_drop = node.on_drop, None
+        if ended is not None:
+            ended(node)
 
     def _displace(self, node: Node) -> None:
         if node.place is not None and self._children.get(node.place) is node:
@@ -168,7 +225,7 @@ class Hold:
 
     def add(self, entry: Entry, directory: Node, name: bytes) -> Node:
         """Take over the lookup count of ``entry``, found as ``name`` in ``directory``."""
-        node = self._table.add(entry, directory.id, name)
+        node = self._table.add(entry, directory, name)
         self._nodes.append(node)
         return node
 
@@ -194,9 +251,10 @@ class Hold:
         self.leave()
 
 
-def root_node() -> Node:
+def root_node(*, elsewhere: bool = False) -> Node:
     """Return the root as a node: a directory that belongs to no table and owes nothing.
 
-    It has no name to look up, so its other attributes are only known from GETATTR.
+    It has no name to look up, so its other attributes are only known from GETATTR. Where the
+    backend does not say which directories are mounts, all files may be ``elsewhere``.
     """
-    return Node(_ROOT)
+    return Node(_ROOT, elsewhere=elsewhere)

@@ -2,14 +2,11 @@
 
 import errno
 import functools
-import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Final, TypeAlias
 
 from outcome import Error, Outcome, Value
 
-from protocol import Check, MalformedError, fuse
+from protocol import fuse
 from protocol.dirent import LONGEST_RECORD, DirectoryEntry, decode_directory
 from protocol.fuse import Attributes, FileHandle, NodeId
 from vuserd.device.payloads import given_back
@@ -25,8 +22,8 @@ _Answers: TypeAlias = "dict[tuple[NodeId, bytes], Outcome[bytes | int]]"
 _RACED: Final = frozenset({errno.EAGAIN, errno.EXDEV})
 #: How often a name is looked up then.
 _ATTEMPTS: Final = 10
-#: Replies with "." or ".." only: one each, at most.
-_MOST_BARREN: Final = 2
+#: Replies without an entry to show, one after the other: "." and ".." may have one each.
+_MOST_BARREN: Final = 16
 
 
 def _was_raced(answer: "Outcome[bytes | int]") -> bool:
@@ -45,6 +42,8 @@ class NodeOperations:
         self._session = session
         self._channel = session.channel
         self._nodes = nodes
+        #: Where mounts cannot be told, any file may be on another file system.
+        self._elsewhere = not session.init.flags & fuse.InitFlag.SUBMOUNTS
 
     async def resolve(self, path: bytes, hold: Hold, *, follow: bool) -> Node:
         """Return the node that ``path`` leads to now, in use as long as ``hold``.
@@ -53,11 +52,12 @@ class NodeOperations:
         the way, all names are asked for at once, and an answer is used only if it is about the
         directory that the way really led to.
         """
-        root = root_node()
+        root = root_node(elsewhere=self._elsewhere)
         names = components(path)
         answers = await self._look_ahead(root, names, hold)
 
         async def lookup(directory: Node, name: bytes) -> Node:
+            _require_identity(directory)
             answer = answers.pop((directory.id, name), None)
             if answer is None or _was_raced(answer):
                 return await self.look_up(directory, name, hold)
@@ -82,6 +82,7 @@ class NodeOperations:
             FileError: ENOENT, or what the backend says.
 
         """
+        _require_identity(directory)
         request = fuse.lookup(directory.id, name)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
@@ -96,6 +97,9 @@ class NodeOperations:
         entry = self._channel.decoded(fuse.decode_lookup, body)
         if entry is None:
             raise FileError(errno.ENOENT)
+        if entry.node in (fuse.ROOT_ID, directory.id):
+            self._nodes.forget(entry.node)
+            raise _not_told_apart()
         return hold.add(entry, directory, name)
 
     def _undo_lookup(self, body: bytes) -> None:
@@ -122,27 +126,38 @@ class NodeOperations:
 
     async def getattr(self, node: Node) -> Attributes:
         """Return a node's attributes as they are now."""
-        attributes = await self._channel.call(fuse.getattr(node.id), fuse.decode_attributes)
-        if stat.S_IFMT(attributes.mode) != stat.S_IFMT(node.attributes.mode):
-            raise self._channel.broken(MalformedError(f"node {node.id} changed its type"))
-        return attributes
+        return await self._channel.call(fuse.getattr(node.id), fuse.decode_attributes)
 
     async def readlink(self, node: Node) -> bytes:
-        """Return the target of a symlink."""
+        """Return the target of a symlink, whatever it is."""
+        _require_identity(node)
         return await self._channel.call(fuse.readlink(node.id), fuse.decode_readlink)
 
-    @asynccontextmanager
-    async def opened_directory(self, node: Node) -> AsyncIterator[FileHandle]:
-        """Open a directory for the block's time."""
+    async def open(self, node: Node) -> FileHandle:
+        """Open a regular file; the handle is to be given back by :meth:`release`."""
+        _require_identity(node)
 
         def release(body: bytes) -> None:
-            self._channel.post(fuse.releasedir(node.id, fuse.decode_open(body)))
+            self.release(node, fuse.decode_open(body))
 
-        handle = await self._channel.call(fuse.opendir(node.id), fuse.decode_open, release)
-        try:
-            yield handle
-        finally:
-            self._channel.post(fuse.releasedir(node.id, handle))
+        return await self._channel.call(fuse.open(node.id), fuse.decode_open, release)
+
+    def release(self, node: Node, handle: FileHandle) -> None:
+        """Close a file."""
+        self._channel.post(fuse.release(node.id, handle))
+
+    async def open_directory(self, node: Node) -> FileHandle:
+        """Open a directory; the handle is to be given back by :meth:`release_directory`."""
+        _require_identity(node)
+
+        def release(body: bytes) -> None:
+            self.release_directory(node, fuse.decode_open(body))
+
+        return await self._channel.call(fuse.opendir(node.id), fuse.decode_open, release)
+
+    def release_directory(self, node: Node, handle: FileHandle) -> None:
+        """Close a directory."""
+        self._channel.post(fuse.releasedir(node.id, handle))
 
     async def read_entries(
         self, node: Node, handle: FileHandle, start: int, limit: int, *, attributes: bool
@@ -150,7 +165,11 @@ class NodeOperations:
         """Read up to ``limit`` entries from offset ``start`` on; None where the directory ends.
 
         With ``attributes`` each entry has those of its node, whose lookup count is given back
-        already: they are for showing only.
+        already: they are for showing only. An entry whose attributes cannot be had comes without.
+
+        Raises:
+            FileError: what the backend says, and EIO for a directory whose offsets lead nowhere.
+
         """
         entries: list[DirectoryEntry] = []
         barren = 0
@@ -161,13 +180,9 @@ class NodeOperations:
             batch, position = await self._read_batch(node, handle, position, room, plus=attributes)
             entries += await self._with_attributes(node, batch) if attributes else batch
             barren = 0 if batch or position is None else barren + 1
-            if barren > _MOST_BARREN:
-                raise self._channel.broken(
-                    MalformedError("a directory of nothing but dots", Check.DIRECTORY)
-                )
-            if position in passed:
-                raise self._channel.broken(
-                    MalformedError("a directory goes round in a circle", Check.DIRECTORY)
+            if position in passed or barren > _MOST_BARREN:
+                raise FileError(
+                    errno.EIO, "the directory has no end: its file system's offsets lead back"
                 )
             passed.add(position)
         self._nodes.flush()
@@ -178,13 +193,14 @@ class NodeOperations:
     ) -> tuple[list[DirectoryEntry], int | None]:
         """Read a batch of entries; return at most ``limit`` of them, and where to go on.
 
-        Where an entry vanishes at that moment, QEMU's virtiofsd has ENOENT for all of READDIRPLUS.
-        READDIR tells whether it was that or the directory itself that went.
+        Where one entry cannot be looked up, because it vanishes or for what its file system says,
+        backends have that error for all of READDIRPLUS. READDIR tells whether it is one entry's or
+        the directory's own.
         """
         try:
             return await self._read_buffer(node, handle, offset, limit, plus=plus)
         except FileError as error:
-            if not plus or error.number != errno.ENOENT:
+            if not plus or error.is_exhaustion:
                 raise
             return await self._read_buffer(node, handle, offset, limit, plus=False)
 
@@ -215,7 +231,10 @@ class NodeOperations:
     async def _with_attributes(
         self, node: Node, entries: list[DirectoryEntry]
     ) -> list[DirectoryEntry]:
-        """Look up what was named without its node; leave out what is gone by then."""
+        """Look up what was named without its node; leave out what is gone by then.
+
+        What cannot be looked up for another reason stays as it was named.
+        """
         there = []
         for entry in entries:
             if entry.entry is not None:
@@ -225,8 +244,10 @@ class NodeOperations:
                 try:
                     found = await self.look_up(node, entry.name, hold)
                 except FileError as error:
-                    if error.number != errno.ENOENT:
+                    if error.is_exhaustion:
                         raise
+                    if error.number != errno.ENOENT:
+                        there.append(entry)
                     continue
                 there.append(entry._replace(entry=fuse.Entry(found.id, found.attributes)))
         return there
@@ -235,3 +256,18 @@ class NodeOperations:
         for entry in entries:
             if entry.entry is not None:
                 self._nodes.forget(entry.entry.node)
+
+
+def _require_identity(node: Node) -> None:
+    """Refuse what the backend may take for another file: it would give that one's bytes.
+
+    Raises:
+        FileError: EIO.
+
+    """
+    if not node.is_identified:
+        raise _not_told_apart()
+
+
+def _not_told_apart() -> FileError:
+    return FileError(errno.EIO, "its file system gives it no inode number of its own")

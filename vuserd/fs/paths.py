@@ -76,6 +76,8 @@ async def resolve(
             if symlinks > MAX_SYMLINKS:
                 raise FileError(errno.ELOOP)
             target = await readlink(node)
+            if not target:  # as path_resolution(7) has it
+                raise FileError(errno.ENOENT, "a symbolic link with an empty target")
             if target.startswith(b"/"):
                 del directories[1:]
             ahead.extendleft(reversed(components(target)))

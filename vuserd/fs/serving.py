@@ -145,6 +145,7 @@ class Serving:
             and program.kind is BackendKind.RUST
             and config.session == self._config.session
             and _idle_nodes(config) == _idle_nodes(self._config)
+            and config.idle_time == self._config.idle_time
         )
 
     async def move(self, config: ExportConfig, program: Program, mode: str) -> None:
@@ -181,7 +182,7 @@ class Serving:
     async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
         async with self._opened_session() as session:
             self.session = session
-            self.files = FileSystem(session, _idle_nodes(self._config))
+            self.files = FileSystem(session, _idle_nodes(self._config), self._config.idle_time)
             assert self._tap is not None
             self._tap.places = self.files.nodes
             task_status.started()
@@ -217,8 +218,10 @@ class Serving:
             BackendError: it was lost before.
 
         """
+        assert self.files is not None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_process, session)
+            nursery.start_soon(self.files.expire)
             nursery.start_soon(self._wait_unused, nursery.cancel_scope)
             await session.wait_lost()
             nursery.cancel_scope.cancel()

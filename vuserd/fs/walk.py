@@ -8,17 +8,20 @@ from typing import Final, NamedTuple
 import trio
 
 from protocol.dirent import DirectoryEntry
-from protocol.fuse import FileHandle
-from vuserd.errors import BackendError, FileError
+from vuserd.errors import BackendError, CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.kept import Kept
 from vuserd.fs.nodes import Hold, Node
 from vuserd.fs.paths import PATH_MAX
+from vuserd.fs.reader import DirectoryReader
 from vuserd.gather import gather
 
 #: Directories that are read at once.
 _READERS: Final = 16
 #: Entries that one reader takes from a directory before others have their turn.
 _PORTION: Final = 2000
+#: Directories that may be open and wait for their turn; over that one is read to its end.
+_MOST_OPEN: Final = 64
 #: Types of entries in a directory: DT_DIR and DT_UNKNOWN of dirent.h.
 _DIRECTORY: Final = stat.S_IFDIR >> 12
 _UNKNOWN: Final = 0
@@ -37,35 +40,50 @@ class WalkProblem(NamedTuple):
     """A directory that could not be read, and why."""
 
     path: bytes
-    error: FileError
+    error: VuserdError
 
 
 class _Directory:
     """A directory to be read, or read on; it keeps its node in use until all below it is done."""
 
-    def __init__(self, path: bytes, parent: "_Directory | None") -> None:
+    def __init__(self, path: bytes, parent: "_Directory | None", *, attributes: bool) -> None:
         self.path = path
         self.parent = parent
-        self.position = 0
+        self.reader = DirectoryReader(attributes=attributes)
         self.hold: Hold | None = None
         self.node: Node | None = None
+        #: What it was when it was found first.
+        self.ino: int | None = None
         #: Itself while it is not read to its end, and the directories below it.
         self.unfinished = 1
 
+    def found(self, node: Node) -> None:
+        """Take the directory's node.
 
-class TreeWalk:
+        Raises:
+            CallError: CHANGED: it is another directory than the one that a part was read of, or
+                that is not known.
+
+        """
+        if self.reader.has_begun and (node.elsewhere or node.attributes.ino != self.ino):
+            raise CallError(ErrorCode.CHANGED, "the directory was replaced while it was read")
+        self.ino = node.attributes.ino
+        self.node = node
+
+
+class TreeWalk(Kept):
     """A walk in progress: :meth:`next_page` until it is ``finished``, :meth:`close` at any time.
 
     Directories are read as they are found, the latest first: so what is remembered grows with the
     depth of the tree and not with its size. Symlinks are entries, never followed. When the backend
-    is lost a walk goes on with the next one, from where it was.
+    is lost a walk goes on with the next one, from where it was; so it does where it lapsed.
     """
 
     def __init__(self, path: bytes, *, attributes: bool) -> None:
         self._path = path
         self._attributes = attributes
         self._files: FileSystem | None = None
-        self._top = _Directory(b"", None)
+        self._top = _Directory(b"", None, attributes=attributes)
         #: Directories whose node is in use, and those to be read.
         self._entered: set[_Directory] = set()
         self._waiting = [self._top]
@@ -86,20 +104,32 @@ class TreeWalk:
 
         Raises:
             FileError: ENOTDIR and what the backend says, of the directory where the walk begins.
-                EMFILE and ENFILE of any directory: the walk can go on from there.
+            CallError: CHANGED of that one.
+            FileError: EMFILE and ENFILE of any directory: the walk can go on from there.
             BackendError: the backend is lost; the walk can go on with the next one.
 
         """
+        if self._files is not None:
+            self._files.use(self)
         if files is not self._files:
             self._leave_all()  # the nodes of the session before mean nothing in this one
             self._files = files
+        try:
+            return await self._read_page(files, limit)
+        finally:
+            files.nodes.flush()
+            if self._entered:
+                files.keep(self)
+
+    async def _read_page(
+        self, files: FileSystem, limit: int
+    ) -> tuple[list[WalkEntry], list[WalkProblem]]:
         if self._top.node is None and self._top.unfinished:
             await self._enter_top(files)
         while self._waiting and len(self._entries) - self._given < limit:
             batch = self._waiting[-_READERS:]
             del self._waiting[-_READERS:]
             await gather([functools.partial(self._read, files, directory) for directory in batch])
-        files.nodes.flush()
         page = self._entries[self._given : self._given + limit]
         self._given += len(page)
         if self._given == len(self._entries):
@@ -108,8 +138,15 @@ class TreeWalk:
         problems, self._problems = self._problems, []
         return page, problems
 
+    def lapse(self) -> None:
+        """Close all directories and let go of them; the next page enters them anew."""
+        self._leave_all()
+        self._files = None
+
     def close(self) -> None:
-        """Let go of every node that the walk uses."""
+        """End the walk, and let go of every node that it uses."""
+        if self._files is not None:
+            self._files.use(self)
         self._waiting.clear()
         self._leave_all()
 
@@ -117,29 +154,30 @@ class TreeWalk:
         """Read a portion of a directory; the rest of it and its directories wait for their turn."""
         try:
             node = directory.node or await self._enter(files, directory)
-            async with files.operations.opened_directory(node) as handle:
-                following = await self._read_portion(files, directory, node, handle)
+            await self._read_portion(files, directory, node)
         except FileError as error:
             if error.is_exhaustion:  # there may be more descriptors soon
                 self._waiting.append(directory)
                 raise
             if error.number not in _GONE:
                 self._problems.append(WalkProblem(directory.path, error))
-            following = None
+            self._finish(directory)
+        except CallError as error:
+            self._problems.append(WalkProblem(directory.path, error))
+            self._finish(directory)
         except (BackendError, trio.Cancelled):
             self._waiting.append(directory)
             raise
-        if following is None:
-            self._finish(directory)
+        else:
+            if directory.reader.finished:
+                self._finish(directory)
 
     async def _enter_top(self, files: FileSystem) -> None:
         self._leave(self._top)  # what the way there took that did not come through
         hold = self._top.hold = Hold(files.nodes)
         self._entered.add(self._top)
-        node = await files.operations.resolve(self._path, hold, follow=True)
-        if not stat.S_ISDIR(node.attributes.mode):
-            raise FileError(errno.ENOTDIR)
-        self._top.node = node
+        node = await files.directory(self._path, hold)
+        self._top.found(node)
 
     async def _enter(self, files: FileSystem, directory: _Directory) -> Node:
         above = directory.parent
@@ -153,7 +191,7 @@ class TreeWalk:
         node = await files.operations.look_up(above.node, name, hold)
         if not stat.S_ISDIR(node.attributes.mode):
             raise FileError(errno.ENOTDIR)
-        directory.node = node
+        directory.found(node)
         return node
 
     async def _enter_again(self, files: FileSystem, directory: _Directory) -> None:
@@ -167,15 +205,22 @@ class TreeWalk:
             while way:
                 await self._enter(files, way.pop())
 
-    async def _read_portion(
-        self, files: FileSystem, directory: _Directory, node: Node, handle: FileHandle
-    ) -> int | None:
-        entries, following = await files.operations.read_entries(
-            node, handle, directory.position, _PORTION, attributes=self._attributes
-        )
-        if following is not None:
-            directory.position = following
-            self._waiting.append(directory)
+    async def _read_portion(self, files: FileSystem, directory: _Directory, node: Node) -> None:
+        reader = directory.reader
+        while True:
+            entries = await reader.read(files, node, _PORTION)
+            waits = not reader.finished and self._open_directories() <= _MOST_OPEN
+            if waits:
+                self._waiting.append(directory)
+            self._add(directory, entries)
+            if waits or reader.finished:
+                return
+
+    def _open_directories(self) -> int:
+        return sum(directory.reader.is_open for directory in self._entered)
+
+    def _add(self, directory: _Directory, entries: list[DirectoryEntry]) -> None:
+        """Take what was read; directories among it have their turn before the rest of this one."""
         prefix = directory.path + b"/" if directory.path else b""
         for entry in entries:
             path = prefix + entry.name
@@ -185,8 +230,8 @@ class TreeWalk:
                     self._problems.append(WalkProblem(path, FileError(errno.ENAMETOOLONG)))
                     continue
                 directory.unfinished += 1
-                self._waiting.append(_Directory(path, directory))
-        return following
+                below = _Directory(path, directory, attributes=self._attributes)
+                self._waiting.append(below)
 
     def _finish(self, directory: _Directory) -> None:
         """Note that a directory was read to its end; leave those below which nothing is left."""
@@ -203,6 +248,7 @@ class TreeWalk:
             self._leave(directory)
 
     def _leave(self, directory: _Directory) -> None:
+        directory.reader.close()
         hold, directory.hold = directory.hold, None
         directory.node = None
         self._entered.discard(directory)

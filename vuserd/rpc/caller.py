@@ -1,7 +1,9 @@
 """What the daemon keeps for one client beside its requests."""
 
 from vuserd.delivery.attached import MemoryTable
-from vuserd.fs.walks import WalkTable
+from vuserd.fs.heldfile import FileTable
+from vuserd.fs.listings import ContinuationTable, Listing
+from vuserd.fs.walk import TreeWalk
 from vuserd.rpc.access import Rights
 from vuserd.rpc.users import Account
 from vuserd.tracing.trace import TraceTable
@@ -15,13 +17,17 @@ class Caller:
         rights: Rights,
         account: Account,
         memories: MemoryTable,
-        walks: WalkTable,
+        walks: ContinuationTable[TreeWalk],
+        listings: ContinuationTable[Listing],
+        files: FileTable,
         traces: TraceTable,
     ) -> None:
         self.rights = rights
         self._account = account
         self.memories = memories
         self.walks = walks
+        self.listings = listings
+        self.files = files
         self.traces = traces
 
     async def take_turn(self) -> None:
@@ -35,5 +41,7 @@ class Caller:
     async def close(self) -> None:
         """Give back what the client had; it is gone."""
         self.walks.close()
+        self.listings.close()
+        self.files.close()
         self.traces.close()
         await self.memories.close()

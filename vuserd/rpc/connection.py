@@ -26,7 +26,8 @@ from vuserd.delivery.images import Fetched
 from vuserd.delivery.inline import FileContent
 from vuserd.descriptors import ancillary_space, received_descriptors
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError, os_reason
-from vuserd.fs.walks import WalkTable
+from vuserd.fs.heldfile import FileTable
+from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Rights
 from vuserd.rpc.allowance import Allowance
 from vuserd.rpc.caller import Caller
@@ -139,7 +140,9 @@ class Connection:
             rights,
             account,
             MemoryTable(limits.memories, limits.memory),
-            WalkTable(limits.walks),
+            ContinuationTable(limits.walks),
+            ContinuationTable(limits.listings),
+            FileTable(limits.files),
             TraceTable(_MOST_TRACES),
         )
         #: Descriptors that came and whose request has not come yet, in order.

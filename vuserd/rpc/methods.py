@@ -1,7 +1,7 @@
 """The methods of the RPC: from checked parameters to file operations, and back to the wire."""
 
 import errno
-import struct
+import functools
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
@@ -10,11 +10,14 @@ from protocol.fuse import AttributeFlag, Attributes
 from vuserd import __version__
 from vuserd.delivery.attached import Loaded
 from vuserd.delivery.images import Fetched, ImageStore
-from vuserd.delivery.inline import FileContent, read_inline
-from vuserd.errors import CallError, ErrorCode
+from vuserd.delivery.inline import FileContent, read_inline, read_open
+from vuserd.errors import BackendError, CallError, ErrorCode, FileError
 from vuserd.fs.export import Export
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.filetype import type_name
+from vuserd.fs.heldfile import HeldFile
+from vuserd.fs.listings import Listing as DirectoryListing
+from vuserd.fs.openfile import OpenFile
 from vuserd.fs.walk import TreeWalk
 from vuserd.rpc.access import RefusalLog, Rights
 from vuserd.rpc.caller import Caller
@@ -36,7 +39,7 @@ from vuserd.tracing.event import Event
 from vuserd.tracing.trace import CAPACITY
 
 #: Goes up with each addition; a client that needs level N works with every daemon of N or more...
-API_LEVEL: Final = 1
+API_LEVEL: Final = 2
 #: ... that is compatible with N: the oldest level whose clients this daemon still serves.
 API_COMPATIBLE: Final = 1
 
@@ -54,8 +57,8 @@ TIMEOUT_MAX: Final = 86_400.0
 
 _NANOSECONDS: Final = 1_000_000_000
 _SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
-#: Where a directory goes on: its inode number, and the backend's offset.
-_TOKEN: Final = struct.Struct(">QQ")
+#: The most extents that are told at once.
+EXTENTS_MAX: Final = 1000
 
 
 class Manager(Protocol):
@@ -104,11 +107,16 @@ class Methods:
         self.refusals = RefusalLog()
         of_file = {"export": TEXT, "path": PATH}
         timed = {TIMEOUT: Option(optional(seconds(TIMEOUT_MAX)), None)}
+        opened = {"file": Option(optional(integer()), None)}
         table = (
             Method("api_info", self.api_info, {}, {}, "map"),
             Method("exports", self.exports, {}, {}, "array of map"),
             Method(
-                "stat", self.stat, of_file, {"follow": Option(FLAG, default=True)} | timed, "map"
+                "stat",
+                self.stat,
+                of_file,
+                {"follow": Option(FLAG, default=True)} | opened | timed,
+                "map",
             ),
             Method("readlink", self.readlink, of_file, timed, "str or bin"),
             Method(
@@ -141,7 +149,7 @@ class Methods:
                 "read",
                 self.read,
                 of_file | {"offset": integer(), "length": integer()},
-                timed,
+                opened | timed,
                 "bin",
                 weight=lambda arguments, _: min(arguments[-1], READ_MAX),
             ),
@@ -156,8 +164,19 @@ class Methods:
                     "offset": Option(integer(), 0),
                     "length": Option(optional(integer()), None),
                 }
+                | opened
                 | timed,
                 "map of length",
+            ),
+            Method("open", self.open, of_file, timed, "map", since=2),
+            Method("close", self.close, {"file": integer()}, {}, "nil", since=2),
+            Method(
+                "extents",
+                self.extents,
+                of_file | {"file": integer(), "offset": integer()},
+                {"limit": Option(integer(1, EXTENTS_MAX), EXTENTS_MAX)} | timed,
+                "map of extents, next",
+                since=2,
             ),
             Method("detach", self.detach, {"memory": integer()}, {}, "nil"),
             Method(
@@ -224,11 +243,45 @@ class Methods:
         ]
 
     async def stat(
-        self, caller: Caller, export: str, path: bytes, *, follow: bool
+        self, caller: Caller, export: str, path: bytes, *, follow: bool, file: int | None
     ) -> dict[str, Any]:
-        """Return a file's attributes."""
+        """Return the attributes of what is at a path, or of an open file."""
         found = self._export(caller, export)
+        if file is not None:
+            held = caller.files.find(file, export)
+            return stat_map(await found.call(lambda files: held.use(files, OpenFile.look_again)))
         return stat_map(await found.call(lambda files: files.stat(path, follow=follow)))
+
+    async def open(self, caller: Caller, export: str, path: bytes) -> dict[str, Any]:
+        """Open a regular file for several calls, which are all about what it is now."""
+        found = self._export(caller, export)
+        caller.files.require_room()
+
+        async def opened(files: FileSystem) -> HeldFile:
+            return HeldFile(path, await files.open(path), files)
+
+        held = await found.call(opened)
+        return stat_map(held.attributes) | {
+            "file": caller.files.add(held, export),
+            "settled": held.settled,
+            "by_attributes": held.is_known_by_attributes,
+        }
+
+    async def close(self, caller: Caller, file: int) -> None:
+        """Close an open file."""
+        caller.files.close_one(file)
+
+    async def extents(
+        self, caller: Caller, export: str, _: bytes, file: int, offset: int, *, limit: int
+    ) -> dict[str, Any]:
+        """Return where an open file has data, and no hole."""
+        held = caller.files.find(file, export)
+
+        async def ask(opened: OpenFile) -> dict[str, Any]:
+            extents, following = await opened.extents(offset, limit)
+            return {"extents": [[*extent] for extent in extents], "next": following}
+
+        return await self._export(caller, export).call(lambda files: held.use(files, ask))
 
     async def readlink(self, caller: Caller, export: str, path: bytes) -> str | bytes:
         """Return a symlink's target."""
@@ -246,19 +299,26 @@ class Methods:
         limit: int,
         after: bytes | None,
     ) -> Listing:
-        """Return a page of a directory."""
-        if after is not None and len(after) != _TOKEN.size:
-            raise CallError(ErrorCode.BAD_REQUEST, "readdir after: not a token of this daemon's")
-        begin = None if after is None else _TOKEN.unpack(after)
-        page = await self._export(caller, export).call(
-            lambda files: files.readdir(path, attributes=attrs, limit=limit, after=begin)
-        )
-        following = None if page.next is None else _TOKEN.pack(page.ino, page.next)
+        """Return a page of a directory; a listing that goes on stays this connection's."""
+        found = self._export(caller, export)
+        begun = (export, path, attrs)
+        if after is None:
+            listing = DirectoryListing(path, attributes=attrs)
+        else:
+            listing = caller.listings.take(after, begun)
+        try:
+            entries = await found.call(lambda files: listing.next_page(files, limit))
+        except BaseException as error:
+            if after is not None and isinstance(error, BackendError | FileError):
+                caller.listings.keep(listing, begun, after)  # it can be asked again
+            else:
+                listing.close()
+            raise
         return await pack_listing(
             caller,
-            page.entries,
+            entries,
             lambda entry: _entry_map(entry, "name", entry.name),
-            next=following,
+            next=None if listing.finished else caller.listings.keep(listing, begun),
         )
 
     async def walk(
@@ -294,16 +354,26 @@ class Methods:
         )
 
     async def read(
-        self, caller: Caller, export: str, path: bytes, offset: int, length: int
+        self,
+        caller: Caller,
+        export: str,
+        path: bytes,
+        offset: int,
+        length: int,
+        *,
+        file: int | None,
     ) -> FileContent:
         """Return bytes of a regular file; the receiver gives their buffers back."""
         if length > READ_MAX:
             raise CallError(
                 ErrorCode.TOO_LARGE, f"read gives {READ_MAX} bytes at most", limit=READ_MAX
             )
-        return await self._export(caller, export).call(
-            lambda files: read_inline(files, path, offset, length)
-        )
+        found = self._export(caller, export)
+        if file is None:
+            return await found.call(lambda files: read_inline(files, path, offset, length))
+        held = caller.files.find(file, export)
+        read = functools.partial(read_open, offset=offset, length=length)
+        return await found.call(lambda files: held.use(files, read))
 
     async def statfs(self, caller: Caller, export: str) -> dict[str, Any]:
         """Return the statistics of the export's file system."""
@@ -327,13 +397,18 @@ class Methods:
         *,
         offset: int,
         length: int | None,
+        file: int | None,
     ) -> Loaded:
         """Put a file's bytes into attached memory."""
         attached = caller.memories.find(memory)
-        loaded = await self._export(caller, export).call(
-            lambda files: attached.load(files, path, address, offset, length)
-        )
-        return Loaded(loaded)
+        found = self._export(caller, export)
+        if file is None:
+            return Loaded(
+                await found.call(lambda files: attached.load(files, path, address, offset, length))
+            )
+        held = caller.files.find(file, export)
+        load = functools.partial(attached.load_open, address=address, offset=offset, length=length)
+        return Loaded(await found.call(lambda files: held.use(files, load)))
 
     async def detach(self, caller: Caller, memory: int) -> None:
         """Let go of attached memory, once loads into it have ended."""

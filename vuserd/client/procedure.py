@@ -1,0 +1,52 @@
+"""Procedures of several calls, written once: either client drives them.
+
+A procedure is a generator. What it yields is a step to take, and what it is sent, or thrown, is
+what came of that; so it has no socket, no clock and no loop of its own.
+"""
+
+from collections.abc import Generator
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from vuserd.client.calls import Call
+from vuserd.client.ticket import Ticket
+
+Result = TypeVar("Result")
+
+
+class Ask(NamedTuple):
+    """Do a call and wait for its result."""
+
+    call: Call[Any]
+
+
+class Begin(NamedTuple):
+    """Send a call without waiting: the result is its ticket, for Finish or Abandon."""
+
+    call: Call[Any]
+
+
+class Finish(NamedTuple):
+    """Wait for a call that was begun."""
+
+    ticket: Ticket[Any]
+
+
+class Abandon(NamedTuple):
+    """Forget a call that was begun."""
+
+    ticket: Ticket[Any]
+
+
+class Write(NamedTuple):
+    """Hand bytes of a file to whoever wants them, and their offset in it."""
+
+    payload: memoryview
+    offset: int
+
+
+class GoesOn(NamedTuple):
+    """Tell whether calls are taken, or may be by the daemon's successor."""
+
+
+Step: TypeAlias = Ask | Begin | Finish | Abandon | Write | GoesOn
+Procedure: TypeAlias = Generator[Step, Any, Result]

@@ -1,0 +1,56 @@
+"""A listing that outlives its connection: what was listed before is left out."""
+
+from array import array
+from typing import Any
+
+from vuserd.client.calls import Call, RemotePath, readdir_raw
+from vuserd.client.records import Entry, RawPage
+
+
+class Relisting:
+    """The pages of one directory; where they cannot go on they begin again, without repeating."""
+
+    def __init__(self, export: str, path: RemotePath, *, attrs: bool) -> None:
+        self._export, self._path, self._attrs = export, path, attrs
+        self._after: Any = None
+        self._page = RawPage([], None)
+        #: Hashes of the names that were given: 8 bytes each, where a set of names would have 100.
+        self._given = array("q")
+        self._ahead: set[int] = set()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the page that was taken is the last one."""
+        return self._page.next is None
+
+    def next_call(self) -> Call[RawPage]:
+        """Return the call for the next page."""
+        return readdir_raw(self._export, self._path, attrs=self._attrs, after=self._after)
+
+    def begin_again(self) -> bool:
+        """Have the next call begin the listing anew; False where it was just begun."""
+        if self._after is None:
+            return False
+        self._after = None
+        self._ahead = set(self._given)
+        return True
+
+    def take(self, page: RawPage) -> bool:
+        """Take a page; return whether there is another one to ask for."""
+        self._page = page
+        self._after = page.next
+        return page.next is not None
+
+    def entries(self) -> list[Entry]:
+        """Return the entries of the page that was taken, those that were not given before."""
+        entries = self._page.decoded().entries
+        if self._ahead:
+            entries = [entry for entry in entries if not self._was_given(entry.name)]
+        if not self.finished:
+            self._given.extend(hash(entry.name) for entry in entries)
+        return entries
+
+    def _was_given(self, name: str) -> bool:
+        was_given = hash(name) in self._ahead
+        self._ahead.discard(hash(name))
+        return was_given

@@ -1,0 +1,278 @@
+"""A whole file, one version of it, as a procedure of either client.
+
+The file is opened in the daemon, so that all its chunks are of one file whatever becomes of its
+name; at the end its attributes tell whether it is what was opened.  Where they cannot, because its
+timestamps are coarse or because it grew, it is read once more and compared with what was read.
+"""
+
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from vuserd.client import calls
+from vuserd.client.calls import RemotePath
+from vuserd.client.errors import ClientError, NotTaken, RemoteError
+from vuserd.client.memory import SharedMemory
+from vuserd.client.procedure import Abandon, Ask, Begin, Finish, GoesOn, Procedure, Write
+from vuserd.client.records import OpenedFile, Stat
+from vuserd.client.sinks import FileSink, StreamSink, is_sparse
+from vuserd.client.ticket import Ticket
+from vuserd.client.transfer import (
+    NOT_LENT,
+    Chunk,
+    Place,
+    Resumption,
+    Source,
+    Transfer,
+    lent_places,
+    lent_size,
+    own_places,
+)
+from vuserd.errors import ErrorCode
+
+#: Called with the number of bytes that are there, and the number there will be.
+Progress: TypeAlias = Callable[[int, int], object]
+Sink: TypeAlias = FileSink | StreamSink
+_Parts: TypeAlias = list[tuple[int, int]]
+
+ATTEMPTS = 3
+#: A file that changed within so many nanoseconds may go on growing: what is read of it is summed,
+#: so that it can be told afterwards whether it only grew.
+_LIVELY_NS: Final = 10_000_000_000
+
+
+class FileChanged(Exception):  # noqa: N818 - never leaves the clients
+    """The file is not what was opened any more."""
+
+
+class Options(NamedTuple):
+    """How a file is taken."""
+
+    progress: Progress | None
+    #: Whether of a file that only grew what stood there when it was opened will do.
+    grows: bool
+    #: Seconds that the daemon's successor may take.
+    patience: float
+    now: Callable[[], float]
+
+
+class _Sum(NamedTuple):
+    """What a chunk held."""
+
+    offset: int
+    length: int
+    crc: int
+
+
+def take(export: str, path: RemotePath, sink: Sink, options: Options) -> Procedure[Stat]:
+    """Take a file, whole; return its attributes, with the number of bytes that were taken as size.
+
+    Raises:
+        RemoteError: CHANGED when it changed in each of ``ATTEMPTS`` attempts, of which a stream has
+            as many as have brought nothing yet; and what the daemon says.
+
+    """
+    for _ in range(ATTEMPTS):
+        attempt = _Attempt(export, path, sink, options)
+        try:
+            return (yield from attempt.run())
+        except FileChanged:
+            if attempt.there and not sink.is_file:
+                break
+    raise RemoteError(ErrorCode.CHANGED, "the file changed while it was read")
+
+
+class _Attempt:
+    """One version of a file, over as many connections as it takes."""
+
+    def __init__(self, export: str, path: RemotePath, sink: Sink, options: Options) -> None:
+        self._export, self._path = export, path
+        self._sink = sink
+        self._options = options
+        self._opened: OpenedFile | None = None
+        #: Where it has data; all of it, where holes are not told.
+        self._parts: _Parts = []
+        self._sums: list[_Sum] | None = None
+        #: Bytes from the beginning that the sink has.
+        self.there = 0
+
+    def run(self) -> Procedure[Stat]:
+        resumption = Resumption(self._options.patience)
+        while True:
+            try:
+                opened = yield Ask(calls.open_file(self._export, self._path))
+                try:
+                    return (yield from self._take(opened))
+                finally:
+                    with suppress(ClientError):
+                        yield Ask(calls.close_file(opened.file))
+            except NotTaken:
+                goes_on = yield GoesOn()
+                if not (goes_on and resumption.after(self.there, self._options.now())):
+                    raise
+
+    def _take(self, opened: OpenedFile) -> Procedure[Stat]:
+        source = Source(self._export, self._path, opened.file)
+        if self._opened is None:
+            yield from self._begin(source, opened)
+        elif not opened.is_same(self._opened):
+            raise FileChanged
+        size = yield from self._take_chunks(source, opened.stat.size)
+        self._sink.end(size)
+        after: Stat = yield Ask(calls.stat_open(*source))
+        if after.same_file(opened.stat):
+            if not opened.settled:
+                yield from self._compare(source)
+            return after._replace(size=size)
+        if not self._options.grows or after.ino != opened.stat.ino or after.size < size:
+            raise FileChanged
+        yield from self._compare(source)
+        return opened.stat._replace(size=size)
+
+    def _begin(self, source: Source, opened: OpenedFile) -> Procedure[None]:
+        self._opened = opened
+        attributes = opened.stat
+        age = time.time_ns() - max(attributes.mtime_ns, attributes.ctime_ns)
+        if not opened.settled or (self._options.grows and age < _LIVELY_NS):
+            self._sums = []
+        self._parts = [(0, attributes.size)] if attributes.size else []
+        has_holes_told = False
+        if self._sink.is_file and is_sparse(attributes) and self._sums is None:
+            self._parts = yield from _extents(source)
+            has_holes_told = self._parts != [(0, attributes.size)]
+        self._sink.begin(attributes, has_holes_told=has_holes_told)
+
+    def _take_chunks(self, source: Source, size: int) -> Procedure[int]:
+        """Take what is missing; return how many bytes the file has."""
+        missing = self._missing()
+        memory, identifier = yield from _lend(source, sum(length for _, length in missing))
+        try:
+            places: Sequence[Place] = own_places(size)
+            if memory is not None:
+                places = lent_places(identifier, memoryview(memory.mapping()))
+            transfer = Transfer(source, size, missing, places)
+            yield from self._run(transfer, size)
+            if transfer.ended_at is None and not transfer.is_longer:
+                return size
+            return (yield from self._take_rest(source, transfer, size, places[0]))
+        finally:
+            if memory is not None:
+                try:
+                    with suppress(ClientError):
+                        yield Ask(calls.detach(identifier))
+                finally:
+                    memory.close()
+
+    def _missing(self) -> _Parts:
+        """Return the parts that have data behind what is there."""
+        cut = ((max(begin, self.there), begin + length) for begin, length in self._parts)
+        return [(begin, end - begin) for begin, end in cut if begin < end]
+
+    def _run(self, transfer: Transfer, size: int) -> Procedure[None]:
+        in_flight: deque[tuple[Chunk, Ticket[int]]] = deque()
+        try:
+            while True:
+                while (chunk := transfer.next_chunk()) is not None:
+                    in_flight.append((chunk, (yield Begin(chunk.call))))
+                if not in_flight:
+                    return
+                chunk, ticket = in_flight.popleft()
+                payload = transfer.arrived(chunk, (yield Finish(ticket)))
+                if not self._sink.is_file:  # the daemon drops a client that takes nothing
+                    for _, other in in_flight:
+                        yield Finish(other)
+                yield from self._put(payload, chunk.offset)
+                transfer.release(chunk)
+                if self._options.progress is not None:
+                    self._options.progress(self.there, size)
+        finally:
+            for _, ticket in in_flight:
+                yield Abandon(ticket)
+
+    def _take_rest(
+        self, source: Source, transfer: Transfer, size: int, place: Place
+    ) -> Procedure[int]:
+        """Read on to the end of a file whose size is untrue; not of one that changed."""
+        assert self._opened is not None
+        now: Stat = yield Ask(calls.stat_open(*source))
+        if not now.same_file(self._opened.stat):
+            if self._options.grows and transfer.is_longer:
+                return size  # what was there when it was opened
+            raise FileChanged
+        end = size if transfer.ended_at is None else transfer.ended_at
+        while got := (yield Ask(place.call(source, end, len(place.view)))):
+            yield from self._put(place.view[:got], end)
+            end += got
+            if self._options.progress is not None:
+                self._options.progress(end, max(end, size))
+        return end
+
+    def _put(self, payload: memoryview, offset: int) -> Procedure[None]:
+        if self._sums is not None and payload:
+            self._sums.append(_Sum(offset, len(payload), zlib.crc32(payload)))
+        if payload:
+            yield Write(payload, offset)
+            self.there = offset + len(payload)
+
+    def _compare(self, source: Source) -> Procedure[None]:
+        """Read all of it once more.
+
+        Raises:
+            FileChanged: it is not what was read before, or that is not known.
+
+        """
+        if self._sums is None:
+            raise FileChanged
+        longest = max((each.length for each in self._sums), default=0)
+        if not longest:
+            return
+        [place] = own_places(longest - 1)[:1]
+        for each in self._sums:
+            got = yield Ask(place.call(source, each.offset, each.length))
+            if got != each.length or zlib.crc32(place.view[:got]) != each.crc:
+                raise FileChanged
+
+
+def _extents(source: Source) -> Procedure[_Parts]:
+    """Ask where a file has data."""
+    parts: _Parts = []
+    position: int | None = 0
+    while position is not None:
+        page = yield Ask(calls.extents(*source, offset=position))
+        parts += page.extents
+        position = page.next
+    return parts
+
+
+def _lend(source: Source, size: int) -> Procedure[tuple[SharedMemory | None, Any]]:
+    """Lend memory to the daemon for so many bytes of a file; None where there is no room for it."""
+    room = lent_size(size)
+    if room is None:
+        return None, None
+    try:
+        memory = SharedMemory(None, room)
+    except OSError:
+        return None, None  # no descriptor or memory left here
+    try:
+        identifier = yield Ask(calls.attach(memory.fileno(), memory.size))
+        try:  # its backend's room shows with this
+            yield Ask(calls.load(identifier, 0, *source[:2], length=1, file=source.file))
+        except BaseException:
+            with suppress(ClientError):
+                yield Ask(calls.detach(identifier))
+            raise
+    except RemoteError as error:
+        memory.close()
+        if error.code not in NOT_LENT:
+            raise
+        return None, None
+    except OSError:
+        memory.close()
+        return None, None
+    except BaseException:
+        memory.close()
+        raise
+    return memory, identifier

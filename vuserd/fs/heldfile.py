@@ -1,0 +1,170 @@
+"""A file that a client has open: read in many calls, and one file in all of them."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from vuserd.errors import CallError, ErrorCode
+from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.kept import Kept
+from vuserd.fs.openfile import OpenFile
+from vuserd.fs.version import Version
+
+Result = TypeVar("Result")
+
+
+class HeldFile(Kept):
+    """A file that is open until :meth:`close`, as what it was when it was opened.
+
+    Where its backend was lost, or nothing was done with it for a while, it is opened anew, and has
+    to be the same version of the same file.
+
+    Args:
+        path: where it is.
+        file: as it was opened there, which this has from here on.
+        files: where that was.
+
+    """
+
+    is_file = True
+
+    def __init__(self, path: bytes, file: OpenFile, files: FileSystem) -> None:
+        self.attributes = file.attributes
+        self.settled = file.settled
+        self._path = path
+        self._elsewhere = file.node.elsewhere
+        self._file: OpenFile | None = file
+        self._files: FileSystem | None = files
+        self._uses = 0
+        self._is_closed = False
+        self._opening = trio.Lock()
+        files.keep(self)
+
+    @property
+    def is_known_by_attributes(self) -> bool:
+        """Whether another opening with the same attributes is of the same file."""
+        return not self._elsewhere
+
+    async def use(
+        self, files: FileSystem, operation: Callable[[OpenFile], Awaitable[Result]]
+    ) -> Result:
+        """Do something with the open file.
+
+        Raises:
+            CallError: CHANGED: it had to be opened anew, and is another one, or that is not known.
+            VuserdError: what opening it raises, and the operation.
+
+        """
+        files.use(self)
+        self._uses += 1
+        try:
+            async with self._opening:
+                file = await self._opened(files)
+            return await operation(file)
+        finally:
+            self._uses -= 1
+            if not self._uses:
+                self._rest()
+
+    async def _opened(self, files: FileSystem) -> OpenFile:
+        if self._is_closed:
+            raise CallError(ErrorCode.BAD_REQUEST, "the file was closed")
+        if self._file is not None and self._files is files:
+            return self._file
+        self.lapse()
+        file = await files.open(self._path)
+        if self._elsewhere or Version.of(file.attributes) != Version.of(self.attributes):
+            file.close()
+            raise CallError(
+                ErrorCode.CHANGED,
+                "the file had to be opened anew, and is another one, or may be",
+            )
+        self._file, self._files = file, files
+        return file
+
+    def _rest(self) -> None:
+        if self._file is None:
+            return
+        if self._is_closed or self._files is None:
+            self.lapse()
+        else:
+            self._files.keep(self)
+
+    def lapse(self) -> None:
+        """Close it in the backend; the next use opens it anew."""
+        file, self._file = self._file, None
+        self._files = None
+        if file is not None:
+            file.close()
+
+    def close(self) -> None:
+        """Close it for good, once those who use it are done."""
+        self._is_closed = True
+        if self._files is not None:
+            self._files.use(self)
+        if not self._uses:
+            self.lapse()
+
+
+class FileTable:
+    """The files that one client has open, by their numbers.
+
+    Args:
+        most: how many.
+
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._files: dict[int, tuple[HeldFile, str]] = {}
+        self._last = 0
+
+    def require_room(self) -> None:
+        """Refuse one more where there are as many as may be.
+
+        Raises:
+            CallError: TOO_LARGE.
+
+        """
+        if len(self._files) >= self._most:
+            raise CallError(
+                ErrorCode.TOO_LARGE, f"a client may have {self._most} files open", limit=self._most
+            )
+
+    def add(self, file: HeldFile, export: str) -> int:
+        """Keep a file of an export until it is closed; return its number."""
+        self._last += 1
+        self._files[self._last] = file, export
+        return self._last
+
+    def find(self, number: int, export: str) -> HeldFile:
+        """Return the open file of this number.
+
+        Raises:
+            CallError: BAD_REQUEST: there is none, or not of this export.
+
+        """
+        file, of = self._files.get(number, (None, None))
+        if file is None or of != export:
+            raise CallError(
+                ErrorCode.BAD_REQUEST, f"there is no open file {number} of export {export!r}"
+            )
+        return file
+
+    def close_one(self, number: int) -> None:
+        """Close a file; its number means nothing from here on.
+
+        Raises:
+            CallError: BAD_REQUEST: there is none.
+
+        """
+        file, _ = self._files.pop(number, (None, None))
+        if file is None:
+            raise CallError(ErrorCode.BAD_REQUEST, f"there is no open file {number}")
+        file.close()
+
+    def close(self) -> None:
+        """Close all of them."""
+        while self._files:
+            self._files.popitem()[1][0].close()

@@ -1,0 +1,101 @@
+"""A directory read in portions, all of them from one open directory.
+
+Where a directory goes on is told by an offset that means nothing in another open directory: overlay
+and many file systems in user space make up a listing when a directory is opened. So it stays open.
+Where it cannot, because the backend was lost or it was not read for a while, it is opened anew and
+read from its beginning, and what was given before is left out by name.
+"""
+
+from array import array
+from collections.abc import Iterable
+
+from protocol.dirent import DirectoryEntry
+from protocol.fuse import FileHandle
+from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.nodes import Node
+
+
+class DirectoryReader:
+    """Gives what is in a directory, each name that is there all the time once.
+
+    Args:
+        attributes: whether each entry comes with its node's attributes.
+
+    """
+
+    def __init__(self, *, attributes: bool) -> None:
+        self.finished = False
+        self._attributes = attributes
+        self._files: FileSystem | None = None
+        self._node: Node | None = None
+        self._handle: FileHandle | None = None
+        self._position = 0
+        #: Hashes of the names that were given: 8 bytes each, where a set of names would have 100.
+        self._given = array("q")
+        #: Those of them that this opening of the directory has not come to yet.
+        self._ahead: set[int] = set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the backend has the directory open."""
+        return self._handle is not None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part was given, and there is more."""
+        return bool(self._given)
+
+    async def read(self, files: FileSystem, node: Node, limit: int) -> list[DirectoryEntry]:
+        """Return up to ``limit`` entries, and at least one unless it is ``finished`` then.
+
+        Args:
+            files: where the directory is.
+            node: the directory, which stays in use until :meth:`close`, or until another is given.
+            limit: the most entries.
+
+        Raises:
+            FileError: what the backend says.
+
+        """
+        if self._node is None or self._files is not files or self._node.id != node.id:
+            self.close()
+            self._handle = await files.operations.open_directory(node)
+            self._files, self._node, self._position = files, node, 0
+            self._ahead = set(self._given)
+        entries: list[DirectoryEntry] = []
+        assert self._handle is not None
+        while not entries and not self.finished:
+            found, following = await files.operations.read_entries(
+                node, self._handle, self._position, limit, attributes=self._attributes
+            )
+            entries = self._new(found) if self._ahead else found
+            if following is None:
+                self._finish()
+            else:
+                self._position = following
+                self._given.extend(hash(entry.name) for entry in entries)
+        return entries
+
+    def close(self) -> None:
+        """Close the directory in the backend; reading goes on from a new opening."""
+        handle, self._handle = self._handle, None
+        if handle is not None and self._files is not None and self._node is not None:
+            self._files.operations.release_directory(self._node, handle)
+        self._files = self._node = None
+
+    def _new(self, entries: Iterable[DirectoryEntry]) -> list[DirectoryEntry]:
+        """Return those that were not given before."""
+        new = []
+        for entry in entries:
+            name = hash(entry.name)
+            if name in self._ahead:
+                self._ahead.remove(name)
+            else:
+                new.append(entry)
+        return new
+
+    def _finish(self) -> None:
+        self.finished = True
+        self.close()
+        self._given = array("q")
+        self._ahead.clear()
