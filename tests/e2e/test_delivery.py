@@ -34,6 +34,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chance = random.Random(7)
     for size in SIZES:
         (folder / str(size)).write_bytes(chance.randbytes(size))
+        (folder / f"only-{size}").mkdir()
+        os.link(folder / str(size), folder / f"only-{size}" / "file")
     with open(folder / "sparse", "wb") as sparse:
         sparse.truncate(SPARSE)
         for begin in ISLANDS:
@@ -55,7 +57,8 @@ def served(
 def test_the_bytes_are_the_hosts(
     served: Served, files: Path, way: Callable[[Served, str], bytes], size: int
 ) -> None:
-    assert way(served, str(size)) == (files / str(size)).read_bytes()
+    """From a directory that holds nothing else, for the way that takes a whole one."""
+    assert way(served, f"only-{size}/file") == (files / str(size)).read_bytes()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="no sandbox but root's is to be had in procfs")

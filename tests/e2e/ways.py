@@ -2,11 +2,16 @@
 
 import io
 import os
+import subprocess
+import sys
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Final, NamedTuple
 
-from vuserd.client import Client, vuserctl
+import trio
+
+from vuserd.client import Client, TrioClient, vuserctl
+from vuserd.client.records import Stat
 
 #: The most that one ``read`` of the RPC gives.
 READ_MAX: Final = 8 << 20
@@ -21,6 +26,13 @@ class Served(NamedTuple):
 
     client: Client
     socket: str
+    export: str = "files"
+    #: Whether a file's size attribute is its length: it is not on procfs, and on some of FUSE.
+    sized: bool = True
+
+    def check(self, stat: Stat, content: bytes | bytearray) -> None:
+        """Expect the size that came with a file to be that of its bytes."""
+        assert len(content) == stat.size or not self.sized
 
 
 class FailedCommandError(Exception):
@@ -30,76 +42,121 @@ class FailedCommandError(Exception):
 def by_read(served: Served, path: str) -> bytes:
     content = b""
     while True:
-        part = served.client.read("files", path, len(content), READ_MAX)
+        part = served.client.read(served.export, path, len(content), READ_MAX)
         content += part
         if len(part) < READ_MAX:
             return content
 
 
 def by_read_into(served: Served, path: str) -> bytes:
-    buffer = memoryview(bytearray(served.client.stat("files", path).size + 1))
-    end = 0
-    while count := served.client.read_into("files", path, end, buffer[end:][:READ_MAX]):
-        end += count
-    return bytes(buffer[:end])
+    content = bytearray()
+    buffer = memoryview(bytearray(READ_MAX))
+    while count := served.client.read_into(served.export, path, len(content), buffer):
+        content += buffer[:count]
+    return bytes(content)
 
 
 def by_download(served: Served, path: str) -> bytes:
     with tempfile.TemporaryFile() as file:
-        stat = served.client.download("files", path, file.fileno())
+        stat = served.client.download(served.export, path, file.fileno())
         content = file.read()
-        assert len(content) == stat.size
+        served.check(stat, content)
         return content
 
 
 def by_stream(served: Served, path: str) -> bytes:
     content = bytearray()
-    stat = served.client.stream("files", path, content.extend)
-    assert len(content) == stat.size
+    served.check(served.client.stream(served.export, path, content.extend), content)
+    return bytes(content)
+
+
+def by_trio_download(served: Served, path: str) -> bytes:
+    async def download(fileno: int) -> Stat:
+        async with TrioClient.connect(served.socket) as client:
+            return await client.download(served.export, path, fileno)
+
+    with tempfile.TemporaryFile() as file:
+        stat = trio.run(download, file.fileno())
+        content = file.read()
+        served.check(stat, content)
+        return content
+
+
+def by_trio_stream(served: Served, path: str) -> bytes:
+    content = bytearray()
+
+    async def write(payload: memoryview) -> None:
+        content.extend(payload)
+
+    async def stream() -> Stat:
+        async with TrioClient.connect(served.socket) as client:
+            return await client.stream(served.export, path, write)
+
+    served.check(trio.run(stream), content)
     return bytes(content)
 
 
 def by_fetch(served: Served, path: str) -> bytes:
-    with served.client.fetch("files", path) as image, image.buffer() as buffer:
+    with served.client.fetch(served.export, path) as image, image.buffer() as buffer:
         assert len(buffer) == image.size
         return bytes(buffer)
 
 
 def by_load(served: Served, path: str) -> bytes:
-    room = ADDRESS + served.client.stat("files", path).size + _GROWTH
+    room = ADDRESS + served.client.stat(served.export, path).size + _GROWTH
     with served.client.attach(size=room + -room % _PAGE) as memory:
-        length = memory.load("files", path, ADDRESS)
+        length = memory.load(served.export, path, ADDRESS)
         return memory.buffer[ADDRESS : ADDRESS + length]
 
 
 def by_vuserctl_get(served: Served, path: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         copy = os.path.join(folder, "copy")
-        _vuserctl(served, "get", f"files:{path}", copy)
+        _vuserctl(served, "get", f"{served.export}:{path}", copy)
         with open(copy, "rb") as file:
             return file.read()
 
 
+def by_get_r(served: Served, path: str) -> bytes:
+    """Take the file with all that is in its directory."""
+    parent, name = os.path.split(path)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, "copy")
+        _vuserctl(served, "get", "-r", f"{served.export}:{parent}", copy)
+        with open(os.path.join(copy, name), "rb") as file:
+            return file.read()
+
+
+def by_cat(served: Served, path: str) -> bytes:
+    """Take it from the command's standard output, so in a process of its own."""
+    command = [os.path.join(os.path.dirname(sys.executable), "vuserctl")]
+    command += ["--socket", served.socket, "cat", f"{served.export}:{path}"]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    if done.returncode:
+        raise FailedCommandError(os.fsdecode(done.stderr))
+    return done.stdout
+
+
 def by_vuserctl_load(served: Served, path: str) -> bytes:
-    size = served.client.stat("files", path).size
-    room = ADDRESS + size
+    room = ADDRESS + served.client.stat(served.export, path).size + _GROWTH
     memfd = os.memfd_create("rig", os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(memfd, room + -room % _PAGE)
         options = ["--memory", f"/proc/{os.getpid()}/fd/{memfd}", "--address", hex(ADDRESS)]
-        _vuserctl(served, "load", f"files:{path}", *options)
-        return os.pread(memfd, size, ADDRESS)
+        said = _vuserctl(served, "load", f"{served.export}:{path}", *options)
+        return os.pread(memfd, int(said.split()[0]), ADDRESS)
     finally:
         os.close(memfd)
 
 
-def _vuserctl(served: Served, *arguments: str) -> None:
+def _vuserctl(served: Served, *arguments: str) -> str:
     """Do a command in this process: starting Python for each would take most of the time."""
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):
         status = vuserctl.run(["--socket", served.socket, *arguments])
     if status:
         raise FailedCommandError(said.getvalue())
+    return said.getvalue()
 
 
 WAYS: Final = (
@@ -107,8 +164,12 @@ WAYS: Final = (
     by_read_into,
     by_download,
     by_stream,
+    by_trio_download,
+    by_trio_stream,
     by_fetch,
     by_load,
     by_vuserctl_get,
+    by_get_r,
+    by_cat,
     by_vuserctl_load,
 )
