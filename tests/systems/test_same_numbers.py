@@ -1,7 +1,7 @@
 """Files of two file systems that agree in inode number, size and times, and not in their bytes.
 
-Images that are made reproducibly do, and so do subvolumes. Each of these files is delivered with its
-own bytes, below one export and one after the other in one place.
+Images that are made reproducibly do, and so do subvolumes. Each of these files is delivered with
+its own bytes, below one export and one after the other in one place.
 """
 
 import os
