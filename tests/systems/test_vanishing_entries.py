@@ -23,8 +23,8 @@ from tests.systems.mounting import mounted, overlay, shared_folder
 from vuserd.client import Client, TrioClient, vuserctl
 from vuserd.client.errors import RemoteError
 
-_OLD: Final = 1100
-_NEW: Final = 1900
+_OLD: Final = 1500
+_NEW: Final = 2000
 #: How many names are taken between two clearances, and how many of them are looked at then.
 _STEP: Final = 200
 _RECENT: Final = 120
@@ -199,7 +199,7 @@ def test_many_listings_of_one_client(served: Served, directory: Path) -> None:
     while listings:
         for number, listing in list(listings.items()):
             try:
-                for _ in range(600):
+                for _ in range(800):
                     clearances[number].saw(next(listing))
             except StopIteration:
                 del listings[number]
