@@ -199,7 +199,7 @@ def test_many_listings_of_one_client(served: Served, directory: Path) -> None:
     while listings:
         for number, listing in list(listings.items()):
             try:
-                for _ in range(800):
+                for _ in range(330):
                     clearances[number].saw(next(listing))
             except StopIteration:
                 del listings[number]
