@@ -2,7 +2,7 @@
 
 import errno
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -14,7 +14,7 @@ from vuserd.device.layout import REQUEST_ROOM
 from vuserd.device.session import Session
 from vuserd.errors import FileError
 from vuserd.fs.filetype import describe_type
-from vuserd.fs.idle import IdleSet
+from vuserd.fs.idle import Alarm, IdleSet
 from vuserd.fs.kept import Kept
 from vuserd.fs.nodes import Hold, Node, NodeTable
 from vuserd.fs.openfile import OpenFile
@@ -30,8 +30,6 @@ _MOST_SETTLING: Final = 2 * TICK
 _MOST_BYTES: Final = (1 << 63) - 1
 #: Seconds for which a file stays open for a client that does nothing with it.
 _OPEN_TIME: Final = 60.0
-#: Seconds between two looks at what is idle, at least.
-_LEAST_PAUSE: Final = 0.5
 
 
 class FileSystem:
@@ -51,42 +49,35 @@ class FileSystem:
         self.nodes = NodeTable(idle_nodes, idle_time, session.channel.post, capacity)
         self.operations = NodeOperations(session, self.nodes)
         #: What clients have open between two calls: files, and listings that go on.
-        self.open_files: IdleSet[Kept] = IdleSet(_OPEN_TIME, Kept.lapse)
-        self.open_listings: IdleSet[Kept] = IdleSet(idle_time, Kept.lapse)
-        self.nodes.on_idle = self._wake
-        #: Ends the sleep of :meth:`expire`.
-        self._alarm = trio.CancelScope()
+        self.open_files: IdleSet[Kept] = IdleSet(_OPEN_TIME)
+        self.open_listings: IdleSet[Kept] = IdleSet(idle_time)
+        self._alarm = Alarm()
+        self.nodes.on_idle = self._alarm.ring_by
         self._is_closed = False
 
     async def expire(self) -> None:
         """End what is idle when its time is over; sleep while there is nothing. Runs for ever."""
         while True:
-            with trio.CancelScope(deadline=self._due()) as self._alarm:
-                await trio.sleep_forever()
+            await self._alarm.wait(
+                min(self.nodes.due(), self.open_files.due(), self.open_listings.due())
+            )
             now = trio.current_time()
-            self.open_files.expire(now)
-            self.open_listings.expire(now)
+            _lapse(self.open_files.pop_due(now))
+            _lapse(self.open_listings.pop_due(now))
             self.nodes.expire(now)
-
-    def _due(self) -> float:
-        """Return when to look next at what is idle: never is infinity."""
-        due = min(self.nodes.due(), self.open_files.due(), self.open_listings.due())
-        return max(due, trio.current_time() + _LEAST_PAUSE)
 
     def keep(self, kept: Kept) -> None:
         """Have something lapse that a client has open, unless it is used before."""
         if self._is_closed:
             kept.lapse()
             return
-        (self.open_files if kept.is_file else self.open_listings).add(kept)
-        self._wake()
+        idle = self.open_files if kept.is_file else self.open_listings
+        idle.add(kept)
+        self._alarm.ring_by(idle.due())
 
     def use(self, kept: Kept) -> None:
         """Have something that a client has open not lapse: it is used, or has ended."""
         (self.open_files if kept.is_file else self.open_listings).discard(kept)
-
-    def _wake(self) -> None:
-        self._alarm.deadline = min(self._alarm.deadline, self._due())
 
     def is_lost(self) -> bool:
         """Tell whether the session is over: nothing can be asked any more."""
@@ -95,8 +86,8 @@ class FileSystem:
     def close(self) -> None:
         """Give back all that is held, as far as the backend still listens; no more is kept."""
         self._is_closed = True
-        self.open_files.end_all()
-        self.open_listings.end_all()
+        _lapse(self.open_files.pop_due())
+        _lapse(self.open_listings.pop_due())
         self.nodes.close()
 
     async def stat(self, path: bytes, *, follow: bool) -> Attributes:
@@ -194,6 +185,11 @@ class FileSystem:
             attributes = await self.operations.getattr(node)
             _require_regular(attributes)
         return attributes, not time_to_settle(Version.of(attributes))
+
+
+def _lapse(idle: Iterable[Kept]) -> None:
+    for kept in idle:
+        kept.lapse()
 
 
 def _require_regular(attributes: Attributes) -> None:

@@ -2,26 +2,30 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Iterator
+from typing import Final, Generic, TypeVar
 
 import trio
 
 Thing = TypeVar("Thing")
 
+#: Seconds between two looks at what is due, at least.
+_LEAST_PAUSE: Final = 0.5
+
 
 class IdleSet(Generic[Thing]):
     """Things that nobody uses now, in the order in which they were used last.
 
+    Whoever has the set ends what leaves it: so it refers to nobody, and a session that is over goes
+    with its memory at once.
+
     Args:
         seconds: how long they stay.
-        end: takes one that has left the set, because its time was over.
 
     """
 
-    def __init__(self, seconds: float, end: Callable[[Thing], None]) -> None:
+    def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._end = end
         self._since: OrderedDict[Thing, float] = OrderedDict()
 
     def __len__(self) -> int:
@@ -49,12 +53,31 @@ class IdleSet(Generic[Thing]):
             return since + self._seconds
         return math.inf
 
-    def expire(self, now: float) -> None:
-        """End those whose time is over."""
-        while self.due() <= now:
-            self._end(self.pop_oldest())
+    def pop_due(self, now: float = math.inf) -> Iterator[Thing]:
+        """Take out one by one those whose time is over by ``now``; by default all of them."""
+        while self._since and self.due() <= now:
+            yield self.pop_oldest()
 
-    def end_all(self) -> None:
-        """End all of them now."""
-        while self._since:
-            self._end(self.pop_oldest())
+
+class Alarm:
+    """Wakes a task when the next thing is due, and never while there is none.
+
+    It refers to nobody: see :class:`IdleSet`.
+    """
+
+    def __init__(self) -> None:
+        self._sleep = trio.CancelScope()
+
+    def ring_by(self, due: float) -> None:
+        """Have :meth:`wait` end no later than when something is due, or soon."""
+        self._sleep.deadline = min(self._sleep.deadline, _not_at_once(due))
+
+    async def wait(self, due: float) -> None:
+        """Sleep until something is due: for ever where that is infinity."""
+        with trio.CancelScope(deadline=_not_at_once(due)) as self._sleep:
+            await trio.sleep_forever()
+
+
+def _not_at_once(due: float) -> float:
+    """Return a time from which on several things may be due that are so one after the other."""
+    return max(due, trio.current_time() + _LEAST_PAUSE)

@@ -90,13 +90,13 @@ class NodeTable:
         self._post = post
         self._batch = min(_BATCH, batch_limit)
         self._nodes: dict[NodeId, Node] = {}
-        self._idle: IdleSet[Node] = IdleSet(idle_time, self._drop)
+        self._idle: IdleSet[Node] = IdleSet(idle_time)
         self._children: dict[tuple[NodeId, bytes], Node] = {}
         self._forgets: dict[NodeId, int] = {}
         #: When the first of those began to wait.
         self._owed_since = math.inf
-        #: Called when there is something to be done at :meth:`due`.
-        self.on_idle: Callable[[], None] = lambda: None
+        #: Called with :meth:`due` when there is something to be done then.
+        self.on_idle: Callable[[float], object] = lambda _: None
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -158,7 +158,7 @@ class NodeTable:
             return
         self._idle.add(node)
         if len(self._idle) == 1:
-            self.on_idle()
+            self.on_idle(self.due())
         if node.lookups > 1:
             self.forget(node.id, node.lookups - 1)
             node.lookups = 1
@@ -171,7 +171,7 @@ class NodeTable:
             return
         if not self._forgets:
             self._owed_since = trio.current_time()
-            self.on_idle()
+            self.on_idle(self.due())
         self._forgets[node] = self._forgets.get(node, 0) + lookups
         if len(self._forgets) >= self._batch:
             self.flush()
@@ -185,7 +185,8 @@ class NodeTable:
 
     def forget_idle(self) -> None:
         """Forget every node that nobody uses."""
-        self._idle.end_all()
+        for node in self._idle.pop_due():
+            self._drop(node)
         self.flush()
 
     def due(self) -> float:
@@ -194,7 +195,8 @@ class NodeTable:
 
     def expire(self, now: float) -> None:
         """Forget nodes whose time is over, and send what is owed."""
-        self._idle.expire(now)
+        for node in self._idle.pop_due(now):
+            self._drop(node)
         self.flush()
 
     def close(self) -> None:
