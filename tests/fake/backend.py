@@ -64,7 +64,7 @@ import trio.testing
 
 from protocol.fuse import Opcode
 from protocol.vhost_user import Request
-from tests.fake.files import MAX_PAGES, ROOT, Answer, FakeFiles, File, FuseRequest
+from tests.fake.files import MAX_PAGES, ROOT, SUBMOUNTS, Answer, FakeFiles, File, FuseRequest
 from tests.fake.ring_device import Chain, DeviceMemory, RingAddresses, RingDevice
 from vuserd.device.observer import Observer
 from vuserd.device.session import Session, SessionOptions, open_session
@@ -77,6 +77,7 @@ __all__ = [
     "PROTOCOL_FEATURES",
     "REPLY_ACK",
     "ROOT",
+    "SUBMOUNTS",
     "VERSION_1",
     "Answer",
     "FakeBackend",

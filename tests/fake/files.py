@@ -6,17 +6,20 @@ it is told mostly begins with one of these answers and spoils it.
 
 import errno
 import json
+import math
 import stat
 import struct
+import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from protocol.fuse import Opcode
+from protocol.fuse import Opcode, Whence
 from tests.fake.ring_device import Chain
 
 ROOT: Final = 1
 MAX_PAGES: Final = 1 << 22
+SUBMOUNTS: Final = 1 << 27
 _FIRST_HANDLE: Final = 100
 
 
@@ -50,6 +53,21 @@ class File(NamedTuple):
     ctime: int = 1_000_000_000
     #: As in procfs: its size is said to be 0, and a READ brings at most so many bytes.
     most: int | None = None
+    #: What its size is said to be, where that is not its length.
+    size: int | None = None
+    #: What its inode number is said to be; else a number of its own.
+    ino: int | None = None
+    #: The nanoseconds of both of its times.
+    nanoseconds: int = 0
+    #: Flags of its attributes: 1 for the root of a mount.
+    flags: int = 0
+    #: Begins and ends of its parts that are no holes; None for a file without holes.
+    data: tuple[tuple[int, int], ...] | None = None
+
+
+def coarse_now() -> int:
+    """Return a whole second that is at most one ahead: as a timestamp it is not settled for two."""
+    return math.ceil(time.time())
 
 
 class FakeFiles:
@@ -66,6 +84,11 @@ class FakeFiles:
             for name, file in (files or {}).items()
         }
         self.max_pages = 256
+        #: What is said to INIT.
+        self.flags = MAX_PAGES | SUBMOUNTS
+        #: As overlay and many a file system in user space: each opening of a directory has an order
+        #: and offsets of its own, which mean nothing in another one.
+        self.orders_differ = False
         #: Lookup counts that were given and not given back, by node.
         self.lookups: Counter[int] = Counter()
         self.open_handles: set[int] = set()
@@ -116,6 +139,8 @@ class FakeFiles:
                 return Answer(self.files[names[request.node - 2]].content)
             case Opcode.READDIR | Opcode.READDIRPLUS:
                 return Answer(self._directory(request, plus=request.opcode is Opcode.READDIRPLUS))
+            case Opcode.LSEEK:
+                return self._seek(request)
             case Opcode.RELEASE | Opcode.RELEASEDIR:
                 self.open_handles.discard(struct.unpack_from("=Q", request.body)[0])
                 return Answer()
@@ -133,9 +158,10 @@ class FakeFiles:
         return None
 
     def init_reply(
-        self, major: int = 7, minor: int = 38, flags: int = MAX_PAGES, max_write: int = 1 << 20
+        self, major: int = 7, minor: int = 38, flags: int | None = None, max_write: int = 1 << 20
     ) -> bytes:
         """Return ``struct fuse_init_out``."""
+        flags = self.flags if flags is None else flags
         return struct.pack(
             "=IIIIHHIIHHI28x", major, minor, 0, flags, 0, 0, max_write, 1, self.max_pages, 0, 0
         )
@@ -151,21 +177,56 @@ class FakeFiles:
         file = File(mode=stat.S_IFDIR | 0o755)
         if node != ROOT:
             file = list(self.files.values())[node - 2]
-        times = struct.pack("=QQQ", file.mtime, file.mtime, file.ctime)
+        times = struct.pack("=qqq", file.mtime, file.mtime, file.ctime)
+        fractions = struct.pack("=III", *[file.nanoseconds] * 3)
         length = len(file.content) if file.most is None else 0
-        size = struct.pack("=QQQ", node + 1000, length, 8)
-        return size + times + struct.pack("=IIIIIIIIII", 0, 0, 0, file.mode, 1, 0, 0, 0, 4096, 0)
+        length = length if file.size is None else file.size
+        taken = length if file.data is None else sum(end - begin for begin, end in file.data)
+        size = struct.pack("=QQQ", self.ino(node), length, -(-taken // 512))
+        others = struct.pack("=IIIIIII", file.mode, 1, 0, 0, 0, 4096, file.flags)
+        return size + times + fractions + others
+
+    def ino(self, node: int) -> int:
+        """Return the inode number that a node is said to have."""
+        ino = None if node == ROOT else list(self.files.values())[node - 2].ino
+        return node + 1000 if ino is None else ino
 
     def entry(self, node: int) -> bytes:
         """Return ``struct fuse_entry_out`` of a node."""
         return struct.pack("=QQQQII", node, 0, 1, 1, 0, 0) + self.attributes(node)
 
+    def _seek(self, request: FuseRequest) -> Answer:
+        """Answer as lseek(2) does with SEEK_DATA and SEEK_HOLE."""
+        _, offset, whence = struct.unpack_from("=QQI", request.body)
+        file = list(self.files.values())[request.node - 2]
+        length = len(file.content)
+        if offset >= length:
+            return Answer(error=errno.ENXIO)
+        parts = ((0, length),) if file.data is None else file.data
+        for begin, end in parts:
+            if offset < end and whence == Whence.DATA:
+                return Answer(struct.pack("=Q", max(begin, offset)))
+            if begin <= offset < end:
+                return Answer(struct.pack("=Q", end))
+        if whence == Whence.DATA:
+            return Answer(error=errno.ENXIO)
+        return Answer(struct.pack("=Q", offset))
+
     def _directory(self, request: FuseRequest, *, plus: bool) -> bytes:
-        _, offset, size = struct.unpack_from("=QQI", request.body)
+        handle, offset, size = struct.unpack_from("=QQI", request.body)
+        order = list(enumerate(self.files))
+        first = 0
+        if self.orders_differ:
+            turn = handle % max(len(order), 1)
+            order = order[turn:] + order[:turn]
+            first = handle << 32
+            assert offset == 0 or offset >> 32 == handle, "an offset of another opening"
         listing = b""
-        for index, name in list(enumerate(self.files))[offset:]:
+        for position, (index, name) in enumerate(order, 1):
+            if position <= offset - first and offset:
+                continue
             node = index + 2
-            record = directory_record(name, index + 1, ino=node + 1000)
+            record = directory_record(name, first + position, ino=self.ino(node))
             if plus:
                 record = self.entry(node) + record
             if len(listing) + len(record) > size:

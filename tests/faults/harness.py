@@ -14,6 +14,7 @@ from memory.arena import BufferState
 from protocol import fuse
 from tests.fake.backend import FakeBackend
 from tests.fake.files import Answer, FuseRequest
+from tests.listings import page
 from vuserd.config.model import ExportConfig
 from vuserd.delivery.inline import read_inline
 from vuserd.device.layout import IN_FLIGHT
@@ -119,13 +120,11 @@ async def read(files: FileSystem, name: bytes = b"Image") -> bytes:
 
 
 async def names(files: FileSystem) -> list[bytes]:
-    page = await files.readdir(b"", attributes=False, limit=100, after=None)
-    return [entry.name for entry in page.entries]
+    return [entry.name for entry in await page(files, limit=100)]
 
 
 async def entries(files: FileSystem) -> list[bytes]:
-    page = await files.readdir(b"", attributes=True, limit=100, after=None)
-    return [entry.name for entry in page.entries]
+    return [entry.name for entry in await page(files, attributes=True, limit=100)]
 
 
 async def readlink(files: FileSystem) -> bytes:

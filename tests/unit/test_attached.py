@@ -47,6 +47,14 @@ async def session(backend: FakeBackend) -> AsyncIterator[Session]:
         yield session
 
 
+def answer_all(backend: FakeBackend, opcode: Opcode) -> None:
+    """Answer the requests of a kind that were withheld: of a load its bytes, and what follows."""
+    for request in backend.named(opcode):
+        answer = backend.serve_files(request)
+        assert answer is not None
+        backend.reply(request, answer)
+
+
 async def load(memory: AttachedMemory, session: Session) -> None:
     assert await memory.load(FileSystem(session, 10), b"Image", 0, 0, None) == len(CONTENT)
 
@@ -79,10 +87,7 @@ async def test_a_slot_in_use_is_not_taken(
             with pytest.raises(CallError, match="all are in use") as busy:
                 await load(memories[1], session)
             assert busy.value.code == ErrorCode.BUSY
-            [request] = backend.named(Opcode.READ)
-            answer = backend.serve_files(request)
-            assert answer is not None
-            backend.reply(request, answer)
+            answer_all(backend, Opcode.READ)
             backend.answer = backend.serve_files
         await load(memories[1], session)
         assert session.regions == 2
@@ -167,10 +172,7 @@ async def test_no_load_begins_once_a_memory_is_detached(
         with pytest.raises(CallError, match="no attached memory any more") as refused:
             await load(memories[0], session)
         assert refused.value.code == ErrorCode.BAD_REQUEST
-        [request] = backend.named(Opcode.READ)
-        answer = backend.serve_files(request)
-        assert answer is not None
-        backend.reply(request, answer)  # the load that was there before is not disturbed
+        answer_all(backend, Opcode.READ)  # the load that was there before is not disturbed
     assert session.regions == backend.regions == 1
     assert memories[0].region.fileno() == -1
     with pytest.raises(CallError, match="no attached memory any more"):

@@ -313,7 +313,6 @@ async def test_few_bulk_requests_are_in_the_backend_at_once(
         (Answer(b"", error=5000), "error -5000"),
         (Answer(b"body", error=5), "4 bytes after an error"),
         (Answer(bytes(100)), "a reply to GETATTR of 100 bytes"),
-        (Answer(bytes(104)), "a node of mode 0"),
     ],
 )
 async def test_a_reply_that_lies_ends_the_session(

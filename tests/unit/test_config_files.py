@@ -117,6 +117,7 @@ NO_IDS: Final = (
 SHARED_SAMPLES: Final = (
     Sample("timeout", "2", lambda c: export(c).session.timeout, 2.0, [*NO_SECONDS, ("0", RANGE)]),
     Sample("idle_nodes", "0", lambda c: export(c).idle_nodes, 0, NO_COUNT),
+    Sample("idle_time", "0", lambda c: export(c).idle_time, 0.0, NO_SECONDS),
     Sample(
         "backend",
         '"/usr/libexec/virtiofsd"',
@@ -181,6 +182,8 @@ SAMPLES: Final = {
         Sample("memories", "0", limit("memories"), 0, NO_COUNT),
         Sample("memory", '"1G"', limit("memory"), 1 << 30, NO_SIZE),
         Sample("walks", "1", limit("walks"), 1, [*NO_COUNT, ("0", RANGE)]),
+        Sample("listings", "2", limit("listings"), 2, [*NO_COUNT, ("0", RANGE)]),
+        Sample("files", "3", limit("files"), 3, [*NO_COUNT, ("0", RANGE)]),
         Sample("frame", "4096", limit("frame"), 4096, [*NO_SIZE, ("4095", RANGE)]),
         Sample("depth", "8", limit("depth"), 8, [*NO_COUNT, ("65", RANGE)]),
         Sample("stall", "0.5", limit("stall"), 0.5, [*NO_SECONDS, ("0", RANGE)]),

@@ -10,6 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
+from tests.listings import page
 from vuserd.delivery.inline import FileContent, read_inline
 from vuserd.device.session import Session
 from vuserd.errors import CallError, FileError
@@ -57,7 +58,7 @@ async def test_a_file_is_read_whole_and_in_parts(files: FileSystem, session: Ses
 
 async def test_handles_are_released(files: FileSystem, backend: FakeBackend) -> None:
     taken(await read_inline(files, b"Image", 0, 100))
-    await files.readdir(b"", attributes=True, limit=5, after=None)
+    await page(files, attributes=True, limit=5)
     with pytest.raises(FileError):
         await read_inline(files, b"", 0, 100)
     await wait_all_tasks_blocked()
@@ -83,7 +84,7 @@ async def test_lookup_counts_are_exact(files: FileSystem, backend: FakeBackend) 
     for round_number in range(3):
         for number in range(50):
             await files.stat(b"file-%d" % number, follow=True)
-        await files.readdir(b"", attributes=True, limit=7 + round_number, after=None)
+        await page(files, attributes=True, limit=7 + round_number)
     # Idle nodes keep one count each; the rest is given back, or waits to be.
     assert len(files.nodes) == files.nodes.lookups == 10
     files.nodes.flush()
@@ -97,7 +98,7 @@ async def test_lookup_counts_are_exact(files: FileSystem, backend: FakeBackend) 
 
 
 async def test_forgets_go_in_batches(files: FileSystem, backend: FakeBackend) -> None:
-    await files.readdir(b"", attributes=True, limit=1000, after=None)
+    await page(files, attributes=True)
     await wait_all_tasks_blocked()
     assert len(backend.named(Opcode.BATCH_FORGET)) == 1
     assert backend.named(Opcode.FORGET) == []
@@ -118,7 +119,7 @@ async def test_a_call_given_up_at_any_step_owes_nothing(
 
     async def call() -> None:
         if opcode is Opcode.READDIRPLUS:
-            await files.readdir(b"", attributes=True, limit=20, after=None)
+            await page(files, attributes=True, limit=20)
         else:
             taken(await read_inline(files, b"Image", 0, 4 << 20))
 
@@ -197,25 +198,6 @@ async def test_a_file_of_this_tick_is_looked_at_again_after_it(
     assert taken(await read_inline(files, b"file-7", 0, 10)) == b"7"
     kinds = [request.opcode for request in backend.requests if request.opcode is not Opcode.INIT]
     assert kinds[:3] == [Opcode.LOOKUP, Opcode.GETATTR, Opcode.OPEN]
-
-
-async def test_pages_follow_each_other(files: FileSystem) -> None:
-    names: list[bytes] = []
-    after = None
-    while True:
-        page = await files.readdir(b"", attributes=False, limit=9, after=after)
-        assert len(page.entries) <= 9
-        names += [entry.name for entry in page.entries]
-        if page.next is None:
-            break
-        after = (page.ino, page.next)
-    assert names == [b"Image", *(b"file-%d" % number for number in range(50))]
-
-
-async def test_a_page_of_another_directory_is_refused(files: FileSystem) -> None:
-    with pytest.raises(CallError) as refused:
-        await files.readdir(b"", attributes=False, limit=9, after=(4711, 3))
-    assert refused.value.code == "CHANGED"
 
 
 async def test_only_regular_files_are_opened(files: FileSystem, backend: FakeBackend) -> None:

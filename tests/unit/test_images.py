@@ -7,21 +7,18 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
 
 from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
-from vuserd.config.model import ExportConfig
+from tests.faults.harness import exported
 from vuserd.delivery import image as image_module
+from vuserd.delivery import images as images_module
 from vuserd.delivery.headroom import HEADROOM, RESERVE
 from vuserd.delivery.image import SealedImage, make_image
 from vuserd.delivery.images import ImageStore
-from vuserd.errors import ConfigurationError, FileError
-from vuserd.fs.export import Export
+from vuserd.delivery.whole import Delivery, deliver_whole
+from vuserd.errors import FileError
 from vuserd.fs.filesystem import FileSystem
-from vuserd.fs.version import Version
-
-VERSION = Version(ino=1, size=4, mtime_ns=0, ctime_ns=0)
 
 
 def taken_by_images() -> int:
@@ -113,30 +110,22 @@ async def test_a_file_of_unknown_size_that_does_not_end() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_a_client_that_goes_as_the_image_is_done_holds_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-    fails: bool,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: bool
 ) -> None:
-    descriptor = os.memfd_create("image", os.MFD_CLOEXEC)
-    image = SealedImage(descriptor, 4, VERSION)
-    export = Export(ExportConfig("files", socket="none"), ConfigurationError("not asked for"))
-    answers = iter([VERSION, image])
+    async def deliver(files: FileSystem, path: bytes, way: Delivery[SealedImage]) -> SealedImage:
+        image = await deliver_whole(files, path, way)
+        client.cancel()  # who waits is told after this task has had its turn
+        if fails:
+            image.give_back()
+            raise FileError(errno.EIO)
+        return image
 
-    async def call(_: object) -> object:
-        answer = next(answers)
-        if answer is image:
-            await wait_all_tasks_blocked()
-            client.cancel()  # who waits is told after this task has had its turn
-            if fails:
-                raise FileError(5)
-        return answer
-
-    monkeypatch.setattr(export, "call", call)
-    async with trio.open_nursery() as nursery:
-        store = ImageStore(0, 1, nursery)
-        with trio.CancelScope() as client:
-            await store.fetch(export, b"Image")
-    assert client.cancelled_caught
-    if fails:
-        image.give_back()  # it was never handed out
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(descriptor)
+    monkeypatch.setattr(images_module, "deliver_whole", deliver)
+    backend = FakeBackend({b"Image": b"kernel"})
+    async with exported(backend, str(tmp_path / "backend.sock")) as export:
+        async with trio.open_nursery() as nursery:
+            store = ImageStore(0, 1, nursery)
+            with trio.CancelScope() as client:
+                await store.fetch(export, b"Image")
+        assert client.cancelled_caught
+    assert taken_by_images() == 0

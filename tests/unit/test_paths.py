@@ -83,15 +83,29 @@ async def test_dot_dot_forgets_the_directory_whatever_its_name_means_now() -> No
         (b"file/.", "ENOTDIR"),
         (b"file/..", "ENOTDIR"),
         (b"file/x", "ENOTDIR"),
+        (b"empty/x", "ENOENT"),
         (b"dangling", "ENOENT"),
         (b"self", "ELOOP"),
-        (b"x" * 256, "ENAMETOOLONG"),
+        (b"x" * 4096, "ENAMETOOLONG"),
+        (b"x" * 256, "ENOENT"),  # how long a name may be is the file system's to say
+        (b"empty", "ENOENT"),
+        (b"long", "ENAMETOOLONG"),
+        (b"nul", "EINVAL"),
         (b"x/" * 2048, "ENAMETOOLONG"),
         (b"a\0b", "EINVAL"),
     ],
 )
 async def test_errors_are_the_kernels(path: bytes, code: str) -> None:
-    files = Files({b"file": None, b"dangling": b"nowhere", b"self": b"self"})
+    files = Files(
+        {
+            b"file": None,
+            b"dangling": b"nowhere",
+            b"self": b"self",
+            b"empty": b"",
+            b"long": b"x" * 4096,
+            b"nul": b"fi\0le",
+        }
+    )
     with pytest.raises(FileError) as refused:
         await files.find(path)
     assert refused.value.code == code

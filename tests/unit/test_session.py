@@ -22,8 +22,9 @@ from tests.fake.backend import (
     FakeBackend,
     FuseRequest,
 )
+from tests.listings import page
 from vuserd.delivery.attached import AttachedMemory, ChangeLocks
-from vuserd.delivery.image import SealedImage, make_image
+from vuserd.delivery.image import image_delivery
 from vuserd.delivery.inline import read_inline
 from vuserd.delivery.whole import deliver_whole
 from vuserd.device.session import Session
@@ -152,7 +153,7 @@ async def read(files: FileSystem) -> None:
 
 
 async def make(files: FileSystem) -> None:
-    await deliver_whole(files, b"Image", make_image, SealedImage.give_back)
+    await deliver_whole(files, b"Image", image_delivery())
 
 
 async def load(files: FileSystem) -> None:
@@ -166,7 +167,7 @@ async def load(files: FileSystem) -> None:
 
 
 async def list_(files: FileSystem) -> None:
-    await files.readdir(b"", attributes=True, limit=10, after=None)
+    await page(files, attributes=True, limit=10)
 
 
 async def walk(files: FileSystem) -> None:
@@ -188,8 +189,10 @@ async def lose_a_session(way: Callable[[FileSystem], Awaitable[None]], how: str)
     async with backend.session() as session, trio.open_nursery() as nursery:
 
         async def use() -> None:
+            files = FileSystem(session, idle_nodes=10)
             with pytest.raises(BackendError):
-                await way(FileSystem(session, idle_nodes=10))
+                await way(files)
+            files.close()
 
         nursery.start_soon(use)
         if how == "dies":

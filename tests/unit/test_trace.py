@@ -22,7 +22,7 @@ from vuserd.client.trace import TraceEvent, TracePage
 from vuserd.device.session import Session, SessionOptions
 from vuserd.errors import BackendError, BackendTimeout, CallError, FileError
 from vuserd.fs.filesystem import FileSystem
-from vuserd.fs.nodes import NodeTable
+from vuserd.fs.nodes import Node, NodeTable
 from vuserd.rpc.codec import Limits, MessageDecoder, Request, encode_request
 from vuserd.rpc.methods import event_map
 from vuserd.tracing import trace as traces
@@ -280,9 +280,9 @@ def entry(node: int) -> fuse.Entry:
 
 
 def table(*places: tuple[int, int, bytes]) -> NodeTable:
-    nodes = NodeTable(100, lambda _: None, 64)
+    nodes = NodeTable(100, 5.0, lambda _: None, 64)
     for node, directory, name in places:
-        nodes.add(entry(node), NodeId(directory), name)
+        nodes.add(entry(node), Node(entry(directory)), name)
     return nodes
 
 

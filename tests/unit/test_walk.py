@@ -12,6 +12,7 @@ from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
 from tests.fake.files import ROOT, directory_record
 from vuserd.errors import FileError
 from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.listings import Listing
 from vuserd.fs.walk import TreeWalk
 
 FOLDER = File(mode=stat.S_IFDIR | 0o755)
@@ -72,10 +73,11 @@ async def test_an_entry_that_vanishes_takes_no_other_with_it(
     lists_of = backend.answer
     backend.answer = answer
     expected = [name for name in (b"folder", b"one", b"two") if name not in vanished]
-    page = await files.readdir(b"", attributes=True, limit=100, after=None)
-    assert [entry.name for entry in page.entries] == expected
-    assert all(entry.entry is not None for entry in page.entries)
-    assert page.next is None
+    listing = Listing(b"", attributes=True)
+    entries = await listing.next_page(files, 100)
+    assert [entry.name for entry in entries] == expected
+    assert all(entry.entry is not None for entry in entries)
+    assert listing.finished
 
 
 async def test_a_walk_that_found_no_descriptors_goes_on_and_owes_nothing(
