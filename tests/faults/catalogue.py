@@ -35,6 +35,14 @@ TIMED_OUT: Final = (
     " is not used for anything else, and is given back when the late reply comes."
 )
 ERRNO: Final = "The caller has the errno; the session goes on and owes nothing."
+EIO: Final = "The caller has EIO, with words that say why; the session goes on and owes nothing."
+PASSED_ON: Final = (
+    "It is the file system's to say, and is passed on as it is; the session goes on and owes"
+    " nothing."
+)
+CHANGED: Final = (
+    "The caller has CHANGED after three attempts; the session goes on and owes nothing."
+)
 UNHARMED: Final = "The call is served as if nothing had happened."
 
 _HEAD: Final = """# Faults

@@ -141,9 +141,12 @@ async def statfs(files: FileSystem) -> fuse.FileSystemStatistics:
 ENTRY_NODE: Final = 0
 ENTRY_ATTRIBUTES: Final = 40
 ATTR_ATTRIBUTES: Final = 16
+INO: Final = 0
 SIZE: Final = 8
+ATIME: Final = 24
 NANOSECONDS: Final = 48
 MODE: Final = 60
+BLOCK_SIZE: Final = 80
 
 
 def spoiled(body: bytes, offset: int, layout: str, value: int) -> bytes:
@@ -154,7 +157,7 @@ def spoiled(body: bytes, offset: int, layout: str, value: int) -> bytes:
 
 
 def spoil(offset: int, layout: str, value: int) -> Lie:
-    """Answer as the files do, with one field replaced; what was looked up is not counted."""
+    """Answer as the files do, with one field replaced."""
 
     def answer(backend: FakeBackend, request: FuseRequest) -> Answer | None:
         honest = backend.serve_files(request)

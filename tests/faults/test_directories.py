@@ -1,7 +1,9 @@
 """Directories: entries that no directory has, and listings without an end."""
 
+import errno
 import stat as modes
 import struct
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -9,11 +11,12 @@ from trio.testing import MockClock
 
 from protocol.fuse import Opcode
 from tests.fake.backend import FakeBackend
-from tests.fake.files import Answer, FuseRequest, directory_record
-from tests.faults.catalogue import BROKEN, ERRNO, UNHARMED, fault
+from tests.fake.files import ROOT, Answer, FuseRequest, directory_record
+from tests.faults.catalogue import BROKEN, EIO, ERRNO, PASSED_ON, UNHARMED, fault
 from tests.faults.harness import (
     ENTRY_ATTRIBUTES,
     MODE,
+    NANOSECONDS,
     SIZE,
     Call,
     Front,
@@ -21,7 +24,9 @@ from tests.faults.harness import (
     names,
     spoiled,
 )
-from vuserd.errors import BackendBroken, FileError
+from tests.listings import page
+from vuserd.errors import FileError, VuserdError
+from vuserd.fs.listings import Listing
 from vuserd.fs.walk import TreeWalk
 
 NO_ENTRY = bytes(128)
@@ -51,10 +56,10 @@ def row(name: str, listing: bytes, words: str, done: str, *, plus: bool = False)
             "a directory entry has an empty name",
         ),
         row(
-            "name-256",
-            directory_record(b"x" * 256, 1),
-            "a name of 256 bytes",
-            "a directory entry's name has 256 bytes",
+            "name-4096",
+            directory_record(b"x" * 4096, 1),
+            "a name of 4096 bytes",
+            "a directory entry's name has 4096 bytes, one more than Linux shows of any",
         ),
         row(
             "name-length-huge",
@@ -120,33 +125,6 @@ def row(name: str, listing: bytes, words: str, done: str, *, plus: bool = False)
             "READDIRPLUS is answered as if it were READDIR",
             plus=True,
         ),
-        row(
-            "plus-node-is-root",
-            entry(1, 0o40755) + GOOD,
-            "the root as an entry",
-            "READDIRPLUS gives node id 1 for a name",
-            plus=True,
-        ),
-        row(
-            "plus-size-negative",
-            spoiled(entry(5), ENTRY_ATTRIBUTES + SIZE, "=q", -1) + GOOD,
-            "a node of 18446744073709551615 bytes",
-            "READDIRPLUS gives a node with a negative size",
-            plus=True,
-        ),
-        row(
-            "plus-mode-impossible",
-            entry(5, 0o170644) + GOOD,
-            "a node of mode 0o170644",
-            "READDIRPLUS gives a node of a type that does not exist",
-            plus=True,
-        ),
-        row(
-            "offset-stands",
-            directory_record(b"Image", 0),
-            "goes on where it began",
-            "a listing says that it goes on where it began",
-        ),
     ],
 )
 async def test_a_listing_that_cannot_be_ends_the_session(
@@ -154,6 +132,137 @@ async def test_a_listing_that_cannot_be_ends_the_session(
 ) -> None:
     front.tell(Opcode.READDIRPLUS if plus else Opcode.READDIR, Answer(listing))
     await front.breaks(entries if plus else names, words)
+
+
+def listing_once(backend: FakeBackend, listing: bytes) -> Callable[[FuseRequest], Answer | None]:
+    """Answer READDIR and READDIRPLUS with a listing, then with its end; count what it looks up."""
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode not in (Opcode.READDIR, Opcode.READDIRPLUS):
+            return backend.serve_files(request)
+        if struct.unpack_from("=QQ", request.body)[1]:
+            return Answer()
+        if request.opcode is Opcode.READDIRPLUS:
+            [node] = struct.unpack_from("=Q", listing)
+            if node not in (0, ROOT):
+                backend.lookups[node] += 1
+        return Answer(listing)
+
+    return answer
+
+
+@fault(
+    "name-4095",
+    done="a directory entry's name has 300 bytes, or 4095, the most that Linux shows of any",
+    must=PASSED_ON,
+)
+@pytest.mark.parametrize("length", [256, 300, 4095])
+async def test_a_name_that_only_some_file_systems_have(front: Front, length: int) -> None:
+    name = b"x" * length
+    front.backend.files[name] = front.backend.files[b"Image"]
+    assert name in await names(front.files)
+    assert name in await entries(front.files)
+    if length < 4095:
+        assert (await front.files.stat(b"/" + name, follow=True)).size == 4096
+        [asked] = front.backend.named(Opcode.LOOKUP)
+        assert asked.body == name + b"\0"
+    await front.serves()
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "field", "value"),
+    [
+        pytest.param(
+            entry(1, 0o40755),
+            "mode",
+            0o40755,
+            marks=fault(
+                "plus-node-is-root",
+                done="READDIRPLUS gives node id 1 for a name",
+                must="It is shown; no reference to the root is given back.",
+            ),
+            id="plus-node-is-root",
+        ),
+        pytest.param(
+            spoiled(entry(5), ENTRY_ATTRIBUTES + SIZE, "=q", -1),
+            "size",
+            2**64 - 1,
+            marks=fault(
+                "plus-size-negative",
+                done="READDIRPLUS gives a node with a negative size",
+                must=PASSED_ON,
+            ),
+            id="plus-size-negative",
+        ),
+        pytest.param(
+            entry(5, 0o170644),
+            "mode",
+            0o170644,
+            marks=fault(
+                "plus-mode-impossible",
+                done="READDIRPLUS gives a node of a type that does not exist",
+                must=PASSED_ON,
+            ),
+            id="plus-mode-impossible",
+        ),
+        pytest.param(
+            entry(5),
+            "ino",
+            0,
+            marks=fault(
+                "plus-ino-0", done="READDIRPLUS gives a node of inode number 0", must=PASSED_ON
+            ),
+            id="plus-ino-0",
+        ),
+        pytest.param(
+            spoiled(entry(5), ENTRY_ATTRIBUTES + NANOSECONDS, "=I", 2**32 - 1),
+            "atime_nsec",
+            2**32 - 1,
+            marks=fault(
+                "plus-nanoseconds",
+                done="READDIRPLUS gives a time with four seconds of nanoseconds",
+                must=PASSED_ON,
+            ),
+            id="plus-nanoseconds",
+        ),
+    ],
+)
+async def test_odd_attributes_in_a_listing(
+    front: Front, spoilt: bytes, field: str, value: int
+) -> None:
+    front.backend.answer = listing_once(front.backend, spoilt + GOOD)
+    [found] = await page(front.files, attributes=True)
+    assert found.name == b"Image"
+    assert found.entry is not None
+    assert getattr(found.entry.attributes, field) == value
+    await front.serves()
+
+
+@fault(
+    "name-twice",
+    done="a listing has one name twice, the entries of different types",
+    must="Both are given: which one is there LOOKUP tells.",
+)
+async def test_a_name_that_is_there_twice(front: Front) -> None:
+    listing = GOOD + directory_record(b"Image", 2, kind=modes.S_IFDIR >> 12)
+    front.backend.answer = listing_once(front.backend, listing)
+    assert [(one.name, one.type) for one in await page(front.files)] == [
+        (b"Image", 8),
+        (b"Image", 4),
+    ]
+    await front.serves()
+
+
+@fault("offset-stands", done="a listing says that it goes on where it began", must=EIO)
+@pytest.mark.parametrize("call", [names, entries])
+async def test_a_listing_that_goes_on_where_it_began(front: Front, call: Call) -> None:
+    front.tell(Opcode.READDIR, Answer(directory_record(b"Image", 0)))
+    if call is entries:
+        front.tell(Opcode.READDIRPLUS, Answer(NO_ENTRY + directory_record(b"Image", 0)))
+    with pytest.raises(FileError, match="lead back") as raised:
+        await call(front.files)
+    assert raised.value.code == "EIO"
+    await front.serves()
 
 
 def going_on(*offsets: int, name: bytes | None = None) -> object:
@@ -173,17 +282,16 @@ def going_on(*offsets: int, name: bytes | None = None) -> object:
 
 
 @pytest.mark.parametrize(
-    ("offsets", "name", "call", "words"),
+    ("offsets", "name", "call"),
     [
         pytest.param(
             (7, 9),
             None,
             names,
-            "round in a circle|nothing but",
             marks=fault(
                 "offsets-circle",
                 done="the offsets of a listing go A, B, A over its replies, with ever new names",
-                must=BROKEN,
+                must=EIO,
             ),
             id="offsets-circle",
         ),
@@ -191,11 +299,10 @@ def going_on(*offsets: int, name: bytes | None = None) -> object:
             (7, 9, 0),
             b".",
             names,
-            "round in a circle|nothing but",
             marks=fault(
                 "offsets-circle-of-dots",
                 done="the offsets of a listing go in a circle, and all replies are `.` only",
-                must=BROKEN,
+                must=EIO,
             ),
             id="offsets-circle-of-dots",
         ),
@@ -203,38 +310,38 @@ def going_on(*offsets: int, name: bytes | None = None) -> object:
             (),
             b".",
             names,
-            "nothing but",
-            marks=[
-                fault(
-                    "listing-of-dots-without-end",
-                    done="a listing never ends: each reply is `.` only, with an offset that is new",
-                    must=BROKEN,
-                ),
-            ],
+            marks=fault(
+                "listing-of-dots-without-end",
+                done="a listing never ends: each reply is `.` only, with an offset that is new",
+                must=EIO,
+            ),
             id="listing-of-dots-without-end",
         ),
     ],
 )
-async def test_a_listing_without_an_end_ends_the_session(
-    front: Front, offsets: tuple[int, ...], name: bytes | None, call: Call, words: str
+async def test_a_listing_without_an_end(
+    front: Front, offsets: tuple[int, ...], name: bytes | None, call: Call
 ) -> None:
     front.tell(Opcode.READDIR, going_on(*offsets, name=name))  # type: ignore[arg-type]
-    await front.breaks(call, words)
+    with pytest.raises(FileError, match="lead back") as raised:
+        await call(front.files)
+    assert raised.value.code == "EIO"
     assert len(front.backend.named(Opcode.READDIR)) <= ENOUGH
+    await front.serves()
 
 
 @fault(
     "offsets-circle-in-page",
     done="the first entry of a reply has the offset where the reply began, the last one another",
-    must=BROKEN,
+    must=EIO,
 )
 async def test_a_page_that_would_go_on_where_it_began(front: Front) -> None:
     listing = directory_record(b"one", 0) + directory_record(b"two", 5)
     front.tell(Opcode.READDIR, Answer(listing))
-    await front.breaks(
-        lambda files: files.readdir(b"", attributes=False, limit=1, after=None),
-        "goes on where it began|round in a circle",
-    )
+    with pytest.raises(FileError, match="lead back") as raised:
+        await page(front.files, limit=1)
+    assert raised.value.code == "EIO"
+    await front.serves()
 
 
 @fault(
@@ -244,8 +351,13 @@ async def test_a_page_that_would_go_on_where_it_began(front: Front) -> None:
 )
 async def test_an_endless_directory_comes_in_pages(front: Front) -> None:
     front.tell(Opcode.READDIR, going_on())  # type: ignore[arg-type]
-    page = await front.files.readdir(b"", attributes=False, limit=50, after=None)
-    assert len(page.entries) == page.next == 50
+    listing = Listing(b"", attributes=False)
+    for _ in range(2):
+        assert len(await listing.next_page(front.files, 50)) == 50
+        assert not listing.finished
+    listing.close()
+    asked = [struct.unpack_from("=QQ", one.body)[1] for one in front.backend.named(Opcode.READDIR)]
+    assert asked == [*range(100)]  # as if it were one
     await front.serves()
 
 
@@ -274,8 +386,7 @@ async def test_dots_in_the_middle_are_left_out(front: Front) -> None:
     must="Those over the limit are given back like the others.",
 )
 async def test_more_entries_than_wanted_are_given_back(front: Front) -> None:
-    page = await front.files.readdir(b"", attributes=True, limit=1, after=None)
-    assert len(page.entries) == 1
+    assert len(await page(front.files, attributes=True, limit=1)) == 1
     await front.serves()
 
 
@@ -332,24 +443,44 @@ async def test_an_entry_of_an_unknown_type(front: Front) -> None:
 
 @fault(
     "directory-holds-itself",
-    done="every directory has a directory in it, for ever",
-    must="A walk ends where paths are longer than Linux has them, with ENAMETOOLONG for the rest.",
+    done="a directory has itself in it, for ever",
+    must="A walk says so of the one inside with EIO, and ends.",
 )
 async def test_a_walk_down_a_directory_that_holds_itself(front: Front) -> None:
-    name = b"d" * 255
-    front.backend.files[name] = front.backend.files[b"folder"]
+    record = directory_record(b"folder", 1, kind=modes.S_IFDIR >> 12)
+    front.backend.answer = listing_once(front.backend, record)
+    walk = TreeWalk(b"", attributes=False)
+    found, problems = await walk.next_page(front.files, 10)
+    assert walk.finished
+    walk.close()
+    assert [one.path for one in found] == [b"folder", b"folder/folder"]
+    assert [(one.path, one.error.code) for one in problems] == [(b"folder/folder", "EIO")]
+    await front.serves()
+
+
+@fault(
+    "directories-hold-each-other",
+    done="every directory has another directory in it, for ever",
+    must="A walk ends where paths are longer than Linux has them, with ENAMETOOLONG for the rest.",
+)
+async def test_a_walk_down_directories_that_hold_each_other(front: Front) -> None:
+    one, other = b"d" * 255, b"e" * 255
+    for name in (one, other):
+        front.backend.files[name] = front.backend.files[b"folder"]
+    node = [*front.backend.files].index(one) + 2
 
     def answer(_: FakeBackend, request: FuseRequest) -> Answer:
         offset = struct.unpack_from("=QQ", request.body)[1]
+        name = other if request.node == node else one
         return Answer(b"" if offset else directory_record(name, 1, kind=modes.S_IFDIR >> 12))
 
     front.tell(Opcode.READDIR, answer)
     walk = TreeWalk(b"", attributes=False)
     found = 0
-    refused: list[FileError] = []
+    refused: list[VuserdError] = []
     for _ in range(ENOUGH):
-        page, problems = await walk.next_page(front.files, 10)
-        found += len(page)
+        here, problems = await walk.next_page(front.files, 10)
+        found += len(here)
         refused += [problem.error for problem in problems]
         if walk.finished:
             break
@@ -360,36 +491,70 @@ async def test_a_walk_down_a_directory_that_holds_itself(front: Front) -> None:
 
 
 @fault(
+    "plus-refused",
+    done="READDIRPLUS is answered with EIO, as it is where one entry cannot be looked up",
+    must="READDIR tells of which: names are looked up one by one, and what cannot be comes without"
+    " attributes.",
+)
+@pytest.mark.parametrize("begins", [0, 1])
+@pytest.mark.parametrize("broken", [[], [b"secret"], [b"Image", b"secret", b"folder", b"link"]])
+async def test_an_entry_that_cannot_be_looked_up(
+    front: Front, begins: int, broken: list[bytes]
+) -> None:
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.READDIRPLUS:
+            if len(front.backend.named(Opcode.READDIRPLUS)) > begins:
+                return Answer(error=errno.EIO)
+            return front.backend.serve_files(request)
+        if request.opcode is Opcode.LOOKUP and request.body.rstrip(b"\0") in broken:
+            return Answer(error=errno.EIO)
+        return front.backend.serve_files(request)
+
+    front.backend.answer = answer
+    listing = Listing(b"", attributes=True)
+    found = [*await listing.next_page(front.files, 1), *await listing.next_page(front.files, 100)]
+    listing.close()
+    assert [one.name for one in found] == [*front.backend.files]
+    looked_up = {one.name for one in found[begins:] if one.entry is not None}
+    assert looked_up == {*[*front.backend.files][begins:]} - {*broken}
+    await front.serves()
+
+
+@fault(
     "listing-refused-in-the-middle",
-    done="the first READDIRPLUS of a call is answered, the second with EIO",
+    done="the first READDIR of a listing is answered, all later ones with EIO",
     must=ERRNO,
 )
-async def test_an_error_in_the_middle_of_a_listing(front: Front) -> None:
+@pytest.mark.parametrize("attributes", [False, True])
+async def test_an_error_in_the_middle_of_a_listing(front: Front, attributes: bool) -> None:
     asked = 0
 
-    def answer(backend: FakeBackend, request: FuseRequest) -> Answer | None:
+    def answer(request: FuseRequest) -> Answer | None:
         nonlocal asked
-        asked += 1
-        return backend.serve_files(request) if asked == 1 else Answer(error=5)
+        if request.opcode in (Opcode.READDIR, Opcode.READDIRPLUS):
+            asked += 1
+            if asked > 1:
+                return Answer(error=errno.EIO)
+        return front.backend.serve_files(request)
 
-    front.tell(Opcode.READDIRPLUS, answer)
+    front.backend.answer = answer
     with pytest.raises(FileError, match="input/output error"):
-        await entries(front.files)
+        await page(front.files, attributes=attributes)
     await front.serves()
 
 
 @fault(
     "plus-lookup-follow-up-lies",
     done="READDIRPLUS names an entry without a node, and the LOOKUP that follows gives the root",
-    must=BROKEN,
+    must="The entry comes without attributes; no reference to the root is given back.",
 )
 async def test_the_lookup_after_a_listing_is_checked(front: Front) -> None:
+    once = listing_once(front.backend, NO_ENTRY + GOOD)
+
     def answer(request: FuseRequest) -> Answer | None:
-        if request.opcode is Opcode.READDIRPLUS:
-            return Answer(NO_ENTRY + GOOD)
-        if request.opcode is Opcode.LOOKUP:
-            return Answer(entry(1, 0o40755))
-        return front.backend.serve_files(request)
+        return Answer(entry(1, 0o40755)) if request.opcode is Opcode.LOOKUP else once(request)
 
     front.backend.answer = answer
-    await front.breaks(entries, "the root as an entry", BackendBroken)
+    [found] = await page(front.files, attributes=True)
+    assert (found.name, found.entry) == (b"Image", None)
+    await front.serves()

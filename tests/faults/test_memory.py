@@ -305,17 +305,39 @@ async def test_a_late_read_into_memory(
     front.tell(Opcode.READ, None)
     with pytest.raises(BackendTimeout):
         await load(memory, front)
-    [request] = front.backend.named(Opcode.READ)
+    late = front.backend.named(Opcode.READ)  # of its bytes, and of what may follow
     async with trio.open_nursery() as nursery:
         nursery.start_soon(memory.detach)
         await wait_all_tasks_blocked()
         assert Request.REM_MEM_REG not in front.backend.messages
-        answer = front.backend.serve_files(request)
-        assert answer is not None
-        front.backend.reply(request, answer)
+        for request in late:
+            answer = front.backend.serve_files(request)
+            assert answer is not None
+            front.backend.reply(request, answer)
     assert front.backend.messages[-1] is Request.REM_MEM_REG
     assert front.backend.regions == 1
     await front.serves()
+
+
+def offset_of(request: FuseRequest) -> int:
+    """Return where a READ begins."""
+    return int.from_bytes(request.body[8:16], "little")
+
+
+def into_memory(front: Front) -> FuseRequest:
+    """Return the READ of a file's first bytes; the other one looks whether the file goes on."""
+    [first] = [one for one in front.backend.named(Opcode.READ) if not offset_of(one)]
+    return first
+
+
+def end_file(front: Front, late: FuseRequest, size: int) -> None:
+    """Answer the READ that looks whether the file of a late one goes on behind its size."""
+    [behind] = [
+        one
+        for one in front.backend.named(Opcode.READ)
+        if one.node == late.node and offset_of(one) == size
+    ]
+    front.backend.reply(behind, Answer())
 
 
 async def load_secret(memory: AttachedMemory, front: Front, address: int = 0) -> None:
@@ -339,14 +361,16 @@ async def test_a_late_read_is_not_written_over_the_next_load(
     front.tell(Opcode.READ, None)
     with pytest.raises(BackendTimeout):
         await load(memory, front)
-    [late] = front.backend.named(Opcode.READ)
+    late = into_memory(front)
     front.backend.answer = front.backend.serve_files
     await load_secret(memory, front, address=len(CONTENT))
+    so_far = len(front.backend.named(Opcode.READ))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(load_secret, memory, front, len(CONTENT) - 1)
         await wait_all_tasks_blocked()
-        assert len(front.backend.named(Opcode.READ)) == 2
+        assert len(front.backend.named(Opcode.READ)) == so_far
         front.backend.reply(late, Answer(CONTENT))
+    end_file(front, late, len(CONTENT))
     await memory.detach()
     await front.serves()
 
@@ -362,19 +386,21 @@ async def test_a_late_read_of_a_load_that_failed(front: Front) -> None:
     front.backend.files[b"two"] = File(bytes(2 * part))
     memory = AttachedMemory(ForeignRegion(memfd(2 * part), 2 * part), ChangeLocks())
 
-    def fail_the_second(backend: FakeBackend, _: FuseRequest) -> Answer | None:
-        return Answer(error=errno.EIO) if len(backend.named(Opcode.READ)) == 2 else None
+    def fail_the_second(_: FakeBackend, request: FuseRequest) -> Answer | None:
+        return Answer(error=errno.EIO) if offset_of(request) == part else None
 
     front.tell(Opcode.READ, fail_the_second)
     with pytest.raises(FileError):
         await memory.load(front.files, b"two", 0, 0, None)
-    late, _ = front.backend.named(Opcode.READ)
+    late = into_memory(front)
+    so_far = len(front.backend.named(Opcode.READ))
     front.backend.answer = front.backend.serve_files
     async with trio.open_nursery() as nursery:
         nursery.start_soon(load_secret, memory, front)
         await wait_all_tasks_blocked()
-        assert len(front.backend.named(Opcode.READ)) == 2
+        assert len(front.backend.named(Opcode.READ)) == so_far
         front.backend.reply(late, Answer(bytes(part)))
+    end_file(front, late, 2 * part)
     await memory.detach()
     await front.serves()
 

@@ -7,140 +7,202 @@ import pytest
 from protocol.fuse import Opcode
 from tests.fake.backend import FakeBackend
 from tests.fake.files import Answer, File, FuseRequest
-from tests.faults.catalogue import BROKEN, ERRNO, fault
+from tests.faults.catalogue import CHANGED, EIO, ERRNO, PASSED_ON, fault
 from tests.faults.harness import (
+    ATIME,
     ATTR_ATTRIBUTES,
+    BLOCK_SIZE,
     CONTENT,
     ENTRY_ATTRIBUTES,
     ENTRY_NODE,
+    INO,
     MODE,
     NANOSECONDS,
     SIZE,
     Call,
     Front,
-    Lie,
+    names,
     read,
     spoil,
+    spoiled,
     stat,
     stat_root,
 )
+from tests.listings import page
 from vuserd.errors import CallError, FileError
 
 
-def row(name: str, opcode: Opcode, lie: Lie, call: Call, words: str, done: str) -> object:
+def told(opcode: Opcode) -> tuple[Call, int]:
+    """Return a call that has a node's attributes from this request, and where those are."""
+    return (stat, ENTRY_ATTRIBUTES) if opcode is Opcode.LOOKUP else (stat_root, ATTR_ATTRIBUTES)
+
+
+def row(name: str, where: int, layout: str, value: int, field: str, done: str) -> object:
     return pytest.param(
-        opcode, lie, call, words, marks=fault(name, done=done, must=BROKEN), id=name
+        where, layout, value, field, marks=fault(name, done=done, must=PASSED_ON), id=name
     )
 
 
+@pytest.mark.parametrize("opcode", [Opcode.LOOKUP, Opcode.GETATTR])
 @pytest.mark.parametrize(
-    ("opcode", "lie", "call", "words"),
+    ("where", "layout", "value", "field"),
     [
         row(
-            "lookup-gives-root",
-            Opcode.LOOKUP,
-            spoil(ENTRY_NODE, "=Q", 1),
-            stat,
-            "the root as an entry",
-            "LOOKUP of a name gives node id 1",
+            "size-negative",
+            SIZE,
+            "=Q",
+            2**64 - 4096,
+            "size",
+            "LOOKUP or GETATTR gives a file of a negative size",
+        ),
+        row("mode-0", MODE, "=I", 0, "mode", "LOOKUP or GETATTR gives a node without a type"),
+        row(
+            "mode-impossible",
+            MODE,
+            "=I",
+            0xFFFFFFFF,
+            "mode",
+            "LOOKUP or GETATTR gives a mode of all ones",
         ),
         row(
-            "lookup-size-negative",
-            Opcode.LOOKUP,
-            spoil(ENTRY_ATTRIBUTES + SIZE, "=q", -4096),
-            stat,
-            "a node of 18446744073709547520 bytes",
-            "LOOKUP gives a file of a negative size",
+            "nanoseconds",
+            NANOSECONDS,
+            "=I",
+            1_000_000_000,
+            "atime_nsec",
+            "LOOKUP or GETATTR gives a time with a whole second of nanoseconds",
         ),
-        row(
-            "lookup-mode-0",
-            Opcode.LOOKUP,
-            spoil(ENTRY_ATTRIBUTES + MODE, "=I", 0),
-            stat,
-            "a node of mode 0o0",
-            "LOOKUP gives a node without a type",
-        ),
-        row(
-            "lookup-mode-impossible",
-            Opcode.LOOKUP,
-            spoil(ENTRY_ATTRIBUTES + MODE, "=I", 0xFFFFFFFF),
-            stat,
-            "a node of mode",
-            "LOOKUP gives a mode of all ones",
-        ),
-        row(
-            "lookup-nanoseconds",
-            Opcode.LOOKUP,
-            spoil(ENTRY_ATTRIBUTES + NANOSECONDS, "=I", 1_000_000_000),
-            stat,
-            "a time of a whole second in nanoseconds",
-            "LOOKUP gives a time with a whole second of nanoseconds",
-        ),
-        row(
-            "getattr-size-negative",
-            Opcode.GETATTR,
-            spoil(ATTR_ATTRIBUTES + SIZE, "=q", -1),
-            stat_root,
-            "a node of 18446744073709551615 bytes",
-            "GETATTR gives a negative size",
-        ),
-        row(
-            "getattr-mode-0",
-            Opcode.GETATTR,
-            spoil(ATTR_ATTRIBUTES + MODE, "=I", 0),
-            stat_root,
-            "a node of mode 0o0",
-            "GETATTR gives a node without a type",
-        ),
-        row(
-            "getattr-fails-after-read",
-            Opcode.GETATTR,
-            Answer(bytes(104)),
-            read,
-            "a node of mode 0o0",
-            "the GETATTR after the READs of a file is malformed",
-        ),
+        row("time-far", ATIME, "=q", 2**63 - 1, "atime", "LOOKUP or GETATTR gives a time far away"),
+        row("ino-0", INO, "=Q", 0, "ino", "LOOKUP or GETATTR gives a node of inode number 0"),
+        row("block-size-0", BLOCK_SIZE, "=I", 0, "blksize", "LOOKUP or GETATTR gives block size 0"),
     ],
 )
-async def test_attributes_that_cannot_be_end_the_session(
-    front: Front, opcode: Opcode, lie: Lie, call: Call, words: str
+async def test_odd_attributes_are_passed_on(
+    front: Front, opcode: Opcode, where: int, layout: str, value: int, field: str
 ) -> None:
-    front.tell(opcode, lie)
-    await front.breaks(call, words)
+    call, attributes = told(opcode)
+    front.tell(opcode, spoil(attributes + where, layout, value))
+    assert getattr(await call(front.files), field) == value
+    await front.serves()
 
 
 @pytest.mark.parametrize(
-    ("call", "mode"),
+    ("where", "layout", "value", "code"),
     [
         pytest.param(
-            stat_root,
-            0o100644,
-            marks=[
-                fault(
-                    "root-no-directory",
-                    done="GETATTR says that the root is a regular file",
-                    must=BROKEN,
-                ),
-            ],
-            id="root-no-directory",
+            SIZE,
+            "=Q",
+            2**63,
+            "EOVERFLOW",
+            marks=fault(
+                "read-size-negative",
+                done="a file that is to be read has a negative size",
+                must="The caller has EOVERFLOW; the session goes on and owes nothing.",
+            ),
+            id="read-size-negative",
         ),
         pytest.param(
-            read,
-            0o040755,
-            marks=[
-                fault(
-                    "getattr-other-type",
-                    done="GETATTR says that an open regular file is a directory",
-                    must=BROKEN,
-                ),
-            ],
-            id="getattr-other-type",
+            MODE,
+            "=I",
+            0,
+            "EINVAL",
+            marks=fault(
+                "read-mode-0",
+                done="what is to be read is of no type",
+                must="The caller has EINVAL; the session goes on and owes nothing.",
+            ),
+            id="read-mode-0",
+        ),
+        pytest.param(
+            INO,
+            "=Q",
+            0,
+            "EIO",
+            marks=fault(
+                "read-ino-0",
+                done="what is to be read has inode number 0, as all of its file system may have:"
+                " the backend takes those for one file",
+                must=EIO,
+            ),
+            id="read-ino-0",
         ),
     ],
 )
-async def test_a_node_that_changes_its_type(front: Front, call: Call, mode: int) -> None:
-    front.tell(Opcode.GETATTR, spoil(ATTR_ATTRIBUTES + MODE, "=I", mode))
-    await front.breaks(call, "changed its type|another type")
+async def test_what_cannot_be_read(
+    front: Front, where: int, layout: str, value: int, code: str
+) -> None:
+    front.tell(Opcode.LOOKUP, spoil(ENTRY_ATTRIBUTES + where, layout, value))
+    with pytest.raises(FileError) as raised:
+        await read(front.files)
+    assert raised.value.code == code
+    assert front.backend.named(Opcode.OPEN) == []
+    await front.serves()
+
+
+@pytest.mark.parametrize("call", [stat, read])
+@fault("lookup-gives-root", done="LOOKUP of a name gives node id 1", must=EIO)
+async def test_a_name_that_is_the_root(front: Front, call: Call) -> None:
+    def answer(backend: FakeBackend, _: FuseRequest) -> Answer:
+        return Answer(spoiled(backend.entry(2), ENTRY_NODE, "=Q", 1))
+
+    front.tell(Opcode.LOOKUP, answer)
+    with pytest.raises(FileError, match="no inode number of its own") as raised:
+        await call(front.files)
+    assert raised.value.code == "EIO"
+    await front.serves()
+
+
+@fault(
+    "lookup-gives-directory",
+    done="LOOKUP of a name in a directory gives that directory",
+    must=EIO,
+)
+async def test_a_name_that_is_its_directory(front: Front) -> None:
+    with pytest.raises(FileError, match="no inode number of its own") as raised:
+        await front.files.stat(b"folder/folder/Image", follow=True)
+    assert raised.value.code == "EIO"
+    await front.serves()
+
+
+@fault(
+    "getattr-fails-after-read",
+    done="the GETATTR after the READs of a file tells of nothing but zeros",
+    must=CHANGED,
+)
+async def test_zeros_after_a_read(front: Front) -> None:
+    front.tell(Opcode.GETATTR, Answer(bytes(104)))
+    with pytest.raises(CallError) as raised:
+        await read(front.files)
+    assert raised.value.code == "CHANGED"
+    await front.serves()
+
+
+@fault(
+    "root-no-directory",
+    done="GETATTR says that the root is a regular file",
+    must="It is passed on; what is in it is looked up all the same.",
+)
+async def test_a_root_that_is_no_directory(front: Front) -> None:
+    front.tell(Opcode.GETATTR, spoil(ATTR_ATTRIBUTES + MODE, "=I", 0o100644))
+    assert (await stat_root(front.files)).mode == 0o100644
+    assert (await stat(front.files)).size == len(CONTENT)
+    with pytest.raises(FileError) as raised:
+        await names(front.files)
+    assert raised.value.code == "ENOTDIR"
+    await front.serves()
+
+
+@fault(
+    "getattr-other-type",
+    done="GETATTR says that an open regular file is a directory",
+    must=CHANGED,
+)
+async def test_a_file_that_becomes_a_directory(front: Front) -> None:
+    front.tell(Opcode.GETATTR, spoil(ATTR_ATTRIBUTES + MODE, "=I", 0o040755))
+    with pytest.raises(CallError) as raised:
+        await read(front.files)
+    assert raised.value.code == "CHANGED"
+    await front.serves()
 
 
 @fault(
@@ -163,7 +225,7 @@ async def test_node_0_is_no_entry(front: Front) -> None:
             0o040755,
             Opcode.OPENDIR,
             errno.ENOTDIR,
-            lambda files: files.readdir(b"Image", attributes=False, limit=9, after=None),
+            lambda files: page(files, b"Image", limit=9),
             marks=fault(
                 "directory-not-opened",
                 done="LOOKUP says that a name is a directory, OPENDIR gives ENOTDIR",
@@ -251,8 +313,9 @@ async def test_symlinks_without_an_end(front: Front) -> None:
 
 @fault(
     "symlink-out-of-export",
-    done="a symlink's target is `../../../Image`, or a name of 300 bytes",
-    must="It is resolved inside the export; a name that Linux does not take is ENAMETOOLONG.",
+    done="a symlink's target is `../../../Image`, or a path of 4096 bytes, or empty, or has a NUL",
+    must="It is resolved inside the export; what Linux does not follow is ENAMETOOLONG, ENOENT or"
+    " EINVAL, and READLINK passes it on.",
 )
 async def test_a_target_outside_the_export(front: Front) -> None:
     front.tell(Opcode.READLINK, Answer(b"../../../Image"))
@@ -261,17 +324,24 @@ async def test_a_target_outside_the_export(front: Front) -> None:
         b"link\0",
         b"Image\0",
     }
-    front.tell(Opcode.READLINK, Answer(b"x" * 300))
-    with pytest.raises(FileError) as raised:
-        await front.files.stat(b"link", follow=True)
-    assert raised.value.code == "ENAMETOOLONG"
+    for target, code in (
+        (b"x" * 300, "ENOENT"),
+        (b"x" * 4096, "ENAMETOOLONG"),
+        (b"", "ENOENT"),
+        (b"ima\0ge", "EINVAL"),
+    ):
+        front.tell(Opcode.READLINK, Answer(target))
+        with pytest.raises(FileError) as raised:
+            await front.files.stat(b"link", follow=True)
+        assert raised.value.code == code
+        assert await front.files.readlink(b"link") == target
     await front.serves()
 
 
 @fault(
     "file-never-the-same",
     done="each GETATTR tells another size, mtime or ctime",
-    must="The caller has CHANGED after three attempts; the session goes on and owes nothing.",
+    must=CHANGED,
 )
 async def test_a_file_that_is_never_the_same(front: Front) -> None:
     asked = 0

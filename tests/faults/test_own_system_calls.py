@@ -534,13 +534,6 @@ START = [
         (*NO_DESCRIPTOR, errno.ENOBUFS),
     ),
     *failing(
-        "folder-for-the-backend",
-        "mkdir of the folder of the backend's socket",
-        NOT_STARTED,
-        SystemCall(tempfile, "TemporaryDirectory", PROCESS),
-        (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EMLINK),
-    ),
-    *failing(
         "bind-for-the-backend",
         "bind of the backend's listening socket",
         NOT_STARTED,

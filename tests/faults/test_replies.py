@@ -8,8 +8,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from protocol.fuse import Opcode
 from tests.fake.backend import FakeBackend
-from tests.fake.files import Answer, FuseRequest
-from tests.faults.catalogue import BROKEN, ERRNO, TIMED_OUT, UNHARMED, fault
+from tests.fake.files import Answer, File, FuseRequest
+from tests.faults.catalogue import BROKEN, ERRNO, PASSED_ON, TIMED_OUT, UNHARMED, fault
 from tests.faults.harness import (
     CONTENT,
     FOR_EVER,
@@ -204,30 +204,6 @@ ATTR = bytes(104)
             "a reply of 4112 bytes in 16",
             "the out-header of READ promises bytes that the used length does not have",
         ),
-        row(
-            "readlink-empty",
-            Opcode.READLINK,
-            Answer(),
-            readlink,
-            "a link target of 0 bytes",
-            "a symlink's target is empty",
-        ),
-        row(
-            "readlink-nul",
-            Opcode.READLINK,
-            Answer(b"ima\0ge"),
-            readlink,
-            "a link target of 6 bytes that Linux",
-            "a symlink's target has a NUL in it",
-        ),
-        row(
-            "readlink-overlong",
-            Opcode.READLINK,
-            Answer(b"x" * 4096),
-            readlink,
-            "a link target of 4096 bytes",
-            "a symlink's target has 4096 bytes",
-        ),
     ],
 )
 async def test_a_reply_that_lies_ends_the_session(
@@ -235,6 +211,34 @@ async def test_a_reply_that_lies_ends_the_session(
 ) -> None:
     front.tell(opcode, lie)
     await front.breaks(call, words)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(
+            b"",
+            marks=fault("readlink-empty", done="a symlink's target is empty", must=PASSED_ON),
+            id="readlink-empty",
+        ),
+        pytest.param(
+            b"ima\0ge",
+            marks=fault("readlink-nul", done="a symlink's target has a NUL in it", must=PASSED_ON),
+            id="readlink-nul",
+        ),
+        pytest.param(
+            b"x" * 4096,
+            marks=fault(
+                "readlink-overlong", done="a symlink's target has 4096 bytes", must=PASSED_ON
+            ),
+            id="readlink-overlong",
+        ),
+    ],
+)
+async def test_a_target_that_linux_does_not_follow(front: Front, target: bytes) -> None:
+    front.tell(Opcode.READLINK, Answer(target))
+    assert await readlink(front.files) == target
+    await front.serves()
 
 
 @fault(
@@ -274,7 +278,6 @@ async def test_replies_that_were_swapped(front: Front) -> None:
         (Opcode.READ, read),
         (Opcode.OPENDIR, names),
         (Opcode.READDIR, names),
-        (Opcode.READDIRPLUS, entries),
         (Opcode.READLINK, readlink),
         (Opcode.STATFS, statfs),
     ],
@@ -323,9 +326,10 @@ async def test_a_release_that_is_refused(front: Front) -> None:
 @fault(
     "read-short",
     done="a READ in the middle of a file brings less than was asked for, the later ones all of it",
-    must="The file ends there for the caller: no later byte is put in the place of a missing one.",
+    must="It is read on from there, one READ after the other: no later byte is put in the place of"
+    " a missing one.",
 )
-async def test_a_short_read_ends_the_file(front: Front) -> None:
+async def test_a_short_read_does_not_end_the_file(front: Front) -> None:
     front.backend.max_pages = 64
     front.backend.files[b"Image"] = front.backend.files[b"Image"]._replace(content=CONTENT * 512)
     first = True
@@ -338,7 +342,33 @@ async def test_a_short_read_ends_the_file(front: Front) -> None:
         return backend.serve_files(request)
 
     front.tell(Opcode.READ, answer)
-    assert await read(front.files) == CONTENT[:100]
+    assert await read(front.files) == (CONTENT * 512)[: 1 << 20]
+    await front.owes_nothing()
+
+
+@fault(
+    "read-ends-early",
+    done="every READ behind some byte of a file brings nothing, though its size says more",
+    must="The file ends there for the caller.",
+)
+@pytest.mark.parametrize("end", [0, 100, 70_000])
+async def test_a_file_that_ends_before_its_size_says(front: Front, end: int) -> None:
+    content = CONTENT * 64
+    front.backend.files[b"Image"] = File(content[:end], size=len(content))
+    assert await read(front.files) == content[:end]
+    await front.owes_nothing()
+
+
+@fault(
+    "read-goes-on",
+    done="a file has more bytes than its size says",
+    must="All of them are given, up to where a READ brings nothing.",
+)
+@pytest.mark.parametrize("size", [0, 1, 100, 70_000])
+async def test_a_file_that_goes_on_behind_its_size(front: Front, size: int) -> None:
+    content = CONTENT * 64
+    front.backend.files[b"Image"] = File(content, size=size)
+    assert await read(front.files) == content
     await front.owes_nothing()
 
 
