@@ -24,7 +24,8 @@ from vuserd.backend.process import BackendOptions
 from vuserd.config.model import ExportConfig
 from vuserd.device.payloads import given_back
 from vuserd.device.session import SessionOptions
-from vuserd.errors import BackendDown, FileError
+from vuserd.errors import BackendDown, FileError, LossCause
+from vuserd.fs.directory import Sight, Standing
 from vuserd.fs.export import Export, ExportState
 from vuserd.fs.exports import Exports
 from vuserd.fs.filesystem import FileSystem
@@ -57,6 +58,8 @@ class Backends:
         #: What each of them is made to do before its session begins.
         self.prepare: Callable[[FakeBackend], object] = lambda _: None
         self.running: set[int] = set()
+        #: What stands at the export's path.
+        self.standing: Standing | None = Standing(1, 0, 1, 1)
 
     def start_at_once(self) -> None:
         """Let each of them start when it is asked to."""
@@ -90,6 +93,7 @@ def backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backends:
     made = Backends(tmp_path)
     made.may_start[0].set()
     monkeypatch.setattr("vuserd.fs.serving.start_backend", made.start)
+    monkeypatch.setattr("vuserd.fs.directory.look_at", lambda path: Sight(made.standing, "", path))
     return made
 
 
@@ -562,6 +566,87 @@ async def test_starts_that_fail_bring_an_export_to_failed(backends: Backends) ->
             await export.call(stat)
     assert export.state is ExportState.FAILED
     assert len(backends.asked) == 1 + 1 + FIRST.restarts
+
+
+@fault(
+    "directory-changes-as-it-starts",
+    done="another directory takes the place of the one that a backend is started on, meanwhile",
+    must="The backend serves no call: another one is started on what stands there now.",
+)
+async def test_a_directory_that_changes_while_its_backend_starts(backends: Backends) -> None:
+    def change(_: FakeBackend) -> None:
+        if len(backends.backends) < 3:
+            backends.standing = Standing(1, 0, 1, 10 + len(backends.backends))
+
+    backends.prepare = change
+    backends.start_at_once()
+    async with exported() as export:
+        assert len(backends.asked) == 3
+        assert export.generation == 1
+        await serves(export)
+        assert [len(backend.named(Opcode.READ)) for backend in backends.backends] == [0, 0, 1]
+        await wait_all_tasks_blocked(QUIET)
+        assert backends.running == {2}
+
+
+@fault(
+    "directory-replaced-in-a-call",
+    done="another directory takes the place of the exported one while a call is in progress",
+    must="The call ends on the directory that it began on, later ones are for the other one.",
+)
+async def test_a_call_in_progress_when_the_directory_is_replaced(backends: Backends) -> None:
+    backends.start_at_once()
+    async with exported() as export, trio.open_nursery() as nursery:
+        backends.backends[0].answer_to(Opcode.READ, None)
+        nursery.start_soon(serves, export)
+        await wait_all_tasks_blocked(QUIET)
+        backends.standing = Standing(2, 0, 1, 1)
+        await trio.sleep(0.6)  # then a call waits for its look
+        await serves(export)
+        assert len(backends.backends[1].named(Opcode.READ)) == 1
+        answer_read(backends.backends[0])
+    assert export.restarts == dict.fromkeys(LossCause, 0)
+
+
+@fault(
+    "directory-gone",
+    done="the exported directory is removed, and made again later",
+    must="Calls have BACKEND_DOWN with a message that says so, no backend is left, nothing is done"
+    " until a call comes; then the export comes up again.",
+)
+async def test_a_directory_that_is_gone_and_comes_again(backends: Backends) -> None:
+    backends.start_at_once()
+    async with exported() as export:
+        await serves(export)
+        there, backends.standing = backends.standing, None
+        await trio.sleep(0.6)  # then a call waits for its look
+        with pytest.raises(BackendDown, match="export files is gone"):
+            await export.call(stat)
+        assert export.state is ExportState.GONE
+        with pytest.raises(BackendDown, match="export files is gone"):
+            await export.replace(OTHER, PROGRAM)
+        await wait_all_tasks_blocked(QUIET)
+        assert backends.running == set()
+        backends.standing = there
+        await trio.sleep(0.11)
+        assert len(backends.asked) == 1
+        await serves(export)
+        assert (export.state, export.generation) == (ExportState.UP, 2)
+
+
+@fault(
+    "directory-gone-as-it-is-replaced",
+    done="the exported directory is removed, and then the backend is to be replaced",
+    must="BACKEND_DOWN, with a message that says so.",
+)
+async def test_a_directory_that_is_gone_when_its_backend_is_replaced(backends: Backends) -> None:
+    backends.start_at_once()
+    backends.move = True
+    async with exported() as export:
+        backends.standing = None
+        with pytest.raises(BackendDown, match="the directory of export files is gone"):
+            await export.replace(OTHER, PROGRAM)
+        assert len(backends.asked) == 1
 
 
 @pytest.mark.parametrize("_time", range(4))  # what is known first is a matter of chance

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import trio
 
 from protocol import Check
-from vuserd.backend.find import Program
+from vuserd.backend.find import BackendKind, Program
 from vuserd.backend.process import sandboxes
 from vuserd.config.model import ExportConfig
 from vuserd.errors import (
@@ -22,6 +22,7 @@ from vuserd.errors import (
     FileError,
     LossCause,
 )
+from vuserd.fs.directory import Lookout, Sight
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.serving import Serving
 from vuserd.fs.trials import Trials
@@ -36,6 +37,8 @@ _ADOPT_PAUSE: Final = 0.1
 _MOST_LOSSES: Final = 8
 #: The most seconds before the next try where calls were put to the backend that was lost.
 _LONGEST_AFTER_CALLS: Final = 0.5
+#: Backends that are started in a row while one directory after the other takes its place.
+_MOST_MOVES: Final = 5
 #: How often it is given back all nodes that no call uses, and asked again, in one call.
 _MOST_FORGETS: Final = 3
 #: Seconds for it to give up those of nodes that were forgotten.
@@ -50,6 +53,7 @@ class ExportState(StrEnum):
     STARTING = "starting"
     UP = "up"
     RESTARTING = "restarting"  #: its backend was lost, and the next one is on its way
+    GONE = "gone"  #: its path leads to no directory; it comes up again when it does
     FAILED = "failed"
     STOPPED = "stopped"
 
@@ -69,6 +73,10 @@ class _Lost(Exception):  # noqa: N818
         self.error = error
         self.alone = alone
         self.expected = expected
+
+
+class _DirectoryGone(Exception):  # noqa: N818
+    """An export's path leads to no directory; the words say why."""
 
 
 class Loss(NamedTuple):
@@ -113,6 +121,10 @@ class Export:
         #: Those in a row that did not start, or ended before any call was put to them.
         self._failed_starts = 0
         self._trials = Trials()
+        #: What watches the directory; of a backend of somebody else's no directory is known.
+        self._lookout = (
+            None if config.directory is None else Lookout(config.directory, self._note_sight)
+        )
         #: Backends that another had to take the place of, by why; and the last one that was lost.
         self.restarts = dict.fromkeys(LossCause, 0)
         self.last_loss: Loss | None = None
@@ -145,6 +157,8 @@ class Export:
         """
         deadline = trio.current_time() + self.config.session.timeout
         losses = 0
+        if self._lookout is not None and self._lookout.is_due:
+            await self.look()
         if self._trials.are_on:
             await self._trials.wait(deadline)
         while True:
@@ -202,6 +216,46 @@ class Export:
                 self._failures = 0
                 return result
 
+    async def look(self) -> None:
+        """Look where the path leads to, unless that was done a moment ago.
+
+        Where another directory stands there, the next call is for that one; where none does, the
+        export is gone. One look at a time goes on for all who want one, and nobody waits for it
+        who comes in a row of calls.
+        """
+        lookout = self._lookout
+        if lookout is None or not lookout.is_due or self._nursery is None or self.has_ended():
+            return
+        lookout.begin(self._nursery)
+        if lookout.is_stale or self.state is not ExportState.UP:
+            await lookout.wait()
+
+    def _note_sight(self, sight: Sight) -> None:
+        """Leave a backend whose directory is not the one at the path; come back to one that is."""
+        serving = self._serving
+        if self._stopped.is_set():
+            return
+        if serving is not None:
+            if sight.standing != serving.standing:
+                self._leave(serving, sight)
+        elif self.state is ExportState.GONE and sight.standing is not None:
+            self._change(ExportState.RESTARTING, "")
+            self._waiting.cancel()
+
+    def _leave(self, serving: Serving, sight: Sight) -> None:
+        """Put no call to this backend any more; it ends after those that it has."""
+        self._serving = None
+        serving.retire()
+        if sight.standing is None:
+            self._change(ExportState.GONE, sight.reason)
+            self._log.warning("export %s is gone: %s", self.config.name, sight.reason)
+        else:
+            self._change(ExportState.RESTARTING, "another directory stands there")
+            self._log.info(
+                "export %s: another directory stands at %s", self.config.name, self.config.source
+            )
+        self._waiting.cancel()
+
     def describe(self) -> dict[str, Any]:
         """Return the export as the RPC's ``exports`` shows it."""
         backend = self._serving.backend if self._serving is not None else None
@@ -254,6 +308,8 @@ class Export:
         """Ask :meth:`run` to end the backend in good order."""
         self._stopped.set()
         self._waiting.cancel()
+        if self._lookout is not None:
+            self._lookout.stop()
 
     async def replace(self, config: ExportConfig, program: Program | ConfigurationError) -> None:
         """Start another backend and put calls to it.
@@ -283,7 +339,12 @@ class Export:
             if before is not None and await self._try_move(before, config, program, modes):
                 return
             # Cancelled, it takes the backend that it is starting with it.
-            serving = await self._start(self._nursery, config, program, modes)
+            try:
+                serving = await self._start_there(self._nursery, config, program, modes)
+            except _DirectoryGone as gone:
+                raise BackendDown(
+                    f"the directory of export {config.name} is gone: {gone}"
+                ) from None
             if not serving.is_serving():
                 raise BackendDown(f"the other backend: {serving.failure}")
             if self._stopped.is_set() or self.has_ended():
@@ -307,9 +368,12 @@ class Export:
         """Have another backend take over all that the present one has; tell whether it did."""
         if isinstance(program, ConfigurationError) or not serving.can_move(config, program):
             return False
+        sight = None if self._lookout is None else await self._lookout.see()
+        if sight is None or sight.standing != serving.standing:
+            return False
         mode, *_ = modes or _sandboxes(config, program)
         try:
-            await serving.move(config, program, mode)
+            await serving.move(config, program, mode, _to_share(program, config, sight))
         except BackendError as error:
             self._log.info(
                 "export %s: its open files stay with the backend that they are on: %s",
@@ -334,15 +398,13 @@ class Export:
                 serving, self._next = self._next, None
                 if serving is None:
                     with trio.CancelScope() as self._waiting:
-                        serving = await self._start(
-                            nursery, self.config, self._program, self._modes
-                        )
+                        serving = await self._next_one(nursery)
                 if serving is None:
                     continue
                 served = serving.is_serving()
                 if served:
                     serving = await self._serve_with(serving)
-                if self._stopped.is_set() or self._next is not None:
+                if serving is None or self._stopped.is_set() or self._next is not None:
                     continue
                 self._note_loss(serving, served=served)
                 if not await self._goes_on(serving, served=served):
@@ -357,7 +419,8 @@ class Export:
 
         An adopted backend that was never there is not waited for: somebody has to start it.
         """
-        if not self.has_ended() and not (self.state is ExportState.STARTING and self.reason):
+        waits = not self.has_ended() and self.state is not ExportState.GONE
+        if waits and not (self.state is ExportState.STARTING and self.reason):
             with trio.move_on_at(deadline) as patience:
                 await self._changed.park()
             if not patience.cancelled_caught:
@@ -369,12 +432,57 @@ class Export:
         """Tell whether no backend will come any more."""
         return self.state in (ExportState.FAILED, ExportState.STOPPED)
 
+    async def _next_one(self, nursery: trio.Nursery) -> Serving:
+        """Start a backend; wait before that, if need be, until there is a directory."""
+        while True:
+            try:
+                return await self._start_there(nursery, self.config, self._program, self._modes)
+            except _DirectoryGone as gone:
+                if self.state is not ExportState.GONE or self.reason != str(gone):
+                    self._log.warning("export %s is gone: %s", self.config.name, gone)
+                self._change(ExportState.GONE, str(gone))
+                self.settled.set()
+                await trio.sleep_forever()  # until a call finds that it is there again
+
+    async def _start_there(
+        self,
+        nursery: trio.Nursery,
+        config: ExportConfig,
+        program: Program | ConfigurationError,
+        modes: Sequence[str],
+    ) -> Serving:
+        """Start a backend on the directory that the path leads to, before and after the start.
+
+        Raises:
+            _DirectoryGone: it leads to none.
+
+        """
+        if self._lookout is None:
+            return await self._start(nursery, config, program, modes, None)
+        sight = await self._lookout.see()
+        for _ in range(_MOST_MOVES):
+            if sight is not None and sight.standing is None:
+                raise _DirectoryGone(sight.reason)
+            serving = await self._start(nursery, config, program, modes, sight)
+            try:
+                before, sight = sight, await self._lookout.see()
+            except BaseException:  # cancelled, it takes the backend with it
+                serving.retire()
+                raise
+            if sight is None or (before is not None and sight.standing == before.standing):
+                break
+            serving.retire()
+        if not serving.is_serving():
+            await serving.over.wait()  # it was lost meanwhile, and by then it is known why
+        return serving
+
     async def _start(
         self,
         nursery: trio.Nursery,
         config: ExportConfig,
         program: Program | ConfigurationError,
         modes: Sequence[str],
+        sight: Sight | None,
     ) -> Serving:
         """Start a backend, and wait until it serves or cannot; ``modes``: where one is known."""
         if config.socket is not None:
@@ -382,16 +490,23 @@ class Export:
         elif isinstance(program, ConfigurationError):
             serving = Serving(config, None, (), self.tracing)
             serving.failure = str(program)
+            serving.over.set()
             return serving
         else:
-            serving = Serving(config, program, modes or _sandboxes(config, program), self.tracing)
+            modes = modes or _sandboxes(config, program)
+            directory = _to_share(program, config, sight)
+            serving = Serving(config, program, modes, self.tracing, directory)
+            serving.standing = None if sight is None else sight.standing
         await nursery.start(serving.run)
         if not serving.is_serving():
             await serving.over.wait()  # by then it is known why
         return serving
 
-    async def _serve_with(self, serving: Serving) -> Serving:
-        """Put calls to a backend, and to what replaces it, until one is lost; return that one."""
+    async def _serve_with(self, serving: Serving) -> Serving | None:
+        """Put calls to a backend, and to what replaces it, until one is lost; return that one.
+
+        Return None where the path has come to lead elsewhere.
+        """
         while True:
             self._come_up(serving)
             with trio.CancelScope() as self._waiting:
@@ -400,6 +515,8 @@ class Export:
                     self._waiting.cancel()
                 await serving.lost()
             successor, self._next = self._next, None
+            if successor is None and self._serving is not serving and not self._stopped.is_set():
+                return None
             if successor is None:
                 break
             serving.retire()
@@ -484,3 +601,11 @@ def _sandboxes(config: ExportConfig, program: Program) -> Sequence[str]:
     """Return the sandboxes to try, the best one first."""
     wanted = config.options.sandbox
     return sandboxes(program.kind, os.geteuid()) if wanted is None else [wanted]
+
+
+def _to_share(program: Program, config: ExportConfig, sight: Sight | None) -> str:
+    """Return the path to start a backend on: without links, which could be switched meanwhile."""
+    assert config.directory is not None
+    if sight is None or (program.kind is BackendKind.C and "," in sight.resolved):
+        return config.directory  # the C one cannot share a path with a comma, but a link to it
+    return sight.resolved

@@ -15,6 +15,7 @@ from vuserd.backend.process import start_backend
 from vuserd.config.model import ExportConfig
 from vuserd.device.session import Session, open_session
 from vuserd.errors import BackendDown, BackendError, LossCause, VuserdError
+from vuserd.fs.directory import Standing
 from vuserd.fs.filesystem import FileSystem
 from vuserd.journal import about_export
 from vuserd.tracing.tap import Tap, Tracing
@@ -45,6 +46,7 @@ class Serving:
         program: the virtiofsd to start; None for a socket of somebody else's.
         modes: the sandboxes to try, the best one first.
         tracing: who wants to know of its requests.
+        directory: where the export's path leads to; None for a socket of somebody else's.
 
     """
 
@@ -54,6 +56,7 @@ class Serving:
         program: Program | None,
         modes: Sequence[str],
         tracing: Tracing,
+        directory: str | None = None,
     ) -> None:
         self.backend: Backend | None = None
         self.session: Session | None = None
@@ -65,12 +68,15 @@ class Serving:
         self.fault = ""
         #: Set when nothing of it is left.
         self.over = trio.Event()
+        #: Which directory stood at the export's path when it was started.
+        self.standing: Standing | None = None
         #: The sandbox that it runs in.
         self.mode: str | None = None
         self._config = config
         self._program = program
         self._modes = modes
         self._tracing = tracing
+        self._directory = directory
         self._tap: Tap | None = None
         #: Where backends of ours live, and which of them is in use.
         self._tenancies: trio.Nursery
@@ -148,13 +154,14 @@ class Serving:
             and config.idle_time == self._config.idle_time
         )
 
-    async def move(self, config: ExportConfig, program: Program, mode: str) -> None:
+    async def move(self, config: ExportConfig, program: Program, mode: str, directory: str) -> None:
         """Go on with another backend, to which nodes and open files go over; no call notices.
 
         Args:
             config: what it is to be like; of the same directory.
             program: the virtiofsd to start.
             mode: its sandbox.
+            directory: where the export's path leads to.
 
         Raises:
             BackendError: it cannot be; this goes on with the backend that it has, or is lost.
@@ -162,12 +169,12 @@ class Serving:
         """
         assert self.session is not None
         assert self.files is not None
-        former, successor = self._tenancy, await self._let_in(config, program, mode)
+        former, successor = self._tenancy, await self._let_in(config, program, mode, directory)
         assert former is not None
 
         def moved() -> None:
             self._tenancy, self.backend = successor, successor.backend
-            self._config, self.mode = config, mode
+            self._config, self.mode, self._directory = config, mode, directory
 
         try:
             former.backend.expect_end()
@@ -274,7 +281,8 @@ class Serving:
 
     @asynccontextmanager
     async def _started_session(self, program: Program, mode: str) -> AsyncIterator[Session]:
-        self._tenancy = await self._let_in(self._config, program, mode)
+        assert self._directory is not None
+        self._tenancy = await self._let_in(self._config, program, mode, self._directory)
         try:
             async with self._session_with(self._tenancy.backend) as session:
                 yield session
@@ -282,10 +290,11 @@ class Serving:
             with trio.CancelScope(shield=True):
                 await self._tenancy.end()
 
-    async def _let_in(self, config: ExportConfig, program: Program, mode: str) -> "_Tenancy":
-        assert config.directory is not None
+    async def _let_in(
+        self, config: ExportConfig, program: Program, mode: str, directory: str
+    ) -> "_Tenancy":
         options = config.options.within_limits()
-        tenancy = _Tenancy(start_backend(program, config.directory, mode, options, config.name))
+        tenancy = _Tenancy(start_backend(program, directory, mode, options, config.name))
         try:
             await self._tenancies.start(tenancy.run)
         except BaseException:  # cancelled, it may have begun all the same
