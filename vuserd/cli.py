@@ -30,6 +30,7 @@ from vuserd.device.session import SessionOptions
 from vuserd.errors import ConfigurationError, VuserdError
 from vuserd.journal import journal_handler
 from vuserd.machine import LEAST_DESCRIPTORS
+from vuserd.standard_streams import STANDARD_OUTPUT, finish_output, prepare
 from vuserd.systemd import Notifier, listen_sockets, withhold_privileges
 
 _LOG = logging.getLogger(__name__)
@@ -39,7 +40,28 @@ EXIT_USAGE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0, 1 for a failure, 2 for wrong usage."""
+    """Run the command line; return the exit status: 0, 1 for a failure, 2 for wrong usage.
+
+    The daemon serves whatever becomes of its log; what prints fails where that cannot be printed.
+    """
+    prepare(errors_wait=False)
+    failure, status = None, 0
+    try:
+        status = _run(arguments)
+    except SystemExit as end:  # of argparse, which has printed help or what is wrong
+        status = end.code if isinstance(end.code, int) else 0
+    except OSError as error:
+        if error.filename != STANDARD_OUTPUT:
+            raise
+        failure = error
+    failure = finish_output() or failure
+    if failure is not None and status == 0:
+        print(f"vuserd: {STANDARD_OUTPUT}: {failure.strerror}", file=sys.stderr)
+        return EXIT_FAILURE
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "check":
         return check.run(options)

@@ -102,7 +102,7 @@ def prepare(*, errors_wait: bool = True) -> None:
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays
     if sys.stdout is sys.__stdout__:
-        sys.stdout = _text(StandardOutput(), sys.__stdout__, "strict")
+        sys.stdout = _text(StandardOutput(), sys.__stdout__, "backslashreplace")
     if sys.stderr is sys.__stderr__:
         raw = StandardError(waits=errors_wait)
         sys.stderr = _text(raw, sys.__stderr__, "backslashreplace", lines=True)

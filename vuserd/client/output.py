@@ -28,7 +28,10 @@ def take_streams() -> None:
         _screens[:] = [] if _is_utf8(sys.stdout.encoding) else [sys.stdout.encoding]
         sys.stdout.reconfigure(encoding=sys.getfilesystemencoding(), errors=NAME_ERRORS)
     if isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(errors="backslashreplace")
+        encoding = sys.stderr.encoding
+        if "a\n".encode(encoding) != b"a\n":  # UTF-16, say: no one reads messages in that
+            encoding = sys.getfilesystemencoding()
+        sys.stderr.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def _is_utf8(encoding: str) -> bool:
