@@ -149,3 +149,107 @@ def test_many_pages_and_files(fake_daemon: FakeDaemon, tmp_path: Path) -> None:
         f"f{n}": b"%d" % n for n in range(2500)
     }
     assert abs(len(os.listdir("/proc/self/fd")) - before) <= 1  # the daemon's end of the connection
+
+
+def listed(name: str, kind: str = "file", **attributes: object) -> dict[str, object]:
+    """Return an entry of a listing, of an ordinary empty file but for some attributes."""
+    known = kind if kind in ("file", "dir", "symlink") else "file"
+    return {"name": name, "ino": 7, **Node(known).stat(), "type": kind, "size": 0, **attributes}
+
+
+_YEAR_584554 = (1 << 64) - 1
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (listed("odd", "unknown"), "of a type that is not known, 'unknown'"),
+        (listed("odd", "whiteout"), "of a type that is not known, 'whiteout'"),
+        (listed("odd", "symlink"), "a symlink to '', which cannot be made"),
+        (listed("odd", size=-5), "negative count"),
+        (listed("odd", size=(1 << 64) - 2), ""),
+        (listed("odd" * 100), "file name too long (ENAMETOOLONG)"),
+        (listed("odd" * 100, "dir"), "file name too long (ENAMETOOLONG)"),
+        (listed("good"), "listed twice, and fetched once"),
+        (listed("good", "dir"), "listed twice, and fetched once"),
+    ],
+)
+def test_an_odd_entry_is_told_and_the_rest_comes(
+    fake_daemon: FakeDaemon,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    odd: dict[str, object],
+    words: str,
+) -> None:
+    fake_daemon.root = directory(**{"good": Node(), "late": Node(), "odd" * 100: Node()})
+    fake_daemon.results["readdir"] = {
+        "entries": [listed("good"), odd, listed("late")],
+        "next": None,
+    }
+    fake_daemon.results["readlink"] = ""
+    assert fetch(fake_daemon, tmp_path / "copy") == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert str(odd["name"]) in said
+    assert words in said
+    assert paths(tmp_path / "copy") == {"good", "late"}
+
+
+@pytest.mark.parametrize("target", ["", "a\0b"])
+def test_a_link_to_what_no_link_can_lead_to(
+    fake_daemon: FakeDaemon, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    fake_daemon.root = directory(link=Node("symlink", target.encode()), late=Node(content=b"late"))
+    assert fetch(fake_daemon, tmp_path / "copy") == 1
+    assert "kernels:/link: a symlink to" in capsys.readouterr().err
+    assert paths(tmp_path / "copy") == {"late"}
+
+
+@pytest.mark.parametrize("kind", ["file", "dir"])
+@pytest.mark.parametrize(
+    ("atime_ns", "mtime_ns"),
+    [(-1, -1_000_000_001), (_YEAR_584554, _YEAR_584554), (-(1 << 63), (1 << 63) - 1)],
+)
+@pytest.mark.parametrize("mode", [0o100644, 0, -1, (1 << 63) - 1])
+def test_odd_times_and_modes(
+    fake_daemon: FakeDaemon,
+    tmp_path: Path,
+    kind: str,
+    atime_ns: int,
+    mtime_ns: int,
+    mode: int,
+) -> None:
+    """Whatever the wire can carry is what the file system makes of it, and no traceback."""
+    odd = listed("odd", kind, atime_ns=atime_ns, mtime_ns=mtime_ns, mode=mode)
+    pages = [[odd, listed("late")]]
+
+    def answer(request: Request) -> None:
+        if request.method == "readdir":
+            page = pages.pop() if pages else []
+            fake_daemon.results["readdir"] = {"entries": page, "next": None}
+
+    fake_daemon.before = answer
+    fake_daemon.root = directory(odd=Node(), late=Node())
+    assert fetch(fake_daemon, tmp_path / "copy") == 0
+    assert paths(tmp_path / "copy") == {"odd", "late"}
+    (tmp_path / "copy" / "odd").chmod(0o700)
+
+
+def test_a_directory_that_only_looks_like_ours_is_fetched(
+    fake_daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    """Its inode number and its times are those of one that this run has made: chance, or images."""
+    inside = directory(file=Node(content=b"inside"))
+    inside.ctime_ns = (1 << 63) - 1  # after whatever was made
+    fake_daemon.root = directory(a=inside)
+    (tmp_path / "copy").mkdir()
+    ino = (tmp_path / "copy").stat().st_ino
+
+    class Twin(Node):
+        def stat(self) -> dict[str, object]:
+            return super().stat() | {"ino": ino}
+
+    twin = Twin("dir", children=inside.children)
+    fake_daemon.root.children[b"b"] = twin
+    assert fetch(fake_daemon, tmp_path / "copy") == 0
+    assert paths(tmp_path / "copy") == {"a", "a/file", "b", "b/file"}

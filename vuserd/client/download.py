@@ -138,7 +138,7 @@ def fetch_new(
     progress: Progress | None,
 ) -> int:
     """Fetch a file that had the attributes ``stat`` to ``name`` in a directory; give its size."""
-    with new_file(directory, name, modes.S_IMODE(stat.mode) & 0o777, stat) as fileno:
+    with new_file(directory, name, stat.mode & 0o777, stat) as fileno:
         found = client.download(target.export, target.path, fileno, progress=progress)
         set_times(fileno, stat.atime_ns, found.mtime_ns)
     return found.size

@@ -5,10 +5,11 @@ used relative to its directory, which is reached from the destination without fo
 
 A small file is one read, which the daemon makes sure is of one version.  Its time is that of the
 listing: where it changed in between, the copy is newer than it says, never older.
+
+The destination may be below the directory that is fetched: what this run makes is not fetched.
 """
 
 import os
-import stat as modes
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,7 +22,14 @@ from vuserd.client.core import Ticket
 from vuserd.client.download import fetch_new, get, local_path
 from vuserd.client.errors import RemoteError
 from vuserd.client.output import complain, local_fault, printable
-from vuserd.client.place import new_file, new_symlink, open_below, open_directory
+from vuserd.client.own_copies import OwnCopies
+from vuserd.client.place import (
+    new_file,
+    new_symlink,
+    open_below,
+    open_directory,
+    set_times,
+)
 from vuserd.client.records import DirectoryPage, Entry, Stat
 from vuserd.client.sinks import write_at
 from vuserd.client.sync_client import Client
@@ -30,6 +38,8 @@ from vuserd.client.target import Target
 _WINDOW: Final = 32  # calls in flight
 _WINDOW_BYTES: Final = 8 << 20  # of files in flight
 _SMALL: Final = 1 << 20  # bytes of a file that is read at once
+#: What is left out with a word; whatever else is no file is an error.
+_SKIPPED: Final = frozenset({"fifo", "socket", "char", "block"})
 
 #: Called with files and bytes that are there.
 _Shown = Callable[[int, int], object]
@@ -60,6 +70,8 @@ class _Directory:
         self.target = target
         self.names = names  # from the destination on
         self.fileno = -1
+        #: The names that were listed so far.
+        self.listed: set[str] = set()
         self._users = 0
 
     def use(self, root: int) -> None:
@@ -122,12 +134,15 @@ class _TreeFetch:
     def run(self, target: Target, stat: Stat) -> int:
         """Fetch all of it; give the exit code."""
         try:
-            os.mkdir(self._local, modes.S_IMODE(stat.mode) & 0o777 | 0o700)
+            os.mkdir(self._local, stat.mode & 0o777 | 0o700)
             self._made.append(_Made((), stat))
         except FileExistsError:
             pass
         self._root = open_directory(self._local)
         try:
+            self._copies = OwnCopies(self._client, self._root)
+            if self._copies.begin(target, made=bool(self._made)):
+                return complain(f"{target}: not copied into itself")
             self._listings.append((_Directory(target, ()), None))
             while self._fill():
                 self._finish_first()
@@ -178,6 +193,8 @@ class _TreeFetch:
             yield
         except RemoteError as error:
             self._fail(f"{target}: {error}")
+        except (OverflowError, ValueError) as error:  # attributes that no file here can have
+            self._fail(f"{target}: {error}")
         except OSError as error:
             local = os.path.join(self._local, *directory.names, target.name)
             self._fail(local_fault(OSError(error.errno, error.strerror, local)))
@@ -195,6 +212,8 @@ class _TreeFetch:
                 self._listings.append((directory, page.next))
             for entry in page.entries:
                 self._add(directory, entry)
+            if page.next is None:
+                directory.listed.clear()
 
         call = calls.readdir(*directory.target, attrs=True, after=after)
         try:
@@ -208,19 +227,26 @@ class _TreeFetch:
         if name in ("", ".", "..") or "/" in name or "\0" in name:
             self._fail(f"{directory.target}: the daemon sent {name!r}, which is no name of a file")
             return
+        if name in directory.listed:
+            self._fail(f"{directory.target.child(name)}: listed twice, and fetched once")
+            return
+        directory.listed.add(name)
         directory.use(self._root)
         self._items.append(_Item(directory, name, entry.stat))
 
     def _make_directory(self, item: _Item, stat: Stat) -> None:
+        if self._copies.include(item.target, stat):
+            self._fail(f"{item.target}: not copied into itself")
+            return
         names = (*item.directory.names, item.name)
+        above = item.directory.fileno
         try:
             # Writable for now; and where it is there it stays as it is.
-            os.mkdir(
-                item.name, modes.S_IMODE(stat.mode) & 0o777 | 0o700, dir_fd=item.directory.fileno
-            )
+            os.mkdir(item.name, stat.mode & 0o777 | 0o700, dir_fd=above)
             self._made.append(_Made(names, stat))
         except FileExistsError:
             pass
+        self._copies.enter(names, os.stat(item.name, dir_fd=above, follow_symlinks=False))
         self._listings.append((_Directory(item.target, names), None))
 
     def _leave_as_it_was(self, made: _Made) -> None:
@@ -229,12 +255,15 @@ class _TreeFetch:
             fileno = open_below(self._root, made.names, readable=True)
             try:
                 os.fchmod(fileno, os.fstat(fileno).st_mode & made.stat.mode & 0o777)
-                os.utime(fileno, ns=(made.stat.atime_ns, made.stat.mtime_ns))
+                set_times(fileno, made.stat.atime_ns, made.stat.mtime_ns)
             finally:
                 os.close(fileno)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             local = os.path.join(self._local, *made.names)
-            self._fail(local_fault(OSError(error.errno, error.strerror, local)))
+            if isinstance(error, OSError):
+                self._fail(local_fault(OSError(error.errno, error.strerror, local)))
+            else:
+                self._fail(f"{local}: {error}")
 
     # -- what is in them ---------------------------------------------------------------------------
 
@@ -257,14 +286,18 @@ class _TreeFetch:
                 item.target,
                 lambda target: self._put_symlink(item, target),
             )
-        elif stat.type != "file":
+        elif stat.type in _SKIPPED:
             complain(f"{item.target}: skipped, a {stat.type}")
+        elif stat.type != "file":
+            self._fail(f"{item.target}: of a type that is not known, {stat.type!r}")
         elif stat.size <= _SMALL:
             self._begin_small(item, stat)
         else:
             self._fetch_alone(item, stat)
 
     def _put_symlink(self, item: _Item, target: str) -> None:
+        if not target or "\0" in target:
+            raise ValueError(f"a symlink to {target!r}, which cannot be made")
         new_symlink(item.directory.fileno, item.name, target)
         self._there(0)
 
@@ -275,10 +308,10 @@ class _TreeFetch:
             if count != stat.size:
                 self._fetch_alone(item, stat)
                 return
-            permissions = modes.S_IMODE(stat.mode) & 0o777
-            with new_file(item.directory.fileno, item.name, permissions) as fileno:
+            permissions = stat.mode & 0o777
+            with new_file(item.directory.fileno, item.name, permissions, stat) as fileno:
                 write_at(fileno, memoryview(buffer)[:count], 0)
-                os.utime(fileno, ns=(stat.atime_ns, stat.mtime_ns))
+                set_times(fileno, stat.atime_ns, stat.mtime_ns)
             self._there(count)
 
         call = calls.read_into(*item.target, 0, buffer)
