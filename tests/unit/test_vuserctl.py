@@ -20,7 +20,9 @@ from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node, directory
 from tests.running import REPOSITORY
 from vuserd.client import completion, output, transfer, vuserctl
 from vuserd.client.completion import candidates, script
+from vuserd.client.records import Entry, Stat
 from vuserd.client.status import lines
+from vuserd.client.sync_client import Client
 from vuserd.client.target import Target
 from vuserd.rpc.codec import Request
 
@@ -839,6 +841,43 @@ class TestOutput:
     )
     def test_durations(self, seconds: object, text: str) -> None:
         assert output.duration(seconds) == text
+
+
+class TestUnknownAndOdd:
+    @staticmethod
+    def of(**fields: Any) -> Stat:
+        plain: dict[str, Any] = Stat.from_wire(Node().stat())._asdict()
+        return Stat(**(plain | fields))
+
+    @pytest.fixture
+    def answer(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Stat], None]:
+        """Have the client give one stat, for a file and for the one entry of a directory."""
+
+        def use(found: Stat) -> None:
+            entry = Entry("file", found.type, found.ino, found)
+            monkeypatch.setattr(Client, "stat", lambda *_, **__: found)
+            monkeypatch.setattr(Client, "iterdir", lambda *_, **__: iter([entry]))
+
+        return use
+
+    def test_an_owner_that_is_not_known(self, run: Run, answer: Callable[[Stat], None]) -> None:
+        answer(self.of(uid=None, gid=None))
+        assert run("ls", "-l", "kernels:")[1] == "-rw-r--r-- 1 ? ? 0 2020-09-13 12:26 file\n"
+        assert "   owner  ?:?\n" in run("stat", "kernels:file")[1]
+        assert json.loads(run("stat", "--json", "kernels:file")[1])["uid"] is None
+        assert json.loads(run("ls", "--json", "kernels:")[1])[0]["gid"] is None
+        assert run("tree", "kernels:")[0] == run("tree", "--json", "kernels:")[0] == 0
+
+    @pytest.mark.parametrize("number", [-1, (1 << 64) - 1, -(1 << 63), 10**30])
+    def test_numbers_out_of_range(
+        self, run: Run, answer: Callable[[Stat], None], number: int
+    ) -> None:
+        fields = ("mode", "size", "ino", "nlink", "uid", "rdev", "atime_ns", "mtime_ns", "ctime_ns")
+        answer(self.of(type="char", **dict.fromkeys(fields, number)))
+        for arguments in (("ls", "-l", "kernels:"), ("stat", "kernels:file")):
+            code, out, err = run(*arguments)
+            assert (code, err) == (0, "")
+            assert "file" in out
 
 
 def test_the_fault_of_a_fake_is_an_error_map() -> None:

@@ -162,27 +162,40 @@ def _long_columns(attributes: Stat | None) -> tuple[str, str, str, str, str, str
     if attributes is None:  # it went away, or may not be looked at
         return ("??????????", "?", "?", "?", "?", "?")
     return (
-        stat.filemode(attributes.mode),
+        stat.filemode(attributes.mode & 0o177777),
         str(attributes.nlink),
-        str(attributes.uid),
-        str(attributes.gid),
+        known(attributes.uid),
+        known(attributes.gid),
         size_or_device(attributes),
-        time.strftime("%Y-%m-%d %H:%M", time.localtime(attributes.mtime_ns // 10**9)),
+        _clock(attributes.mtime_ns // 10**9, "%Y-%m-%d %H:%M"),
     )
+
+
+def known(number: int | None) -> str:
+    """Give a number, or '?' where it is not known, as an owner is not whom no number here names."""
+    return "?" if number is None else str(number)
+
+
+def _clock(seconds: int, form: str) -> str:
+    """Give a time in the local zone; a number of seconds where that has no such time."""
+    try:
+        return time.strftime(form, time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return f"@{seconds}"
 
 
 def size_or_device(attributes: Stat) -> str:
     """Give the size in bytes, or a device's major and minor number."""
     if attributes.type in ("char", "block"):
-        return f"{os.major(attributes.rdev)}, {os.minor(attributes.rdev)}"
+        device = attributes.rdev & 0xFFFF_FFFF_FFFF_FFFF
+        return f"{os.major(device)}, {os.minor(device)}"
     return str(attributes.size)
 
 
 def long_time(time_ns: int) -> str:
     """Give a time to the nanosecond, in the local zone, as ``stat`` prints it."""
     seconds, fraction = divmod(time_ns, 10**9)
-    local = time.localtime(seconds)
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S', local)}.{fraction:09} {time.strftime('%z', local)}"
+    return f"{_clock(seconds, '%Y-%m-%d %H:%M:%S')}.{fraction:09} {_clock(seconds, '%z')}"
 
 
 def binary_size(count: object) -> str:

@@ -6,6 +6,7 @@ from vuserd.client.output import (
     emit,
     emit_json,
     emit_table,
+    known,
     long_time,
     shown,
     size_or_device,
@@ -42,7 +43,7 @@ def stat(client: Client, target: Target, *, follow: bool, as_json: bool) -> None
         emit_json(found._asdict() | ({} if link is None else {"target": link}))
         return
     kind = found.type + (", a mount point" if found.submount else "")
-    permissions = f"{modes.filemode(found.mode)} ({modes.S_IMODE(found.mode):04o})"
+    permissions = f"{modes.filemode(found.mode & 0o177777)} ({found.mode & 0o7777:04o})"
     sized = "device" if found.type in ("char", "block") else "size"
     emit(f"    file  {shown(str(target))}" + ("" if link is None else f" -> {shown(link)}"))
     emit(f"    type  {kind}")
@@ -50,7 +51,7 @@ def stat(client: Client, target: Target, *, follow: bool, as_json: bool) -> None
     emit(f"  blocks  {found.blocks} of 512 bytes, {found.blksize} at a time")
     emit(f"   inode  {found.ino}, {found.nlink} {'link' if found.nlink == 1 else 'links'}")
     emit(f"    mode  {permissions}")
-    emit(f"   owner  {found.uid}:{found.gid}")
+    emit(f"   owner  {known(found.uid)}:{known(found.gid)}")
     emit(f"accessed  {long_time(found.atime_ns)}")
     emit(f"modified  {long_time(found.mtime_ns)}")
     emit(f" changed  {long_time(found.ctime_ns)}")
