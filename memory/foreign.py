@@ -52,6 +52,16 @@ class ForeignRegion:
         status = os.fstat(self._descriptor)
         return status.st_dev, status.st_ino
 
+    @property
+    def unallocated(self) -> int:
+        """How many of its bytes have no page yet: who writes to them first takes memory.
+
+        Huge pages count as allocated: they are set aside, and no limit of memory is about them.
+        """
+        if os.fstatvfs(self._descriptor).f_bsize > mmap.PAGESIZE:
+            return 0
+        return max(self.size - os.fstat(self._descriptor).st_blocks * 512, 0)
+
     def close(self) -> None:
         """Close the descriptor; a second call does nothing."""
         descriptor, self._descriptor = self._descriptor, -1

@@ -97,6 +97,21 @@ def test_a_file_that_does_not_fit_is_refused(
         assert client.read("files", "Image", 0, 10) == bytes(10)
 
 
+def test_a_clients_memory_that_has_no_pages_yet(
+    group: Path, virtiofsd: str, tmp_path: Path
+) -> None:
+    # The backend touches them first, so they count against the daemon's limit.
+    size = LIMIT + 100 * MIB
+    make_file(tmp_path / "files/rootfs.img", size)
+    with serving(group, virtiofsd, tmp_path) as client, client.attach(size=size) as memory:
+        with pytest.raises(RemoteError, match="bytes of the attached memory do not") as refused:
+            memory.load("files", "rootfs.img", 0)
+        assert refused.value.code == "ENOMEM"
+        os.posix_fallocate(memory.fileno(), 0, size)  # now they are the client's
+        assert memory.load("files", "rootfs.img", 0) == size
+        assert [export.backend.generation for export in client.exports() if export.backend] == [1]
+
+
 def test_a_limit_that_is_lowered_counts_for_the_next_call(
     group: Path, rust_virtiofsd: str, tmp_path: Path
 ) -> None:

@@ -11,8 +11,9 @@ from memory.foreign import ForeignRegion
 from protocol.fuse import Opcode
 from tests.fake.backend import CONFIGURE_MEM_SLOTS, FakeBackend, File
 from vuserd.delivery.attached import AttachedMemory, ChangeLocks, MemoryTable
+from vuserd.delivery.headroom import HEADROOM, RESERVE
 from vuserd.device.session import Session
-from vuserd.errors import CallError, ErrorCode
+from vuserd.errors import CallError, ErrorCode, FileError
 from vuserd.fs.filesystem import FileSystem
 
 CONTENT = b"kernel" * 100
@@ -232,3 +233,39 @@ async def test_an_empty_file_takes_no_slot(
     backend.files[b"empty"] = File()
     assert await memories[0].load(FileSystem(session, 10), b"empty", 0, 0, None) == 0
     assert session.regions == 1
+
+
+@pytest.mark.parametrize("name", [b"Image", b"crypto"])
+async def test_pages_that_cannot_be_had_are_refused(
+    backend: FakeBackend, session: Session, monkeypatch: pytest.MonkeyPatch, name: bytes
+) -> None:
+    backend.files[b"crypto"] = File(CONTENT, most=4001)
+    monkeypatch.setattr(HEADROOM, "available", lambda _: RESERVE)
+    memory = AttachedMemory(ForeignRegion(memfd(), SIZE), ChangeLocks())
+    files = FileSystem(session, 10)
+    with pytest.raises(FileError, match="bytes of the attached memory do not fit") as refused:
+        await memory.load(files, name, 0, 0, None)
+    assert refused.value.code == "ENOMEM"
+    os.posix_fallocate(memory.region.fileno(), 0, SIZE)
+    assert await memory.load(files, name, 0, 0, None) == len(CONTENT)
+    await memory.detach()
+
+
+async def test_memory_that_runs_out_on_the_way_ends_the_load(
+    backend: FakeBackend, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 12 << 20
+    backend.files[b"Image"] = File(bytes(size))
+    memory = AttachedMemory(ForeignRegion(memfd(size), size), ChangeLocks())
+    free = RESERVE + size
+
+    def available(_: int) -> int:  # others take two bytes for each that the load takes
+        return free - 3 * (size - memory.region.unallocated)
+
+    monkeypatch.setattr(HEADROOM, "available", available)
+    with pytest.raises(FileError) as refused:
+        await memory.load(FileSystem(session, 10), b"Image", 0, 0, None)
+    assert refused.value.code == "ENOMEM"
+    assert 0 < memory.region.unallocated < size
+    await memory.detach()
+    assert not session.lost

@@ -116,3 +116,26 @@ def test_memory_is_known_by_its_inode() -> None:
 def test_unfit_memory_is_refused_and_closed(make: Callable[[], int], size: int, words: str) -> None:
     with pytest.raises(UnfitMemoryError, match=words):
         ForeignRegion(make(), size)
+
+
+def test_pages_that_memory_lacks_are_counted() -> None:
+    descriptor = memfd(size=2 * SIZE)
+    region = ForeignRegion(descriptor, SIZE)
+    assert region.unallocated == SIZE
+    os.pwrite(descriptor, b"first", 0)
+    assert region.unallocated == SIZE - mmap.PAGESIZE
+    os.posix_fallocate(descriptor, 0, 2 * SIZE)  # more than is used of it
+    assert region.unallocated == 0
+    region.close()
+
+
+def test_huge_pages_are_set_aside_already() -> None:
+    try:
+        descriptor = memfd(os.MFD_HUGETLB | os.MFD_ALLOW_SEALING, size=0)
+    except OSError:
+        pytest.skip("no memfd of huge pages can be made on this machine")
+    page = os.fstat(descriptor).st_blksize
+    os.ftruncate(descriptor, page)
+    region = ForeignRegion(descriptor, page)
+    assert region.unallocated == 0
+    region.close()

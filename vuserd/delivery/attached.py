@@ -12,6 +12,7 @@ import trio
 from memory.foreign import ForeignRegion, UnfitMemoryError
 from memory.guest import GuestRegion
 from protocol.fuse import PAGE_SIZE
+from vuserd.delivery.headroom import HEADROOM
 from vuserd.delivery.whole import Delivery, deliver_whole
 from vuserd.device.payloads import given_back
 from vuserd.device.session import Session
@@ -22,6 +23,8 @@ from vuserd.gather import gather
 
 #: READs in flight of one load.
 _WINDOW: Final = 8
+#: Bytes of a load after which the memory that the rest takes is looked at again.
+_STEP: Final = 4 << 20
 
 
 class Loaded(NamedTuple):
@@ -146,7 +149,8 @@ class AttachedMemory:
             CallError: TOO_LARGE when they would leave the memory, CHANGED when the file went on
                 changing: then what stands there is of no use; BAD_REQUEST when the memory was
                 detached before this, such as while the call waited for a backend.
-            FileError: what the file system says.
+            FileError: what the file system says, or ENOMEM when pages that the memory does not
+                have yet cannot be had.
 
         """
         self._begin_load()
@@ -257,6 +261,7 @@ class AttachedMemory:
             )
         if not wanted:
             return 0 if length == 0 else None
+        self._require_pages(wanted)
         placed = await self._place(file.session)
         await self._wait_for_late_reads(address, address + wanted)
         part = file.max_read
@@ -267,6 +272,8 @@ class AttachedMemory:
             nonlocal is_true
             for begin in at:
                 size = min(part, wanted - begin)
+                if begin % _STEP < part:
+                    self._require_pages(wanted - begin)
                 with placed.window(address + begin, size) as window:
                     got = await file.read_into(window, offset + begin, size)
                 if got < size:
@@ -295,6 +302,7 @@ class AttachedMemory:
         placed = await self._place(file.session)
         for begin in range(0, wanted, file.max_read):
             size = min(file.max_read, wanted - begin)
+            self._require_pages(size)
             await self._wait_for_late_reads(address + begin, address + begin + size)
             with placed.window(address + begin, size) as window:
                 got = await file.read_on_into(window, offset + begin, size)
@@ -307,6 +315,12 @@ class AttachedMemory:
                 room=room,
             )
         return wanted
+
+    def _require_pages(self, size: int) -> None:
+        """Refuse what has no room: pages that the backend touches first are the daemon's."""
+        missing = min(size, self.region.unallocated)
+        if missing:
+            HEADROOM.require(missing, "the attached memory")
 
     async def _wait_for_late_reads(self, begin: int, end: int) -> None:
         """Wait until no READ of a load that failed can write to a range any more.
