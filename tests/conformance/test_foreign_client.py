@@ -78,6 +78,26 @@ def test_it_lists_stats_and_reads(session: Any, files: Path) -> None:
     assert session.request("read", "files", "boot/Image", 299_990, 100) == content[-10:]
 
 
+@pytest.mark.parametrize("options", [{}, [], None])
+def test_no_options_are_an_empty_map_or_array_or_nil(
+    session: Any, files: Path, options: object
+) -> None:
+    """An empty table of Lua's is an array to its encoders."""
+    (files / "Image").write_bytes(b"kernel")
+    (files / "link").symlink_to("Image")
+    methods = {method["name"]: method for method in session.request("api_info")["methods"]}
+    calls: dict[str, tuple[object, ...]] = {
+        "stat": ("files", "Image"),
+        "readdir": ("files", "/"),
+        "walk": ("files", "/"),
+        "read": ("files", "Image", 0, 10),
+        "readlink": ("files", "link"),
+    }
+    for name, params in calls.items():
+        assert methods[name]["params"][-1]["name"] == "options"
+        assert session.request(name, *params, options) == session.request(name, *params)
+
+
 def test_it_pages_through_a_directory(session: Any, files: Path) -> None:
     names = {f"file-{number}" for number in range(57)}
     for name in names:
@@ -104,6 +124,11 @@ def test_it_pages_through_a_directory(session: Any, files: Path) -> None:
         (("stat", "files"), "BAD_REQUEST"),
         (("stat", "files", 7), "BAD_REQUEST"),
         (("stat", "files", "/", {"fellow": True}), "BAD_REQUEST"),
+        (("stat", "files", "/", ["follow"]), "BAD_REQUEST"),
+        (("stat", "files", "/", [{}]), "BAD_REQUEST"),
+        (("stat", "files", "/", ""), "BAD_REQUEST"),
+        (("stat", "files", []), "BAD_REQUEST"),
+        (("stat", [], "files", "/"), "BAD_REQUEST"),
         (("read", "files", "/", 0, 10), "EISDIR"),
         (("read", "files", "/", -1, 10), "BAD_REQUEST"),
         (("read", "files", "/", 0, 1 << 30), "TOO_LARGE"),

@@ -144,15 +144,26 @@ class Method(NamedTuple):
             self._checked(name, kind, value)
             for (name, kind), value in zip(self.params.items(), values, strict=False)
         ]
-        given = values[len(self.params)] if len(values) > len(self.params) else {}
-        if not isinstance(given, dict):
-            raise self._refused(f"options: a map is wanted, not {type(given).__name__}")
+        given = self._given_options(values[len(self.params) :])
         options = {name: option.default for name, option in self.options.items()}
         for name, value in given.items():
             if name not in self.options:
                 raise self._refused(f"has no option {name!r}, only {', '.join(self.options)}")
             options[name] = self._checked(name, self.options[name].kind, value)
         return arguments, options
+
+    def _given_options(self, rest: Sequence[Any]) -> dict[Any, Any]:
+        """Return the options map, if one was given.
+
+        nil stands for none, and so does an empty array: in Lua and PHP an empty table is both, and
+        their encoders write it as an array.
+        """
+        given = rest[0] if rest else None
+        if given is None or given == []:
+            return {}
+        if not isinstance(given, dict):
+            raise self._refused(f"options: a map is wanted, not {type(given).__name__}")
+        return given
 
     def _checked(self, name: str, kind: Kind, value: Any) -> Any:
         try:
