@@ -46,19 +46,8 @@ class Odd(NamedTuple):
     longest: int  #: name that this kernel lets through
 
 
-@pytest.fixture
-def odd(mounted_odd: Odd) -> Odd:
-    """Give the file system with exports that are up, whatever the test before did to them."""
-    mounted_odd.system.show(directory({}))
-    for export in mounted_odd.inside.client.exports():
-        if export.state == "failed":
-            mounted_odd.inside.client.reload(export.name)
-        mounted_odd.inside.client.stat(export.name, "/")  # waits for it
-    return mounted_odd
-
-
 @pytest.fixture(scope="module")
-def mounted_odd(virtiofsd: str, _root: None) -> Iterator[Odd]:
+def odd(virtiofsd: str, _root: None) -> Iterator[Odd]:
     with shared_folder("odd") as base:
         export, socket = base / "export", str(base / "s")
         export.mkdir()
@@ -93,6 +82,15 @@ def lives(served: Served) -> list[tuple[object, ...]]:
         )
         for export in served.client.status()["exports"]
     ]
+
+
+def revive(odd: Odd) -> None:
+    """Have the exports up, whatever the tree before has done to them."""
+    odd.system.show(directory({}))
+    for export in odd.inside.client.exports():
+        if export.state == "failed":
+            odd.inside.client.reload(export.name)
+        odd.inside.client.stat(export.name, "/")  # waits for it
 
 
 def acceptable(error: Exception) -> bool:
@@ -234,6 +232,7 @@ def check_tree(odd: Odd, entries: tuple[Entry, ...], chance: int, **fields: obje
     middle = len(entries) // 2
     shown = (plain[0], *entries[:middle], plain[1], *entries[middle:], plain[2])
     root = replace(directory({}), entries=shown, **fields)  # type: ignore[arg-type]
+    revive(odd)
     before = lives(odd.inside)
     odd.system.show(root)
     check_listing(odd, root)
