@@ -13,6 +13,29 @@ Thing = TypeVar("Thing")
 _LEAST_PAUSE: Final = 0.5
 
 
+class Alarm:
+    """When the task that ends what is idle looks next: as soon as something is due, not before."""
+
+    def __init__(self) -> None:
+        #: Before every time while the task is awake: it looks again before it waits.
+        self._at = -math.inf
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    def set(self, at: float) -> None:
+        """Have the task look at this time, where it would look later."""
+        if at < self._at:
+            self._waiting.unpark_all()
+
+    async def wait(self, at: float) -> None:
+        """Wait until this time, or until something is due before it."""
+        self._at = at
+        try:
+            with trio.move_on_at(at):
+                await self._waiting.park()
+        finally:
+            self._at = -math.inf
+
+
 class IdleSet(Generic[Thing]):
     """Things that nobody uses now, in the order in which they were used last.
 
