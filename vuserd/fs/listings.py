@@ -112,6 +112,8 @@ class Listing(Kept):
             self._require_same(node)
             entries = await self._reader.read(files, node, limit)
         except BaseException:
+            if self._hold is None:  # opened anew, and not read: nobody would close that in time
+                self._reader.close()
             hold.leave()
             self._keep_on()
             raise

@@ -1,0 +1,385 @@
+"""Listings in pages: what is there all the time comes once, or the client is told CHANGED."""
+
+import errno
+import stat
+from collections.abc import AsyncIterator
+
+import pytest
+from trio.testing import wait_all_tasks_blocked
+
+from protocol.fuse import Opcode
+from tests.fake.backend import MAX_PAGES, Answer, FakeBackend, File, FuseRequest
+from tests.listings import names
+from vuserd.errors import BackendError, CallError, FileError
+from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.listings import ContinuationTable, Listing
+from vuserd.fs.nodes import Hold
+from vuserd.fs.reader import DirectoryReader
+from vuserd.fs.walk import TreeWalk
+
+FOLDER = File(mode=stat.S_IFDIR | 0o755)
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    """Give a backend each opening of whose directories has offsets of its own."""
+    files: dict[bytes, File | bytes] = {b"file-%d" % number: b"%d" % number for number in range(50)}
+    backend = FakeBackend({b"folder": FOLDER, b"other": FOLDER, **files})
+    backend.orders_differ = True
+    return backend
+
+
+@pytest.fixture
+async def files(backend: FakeBackend) -> AsyncIterator[FileSystem]:
+    async with backend.session() as session:
+        yield FileSystem(session, idle_nodes=10)
+
+
+async def owes_nothing(backend: FakeBackend, files: FileSystem) -> None:
+    files.close()
+    await wait_all_tasks_blocked()
+    assert backend.open_handles == set()
+    assert not +backend.lookups
+
+
+def opened(backend: FakeBackend) -> int:
+    return len(backend.named(Opcode.OPENDIR))
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [b"", b"folder"])
+@pytest.mark.parametrize("attributes", [False, True])
+@pytest.mark.parametrize("limit", [1, 7, 51, 52, 53, 1000])
+async def test_all_pages_come_from_one_open_directory(
+    files: FileSystem, backend: FakeBackend, path: bytes, attributes: bool, limit: int
+) -> None:
+    found = await names(files, path, attributes=attributes, limit=limit)
+    assert sorted(found) == sorted(backend.files)
+    assert opened(backend) == 1
+    await owes_nothing(backend, files)
+
+
+async def test_two_listings_do_not_disturb_each_other(
+    files: FileSystem, backend: FakeBackend
+) -> None:
+    one, other = Listing(b"", attributes=False), Listing(b"", attributes=False)
+    found: dict[Listing, list[bytes]] = {one: [], other: []}
+    for limit in (20, 20, 20):
+        for listing in (one, other):
+            found[listing] += [entry.name for entry in await listing.next_page(files, limit)]
+    assert one.finished
+    assert other.finished
+    assert sorted(found[one]) == sorted(found[other]) == sorted(backend.files)
+    assert found[one] != found[other]
+    await owes_nothing(backend, files)
+
+
+@pytest.mark.parametrize("attributes", [False, True])
+@pytest.mark.parametrize("limit", [1, 7, 30])
+async def test_a_listing_goes_on_by_name_where_it_lapsed(
+    files: FileSystem, backend: FakeBackend, attributes: bool, limit: int
+) -> None:
+    listing = Listing(b"folder", attributes=attributes)
+    found: list[bytes] = []
+    while not listing.finished:
+        page = await listing.next_page(files, limit)
+        assert len(page) <= limit
+        assert page or listing.finished
+        found += [entry.name for entry in page]
+        listing.lapse()
+        await wait_all_tasks_blocked()
+        assert backend.open_handles == set()
+    assert sorted(found) == sorted(backend.files)
+    await owes_nothing(backend, files)
+
+
+@pytest.mark.parametrize("attributes", [False, True])
+async def test_a_listing_goes_on_with_the_next_backend(
+    backend: FakeBackend, attributes: bool
+) -> None:
+    listing = Listing(b"folder", attributes=attributes)
+    found: list[bytes] = []
+    for limit in (5, 10, 1000):
+        async with backend.session() as session:
+            files = FileSystem(session, idle_nodes=10)
+            found += [entry.name for entry in await listing.next_page(files, limit)]
+            if not listing.finished:
+                backend.die()
+                await session.wait_lost()
+                with pytest.raises(BackendError):
+                    await listing.next_page(files, limit)
+            files.close()
+    assert listing.finished
+    assert sorted(found) == sorted(backend.files)
+    assert len(found) == len(backend.files)
+
+
+async def test_what_comes_and_goes_meanwhile_takes_no_other_with_it(
+    files: FileSystem, backend: FakeBackend
+) -> None:
+    listing = Listing(b"folder", attributes=False)
+    found = [entry.name for entry in await listing.next_page(files, 20)]
+    listing.lapse()
+    given = [name for name in found if name not in (b"folder", b"other")]
+    gone = {given[3], next(name for name in backend.files if name not in (*found, b"folder"))}
+    there = {*backend.files} - gone
+    for name in gone:
+        # It keeps its place: the fake backend numbers its nodes by that.
+        backend.files = {
+            (b"new-" + name if key == name else key): file for key, file in backend.files.items()
+        }
+    while not listing.finished:
+        found += [entry.name for entry in await listing.next_page(files, 7)]
+    assert there <= {*found}
+    assert len(found) == len({*found})
+    await owes_nothing(backend, files)
+
+
+async def test_a_reader_that_was_closed_leaves_out_what_it_gave(
+    files: FileSystem, backend: FakeBackend
+) -> None:
+    reader = DirectoryReader(attributes=False)
+    with Hold(files.nodes) as hold:
+        node = await files.directory(b"folder", hold)
+        first = await reader.read(files, node, 5)
+        assert reader.has_begun
+        assert reader.is_open
+        reader.close()
+        rest = []
+        while not reader.finished:
+            rest += await reader.read(files, node, 1000)
+    assert len(first) == 5
+    assert sorted(one.name for one in (*first, *rest)) == sorted(backend.files)
+    await owes_nothing(backend, files)
+
+
+async def test_a_directory_that_was_replaced_is_told(
+    files: FileSystem, backend: FakeBackend
+) -> None:
+    listing = Listing(b"folder/..", attributes=False)
+    listing_below = Listing(b"folder", attributes=False)
+    await listing.next_page(files, 5)
+    await listing_below.next_page(files, 5)
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.LOOKUP and request.body == b"folder\0":
+            return backend.serve_files(request._replace(body=b"other\0"))
+        return backend.serve_files(request)
+
+    backend.answer = answer
+    with pytest.raises(CallError, match="was replaced") as changed:
+        await listing_below.next_page(files, 5)
+    assert changed.value.code == "CHANGED"
+    assert len(await listing.next_page(files, 5)) == 5
+    listing.close()
+    listing_below.close()
+    await owes_nothing(backend, files)
+
+
+@pytest.mark.parametrize("lapses", [False, True])
+@pytest.mark.parametrize("ino", [None, 7])
+async def test_another_directory_after_a_lapse(
+    files: FileSystem, backend: FakeBackend, lapses: bool, ino: int | None
+) -> None:
+    """Of the same number it passes for the same where nothing holds it: it may well be that one."""
+    backend.files[b"folder"] = FOLDER._replace(ino=7)
+    backend.files[b"other"] = FOLDER._replace(ino=ino)
+    listing = Listing(b"folder", attributes=False)
+    await listing.next_page(files, 5)
+    if lapses:
+        listing.lapse()
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.LOOKUP:
+            return backend.serve_files(request._replace(body=b"other\0"))
+        return backend.serve_files(request)
+
+    backend.answer = answer
+    if lapses and ino == 7:
+        await listing.next_page(files, 5)
+    else:
+        with pytest.raises(CallError) as changed:
+            await listing.next_page(files, 5)
+        assert changed.value.code == "CHANGED"
+    listing.close()
+    await owes_nothing(backend, files)
+
+
+@pytest.mark.parametrize("submounts", [False, True])
+async def test_a_directory_elsewhere_is_not_known_after_a_lapse(
+    backend: FakeBackend, submounts: bool
+) -> None:
+    """On another file system the inode number may be that of any other directory's."""
+    if submounts:
+        backend.files[b"folder"] = FOLDER._replace(flags=1)
+    else:
+        backend.flags = MAX_PAGES
+    async with backend.session() as session:
+        files = FileSystem(session, idle_nodes=10)
+        listing = Listing(b"folder", attributes=False)
+        await listing.next_page(files, 5)
+        await listing.next_page(files, 5)  # it is held
+        listing.lapse()
+        with pytest.raises(CallError, match="not known") as changed:
+            await listing.next_page(files, 5)
+        assert changed.value.code == "CHANGED"
+        listing.close()
+        await owes_nothing(backend, files)
+
+
+@pytest.mark.parametrize("opcode", [Opcode.LOOKUP, Opcode.OPENDIR, Opcode.READDIR])
+@pytest.mark.parametrize("lapses", [False, True])
+async def test_a_page_that_failed_can_be_asked_for_again(
+    files: FileSystem, backend: FakeBackend, opcode: Opcode, lapses: bool
+) -> None:
+    listing = Listing(b"folder", attributes=False)
+    found = [entry.name for entry in await listing.next_page(files, 5)]
+    if lapses:
+        listing.lapse()
+        backend.answer_to(opcode, Answer(error=errno.EIO))
+        with pytest.raises(FileError):
+            await listing.next_page(files, 5)
+        await wait_all_tasks_blocked()
+        assert backend.open_handles == set()
+    elif opcode is not Opcode.OPENDIR:  # which is not asked again
+        backend.answer_to(opcode, Answer(error=errno.EIO))
+        with pytest.raises(FileError):
+            await listing.next_page(files, 5)
+        await wait_all_tasks_blocked()
+        assert len(backend.open_handles) == len(files.open_listings) == 1
+    backend.answer = backend.serve_files
+    while not listing.finished:
+        found += [entry.name for entry in await listing.next_page(files, 20)]
+    assert sorted(found) == sorted(backend.files)
+    await owes_nothing(backend, files)
+
+
+@pytest.mark.parametrize("path", [b"file-1", b"missing"])
+async def test_what_is_no_directory_is_not_listed(
+    files: FileSystem, backend: FakeBackend, path: bytes
+) -> None:
+    listing = Listing(path, attributes=False)
+    with pytest.raises(FileError) as refused:
+        await listing.next_page(files, 5)
+    assert refused.value.code == ("ENOENT" if path == b"missing" else "ENOTDIR")
+    assert opened(backend) == 0
+    assert not files.open_listings
+    await owes_nothing(backend, files)
+
+
+# --- walks ----------------------------------------------------------------------------------------
+
+
+def one_level(backend: FakeBackend) -> None:
+    """Have the root hold all names, and directories none."""
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode in (Opcode.READDIR, Opcode.READDIRPLUS) and request.node != 1:
+            return Answer()
+        return backend.serve_files(request)
+
+    backend.answer = answer
+
+
+@pytest.mark.parametrize("attributes", [False, True])
+async def test_a_walk_goes_on_with_the_next_backend(backend: FakeBackend, attributes: bool) -> None:
+    one_level(backend)
+    backend.max_pages = 64  # so that a directory comes in several replies
+    walk = TreeWalk(b"", attributes=attributes)
+    found: list[bytes] = []
+    for limit in (5, 10, 1000):
+        async with backend.session() as session:
+            files = FileSystem(session, idle_nodes=10)
+            entries, problems = await walk.next_page(files, limit)
+            assert problems == []
+            found += [entry.path for entry in entries]
+            backend.die()
+            await session.wait_lost()
+            files.close()
+    assert walk.finished
+    assert sorted(found) == sorted(backend.files)
+
+
+async def test_a_walk_that_lapsed_goes_on(files: FileSystem, backend: FakeBackend) -> None:
+    one_level(backend)
+    walk = TreeWalk(b"", attributes=False)
+    found: list[bytes] = []
+    while not walk.finished:
+        entries, problems = await walk.next_page(files, 9)
+        assert problems == []
+        found += [entry.path for entry in entries]
+        walk.lapse()
+        await wait_all_tasks_blocked()
+        assert backend.open_handles == set()
+    assert sorted(found) == sorted(backend.files)
+    walk.close()
+    await owes_nothing(backend, files)
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+class Going:
+    """Something that goes on, and knows when it was let go."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_a_token_goes_on_once() -> None:
+    table: ContinuationTable[Going] = ContinuationTable(3)
+    going = Going()
+    token = table.keep(going, ("files", b"a"))
+    assert table.take(token, ("files", b"a")) is going
+    assert not going.is_closed
+    with pytest.raises(CallError, match="this page is gone") as gone:
+        table.take(token, ("files", b"a"))
+    assert gone.value.code == "CHANGED"
+    assert table.keep(going, ("files", b"a")) != token
+
+
+def test_a_page_that_failed_keeps_its_token() -> None:
+    table: ContinuationTable[Going] = ContinuationTable(3)
+    going = Going()
+    token = table.keep(going, ("files", b"a"))
+    table.take(token, ("files", b"a"))
+    assert table.keep(going, ("files", b"a"), token) == token
+    assert table.take(token, ("files", b"a")) is going
+
+
+@pytest.mark.parametrize("begun", [("files", b"b"), ("other", b"a"), ("files",)])
+def test_a_token_of_something_else_takes_nothing(begun: tuple[object, ...]) -> None:
+    table: ContinuationTable[Going] = ContinuationTable(3)
+    going = Going()
+    token = table.keep(going, ("files", b"a"))
+    with pytest.raises(CallError, match="not the token") as refused:
+        table.take(token, begun)
+    assert refused.value.code == "BAD_REQUEST"
+    assert table.take(token, ("files", b"a")) is going
+
+
+@pytest.mark.parametrize("token", [b"", bytes(8), b"\0" * 7 + b"\2", b"\xff" * 8, b"x" * 100])
+def test_a_token_that_never_was(token: bytes) -> None:
+    table: ContinuationTable[Going] = ContinuationTable(3)
+    table.keep(Going(), ("files", b"a"))
+    with pytest.raises(CallError, match="not the token") as refused:
+        table.take(token, ("files", b"a"))
+    assert refused.value.code == "BAD_REQUEST"
+
+
+def test_the_one_that_waited_longest_makes_room() -> None:
+    table: ContinuationTable[Going] = ContinuationTable(2)
+    first, second, third = Going(), Going(), Going()
+    tokens = [table.keep(going, ("files",)) for going in (first, second, third)]
+    assert [going.is_closed for going in (first, second, third)] == [True, False, False]
+    with pytest.raises(CallError, match="of the last 2") as gone:
+        table.take(tokens[0], ("files",))
+    assert gone.value.code == "CHANGED"
+    table.close()
+    assert second.is_closed
+    assert third.is_closed
