@@ -34,9 +34,8 @@ class HeldFile(Kept):
         self.settled = file.settled
         self._path = path
         self._elsewhere = file.node.elsewhere
-        self._file: OpenFile | None = file
-        self._files: FileSystem | None = files
-        self._uses = 0
+        #: What is used from here on; None where that has lapsed.
+        self._current: _Opening | None = _Opening(file, files)
         self._is_closed = False
         self._opening = trio.Lock()
         files.keep(self)
@@ -56,22 +55,23 @@ class HeldFile(Kept):
             VuserdError: what opening it raises, and the operation.
 
         """
-        files.use(self)
-        self._uses += 1
+        async with self._opening:
+            opening = await self._opened(files)
+            opening.uses += 1
         try:
-            async with self._opening:
-                file = await self._opened(files)
-            return await operation(file)
+            files.use(self)
+            return await operation(opening.file)
         finally:
-            self._uses -= 1
-            if not self._uses:
-                self._rest()
+            opening.uses -= 1
+            self._rest(opening)
 
-    async def _opened(self, files: FileSystem) -> OpenFile:
+    async def _opened(self, files: FileSystem) -> "_Opening":
         if self._is_closed:
             raise CallError(ErrorCode.BAD_REQUEST, "the file was closed")
-        if self._file is not None and self._files is files:
-            return self._file
+        if self._current is not None:
+            if self._current.files is files:
+                return self._current
+            self._current.files.use(self)  # those have nothing of it any more that could lapse
         self.lapse()
         file = await files.open(self._path)
         if self._elsewhere or Version.of(file.attributes) != Version.of(self.attributes):
@@ -80,31 +80,40 @@ class HeldFile(Kept):
                 ErrorCode.CHANGED,
                 "the file had to be opened anew, and is another one, or may be",
             )
-        self._file, self._files = file, files
-        return file
+        self._current = _Opening(file, files)
+        return self._current
 
-    def _rest(self) -> None:
-        if self._file is None:
+    def _rest(self, opening: "_Opening") -> None:
+        if opening.uses:
             return
-        if self._is_closed or self._files is None:
+        if opening is not self._current:
+            opening.file.close()
+        elif self._is_closed:
             self.lapse()
         else:
-            self._files.keep(self)
+            opening.files.keep(self)
 
     def lapse(self) -> None:
-        """Close it in the backend; the next use opens it anew."""
-        file, self._file = self._file, None
-        self._files = None
-        if file is not None:
-            file.close()
+        """Close it in the backend, once those who use it are done; the next use opens it anew."""
+        opening, self._current = self._current, None
+        if opening is not None and not opening.uses:
+            opening.file.close()
 
     def close(self) -> None:
         """Close it for good, once those who use it are done."""
         self._is_closed = True
-        if self._files is not None:
-            self._files.use(self)
-        if not self._uses:
+        if self._current is not None:
+            self._current.files.use(self)
             self.lapse()
+
+
+class _Opening:
+    """A file as it is open in one session, and how many use it there."""
+
+    def __init__(self, file: OpenFile, files: FileSystem) -> None:
+        self.file = file
+        self.files = files
+        self.uses = 0
 
 
 class FileTable:
@@ -133,7 +142,17 @@ class FileTable:
             )
 
     def add(self, file: HeldFile, export: str) -> int:
-        """Keep a file of an export until it is closed; return its number."""
+        """Keep a file of an export until it is closed; return its number.
+
+        Raises:
+            CallError: TOO_LARGE: others came first meanwhile; the file is closed.
+
+        """
+        try:
+            self.require_room()
+        except CallError:
+            file.close()
+            raise
         self._last += 1
         self._files[self._last] = file, export
         return self._last
