@@ -1,6 +1,7 @@
 """What can be asked of an export's file system: stat, readlink, statfs, listings, open."""
 
 import errno
+import math
 import stat
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -30,6 +31,8 @@ _MOST_SETTLING: Final = 2 * TICK
 _MOST_BYTES: Final = (1 << 63) - 1
 #: Seconds for which a file stays open for a client that does nothing with it.
 _OPEN_TIME: Final = 60.0
+#: Seconds between two looks at what is idle, at least.
+_LEAST_PAUSE: Final = 0.5
 
 
 class FileSystem:
@@ -52,16 +55,19 @@ class FileSystem:
         self.open_files: IdleSet[Kept] = IdleSet(_OPEN_TIME)
         self.open_listings: IdleSet[Kept] = IdleSet(idle_time)
         self._alarm = Alarm()
-        self.nodes.on_idle = self._alarm.ring_by
+        self.nodes.on_idle = self._alarm.set
         self._is_closed = False
 
     async def expire(self) -> None:
         """End what is idle when its time is over; sleep while there is nothing. Runs for ever."""
+        least = -math.inf
         while True:
-            await self._alarm.wait(
-                min(self.nodes.due(), self.open_files.due(), self.open_listings.due())
-            )
+            due = min(self.nodes.due(), self.open_files.due(), self.open_listings.due())
             now = trio.current_time()
+            if now < max(due, least):
+                await self._alarm.wait(max(due, least))
+                continue
+            least = now + _LEAST_PAUSE
             _lapse(self.open_files.pop_due(now))
             _lapse(self.open_listings.pop_due(now))
             self.nodes.expire(now)
@@ -73,7 +79,7 @@ class FileSystem:
             return
         idle = self.open_files if kept.is_file else self.open_listings
         idle.add(kept)
-        self._alarm.ring_by(idle.due())
+        self._alarm.set(idle.due())
 
     def use(self, kept: Kept) -> None:
         """Have something that a client has open not lapse: it is used, or has ended."""

@@ -3,14 +3,11 @@
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import trio
 
 Thing = TypeVar("Thing")
-
-#: Seconds between two looks at what is due, at least.
-_LEAST_PAUSE: Final = 0.5
 
 
 class Alarm:
@@ -80,27 +77,3 @@ class IdleSet(Generic[Thing]):
         """Take out one by one those whose time is over by ``now``; by default all of them."""
         while self._since and self.due() <= now:
             yield self.pop_oldest()
-
-
-class Alarm:
-    """Wakes a task when the next thing is due, and never while there is none.
-
-    It refers to nobody: see :class:`IdleSet`.
-    """
-
-    def __init__(self) -> None:
-        self._sleep = trio.CancelScope()
-
-    def ring_by(self, due: float) -> None:
-        """Have :meth:`wait` end no later than when something is due, or soon."""
-        self._sleep.deadline = min(self._sleep.deadline, _not_at_once(due))
-
-    async def wait(self, due: float) -> None:
-        """Sleep until something is due: for ever where that is infinity."""
-        with trio.CancelScope(deadline=_not_at_once(due)) as self._sleep:
-            await trio.sleep_forever()
-
-
-def _not_at_once(due: float) -> float:
-    """Return a time from which on several things may be due that are so one after the other."""
-    return max(due, trio.current_time() + _LEAST_PAUSE)

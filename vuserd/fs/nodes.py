@@ -95,8 +95,8 @@ class NodeTable:
         self._forgets: dict[NodeId, int] = {}
         #: When the first of those began to wait.
         self._owed_since = math.inf
-        #: Called with :meth:`due` when there is something to be done then.
-        self.on_idle: Callable[[float], object] = lambda _: None
+        #: Called when there is something to be done, with the time of that.
+        self.on_idle: Callable[[float], None] = lambda _: None
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -156,9 +156,10 @@ class NodeTable:
         node.users -= 1
         if node.users:
             return
+        was_empty = not self._idle
         self._idle.add(node)
-        if len(self._idle) == 1:
-            self.on_idle(self.due())
+        if was_empty and self._idle_limit:
+            self.on_idle(self._idle.due())
         if node.lookups > 1:
             self.forget(node.id, node.lookups - 1)
             node.lookups = 1
@@ -171,7 +172,7 @@ class NodeTable:
             return
         if not self._forgets:
             self._owed_since = trio.current_time()
-            self.on_idle(self.due())
+            self.on_idle(self._owed_since + _OWED)
         self._forgets[node] = self._forgets.get(node, 0) + lookups
         if len(self._forgets) >= self._batch:
             self.flush()
