@@ -25,6 +25,8 @@ class _Files(NamedTuple):
     #: What the fields of memory.stat begin with that count descendants, too.
     prefix: bytes
     dirty: tuple[bytes, ...]
+    #: Whether no limit is below the first, so that none is set where that one is not.
+    rising: bool
 
 
 # memory.high does not kill, but whoever is above it is slowed down until it hardly moves.
@@ -32,6 +34,7 @@ _V2: Final = _Files(
     ((b"memory.max", b"memory.current"), (b"memory.high", b"memory.current")),
     prefix=b"",
     dirty=(b"file_dirty", b"file_writeback"),
+    rising=False,
 )
 # The limit of memory and swap together is the lower one where swap is used up.
 _V1: Final = _Files(
@@ -41,6 +44,7 @@ _V1: Final = _Files(
     ),
     prefix=b"total_",
     dirty=(b"total_dirty", b"total_writeback"),
+    rising=True,
 )
 
 
@@ -73,6 +77,8 @@ class Cgroup:
             limit = min(_number(self.folder, limit_file), inherited)
             inherited = UNLIMITED  # for the first limit, that of memory
             if limit >= UNLIMITED:
+                if self._files.rising:
+                    return
                 continue
             usage = _number(self.folder, usage_file)
             if usage >= UNLIMITED:
