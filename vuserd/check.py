@@ -5,6 +5,7 @@ The status is 0 where everything is well, warnings or not, and 1 where there is 
 
 import argparse
 import json
+import logging
 import os
 import stat
 import sys
@@ -29,6 +30,7 @@ from vuserd.readiness import (
     metrics_result,
     rig_results,
 )
+from vuserd.tryout import start_results
 
 _NAME = "configuration"
 
@@ -72,13 +74,20 @@ def _printable(text: str) -> str:
 
 
 async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) -> list[Result]:
-    """Look at everything as the effective user ``uid``, which is this process's."""
+    """Look at everything as the effective user ``uid``, which is this process's.
+
+    What backends say as they start is in the results, and not to be logged beside them.
+    """
+    logging.getLogger("vuserd").addHandler(logging.NullHandler())
     is_service = uid == 0 and is_listened_on(SYSTEM_SOCKET)
     default = SYSTEM_SOCKET if is_service else socket_address(None, environ)
     config, results = configuration_results(explicit, environ, uid, default)
     results += await candidate_results(config.exports, uid)
     results += map(export_result, config.exports)
-    results += await fitness_results(config.exports, uid)
+    unfit = await fitness_results(config.exports, uid)
+    results += unfit
+    if not any(result.mark is Mark.PROBLEM for result in unfit):
+        results += await start_results(config.exports, uid)
     listeners = config.listeners or (listener_there(default),)
     results += map(listener_result, listeners)
     results += access_results(config, listeners)

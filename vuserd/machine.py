@@ -22,6 +22,7 @@ _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | f
 #: asm-generic/socket.h
 _SO_PEERGROUPS: Final = 59
 #: linux/capability.h
+_CAP_SYS_CHROOT: Final = 18
 _CAP_SYS_ADMIN: Final = 21
 _PATIENCE: Final = 10.0
 
@@ -40,6 +41,11 @@ _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWUSER: Final = 0x10000000
 _CLONE_NEWPID: Final = 0x20000000
 _CLONE_NEWNET: Final = 0x40000000
+#: What a backend's sandbox begins with: root's, and others'.
+_NAMESPACES: Final = (
+    _CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWNET,
+    _CLONE_NEWNS | _CLONE_NEWUSER,
+)
 
 #: Settings that keep users from namespaces, and the value that does: sysctl, value, what to do.
 _USER_NAMESPACES: Final = (
@@ -134,24 +140,33 @@ def _try_peer_groups() -> None:
 
 def sandbox_result(uid: int, settings: str = "/proc/sys", *, wanted: bool = False) -> Result:
     """Make the namespaces that the sandbox of a backend begins with, as ``uid``."""
-    if uid == 0:
-        flags = _CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWNET
-        instead, advice = "chroot", "give this container CAP_SYS_ADMIN"
-    else:
-        flags = _CLONE_NEWNS | _CLONE_NEWUSER
-        instead, advice = "none", "allow user namespaces here (user_namespaces(7))"
-        for sysctl, culprit, remedy in _USER_NAMESPACES:
-            if _first_line(os.path.join(settings, sysctl)) == culprit:
-                advice = remedy
-                break
-    reason = _unshare(flags)
+    advice = namespace_advice(uid, settings)
+    reason = _unshare(_NAMESPACES[uid != 0])
     if reason is None:
         return Result("sandbox", Mark.OK, "backends can be shut in by namespaces")
     if wanted:
         detail = f'namespaces: {reason}; an export wants sandbox = "namespace"'
         return Result("sandbox", Mark.PROBLEM, detail, advice)
-    detail = f'namespaces: {reason}; backends get the sandbox "{instead}"'
-    return Result("sandbox", Mark.WARNING, detail, advice)
+    return Result("sandbox", Mark.WARNING, f"namespaces: {reason}; others are tried", advice)
+
+
+def namespace_advice(uid: int, settings: str = "/proc/sys") -> str:
+    """Return what to do where ``uid`` may not make the namespaces of a backend's sandbox."""
+    if uid == 0:
+        return "give this container CAP_SYS_ADMIN"
+    for sysctl, culprit, remedy in _USER_NAMESPACES:
+        if _first_line(os.path.join(settings, sysctl)) == culprit:
+            return remedy
+    return "allow user namespaces here (user_namespaces(7))"
+
+
+def start_advice(sandbox: str, uid: int) -> str:
+    """Return what to do where a backend does not start in this sandbox, the best there is."""
+    if uid == 0 and not may_enter_namespaces() and not _has(_CAP_SYS_CHROOT):
+        return "give this container CAP_SYS_ADMIN, or at least CAP_SYS_CHROOT"
+    if sandbox == "namespace" and _unshare(_NAMESPACES[uid != 0]) is not None:
+        return namespace_advice(uid)
+    return "see what it says; run its command by hand"
 
 
 def _unshare(namespaces: int) -> str | None:
@@ -212,10 +227,14 @@ def _meminfo() -> dict[str, str]:
 
 def may_enter_namespaces() -> bool:
     """Tell whether this process has CAP_SYS_ADMIN, which setns(2) wants."""
+    return _has(_CAP_SYS_ADMIN)
+
+
+def _has(capability: int) -> bool:
     with contextlib.suppress(OSError, ValueError), open("/proc/self/status") as lines:
         for line in lines:
             if line.startswith("CapEff:"):
-                return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+                return bool(int(line.split()[1], 16) >> capability & 1)
     return False
 
 

@@ -91,7 +91,13 @@ def export_result(export: ExportConfig) -> Result:
     name = f"export {export.name}"
     if export.directory is not None:
         if os.access(export.directory, os.R_OK | os.X_OK, effective_ids=True):
-            return Result(name, Mark.OK, export.directory)
+            there = os.path.realpath(export.directory)
+            detail = (
+                export.directory
+                if there == export.directory
+                else f"{export.directory}, now {there}"
+            )
+            return Result(name, Mark.OK, detail)
         detail = f"{export.directory} cannot be read by {_user(os.geteuid())}"
         return Result(name, Mark.PROBLEM, detail, "permit it, or serve as another user")
     assert export.socket is not None

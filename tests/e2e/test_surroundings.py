@@ -74,3 +74,52 @@ def test_a_root_that_is_read_only(virtiofsd: str, files: Path) -> None:
     before = ["unshare", "--mount", "sh", "-c", script, "sh"]
     with serving(before, virtiofsd, files) as client:
         assert client.read("files", "Image", 0, 16) == b"kernel"
+
+
+# -- what vuserd check promises --------------------------------------------------------------------
+
+NO_CAPABILITIES = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]
+
+
+def checked(before: Sequence[str], backend: str, directory: Path) -> tuple[int, str]:
+    """Run ``vuserd check`` behind the command ``before``: its status, and what it says."""
+    config = directory.parent / "vuserd.toml"
+    config.write_text(
+        f'backend = "{backend}"\n[[export]]\nname = "files"\npath = "{directory}"\n'
+        '[[listen]]\nsocket = "@vuserd-checked"\n'
+    )
+    command = [*before, sys.executable, "-m", "vuserd.cli", "check", "--config", str(config)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=environment, check=False
+    )
+    assert ended.stderr == ""
+    return ended.returncode, ended.stdout
+
+
+def test_a_backend_that_starts_is_promised(virtiofsd: str, files: Path) -> None:
+    status, said = checked([], virtiofsd, files)
+    assert status == 0
+    assert "a backend starts, with the sandbox" in said
+
+
+@as_root
+def test_no_backend_is_promised_that_does_not_start(virtiofsd: str, files: Path) -> None:
+    """Root without capabilities, as in a container without any: what check says is so."""
+    files.chmod(0o755)
+    status, said = checked(NO_CAPABILITIES, virtiofsd, files)
+    with serving(NO_CAPABILITIES, virtiofsd, files) as client:
+        [export] = client.exports()
+    assert (status, export.state) in ((0, "up"), (1, "failed"))
+    assert ("no backend starts: " in said) == (export.state == "failed")
+    if status:
+        assert "give this container CAP_SYS_ADMIN" in said
+
+
+@as_root
+def test_mounts_that_a_backend_will_not_see_are_told(virtiofsd: str, files: Path) -> None:
+    for propagation, told in (("private", True), ("shared", False)):
+        before = ["unshare", "--mount", "--propagation", propagation]
+        status, said = checked(before, virtiofsd, files)
+        assert status == 0
+        assert ("do not reach a backend that runs" in said) == told
