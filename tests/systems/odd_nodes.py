@@ -151,7 +151,7 @@ def odd_entries(longest: int) -> st.SearchStrategy[tuple[Entry, ...]]:
     """Return what may be in a directory, directories included; names have ``longest`` bytes."""
     content = st.one_of(
         st.binary(max_size=40),
-        st.builds(bytes.__mul__, st.just(b"content "), st.integers(1, 40_000)),
+        st.builds(bytes.__mul__, st.just(b"content "), st.integers(1, 1500)),
     )
     files = _nodes((*_TYPES, 0o100000, 0o100000, *_NO_TYPES), content)
     links = _nodes((0o120000,), st.builds(bytes.__mul__, st.just(b"t"), st.integers(0, 4095)))

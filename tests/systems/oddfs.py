@@ -280,7 +280,8 @@ def _serve_one(server: Server, fuse: int) -> None:
     try:
         os.write(fuse, _REPLY.pack(_REPLY.size + len(content), -code, unique) + content)
     except OSError as error:
-        if error.errno != errno.ENOENT:  # whoever asked is gone
+        # Whoever asked is gone; or the kernel does not take the reply, and ends the request itself.
+        if error.errno not in (errno.ENOENT, errno.EINVAL):
             raise
 
 

@@ -4,6 +4,7 @@ A :class:`Node` says of a file all that a FUSE server can say, right or wrong. B
 ordinary file.
 """
 
+import contextlib
 import os
 import pickle
 import stat
@@ -120,16 +121,19 @@ class OddFileSystem:
         assert process.stdin is not None
         assert process.stdout is not None
         self.place = place
+        self._process = process
         self._orders = process.stdin
         self._answers = process.stdout
 
     def show(self, root: Node) -> None:
         """Show another tree from now on; files of the one before are stale."""
         message = pickle.dumps(root)
-        self._orders.write(LENGTH.pack(len(message)) + message)
-        self._orders.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self._orders.write(LENGTH.pack(len(message)) + message)
+            self._orders.flush()
         if self._answers.readline() != b"shown\n":
-            raise MountFailedError("the server of the odd file system has ended")
+            status = self._process.wait()
+            raise MountFailedError(f"the odd file system's server ended with status {status}")
 
 
 @contextmanager
