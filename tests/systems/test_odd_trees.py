@@ -205,7 +205,9 @@ def check_directory(odd: Odd, entry: Entry) -> None:
         assert acceptable(error), error  # noqa: PT017
     else:
         assert names <= {inside.name for inside in entry.node.entries}
-        if isinstance(host, set):
+        # With offsets of its own, what no longer fits into a reply is not listed again: nobody's
+        # fault but the file system's, and a matter of the reader's buffer.
+        if isinstance(host, set) and entry.node.offsets is None:
             assert host <= names
 
 
@@ -267,6 +269,7 @@ def test_an_odd_root(odd: Odd, fields: dict[str, object]) -> None:
 
 
 @pytest.mark.timeout(240 + rounds(0))
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 def test_any_tree(odd: Odd) -> None:
     """Try as many as $VUSERD_TEST_ROUNDS says."""
 
