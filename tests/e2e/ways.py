@@ -19,6 +19,7 @@ READ_MAX: Final = 8 << 20
 ADDRESS: Final = 12_345
 _PAGE: Final = 4096
 _GROWTH: Final = 4 << 20  # room for what a file may become until it is loaded
+_MOST_ROOM: Final = 1 << 30  # some files only say that they are larger
 
 
 class Served(NamedTuple):
@@ -103,10 +104,15 @@ def by_fetch(served: Served, path: str) -> bytes:
 
 
 def by_load(served: Served, path: str) -> bytes:
-    room = ADDRESS + served.client.stat(served.export, path).size + _GROWTH
+    room = _room(served, path)
     with served.client.attach(size=room + -room % _PAGE) as memory:
         length = memory.load(served.export, path, ADDRESS)
         return memory.buffer[ADDRESS : ADDRESS + length]
+
+
+def _room(served: Served, path: str) -> int:
+    """Return how much memory to load a file into."""
+    return ADDRESS + min(served.client.stat(served.export, path).size, _MOST_ROOM) + _GROWTH
 
 
 def by_vuserctl_get(served: Served, path: str) -> bytes:
@@ -138,7 +144,7 @@ def by_cat(served: Served, path: str) -> bytes:
 
 
 def by_vuserctl_load(served: Served, path: str) -> bytes:
-    room = ADDRESS + served.client.stat(served.export, path).size + _GROWTH
+    room = _room(served, path)
     memfd = os.memfd_create("rig", os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(memfd, room + -room % _PAGE)
