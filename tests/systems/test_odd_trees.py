@@ -4,6 +4,7 @@ The session goes on, and nobody else notices: neither the ordinary files in the 
 those of the export beside the odd file system.
 """
 
+import errno
 import io
 import os
 import stat
@@ -30,6 +31,8 @@ from vuserd.client.errors import RemoteError
 _WAYS: Final = (by_read, by_stream, by_download, by_fetch, by_load)
 #: What an error is not to be: a file system has said nothing of the kind.
 _NO_ERRORS: Final = {"INTERNAL", "BACKEND_DOWN", "TIMEOUT", "BAD_REQUEST", "UNKNOWN_EXPORT"}
+#: Errors that say that a file is not there any more.
+_GONE: Final = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
 #: Sizes from here on are more than a local file or memory may have.
 _ENORMOUS: Final = 1 << 30
 _PLAIN: Final = {b"p%d" % number: b"plain %d\n" % number * 500 for number in range(3)}
@@ -138,7 +141,10 @@ def check_listing(odd: Odd, root: Node) -> None:
         names = [os.fsencode(entry.name) for entry in entries]
         for name in _PLAIN:
             assert names.count(name) == 1
-        assert set(host) <= set(names) <= {entry.name for entry in root.entries}
+        # What an error says is gone need not be listed where its attributes were asked for.
+        gone = {entry.name for entry in root.entries if _GONE & {*entry.node.errors.values()}}
+        assert set(host) <= set(names) | (gone if attrs else set())
+        assert set(names) <= {entry.name for entry in root.entries}
         for entry in entries:
             content = _PLAIN.get(os.fsencode(entry.name))
             if attrs and content is not None:
@@ -204,11 +210,13 @@ def check_directory(odd: Odd, entry: Entry) -> None:
     except RemoteError as error:
         assert acceptable(error), error  # noqa: PT017
     else:
-        assert names <= {inside.name for inside in entry.node.entries}
+        assert names <= {below.name for below in entry.node.entries}
         # With offsets of its own, what no longer fits into a reply is not listed again: nobody's
         # fault but the file system's, and a matter of the reader's buffer.
         if isinstance(host, set) and entry.node.offsets is None:
-            assert host <= names
+            inside = entry.node.entries
+            gone = {below.name for below in inside if _GONE & {*below.node.errors.values()}}
+            assert host <= names | gone
 
 
 def listed(name: bytes, folder: int) -> set[bytes]:
