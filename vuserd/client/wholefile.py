@@ -5,12 +5,11 @@ name; at the end its attributes tell whether it is what was opened.  Where they 
 timestamps are coarse or because it grew, it is read once more and compared with what was read.
 """
 
-import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from vuserd.client import calls
 from vuserd.client.calls import RemotePath
@@ -39,9 +38,6 @@ Sink: TypeAlias = FileSink | StreamSink
 _Parts: TypeAlias = list[tuple[int, int]]
 
 ATTEMPTS = 3
-#: A file that changed within so many nanoseconds may go on growing: what is read of it is summed,
-#: so that it can be told afterwards whether it only grew.
-_LIVELY_NS: Final = 10_000_000_000
 
 
 class FileChanged(Exception):  # noqa: N818 - never leaves the clients
@@ -135,8 +131,7 @@ class _Attempt:
     def _begin(self, source: Source, opened: OpenedFile) -> Procedure[None]:
         self._opened = opened
         attributes = opened.stat
-        age = time.time_ns() - max(attributes.mtime_ns, attributes.ctime_ns)
-        if not opened.settled or (self._options.grows and age < _LIVELY_NS):
+        if not opened.settled or self._options.grows:
             self._sums = []
         self._parts = [(0, attributes.size)] if attributes.size else []
         has_holes_told = False
@@ -221,11 +216,10 @@ class _Attempt:
         """Read all of it once more.
 
         Raises:
-            FileChanged: it is not what was read before, or that is not known.
+            FileChanged: it is not what was read before.
 
         """
-        if self._sums is None:
-            raise FileChanged
+        assert self._sums is not None
         longest = max((each.length for each in self._sums), default=0)
         if not longest:
             return
