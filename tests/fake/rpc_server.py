@@ -40,7 +40,11 @@ IMAGE = os.urandom(300_001)
 
 @dataclass
 class Node:
-    """A file; ``content`` is a link's target, too, and a directory has ``children``."""
+    """A file; ``content`` is a link's target, too, and a directory has ``children``.
+
+    ``size`` and ``blocks`` are what its attributes say, where that is not so; ``extents`` are where
+    it has data, where that is not everywhere.
+    """
 
     type: str = "file"
     content: bytes = b""
@@ -49,18 +53,21 @@ class Node:
     mtime_ns: int = 1_600_000_000_123_456_789
     ctime_ns: int = 1_600_000_000_123_456_789
     rdev: int = 0
+    size: int | None = None
+    blocks: int | None = None
+    extents: list[tuple[int, int]] | None = None
 
     def stat(self) -> dict[str, Any]:
         return {
             "type": self.type,
             "mode": _FORMATS[self.type] | self.permissions,
-            "size": len(self.content),
+            "size": len(self.content) if self.size is None else self.size,
             "ino": id(self) & 0xFFFF_FFFF,
             "nlink": 1,
             "uid": 1000,
             "gid": 100,
             "rdev": self.rdev,
-            "blocks": -(-len(self.content) // 512),
+            "blocks": -(-len(self.content) // 512) if self.blocks is None else self.blocks,
             "blksize": 4096,
             "atime_ns": 1_500_000_000_000_000_001,
             "mtime_ns": self.mtime_ns,
@@ -107,12 +114,19 @@ class FakeDaemon:
         self.attached = 0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._descriptors: deque[int] = deque()
-        self._memories: dict[int, mmap.mmap] = {}
-        #: Files that clients have open.
-        self.open: dict[int, Node] = {}
-        self._opened = 0
+        #: Attached memory, likewise.
+        self.memories: dict[tuple[int, int], mmap.mmap] = {}
+        #: Files that clients have open, by the connection that each is open on, and its number
+        #: there: those of all connections begin alike.
+        self.open: dict[tuple[int, int], Node] = {}
         #: Whether timestamps tell of every change from now on.
         self.settled = True
+        #: Whether attributes tell which file it is.
+        self.by_attributes = True
+        #: The most extents that are told at once.
+        self.extents_limit = 1000
+        #: The connection that this thread serves, as ``number``.
+        self._here = threading.local()
         self._threads: list[threading.Thread] = []
         self._connections: list[socket.socket] = []
 
@@ -133,8 +147,6 @@ class FakeDaemon:
         self.refuse_clients()
         for thread in self._threads:
             thread.join()
-        for memory in self._memories.values():
-            memory.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
         for sock in (self._listener, *self._connections):
@@ -152,9 +164,10 @@ class FakeDaemon:
             except OSError:
                 return
             self._connections.append(connection)
-            self._start(self._serve, connection)
+            self._start(self._serve, connection, len(self._connections))
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, connection: socket.socket, number: int) -> None:
+        self._here.number, self._here.opened, self._here.attached = number, 0, 0
         decoder = MessageDecoder()
         held: list[Request] = []
         left = self.cut_after if self.cut_after is not None else 1 << 60
@@ -180,6 +193,11 @@ class FakeDaemon:
             connection.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # the client went away
+        finally:
+            for key in [key for key in list(self.open) if key[0] == number]:
+                del self.open[key]
+            for key in [key for key in list(self.memories) if key[0] == number]:
+                self.memories.pop(key).close()
 
     def end_connections(self) -> None:
         """Do as a daemon that ends: what clients have sent until now is answered, and no more."""
@@ -291,23 +309,29 @@ class FakeDaemon:
         node = self.find(export, path)
         if node.type != "file":
             raise FaultError("EISDIR" if node.type == "dir" else "EINVAL", f"it is a {node.type}")
-        self._opened += 1
-        self.open[self._opened] = node
-        own = {"file": self._opened, "settled": self.settled, "by_attributes": True}
+        self._here.opened += 1
+        number = self._here.opened
+        self.open[self._here.number, number] = node
+        own = {"file": number, "settled": self.settled, "by_attributes": self.by_attributes}
         return node.stat() | own
 
     def opened(self, file: int) -> Node:
-        if file not in self.open:
+        node = self.open.get((self._here.number, file))
+        if node is None:
             raise FaultError("BAD_REQUEST", f"there is no open file {file}")
-        return self.open[file]
+        return node
 
     def do_close(self, file: int) -> None:
         self.opened(file)
-        del self.open[file]
+        del self.open[self._here.number, file]
 
     def do_extents(self, _export: object, _path: object, file: int, offset: int) -> Any:
-        size = len(self.opened(file).content)
-        return {"extents": [[offset, size - offset]] if offset < size else [], "next": None}
+        node = self.opened(file)
+        parts = [(0, node.stat()["size"])] if node.extents is None else node.extents
+        cut = [(max(begin, offset), begin + length) for begin, length in parts]
+        there = [[begin, end - begin] for begin, end in cut if begin < end]
+        page = there[: self.extents_limit]
+        return {"extents": page, "next": sum(page[-1]) if len(there) > len(page) else None}
 
     def do_readlink(self, export: object, path: object) -> Any:
         node = self.find(export, path, follow=False)
@@ -319,14 +343,17 @@ class FakeDaemon:
         node = self.find(export, path)
         if node.type != "dir":
             raise FaultError("ENOTDIR", "not a directory", errno=20)
-        first = options["after"] or 0
+        listing, first = divmod(options["after"] or self._here.number << 32, 1 << 32)
+        if listing != self._here.number:
+            raise FaultError("BAD_REQUEST", "not the token of a page that goes on here")
         page = list(node.children.items())[first : first + options["limit"]]
         entries = []
         for name, child in page:
             entry = {"name": wire_name(name), "type": child.type, "ino": id(child) & 0xFFFF_FFFF}
             entries.append(entry | child.stat() if options["attrs"] else entry)
-        more = first + len(page) < len(node.children)
-        return {"entries": entries, "next": first + len(page) if more else None}
+        following = first + len(page)
+        more = following < len(node.children)
+        return {"entries": entries, "next": listing << 32 | following if more else None}
 
     def do_read(
         self,
@@ -353,24 +380,29 @@ class FakeDaemon:
     def do_attach(self, size: int) -> int:
         descriptor = self._descriptors.popleft()
         self.attached += 1
-        self._memories[self.attached] = mmap.mmap(descriptor, size)
+        self._here.attached += 1
+        number: int = self._here.attached
+        self.memories[self._here.number, number] = mmap.mmap(descriptor, size)
         os.close(descriptor)
-        return self.attached
+        return number
+
+    def memory(self, identifier: int) -> tuple[int, int]:
+        key = self._here.number, identifier
+        if key not in self.memories:
+            raise FaultError("BAD_REQUEST", f"there is no attached memory {identifier}")
+        return key
 
     def do_load(
         self, memory: int, address: int, export: object, path: object, options: dict[str, Any]
     ) -> Any:
-        if memory not in self._memories:
-            raise FaultError("BAD_REQUEST", f"there is no attached memory {memory}")
+        mapping = self.memories[self.memory(memory)]
         length = 1 << 62 if options["length"] is None else options["length"]
         content = self.do_read(export, path, options["offset"], length, options)
-        self._memories[memory][address : address + len(content)] = content
+        mapping[address : address + len(content)] = content
         return {"length": len(content)}
 
     def do_detach(self, memory: int) -> None:
-        if memory not in self._memories:
-            raise FaultError("BAD_REQUEST", f"there is no attached memory {memory}")
-        self._memories.pop(memory).close()
+        self.memories.pop(self.memory(memory)).close()
 
     def do_statfs(self, export: object) -> Any:
         self.find(export, "")

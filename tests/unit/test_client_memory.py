@@ -16,8 +16,9 @@ from vuserd.client import Client, TrioClient, transfer, vuserctl
 from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.image import Image
 from vuserd.client.loading import parse_number
-from vuserd.client.memory import SharedMemory, TrioAttachedMemory
+from vuserd.client.memory import SharedMemory
 from vuserd.client.records import ImageInfo
+from vuserd.client.ticket import Ticket
 from vuserd.rpc.codec import Request, encode_response
 
 CONTENT = b"image " * 1000
@@ -34,6 +35,7 @@ def memfds() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _no_memory_is_left_open() -> Iterator[None]:
+    gc.collect()  # of other tests
     before = memfds()
     yield
     gc.collect()
@@ -211,35 +213,36 @@ class TestLending:
         assert not isinstance(caught.value, NotTaken)
         assert fake_daemon.connections == 1
 
-    def test_an_interruption_is_passed_on(self, client: Client) -> None:
-        core, load = client._link.core, client.load
+    def test_an_interruption_is_passed_on(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        core = client._link.core
 
         def interrupt(*_: object) -> NoReturn:
             del vars(core)["received"]  # once
             raise KeyboardInterrupt
 
-        def load_interrupted(*arguments: Any, **options: Any) -> int:
-            vars(core)["received"] = interrupt
-            return load(*arguments, **options)
+        def interrupt_the_load(request: Request) -> None:
+            if request.method == "load":
+                vars(core)["received"] = interrupt
 
-        vars(client)["load"] = load_interrupted
+        fake_daemon.before = interrupt_the_load
         with pytest.raises(KeyboardInterrupt):
             client.stream("kernels", "image", bytearray().extend)
         with pytest.raises(NotTaken, match="interrupted"):
             client.exports()
 
-    async def test_an_interruption_with_trio(
-        self, fake_daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_an_interruption_with_trio(self, fake_daemon: FakeDaemon) -> None:
         async def ignore(_: memoryview) -> None:
             pass
 
-        async def interrupted(self: TrioAttachedMemory, *_: object, **__: object) -> NoReturn:
-            self._client.close()
-            raise KeyboardInterrupt
+        async def interrupted(ticket: Ticket[Any]) -> Any:
+            if ticket.call is not None and ticket.call.method == "load":
+                client.close()
+                raise KeyboardInterrupt
+            return await finish(ticket)
 
-        monkeypatch.setattr(TrioAttachedMemory, "load", interrupted)
         async with TrioClient.connect(fake_daemon.address) as client:
+            finish = client._finish
+            vars(client)["_finish"] = interrupted
             with pytest.raises(KeyboardInterrupt):
                 await client.stream("kernels", "image", ignore)
 

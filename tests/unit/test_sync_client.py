@@ -63,7 +63,8 @@ class TestClient:
         assert [entry.name for entry in entries] == [f"{n:04}" for n in range(2500)]
         assert all(entry.stat is not None and entry.stat.mode for entry in entries)
         assert len(fake_daemon.requests) == 3
-        page = client.readdir("kernels", "", limit=2, after=7)
+        page = client.readdir("kernels", "", limit=7)
+        page = client.readdir("kernels", "", limit=2, after=page.next)
         assert [entry.name for entry in page.entries] == ["0007", "0008"]
         assert page.entries[0].stat is None
 
@@ -257,7 +258,7 @@ class TestDownload:
         fake_daemon.piece = 999
 
         lent = transfer.LENT_LEAST == 1
-        before_the_parts = 3 if lent else 1  # stat, attach, a load; or stat
+        before_the_parts = 3 if lent else 1  # open, attach, a load; or open
         at_once = transfer.LENT_WINDOW if lent else transfer.WINDOW
 
         def hold_the_parts(_request: Request) -> None:
@@ -295,52 +296,48 @@ class TestDownload:
     def test_changed_for_ever(
         self, fake_daemon: FakeDaemon, client: Client, tmp_path: Path, way: str
     ) -> None:
+        image = fake_daemon.root.children[b"image"]
+
         def alter(_request: Request) -> None:
-            fake_daemon.root.children[b"image"].ctime_ns += 1_000_000_000
+            image.ctime_ns += 1_000_000_000
+            image.content = image.content[1:] + image.content[:1]
 
         fake_daemon.before = alter
         with pytest.raises(RemoteError) as caught:
             self.fetch(client, tmp_path, way=way)
         assert caught.value.code == "CHANGED"
         fake_daemon.before = lambda _request: None
-        assert self.fetch(client, tmp_path, way=way)[1] == IMAGE
+        assert self.fetch(client, tmp_path, way=way)[1] == image.content
 
+    @pytest.mark.parametrize("way", ["download", "stream"])
     def test_just_written(
-        self,
-        fake_daemon: FakeDaemon,
-        client: Client,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
+        self, fake_daemon: FakeDaemon, client: Client, tmp_path: Path, way: str
     ) -> None:
-        now_ns = 1_700_000_000_000_000_000
-        slept: list[float] = []
-
-        def sleep(seconds: float) -> None:
-            nonlocal now_ns
-            slept.append(seconds)
-            now_ns += round(seconds * 1e9)
-
-        monkeypatch.setattr("time.time_ns", lambda: now_ns)
-        monkeypatch.setattr("time.sleep", sleep)
-        fake_daemon.root.children[b"image"].ctime_ns = now_ns - 4_000_000
-        assert self.fetch(client, tmp_path)[1] == IMAGE
-        assert slept == [0.01]
+        """Its timestamps tell nothing yet: it is read twice, at once, and compared."""
+        fake_daemon.settled = False
+        assert self.fetch(client, tmp_path, way=way)[1] == IMAGE
+        twice = [tuple(r.params[-2:]) for r in fake_daemon.requests if r.method == "read"]
+        if transfer.LENT_LEAST == 1:
+            assert len(twice) == 37  # once in loads
+        else:
+            assert len(twice) == 62
+        assert fake_daemon.open == {}
 
     @pytest.mark.parametrize("way", ["download", "stream"])
     def test_written_all_the_time(
-        self,
-        fake_daemon: FakeDaemon,
-        client: Client,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        way: str,
+        self, fake_daemon: FakeDaemon, client: Client, tmp_path: Path, way: str
     ) -> None:
-        now_ns = 1_700_000_000_000_000_000
-        monkeypatch.setattr("time.time_ns", lambda: now_ns)
-        monkeypatch.setattr("time.sleep", lambda _: None)
-        fake_daemon.root.children[b"image"].ctime_ns = now_ns
+        """... and it differs, which no attribute shows."""
+        image = fake_daemon.root.children[b"image"]
+
+        def alter(_request: Request) -> None:
+            image.content = image.content[1:] + image.content[:1]
+
+        fake_daemon.settled, fake_daemon.before = False, alter
         with pytest.raises(RemoteError, match="CHANGED"):
             self.fetch(client, tmp_path, way=way)
+        opened = sum(request.method == "open" for request in fake_daemon.requests)
+        assert opened == (3 if way == "download" else 1)  # what was written is written
 
     @pytest.mark.parametrize(("path", "code"), [("boot", "EISDIR"), ("pipe", "EINVAL")])
     def test_what_is_no_file(self, client: Client, tmp_path: Path, path: str, code: str) -> None:
