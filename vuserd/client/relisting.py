@@ -16,7 +16,8 @@ class Relisting:
         self._page = RawPage([], None)
         #: Hashes of the names that were given: 8 bytes each, where a set of names would have 100.
         self._given = array("q")
-        self._ahead: set[int] = set()
+        #: Those of the listings before this one.
+        self._before: frozenset[int] = frozenset()
 
     @property
     def finished(self) -> bool:
@@ -32,7 +33,7 @@ class Relisting:
         if self._after is None:
             return False
         self._after = None
-        self._ahead = set(self._given)
+        self._before = frozenset(self._given)
         return True
 
     def take(self, page: RawPage) -> bool:
@@ -44,13 +45,8 @@ class Relisting:
     def entries(self) -> list[Entry]:
         """Return the entries of the page that was taken, those that were not given before."""
         entries = self._page.decoded().entries
-        if self._ahead:
-            entries = [entry for entry in entries if not self._was_given(entry.name)]
+        if self._before:
+            entries = [entry for entry in entries if hash(entry.name) not in self._before]
         if not self.finished:
             self._given.extend(hash(entry.name) for entry in entries)
         return entries
-
-    def _was_given(self, name: str) -> bool:
-        was_given = hash(name) in self._ahead
-        self._ahead.discard(hash(name))
-        return was_given
