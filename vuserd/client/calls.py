@@ -201,6 +201,11 @@ def open_file(export: str, path: RemotePath) -> Call[OpenedFile]:
     )
 
 
+def open_for_transfer(export: str, path: RemotePath) -> Call[OpenedFile]:
+    """Do the same for who can open it anew: other calls need not fail with the connection."""
+    return open_file(export, path)._replace(holds=None)
+
+
 def close_file(file: int) -> Call[None]:
     """Close an open file."""
     return Call("close", [file], to_nothing, needs=_file(file), ends=True)
@@ -237,6 +242,14 @@ def _image_from_wire(answer: tuple[object, int]) -> Image:
 def attach(memfd: int, size: int) -> Call[int]:
     """Lend ``size`` bytes of a memfd to the daemon; give its id for them."""
     return Call("attach", [size], to_int, sends=memfd, undo=detach, holds=_memory)
+
+
+def attach_for_transfer(memfd: int, size: int, file: int) -> Call[int]:
+    """Do the same for the transfer of an open file, which goes on without it on another connection.
+
+    It is of no use but on the one where the file is open.
+    """
+    return attach(memfd, size)._replace(holds=None, needs=_file(file))
 
 
 def _memory(identifier: int) -> Hashable:

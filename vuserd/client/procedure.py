@@ -5,10 +5,14 @@ what came of that; so it has no socket, no clock and no loop of its own.
 """
 
 from collections.abc import Generator
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from vuserd.client.calls import Call
 from vuserd.client.ticket import Ticket
+
+if TYPE_CHECKING:
+    from vuserd.client.core import ClientCore
 
 Result = TypeVar("Result")
 
@@ -17,12 +21,15 @@ class Ask(NamedTuple):
     """Do a call and wait for its result."""
 
     call: Call[Any]
+    #: The connection that has what the call is about; None for any.
+    core: "ClientCore | None" = None
 
 
 class Begin(NamedTuple):
     """Send a call without waiting: the result is its ticket, for Finish or Abandon."""
 
     call: Call[Any]
+    core: "ClientCore | None" = None  #: as in Ask
 
 
 class Finish(NamedTuple):
@@ -50,3 +57,9 @@ class GoesOn(NamedTuple):
 
 Step: TypeAlias = Ask | Begin | Finish | Abandon | Write | GoesOn
 Procedure: TypeAlias = Generator[Step, Any, Result]
+
+
+def has_ended(procedure: Procedure[Any]) -> bool:
+    """Tell whether it has returned or raised."""
+    assert isinstance(procedure, GeneratorType)
+    return procedure.gi_frame is None

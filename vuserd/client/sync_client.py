@@ -9,11 +9,20 @@ from typing import Any, Self, TypeVar
 from vuserd.address import socket_candidates
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
-from vuserd.client.core import Ticket
+from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import CannotConnect, NotTaken
 from vuserd.client.image import Image
 from vuserd.client.memory import AttachedMemory, SharedMemory
-from vuserd.client.procedure import Abandon, Ask, Begin, Finish, Procedure, Step, Write
+from vuserd.client.procedure import (
+    Abandon,
+    Ask,
+    Begin,
+    Finish,
+    Procedure,
+    Step,
+    Write,
+    has_ended,
+)
 from vuserd.client.reaching import (
     PATIENCE,
     Search,
@@ -155,7 +164,7 @@ class Client:
         What is there all the time comes once, also where the daemon is restarted meanwhile.
         """
         listing = Relisting(export, path, attrs=attrs)
-        ticket = self.begin(listing.next_call())
+        ticket = self._begin(listing.next_call())
         try:
             while True:
                 try:
@@ -163,10 +172,10 @@ class Client:
                 except NotTaken:
                     if not (listing.begin_again() and self._goes_on()):
                         raise
-                    ticket = self.begin(listing.next_call())
+                    ticket = self._begin(listing.next_call())
                     continue
                 if listing.take(page):  # the daemon reads on while these are taken
-                    ticket = self.begin(listing.next_call())
+                    ticket = self._begin(listing.next_call(), ticket.core)
                 yield from listing.entries()
                 if listing.finished:
                     return
@@ -364,29 +373,34 @@ class Client:
         return self._do(take(export, path, sink, options), write)
 
     def _do(self, procedure: Procedure[T], write: Callable[[memoryview, int], object]) -> T:
-        """Take the steps of a procedure until it returns."""
+        """Take the steps of a procedure until it returns.
+
+        It hears of all that happens, whenever that is, and cleans up.
+        """
         resume: Callable[[Any], Step] = procedure.send
         outcome: Any = None
         try:
             while True:
-                step = resume(outcome)
                 try:
-                    outcome = self._take_step(step, write)
-                    resume = procedure.send
+                    step = resume(outcome)
+                    outcome, resume = self._take_step(step, write), procedure.send
                 except BaseException as error:
-                    outcome, resume = error, procedure.throw
-        except StopIteration as end:
-            result: T = end.value
-            return result
+                    if not has_ended(procedure):
+                        outcome, resume = error, procedure.throw
+                    elif isinstance(error, StopIteration):
+                        result: T = error.value
+                        return result
+                    else:
+                        raise
         finally:
             del outcome  # which its own traceback refers to, where it is an error
 
     def _take_step(self, step: Step, write: Callable[[memoryview, int], object]) -> Any:
         match step:
-            case Ask(call):
-                return self.call(call)
-            case Begin(call):
-                return self.begin(call)
+            case Ask(call, core):
+                return self._ask(call, core)
+            case Begin(call, core):
+                return self._begin(call, core)
             case Finish(ticket):
                 return self.finish(ticket)
             case Abandon(ticket):
@@ -400,11 +414,23 @@ class Client:
 
     def call(self, call: Call[T]) -> T:
         """Do one call of :mod:`vuserd.client.calls` and wait for it."""
-        return self.finish(self.begin(call))
+        return self._ask(call, None)
 
     def begin(self, call: Call[T]) -> Ticket[T]:
         """Send one call without waiting for its answer; :meth:`finish` or :meth:`abandon` it."""
-        ticket = self._link.core.begin(call)
+        return self._begin(call)
+
+    def _ask(self, call: Call[T], core: ClientCore | None) -> T:
+        ticket = self._begin(call, core)
+        try:
+            return self.finish(ticket)
+        except BaseException:
+            self.abandon(ticket)
+            raise
+
+    def _begin(self, call: Call[T], core: ClientCore | None = None) -> Ticket[T]:
+        """Send one call over the connection that has what it is about; where that ended, fail."""
+        ticket = (core or self._link.core).begin(call)
         self._link.send()
         return ticket
 

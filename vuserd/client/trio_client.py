@@ -10,11 +10,20 @@ import trio
 from vuserd.address import socket_candidates
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
-from vuserd.client.core import Ticket
+from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import CannotConnect, NotTaken
 from vuserd.client.image import Image
 from vuserd.client.memory import SharedMemory, TrioAttachedMemory
-from vuserd.client.procedure import Abandon, Ask, Begin, Finish, Procedure, Step, Write
+from vuserd.client.procedure import (
+    Abandon,
+    Ask,
+    Begin,
+    Finish,
+    Procedure,
+    Step,
+    Write,
+    has_ended,
+)
 from vuserd.client.reaching import (
     PATIENCE,
     Search,
@@ -137,7 +146,7 @@ class TrioClient:
                     ticket = self._begin(listing.next_call())
                     continue
                 if listing.take(page):  # the daemon reads on while these are taken
-                    ticket = self._begin(listing.next_call())
+                    ticket = self._begin(listing.next_call(), ticket.core)
                 for entry in listing.entries():
                     yield entry
                 if listing.finished:
@@ -340,20 +349,25 @@ class TrioClient:
     async def _do(
         self, procedure: Procedure[T], write: Callable[[memoryview, int], Awaitable[object]]
     ) -> T:
-        """Take the steps of a procedure until it returns."""
+        """Take the steps of a procedure until it returns.
+
+        It hears of all that happens, whenever that is, and cleans up.
+        """
         resume: Callable[[Any], Step] = procedure.send
         outcome: Any = None
         try:
             while True:
-                step = resume(outcome)
                 try:
-                    outcome = await self._take_step(step, write)
-                    resume = procedure.send
+                    step = resume(outcome)
+                    outcome, resume = await self._take_step(step, write), procedure.send
                 except BaseException as error:
-                    outcome, resume = error, procedure.throw
-        except StopIteration as end:
-            result: T = end.value
-            return result
+                    if not has_ended(procedure):
+                        outcome, resume = error, procedure.throw
+                    elif isinstance(error, StopIteration):
+                        result: T = error.value
+                        return result
+                    else:
+                        raise
         finally:
             del outcome  # which its own traceback refers to, where it is an error
 
@@ -361,10 +375,10 @@ class TrioClient:
         self, step: Step, write: Callable[[memoryview, int], Awaitable[object]]
     ) -> Any:
         match step:
-            case Ask(call):
-                return await self.call(call)
-            case Begin(call):
-                return self._begin(call)
+            case Ask(call, core):
+                return await self._ask(call, core)
+            case Begin(call, core):
+                return self._begin(call, core)
             case Finish(ticket):
                 return await self._finish(ticket)
             case Abandon(ticket):
@@ -380,10 +394,14 @@ class TrioClient:
 
     async def call(self, call: Call[T]) -> T:
         """Do one call of :mod:`vuserd.client.calls` and wait for it."""
-        return await self._finish(self._begin(call))
+        return await self._ask(call, None)
 
-    def _begin(self, call: Call[T]) -> Ticket[T]:
-        ticket = self._link.core.begin(call)
+    async def _ask(self, call: Call[T], core: ClientCore | None) -> T:
+        return await self._finish(self._begin(call, core))
+
+    def _begin(self, call: Call[T], core: ClientCore | None = None) -> Ticket[T]:
+        """Send one call over the connection that has what it is about; where that ended, fail."""
+        ticket = (core or self._link.core).begin(call)
         self._link.send()
         return ticket
 

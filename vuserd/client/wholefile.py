@@ -9,10 +9,11 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from vuserd.client import calls
-from vuserd.client.calls import RemotePath
+from vuserd.client.calls import Call, RemotePath
+from vuserd.client.core import ClientCore
 from vuserd.client.errors import ClientError, NotTaken, RemoteError
 from vuserd.client.memory import SharedMemory
 from vuserd.client.procedure import Abandon, Ask, Begin, Finish, GoesOn, Procedure, Write
@@ -31,6 +32,8 @@ from vuserd.client.transfer import (
     own_places,
 )
 from vuserd.errors import ErrorCode
+
+T = TypeVar("T")
 
 #: Called with the number of bytes that are there, and the number there will be.
 Progress: TypeAlias = Callable[[int, int], object]
@@ -53,6 +56,18 @@ class Options(NamedTuple):
     #: Seconds that the daemon's successor may take.
     patience: float
     now: Callable[[], float]
+
+
+class _Open(NamedTuple):
+    """The file, open on one connection: on another one its number is that of another file."""
+
+    source: Source
+    core: ClientCore
+
+    def ask(self, call: Call[T]) -> Procedure[T]:
+        """Do a call that is about it."""
+        result: T = yield Ask(call, self.core)
+        return result
 
 
 class _Sum(NamedTuple):
@@ -99,36 +114,46 @@ class _Attempt:
         resumption = Resumption(self._options.patience)
         while True:
             try:
-                opened = yield Ask(calls.open_file(self._export, self._path))
+                opened, core = yield from self._open()
+                file = _Open(Source(self._export, self._path, opened.file), core)
                 try:
-                    return (yield from self._take(opened))
+                    return (yield from self._take(file, opened))
                 finally:
                     with suppress(ClientError):
-                        yield Ask(calls.close_file(opened.file))
+                        yield from file.ask(calls.close_file(opened.file))
             except NotTaken:
                 goes_on = yield GoesOn()
                 if not (goes_on and resumption.after(self.there, self._options.now())):
                     raise
 
-    def _take(self, opened: OpenedFile) -> Procedure[Stat]:
-        source = Source(self._export, self._path, opened.file)
+    def _open(self) -> Procedure[tuple[OpenedFile, ClientCore]]:
+        """Open it; return what it is, and the connection that it is open on."""
+        ticket: Ticket[OpenedFile] = yield Begin(calls.open_for_transfer(self._export, self._path))
+        try:
+            opened: OpenedFile = yield Finish(ticket)
+        except BaseException:
+            yield Abandon(ticket)
+            raise
+        return opened, ticket.core
+
+    def _take(self, file: _Open, opened: OpenedFile) -> Procedure[Stat]:
         if self._opened is None:
-            yield from self._begin(source, opened)
+            yield from self._begin(file, opened)
         elif not opened.is_same(self._opened):
             raise FileChanged
-        size = yield from self._take_chunks(source, opened.stat.size)
+        size = yield from self._take_chunks(file, opened.stat.size)
         self._sink.end(size)
-        after: Stat = yield Ask(calls.stat_open(*source))
+        after = yield from file.ask(calls.stat_open(*file.source))
         if after.same_file(opened.stat):
             if not opened.settled:
-                yield from self._compare(source)
+                yield from self._compare(file)
             return after._replace(size=size)
         if not self._options.grows or after.ino != opened.stat.ino or after.size < size:
             raise FileChanged
-        yield from self._compare(source)
+        yield from self._compare(file)
         return opened.stat._replace(size=size)
 
-    def _begin(self, source: Source, opened: OpenedFile) -> Procedure[None]:
+    def _begin(self, file: _Open, opened: OpenedFile) -> Procedure[None]:
         self._opened = opened
         attributes = opened.stat
         if not opened.settled or self._options.grows:
@@ -136,28 +161,28 @@ class _Attempt:
         self._parts = [(0, attributes.size)] if attributes.size else []
         has_holes_told = False
         if self._sink.is_file and is_sparse(attributes) and self._sums is None:
-            self._parts = yield from _extents(source)
+            self._parts = yield from _extents(file)
             has_holes_told = self._parts != [(0, attributes.size)]
         self._sink.begin(attributes, has_holes_told=has_holes_told)
 
-    def _take_chunks(self, source: Source, size: int) -> Procedure[int]:
+    def _take_chunks(self, file: _Open, size: int) -> Procedure[int]:
         """Take what is missing; return how many bytes the file has."""
         missing = self._missing()
-        memory, identifier = yield from _lend(source, sum(length for _, length in missing))
+        memory, identifier = yield from _lend(file, sum(length for _, length in missing))
         try:
             places: Sequence[Place] = own_places(size)
             if memory is not None:
                 places = lent_places(identifier, memoryview(memory.mapping()))
-            transfer = Transfer(source, size, missing, places)
-            yield from self._run(transfer, size)
+            transfer = Transfer(file.source, size, missing, places)
+            yield from self._run(file, transfer, size)
             if transfer.ended_at is None and not transfer.is_longer:
                 return size
-            return (yield from self._take_rest(source, transfer, size, places[0]))
+            return (yield from self._take_rest(file, transfer, size, places[0]))
         finally:
             if memory is not None:
                 try:
                     with suppress(ClientError):
-                        yield Ask(calls.detach(identifier))
+                        yield from file.ask(calls.detach(identifier))
                 finally:
                     memory.close()
 
@@ -166,12 +191,12 @@ class _Attempt:
         cut = ((max(begin, self.there), begin + length) for begin, length in self._parts)
         return [(begin, end - begin) for begin, end in cut if begin < end]
 
-    def _run(self, transfer: Transfer, size: int) -> Procedure[None]:
+    def _run(self, file: _Open, transfer: Transfer, size: int) -> Procedure[None]:
         in_flight: deque[tuple[Chunk, Ticket[int]]] = deque()
         try:
             while True:
                 while (chunk := transfer.next_chunk()) is not None:
-                    in_flight.append((chunk, (yield Begin(chunk.call))))
+                    in_flight.append((chunk, (yield Begin(chunk.call, file.core))))
                 if not in_flight:
                     return
                 chunk, ticket = in_flight.popleft()
@@ -188,17 +213,17 @@ class _Attempt:
                 yield Abandon(ticket)
 
     def _take_rest(
-        self, source: Source, transfer: Transfer, size: int, place: Place
+        self, file: _Open, transfer: Transfer, size: int, place: Place
     ) -> Procedure[int]:
         """Read on to the end of a file whose size is untrue; not of one that changed."""
         assert self._opened is not None
-        now: Stat = yield Ask(calls.stat_open(*source))
+        now = yield from file.ask(calls.stat_open(*file.source))
         if not now.same_file(self._opened.stat):
             if self._options.grows and transfer.is_longer:
                 return size  # what was there when it was opened
             raise FileChanged
         end = size if transfer.ended_at is None else transfer.ended_at
-        while got := (yield Ask(place.call(source, end, len(place.view)))):
+        while got := (yield from file.ask(place.call(file.source, end, len(place.view)))):
             yield from self._put(place.view[:got], end)
             end += got
             if self._options.progress is not None:
@@ -212,7 +237,7 @@ class _Attempt:
             yield Write(payload, offset)
             self.there = offset + len(payload)
 
-    def _compare(self, source: Source) -> Procedure[None]:
+    def _compare(self, file: _Open) -> Procedure[None]:
         """Read all of it once more.
 
         Raises:
@@ -225,23 +250,23 @@ class _Attempt:
             return
         [place] = own_places(longest - 1)[:1]
         for each in self._sums:
-            got = yield Ask(place.call(source, each.offset, each.length))
+            got = yield from file.ask(place.call(file.source, each.offset, each.length))
             if got != each.length or zlib.crc32(place.view[:got]) != each.crc:
                 raise FileChanged
 
 
-def _extents(source: Source) -> Procedure[_Parts]:
+def _extents(file: _Open) -> Procedure[_Parts]:
     """Ask where a file has data."""
     parts: _Parts = []
     position: int | None = 0
     while position is not None:
-        page = yield Ask(calls.extents(*source, offset=position))
+        page = yield from file.ask(calls.extents(*file.source, offset=position))
         parts += page.extents
         position = page.next
     return parts
 
 
-def _lend(source: Source, size: int) -> Procedure[tuple[SharedMemory | None, Any]]:
+def _lend(file: _Open, size: int) -> Procedure[tuple[SharedMemory | None, Any]]:
     """Lend memory to the daemon for so many bytes of a file; None where there is no room for it."""
     room = lent_size(size)
     if room is None:
@@ -251,12 +276,15 @@ def _lend(source: Source, size: int) -> Procedure[tuple[SharedMemory | None, Any
     except OSError:
         return None, None  # no descriptor or memory left here
     try:
-        identifier = yield Ask(calls.attach(memory.fileno(), memory.size))
+        identifier = yield from file.ask(
+            calls.attach_for_transfer(memory.fileno(), memory.size, file.source.file)
+        )
         try:  # its backend's room shows with this
-            yield Ask(calls.load(identifier, 0, *source[:2], length=1, file=source.file))
+            export, path, number = file.source
+            yield from file.ask(calls.load(identifier, 0, export, path, length=1, file=number))
         except BaseException:
             with suppress(ClientError):
-                yield Ask(calls.detach(identifier))
+                yield from file.ask(calls.detach(identifier))
             raise
     except RemoteError as error:
         memory.close()
