@@ -118,6 +118,10 @@ class _Attempt:
                 file = _Open(Source(self._export, self._path, opened.file), core)
                 try:
                     return (yield from self._take(file, opened))
+                except RemoteError as error:
+                    if error.code != ErrorCode.CHANGED:
+                        raise
+                    raise FileChanged from None  # the daemon had to open it anew, in vain
                 finally:
                     with suppress(ClientError):
                         yield from file.ask(calls.close_file(opened.file))
@@ -137,21 +141,28 @@ class _Attempt:
         return opened, ticket.core
 
     def _take(self, file: _Open, opened: OpenedFile) -> Procedure[Stat]:
+        first = self._opened or opened
         if self._opened is None:
             yield from self._begin(file, opened)
-        elif not opened.is_same(self._opened):
+        elif not (opened.is_same(first) or self._may_have_grown(opened.stat)):
             raise FileChanged
-        size = yield from self._take_chunks(file, opened.stat.size)
+        size = yield from self._take_chunks(file, first.stat.size)
         self._sink.end(size)
         after = yield from file.ask(calls.stat_open(*file.source))
-        if after.same_file(opened.stat):
-            if not opened.settled:
+        if after.same_file(first.stat):
+            if not first.settled or not opened.is_same(first):
                 yield from self._compare(file)
             return after._replace(size=size)
-        if not self._options.grows or after.ino != opened.stat.ino or after.size < size:
+        if not self._may_have_grown(after):
             raise FileChanged
         yield from self._compare(file)
-        return opened.stat._replace(size=size)
+        return first.stat._replace(size=size)
+
+    def _may_have_grown(self, now: Stat) -> bool:
+        """Whether it may have all that it had when it was opened first, for a comparison to say."""
+        assert self._opened is not None
+        then = self._opened.stat
+        return self._options.grows and now.ino == then.ino and now.size >= then.size
 
     def _begin(self, file: _Open, opened: OpenedFile) -> Procedure[None]:
         self._opened = opened
