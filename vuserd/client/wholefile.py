@@ -9,7 +9,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from vuserd.client import calls
 from vuserd.client.calls import Call, RemotePath
@@ -41,6 +41,9 @@ Sink: TypeAlias = FileSink | StreamSink
 _Parts: TypeAlias = list[tuple[int, int]]
 
 ATTEMPTS = 3
+#: Bytes that are asked for at once of a file whose size is untrue: for more than most such have, as
+#: some give all that they have to one read, and nothing to a second.
+_REST_BYTES: Final = 1 << 20
 
 
 class FileChanged(Exception):  # noqa: N818 - never leaves the clients
@@ -188,7 +191,7 @@ class _Attempt:
             yield from self._run(file, transfer, size)
             if transfer.ended_at is None and not transfer.is_longer:
                 return size
-            return (yield from self._take_rest(file, transfer, size, places[0]))
+            return (yield from self._take_rest(file, transfer, size))
         finally:
             if memory is not None:
                 try:
@@ -223,9 +226,7 @@ class _Attempt:
             for _, ticket in in_flight:
                 yield Abandon(ticket)
 
-    def _take_rest(
-        self, file: _Open, transfer: Transfer, size: int, place: Place
-    ) -> Procedure[int]:
+    def _take_rest(self, file: _Open, transfer: Transfer, size: int) -> Procedure[int]:
         """Read on to the end of a file whose size is untrue; not of one that changed."""
         assert self._opened is not None
         now = yield from file.ask(calls.stat_open(*file.source))
@@ -233,7 +234,9 @@ class _Attempt:
             if self._options.grows and transfer.is_longer:
                 return size  # what was there when it was opened
             raise FileChanged
-        end = size if transfer.ended_at is None else transfer.ended_at
+        # Of what is behind its size some may be there already, from another connection.
+        end = max(size if transfer.ended_at is None else transfer.ended_at, self.there)
+        [place] = own_places(_REST_BYTES)[:1]
         while got := (yield from file.ask(place.call(file.source, end, len(place.view)))):
             yield from self._put(place.view[:got], end)
             end += got
