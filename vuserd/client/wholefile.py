@@ -112,6 +112,8 @@ class _Attempt:
         self._sums: list[_Sum] | None = None
         #: Bytes from the beginning that the sink has.
         self.there = 0
+        #: What progress was told last.
+        self._told: tuple[int, int] | None = None
 
     def run(self) -> Procedure[Stat]:
         resumption = Resumption(self._options.patience)
@@ -151,6 +153,7 @@ class _Attempt:
             raise FileChanged
         size = yield from self._take_chunks(file, first.stat.size)
         self._sink.end(size)
+        self._tell(size, size)  # a hole at its end, too
         after = yield from file.ask(calls.stat_open(*file.source))
         if after.same_file(first.stat):
             if not first.settled or not opened.is_same(first):
@@ -220,8 +223,7 @@ class _Attempt:
                         yield Finish(other)
                 yield from self._put(payload, chunk.offset)
                 transfer.release(chunk)
-                if self._options.progress is not None:
-                    self._options.progress(self.there, size)
+                self._tell(self.there, size)
         finally:
             for _, ticket in in_flight:
                 yield Abandon(ticket)
@@ -240,8 +242,7 @@ class _Attempt:
         while got := (yield from file.ask(place.call(file.source, end, len(place.view)))):
             yield from self._put(place.view[:got], end)
             end += got
-            if self._options.progress is not None:
-                self._options.progress(end, max(end, size))
+            self._tell(end, max(end, size))
         return end
 
     def _put(self, payload: memoryview, offset: int) -> Procedure[None]:
@@ -250,6 +251,11 @@ class _Attempt:
         if payload:
             yield Write(payload, offset)
             self.there = offset + len(payload)
+
+    def _tell(self, there: int, total: int) -> None:
+        if self._options.progress is not None and self._told != (there, total):
+            self._told = there, total
+            self._options.progress(there, total)
 
     def _compare(self, file: _Open) -> Procedure[None]:
         """Read all of it once more.
