@@ -216,11 +216,13 @@ class _Attempt:
                     in_flight.append((chunk, (yield Begin(chunk.call, file.core))))
                 if not in_flight:
                     return
-                chunk, ticket = in_flight.popleft()
-                payload = transfer.arrived(chunk, (yield Finish(ticket)))
+                chunk, ticket = in_flight[0]
+                length = yield Finish(ticket)
                 if not self._sink.is_file:  # the daemon drops a client that takes nothing
                     for _, other in in_flight:
                         yield Finish(other)
+                in_flight.popleft()  # whatever ended this before has it abandoned
+                payload = transfer.arrived(chunk, length)
                 yield from self._put(payload, chunk.offset)
                 transfer.release(chunk)
                 self._tell(self.there, size)
