@@ -9,7 +9,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from vuserd.client import calls
 from vuserd.client.calls import Call, RemotePath
@@ -185,23 +185,17 @@ class _Attempt:
     def _take_chunks(self, file: _Open, size: int) -> Procedure[int]:
         """Take what is missing; return how many bytes the file has."""
         missing = self._missing()
-        memory, identifier = yield from _lend(file, sum(length for _, length in missing))
+        loan = yield from _lend(file, sum(length for _, length in missing))
         try:
-            places: Sequence[Place] = own_places(size)
-            if memory is not None:
-                places = lent_places(identifier, memoryview(memory.mapping()))
+            places: Sequence[Place] = own_places(size) if loan is None else loan.places
             transfer = Transfer(file.source, size, missing, places)
             yield from self._run(file, transfer, size)
             if transfer.ended_at is None and not transfer.is_longer:
                 return size
             return (yield from self._take_rest(file, transfer, size))
         finally:
-            if memory is not None:
-                try:
-                    with suppress(ClientError):
-                        yield from file.ask(calls.detach(identifier))
-                finally:
-                    memory.close()
+            if loan is not None:
+                yield from loan.end(file)
 
     def _missing(self) -> _Parts:
         """Return the parts that have data behind what is there."""
@@ -224,6 +218,7 @@ class _Attempt:
                 in_flight.popleft()  # whatever ended this before has it abandoned
                 payload = transfer.arrived(chunk, length)
                 yield from self._put(payload, chunk.offset)
+                del payload  # which keeps the memory that it is in
                 transfer.release(chunk)
                 self._tell(self.there, size)
         finally:
@@ -288,35 +283,55 @@ def _extents(file: _Open) -> Procedure[_Parts]:
     return parts
 
 
-def _lend(file: _Open, size: int) -> Procedure[tuple[SharedMemory | None, Any]]:
+class _Loan:
+    """Memory that is lent to the daemon for the chunks of a file."""
+
+    def __init__(self, memory: SharedMemory, identifier: int) -> None:
+        self._memory, self._identifier = memory, identifier
+        with memoryview(memory.mapping()) as view:
+            self.places = lent_places(identifier, view)
+
+    def end(self, file: _Open) -> Procedure[None]:
+        """Take it back from the daemon, and let go of it."""
+        try:
+            with suppress(ClientError):
+                yield from file.ask(calls.detach(self._identifier))
+        finally:
+            # An error's traceback may keep the places, and so all of the memory, for long.
+            for place in self.places:
+                place.view.release()
+            self._memory.close()
+
+
+def _lend(file: _Open, size: int) -> Procedure[_Loan | None]:
     """Lend memory to the daemon for so many bytes of a file; None where there is no room for it."""
     room = lent_size(size)
     if room is None:
-        return None, None
+        return None
     try:
         memory = SharedMemory(None, room)
     except OSError:
-        return None, None  # no descriptor or memory left here
+        return None  # no descriptor or memory left here
     try:
-        identifier = yield from file.ask(
-            calls.attach_for_transfer(memory.fileno(), memory.size, file.source.file)
-        )
-        try:  # its backend's room shows with this
-            export, path, number = file.source
-            yield from file.ask(calls.load(identifier, 0, export, path, length=1, file=number))
-        except BaseException:
-            with suppress(ClientError):
-                yield from file.ask(calls.detach(identifier))
-            raise
-    except RemoteError as error:
+        return (yield from _attach(file, memory))
+    except BaseException as error:
         memory.close()
-        if error.code not in NOT_LENT:
-            raise
-        return None, None
-    except OSError:
-        memory.close()
-        return None, None
-    except BaseException:
-        memory.close()
+        if isinstance(error, OSError):
+            return None  # likewise
+        if isinstance(error, RemoteError) and error.code in NOT_LENT:
+            return None
         raise
-    return memory, identifier
+
+
+def _attach(file: _Open, memory: SharedMemory) -> Procedure[_Loan]:
+    export, path, number = file.source
+    identifier = yield from file.ask(
+        calls.attach_for_transfer(memory.fileno(), memory.size, number)
+    )
+    try:  # its backend's room shows with this
+        yield from file.ask(calls.load(identifier, 0, export, path, length=1, file=number))
+        return _Loan(memory, identifier)
+    except BaseException:
+        with suppress(ClientError):
+            yield from file.ask(calls.detach(identifier))
+        raise
