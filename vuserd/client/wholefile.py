@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 from vuserd.client import calls
 from vuserd.client.calls import Call, RemotePath
 from vuserd.client.core import ClientCore
-from vuserd.client.errors import ClientError, NotTaken, RemoteError
+from vuserd.client.errors import BadReply, ClientError, NotTaken, RemoteError
 from vuserd.client.memory import SharedMemory
 from vuserd.client.procedure import Abandon, Ask, Begin, Finish, GoesOn, Procedure, Write
 from vuserd.client.records import OpenedFile, Stat
@@ -178,7 +178,7 @@ class _Attempt:
         self._parts = [(0, attributes.size)] if attributes.size else []
         has_holes_told = False
         if self._sink.is_file and is_sparse(attributes) and self._sums is None:
-            self._parts = yield from _extents(file)
+            self._parts = yield from _extents(file, attributes.size)
             has_holes_told = self._parts != [(0, attributes.size)]
         self._sink.begin(attributes, has_holes_told=has_holes_told)
 
@@ -272,12 +272,18 @@ class _Attempt:
                 raise FileChanged
 
 
-def _extents(file: _Open) -> Procedure[_Parts]:
-    """Ask where a file has data."""
+def _extents(file: _Open, size: int) -> Procedure[_Parts]:
+    """Ask where a file of ``size`` bytes has data."""
     parts: _Parts = []
     position: int | None = 0
     while position is not None:
         page = yield from file.ask(calls.extents(*file.source, offset=position))
+        if page.extents and page.extents[0][0] < position:
+            raise BadReply("the daemon sent extents that were not asked for")
+        if page.extents and sum(page.extents[-1]) > size:
+            raise BadReply("the daemon sent extents beyond the end of their file")
+        if page.next is not None and page.next <= position:
+            raise BadReply("the daemon sent extents that lead nowhere")
         parts += page.extents
         position = page.next
     return parts
