@@ -7,6 +7,7 @@ from typing import BinaryIO
 import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
+from tests.unit.takers import SyncTaker, Taker, TrioTaker
 from vuserd.client import transfer
 
 
@@ -23,6 +24,13 @@ def fake_daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
     root.children[b"odd"] = Node("symlink", b"\xff")
     with FakeDaemon(str(tmp_path / "d.sock"), root) as served:
         yield served
+
+
+@pytest.fixture(params=[SyncTaker, TrioTaker])
+def taker(request: pytest.FixtureRequest, fake_daemon: FakeDaemon) -> Taker:
+    """Take whole files, with either client."""
+    made: Taker = request.param(fake_daemon.address)
+    return made
 
 
 @pytest.fixture(params=["reads", "lent"])

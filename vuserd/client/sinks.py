@@ -42,8 +42,7 @@ class FileSink:
     def begin(self, attributes: Stat, *, has_holes_told: bool) -> None:
         """Empty it, for a file of these attributes, whose holes are told or are to be found."""
         self._skips_zeros = is_sparse(attributes) and not has_holes_told
-        os.ftruncate(self._fileno, 0)
-        os.ftruncate(self._fileno, attributes.size)
+        os.ftruncate(self._fileno, 0)  # and not to its size, which may be untrue
 
     def write(self, payload: memoryview, offset: int) -> None:
         """Write bytes at their offset."""
@@ -88,12 +87,18 @@ def _require_file(fileno: int) -> None:
         raise OSError(errno.EISDIR, "the descriptor is of a directory")
     if not stat.S_ISREG(mode):
         raise OSError(errno.ESPIPE, "the descriptor is of no regular file; stream() writes there")
-    if flags & os.O_PATH or flags & os.O_ACCMODE == os.O_RDONLY:
+    if flags & os.O_PATH or flags & os.O_ACCMODE not in (os.O_WRONLY, os.O_RDWR):
         raise OSError(errno.EBADF, "the descriptor is not open for writing")
     if flags & os.O_APPEND:
         raise OSError(errno.EINVAL, "the descriptor is open for appending; stream() does that")
     if flags & os.O_DIRECT:
         raise OSError(errno.EINVAL, "the descriptor is open with O_DIRECT")
+    try:
+        os.pwrite(fileno, b"", 0)  # writes nothing; hugetlbfs takes no writes at all
+    except OSError as error:
+        raise OSError(
+            error.errno, "the descriptor is of a file that cannot be written to"
+        ) from None
     try:
         seals = fcntl.fcntl(fileno, fcntl.F_GET_SEALS)
     except OSError:
