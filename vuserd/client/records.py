@@ -74,11 +74,13 @@ class OpenedFile(NamedTuple):
     def from_wire(cls, value: Any) -> "OpenedFile":
         """Make it of the map that ``open`` returns."""
         stat = Stat.from_wire(value)
+        if stat.size < 0:
+            raise BadReply("the daemon opened a file of a negative size")
         return cls(
             _field(value, "file"),
             stat,
-            bool(_field(value, "settled", bool)),
-            bool(_field(value, "by_attributes", bool)),
+            _field(value, "settled", to_flag),
+            _field(value, "by_attributes", to_flag),
         )
 
     def is_same(self, other: "OpenedFile") -> bool:
@@ -346,6 +348,11 @@ def to_map(value: object) -> dict[str, Any]:
 def to_int(value: object) -> int:
     """Give the integer that it has to be."""
     return _typed(value, int)
+
+
+def to_flag(value: object) -> bool:
+    """Give the truth value that it has to be."""
+    return _typed(value, bool)
 
 
 def to_length(value: object) -> int:
