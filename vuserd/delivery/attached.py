@@ -251,16 +251,18 @@ class AttachedMemory:
             return None
         there = max(file.size - offset, 0)
         wanted = there if length is None else min(length, there)
-        room = self.region.size - address
+        room = max(self.region.size - address, 0)
         if wanted > room:
+            if not await _goes_on(file, offset + room):
+                return None
             raise CallError(
                 ErrorCode.TOO_LARGE,
-                f"{wanted} bytes do not fit: the memory ends {max(room, 0)} bytes after {address}",
+                f"{wanted} bytes do not fit: the memory ends {room} bytes after {address}",
                 size=wanted,
-                room=max(room, 0),
+                room=room,
             )
         if not wanted:
-            return 0 if length == 0 else None
+            return None if length != 0 and await _goes_on(file, offset) else 0
         self._require_pages(wanted)
         placed = await self._place(file.session)
         await self._wait_for_late_reads(address, address + wanted)
