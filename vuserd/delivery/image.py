@@ -65,6 +65,21 @@ class SealedImage:
         """Return bytes of it; fewer at its end."""
         return os.pread(self._descriptor, length, offset)
 
+    def is_blank(self, begin: int, end: int) -> bool:
+        """Tell whether there are only holes and zeros in a part of it."""
+        while begin < end:
+            try:
+                begin = os.lseek(self._descriptor, begin, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                return True  # there is no more data
+            part = self.read(begin, min(_STEP, end - begin)) if begin < end else b""
+            if part.strip(b"\0"):
+                return False
+            begin += len(part)
+        return True
+
     def reopen(self) -> int:
         """Open the memfd anew, read-only: its file offset is the receiver's alone."""
         return os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
@@ -114,7 +129,7 @@ async def _fill(file: OpenFile, descriptor: int) -> int:
         for extent in extents:
             if not await _fill_extent(file, descriptor, extent):
                 return await _fill_untrue(file, descriptor)
-    if await _goes_on(file):
+    if await _goes_on(file, file.size):
         return await _fill_untrue(file, descriptor)
     return file.size
 
@@ -166,10 +181,10 @@ class _Room:
             self._allocated += step
 
 
-async def _goes_on(file: OpenFile) -> bool:
-    """Tell whether there is something behind the size that the file's attributes have."""
+async def _goes_on(file: OpenFile, offset: int) -> bool:
+    """Tell whether a file whose size may be untrue has bytes from an offset on."""
     with given_back(await file.session.payloads.take(1)) as buffers:
-        return await file.read_into(buffers[0], file.size, PAGE_SIZE) > 0
+        return await file.read_into(buffers[0], offset, PAGE_SIZE) > 0
 
 
 async def _fill_to_the_end(file: OpenFile, descriptor: int) -> int:
@@ -194,17 +209,34 @@ async def _fill_to_the_end(file: OpenFile, descriptor: int) -> int:
 
 
 async def _agrees(file: OpenFile, image: SealedImage) -> bool:
-    """Read the file once more; tell whether its image is the same."""
-    offset = 0
-    with given_back(await file.session.payloads.take(1)) as buffers:
-        while True:
-            got = await file.read_on_into(buffers[0], offset, file.max_read)
-            if bytes(buffers[0].view[:got]) != image.read(offset, file.max_read):
+    """Read the file once more; tell whether its image is the same. Holes are not read."""
+    if image.size != file.size:
+        end = Extent(0, image.size)
+        return await _agrees_in(file, image, end) and not await _goes_on(file, image.size)
+    done = 0
+    position: int | None = 0
+    while position is not None:
+        extents, position = await file.extents(position, _EXTENTS)
+        for extent in extents:
+            if not image.is_blank(done, extent.offset):
                 return False
-            if got < file.max_read:
-                return True
-            offset += got
+            if not await _agrees_in(file, image, extent):
+                return False
+            done = extent.offset + extent.length
+    return image.is_blank(done, image.size) and not await _goes_on(file, image.size)
+
+
+async def _agrees_in(file: OpenFile, image: SealedImage, extent: Extent) -> bool:
+    """Read a part of the file once more; tell whether it is there as it is in the image."""
+    end = extent.offset + extent.length
+    with given_back(await file.session.payloads.take(1)) as buffers:
+        for offset in range(extent.offset, end, file.max_read):
+            length = min(file.max_read, end - offset)
+            got = await file.read_on_into(buffers[0], offset, length)
+            if got < length or bytes(buffers[0].view[:got]) != image.read(offset, length):
+                return False
             await trio.lowlevel.checkpoint()
+    return True
 
 
 def _write(descriptor: int, view: memoryview, offset: int) -> None:
