@@ -1,0 +1,443 @@
+"""The methods over an export of the fake backend: listings in pages, files that are open."""
+
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from protocol.fuse import Opcode
+from tests.fake.backend import CONFIGURE_MEM_SLOTS, MAX_PAGES, Answer, FakeBackend, File
+from tests.fake.bare_daemon import NoManager
+from tests.fake.files import coarse_now
+from tests.faults.harness import exported
+from vuserd.config.model import ClientLimits
+from vuserd.delivery.attached import Loaded, MemoryTable
+from vuserd.delivery.images import ImageStore
+from vuserd.delivery.inline import FileContent
+from vuserd.errors import CallError, FileError
+from vuserd.fs.heldfile import FileTable
+from vuserd.fs.listings import ContinuationTable
+from vuserd.rpc.access import Peer, Rights
+from vuserd.rpc.arrivals import Arrivals
+from vuserd.rpc.caller import Caller
+from vuserd.rpc.codec import MessageDecoder, Response
+from vuserd.rpc.listing import Listing
+from vuserd.rpc.methods import API_COMPATIBLE, API_LEVEL, EXTENTS_MAX, Methods
+from vuserd.rpc.signature import TIMEOUT
+from vuserd.rpc.turns import Turns
+from vuserd.rpc.users import Account
+from vuserd.tracing.trace import TraceTable
+
+CONTENT = bytes(range(251)) * 40
+NAMES = [f"file-{number}" for number in range(20)]
+
+
+class Client:
+    """A client of the methods, without a socket between."""
+
+    def __init__(self, methods: Methods, limits: ClientLimits) -> None:
+        self._methods = methods
+        self.caller = Caller(
+            Rights(Peer(os.getpid(), os.geteuid(), frozenset())),
+            Account(os.geteuid(), None, limits, Turns(), Arrivals()),
+            MemoryTable(limits.memories, limits.memory),
+            ContinuationTable(limits.walks),
+            ContinuationTable(limits.listings),
+            FileTable(limits.files),
+            TraceTable(1),
+        )
+
+    async def call(self, name: str, *params: Any) -> Any:
+        """Make a call; return its result as it is on the wire."""
+        method = self._methods.find(name)
+        arguments, options = method.bind(params)
+        options.pop(TIMEOUT, None)
+        result = await method.handler(self.caller, *arguments, **options)
+        if isinstance(result, FileContent):
+            content = b"".join(result.views())
+            result.give_back()
+            return content
+        if isinstance(result, Listing):
+            decoder = MessageDecoder()
+            decoder.feed(b"".join(result.pieces(1)))
+            message = decoder.next_message()
+            assert isinstance(message, Response)
+            return message.result
+        return result
+
+    async def refused(self, name: str, *params: Any) -> str:
+        """Make a call that is refused; return the code."""
+        with pytest.raises((CallError, FileError)) as error:
+            await self.call(name, *params)
+        return str(error.value.code)
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    files: dict[bytes, File | bytes] = {name.encode(): b"x" for name in NAMES}
+    backend = FakeBackend({b"Image": CONTENT, b"folder": File(mode=stat.S_IFDIR | 0o755), **files})
+    backend.orders_differ = True
+    backend.protocol_features |= CONFIGURE_MEM_SLOTS
+    return backend
+
+
+@pytest.fixture
+async def methods(backend: FakeBackend, tmp_path: Path) -> AsyncIterator[Methods]:
+    path = str(tmp_path / "backend.sock")
+    async with exported(backend, path) as export, trio.open_nursery() as nursery:
+        yield Methods({"files": export}, ImageStore(0, 1, nursery), NoManager())
+
+
+@pytest.fixture
+async def client(methods: Methods, backend: FakeBackend) -> AsyncIterator[Client]:
+    """Give a client, and see that its end takes all that it had open in the backend."""
+    client = Client(methods, ClientLimits(files=3, listings=2))
+    yield client
+    await client.caller.close()
+    await wait_all_tasks_blocked()
+    assert backend.open_handles == set()
+
+
+# --- what there is --------------------------------------------------------------------------------
+
+
+async def test_what_is_new_says_since_when(client: Client) -> None:
+    info = await client.call("api_info")
+    assert (info["api_level"], info["api_compatible"]) == (API_LEVEL, API_COMPATIBLE) == (2, 1)
+    methods = {method["name"]: method for method in info["methods"]}
+    since_2 = {name for name, method in methods.items() if method["since"] == 2}
+    assert since_2 == {"open", "close", "extents"}
+    for name in ("stat", "read", "load"):
+        options = methods[name]["params"][-1]["options"]
+        assert {"name": "file", "type": "int or nil", "default": None} in options
+
+
+# --- files that are open --------------------------------------------------------------------------
+
+
+async def test_open_tells_what_was_opened(client: Client, backend: FakeBackend) -> None:
+    opened = await client.call("open", "files", "Image")
+    shown = await client.call("stat", "files", "Image")
+    assert {name: opened[name] for name in shown} == shown
+    assert opened["settled"] is True
+    assert opened["by_attributes"] is True
+    assert {*opened} - {*shown} == {"file", "settled", "by_attributes"}
+    await client.call("close", opened["file"])
+    await wait_all_tasks_blocked()
+    assert backend.open_handles == set()
+
+
+async def test_open_tells_of_coarse_timestamps(client: Client, backend: FakeBackend) -> None:
+    now = coarse_now()
+    backend.files[b"Image"] = File(CONTENT, mtime=now, ctime=now)
+    assert (await client.call("open", "files", "Image"))["settled"] is False
+
+
+async def test_open_tells_of_mounts(backend: FakeBackend, client: Client) -> None:
+    backend.files[b"Image"] = File(CONTENT, flags=1)
+    opened = await client.call("open", "files", "Image")
+    assert (opened["by_attributes"], opened["submount"]) == (False, True)
+
+
+async def test_open_where_mounts_are_not_told(backend: FakeBackend, tmp_path: Path) -> None:
+    backend.flags = MAX_PAGES
+    path = str(tmp_path / "backend.sock")
+    async with exported(backend, path) as export, trio.open_nursery() as nursery:
+        methods = Methods({"files": export}, ImageStore(0, 1, nursery), NoManager())
+        client = Client(methods, ClientLimits())
+        assert (await client.call("open", "files", "Image"))["by_attributes"] is False
+        await client.caller.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "code"), [("folder", "EISDIR"), ("missing", "ENOENT"), ("Image/", "ENOTDIR")]
+)
+async def test_what_is_no_file_is_not_opened(client: Client, path: str, code: str) -> None:
+    assert await client.refused("open", "files", path) == code
+    for _ in range(3):
+        await client.call("open", "files", "Image")
+    assert await client.refused("open", "files", "Image") == "TOO_LARGE"
+
+
+async def test_an_open_file_is_read_whatever_its_path_is_now(
+    client: Client, backend: FakeBackend
+) -> None:
+    file = (await client.call("open", "files", "Image"))["file"]
+    backend.answer_to(Opcode.LOOKUP, Answer(error=errno.ENOENT))
+    of_file = {"file": file}
+    assert await client.call("read", "files", "Image", 0, 1 << 20, of_file) == CONTENT
+    assert await client.call("read", "files", "Image", 251, 10, of_file) == CONTENT[:10]
+    assert (await client.call("stat", "files", "Image", of_file))["size"] == len(CONTENT)
+    assert await client.call("extents", "files", "Image", file, 0) == {
+        "extents": [[0, len(CONTENT)]],
+        "next": None,
+    }
+    assert await client.refused("read", "files", "Image", 0, 1 << 20) == "ENOENT"
+
+
+async def test_an_open_file_is_loaded(client: Client) -> None:
+    file = (await client.call("open", "files", "Image"))["file"]
+    descriptor = os.memfd_create("client", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, 1 << 16)
+    mine = os.dup(descriptor)
+    method = client.caller.memories.attach(descriptor, 1 << 16)
+    options = {"file": file, "offset": 7}
+    loaded = await client.call("load", method, 100, "files", "Image", options)
+    assert loaded == Loaded(len(CONTENT) - 7)
+    assert os.pread(mine, len(CONTENT) - 7, 100) == CONTENT[7:]
+    options = {"file": file, "length": 5}
+    assert await client.call("load", method, 0, "files", "Image", options) == Loaded(5)
+    options = {"file": file + 1}
+    assert await client.refused("load", method, 0, "files", "Image", options) == "BAD_REQUEST"
+    os.close(mine)
+
+
+async def test_stat_of_an_open_file_is_what_it_is_now(client: Client, backend: FakeBackend) -> None:
+    file = (await client.call("open", "files", "Image"))["file"]
+    backend.files[b"Image"] = File(b"shorter", ctime=1_000_000_001)
+    shown = await client.call("stat", "files", "Image", {"file": file})
+    assert (shown["size"], shown["ctime_ns"]) == (7, 1_000_000_001 * 10**9)
+
+
+async def test_numbers_that_are_not_the_clients(client: Client, methods: Methods) -> None:
+    file = (await client.call("open", "files", "Image"))["file"]
+    other = Client(methods, ClientLimits())
+    for asking, number in ((client, file + 1), (other, file), (client, 0)):
+        of_file = {"file": number}
+        for call in (
+            ("read", "files", "Image", 0, 10, of_file),
+            ("stat", "files", "Image", of_file),
+            ("extents", "files", "Image", number, 0),
+            ("close", number),
+        ):
+            assert await asking.refused(*call) == "BAD_REQUEST"
+    assert await client.refused("read", "nowhere", "Image", 0, 10, {"file": file}) == (
+        "UNKNOWN_EXPORT"
+    )
+    await client.call("close", file)
+    assert await client.refused("read", "files", "Image", 0, 10, {"file": file}) == "BAD_REQUEST"
+
+
+async def test_files_that_are_opened_at_once_are_no_more_than_allowed(
+    client: Client, backend: FakeBackend
+) -> None:
+    codes: list[str] = []
+
+    async def open_one() -> None:
+        try:
+            await client.call("open", "files", "Image")
+            codes.append("OK")
+        except CallError as error:
+            codes.append(str(error.code))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(open_one)
+    await wait_all_tasks_blocked()
+    assert sorted(codes) == ["OK", "OK", "OK", "TOO_LARGE", "TOO_LARGE"]
+    assert len(backend.open_handles) == 3
+
+
+async def test_an_open_file_outlives_its_backend(client: Client, backend: FakeBackend) -> None:
+    file = (await client.call("open", "files", "Image"))["file"]
+    backend.die()
+    await wait_all_tasks_blocked()
+    assert await client.call("read", "files", "Image", 0, 10, {"file": file}) == CONTENT[:10]
+    backend.files[b"Image"] = File(CONTENT, ctime=1_000_000_001)
+    backend.die()
+    await wait_all_tasks_blocked()
+    assert await client.refused("read", "files", "Image", 0, 10, {"file": file}) == "CHANGED"
+    assert await client.call("read", "files", "Image", 0, 10) == CONTENT[:10]
+
+
+async def test_a_file_that_nobody_reads_for_a_minute_is_closed_and_opened_anew(
+    client: Client,
+    backend: FakeBackend,
+    autojump_clock: MockClock,  # noqa: ARG001 - minutes pass at once
+) -> None:
+    file = (await client.call("open", "files", "Image"))["file"]
+    await trio.sleep(50)
+    assert len(backend.open_handles) == 1
+    await client.call("read", "files", "Image", 0, 10, {"file": file})
+    await trio.sleep(50)
+    assert len(backend.open_handles) == 1
+    await trio.sleep(11)
+    assert backend.open_handles == set()
+    assert await client.call("read", "files", "Image", 0, 10, {"file": file}) == CONTENT[:10]
+    assert len(backend.named(Opcode.OPEN)) == 2
+
+
+# --- extents --------------------------------------------------------------------------------------
+
+
+async def test_extents_come_some_at_a_time(client: Client, backend: FakeBackend) -> None:
+    data = tuple((at * 8192 + 4096, at * 8192 + 8192) for at in range(5))
+    backend.files[b"disk"] = File(bytes(5 * 8192), data=data)
+    file = (await client.call("open", "files", "disk"))["file"]
+    found: list[list[int]] = []
+    position: int | None = 0
+    while position is not None:
+        page = await client.call("extents", "files", "disk", file, position, {"limit": 2})
+        assert len(page["extents"]) <= 2
+        found += page["extents"]
+        position = page["next"]
+    assert found == [[begin, end - begin] for begin, end in data]
+
+
+@pytest.mark.parametrize("limit", [0, EXTENTS_MAX + 1])
+async def test_extents_have_a_limit(client: Client, limit: int) -> None:
+    file = (await client.call("open", "files", "Image"))["file"]
+    call = ("extents", "files", "Image", file, 0, {"limit": limit})
+    assert await client.refused(*call) == "BAD_REQUEST"
+
+
+# --- listings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attrs", [False, True])
+@pytest.mark.parametrize("limit", [1, 7, 22, 100])
+async def test_pages_of_a_directory(
+    client: Client, backend: FakeBackend, attrs: bool, limit: int
+) -> None:
+    found: list[str] = []
+    after = None
+    while True:
+        options = {"attrs": attrs, "limit": limit, "after": after}
+        page = await client.call("readdir", "files", "", options)
+        assert all(("size" in entry) == attrs for entry in page["entries"])
+        found += [entry["name"] for entry in page["entries"]]
+        after = page["next"]
+        if after is None:
+            break
+    assert sorted(found) == sorted(["Image", "folder", *NAMES])
+    await wait_all_tasks_blocked()
+    assert backend.open_handles == set()
+
+
+async def test_a_token_is_good_once_and_for_its_own_listing(client: Client) -> None:
+    page = await client.call("readdir", "files", "folder", {"limit": 5})
+    after = page["next"]
+    for path, attrs in (("", False), ("folder", True), ("/folder", False)):
+        options = {"attrs": attrs, "after": after}
+        assert await client.refused("readdir", "files", path, options) == "BAD_REQUEST"
+    following = await client.call("readdir", "files", "folder", {"limit": 5, "after": after})
+    assert following["next"] != after
+    assert await client.refused("readdir", "files", "folder", {"after": after}) == "CHANGED"
+    assert await client.refused("readdir", "files", "folder", {"after": b"x"}) == "BAD_REQUEST"
+    rest = await client.call("readdir", "files", "folder", {"after": following["next"]})
+    assert len(rest["entries"]) == len(NAMES) + 2 - 10
+
+
+async def test_the_oldest_of_too_many_listings_is_changed(
+    client: Client, backend: FakeBackend
+) -> None:
+    tokens = [(await client.call("readdir", "files", "", {"limit": 5}))["next"] for _ in range(3)]
+    await wait_all_tasks_blocked()
+    assert len(backend.open_handles) == 2
+    assert await client.refused("readdir", "files", "", {"after": tokens[0]}) == "CHANGED"
+    for token in tokens[1:]:
+        page = await client.call("readdir", "files", "", {"after": token})
+        assert len(page["entries"]) == len(NAMES) + 2 - 5
+
+
+async def test_a_page_that_failed_can_be_asked_for_with_its_token(
+    client: Client, backend: FakeBackend
+) -> None:
+    first = await client.call("readdir", "files", "", {"limit": 5})
+    options = {"after": first["next"]}
+    backend.answer_to(Opcode.READDIR, Answer(error=errno.EIO))
+    for _ in range(2):
+        assert await client.refused("readdir", "files", "", options) == "EIO"
+    backend.answer = backend.serve_files
+    rest = await client.call("readdir", "files", "", options)
+    names = [entry["name"] for entry in (*first["entries"], *rest["entries"])]
+    assert sorted(names) == sorted(["Image", "folder", *NAMES])
+
+
+async def test_a_first_page_that_failed_leaves_nothing(
+    client: Client, backend: FakeBackend
+) -> None:
+    backend.answer_to(Opcode.READDIR, Answer(error=errno.EIO))
+    assert await client.refused("readdir", "files", "") == "EIO"
+    await wait_all_tasks_blocked()
+    assert backend.open_handles == set()
+
+
+async def test_a_directory_that_was_replaced_ends_the_listing(
+    client: Client, backend: FakeBackend
+) -> None:
+    first = await client.call("readdir", "files", "folder", {"limit": 5})
+    backend.files[b"another"] = backend.files[b"folder"]
+    backend.answer_to(
+        Opcode.LOOKUP,
+        lambda request: backend.serve_files(request._replace(body=b"another\0")),
+    )
+    for _ in range(2):
+        options = {"after": first["next"]}
+        assert await client.refused("readdir", "files", "folder", options) == "CHANGED"
+        await wait_all_tasks_blocked()
+        assert backend.open_handles == set()
+
+
+async def test_a_listing_goes_on_with_the_next_backend(
+    client: Client, backend: FakeBackend
+) -> None:
+    first = await client.call("readdir", "files", "folder", {"limit": 5})
+    backend.die()
+    await wait_all_tasks_blocked()
+    rest = await client.call("readdir", "files", "folder", {"after": first["next"]})
+    names = [entry["name"] for entry in (*first["entries"], *rest["entries"])]
+    assert sorted(names) == sorted(["Image", "folder", *NAMES])
+    assert rest["next"] is None
+
+
+async def test_a_listing_goes_on_after_a_while(
+    client: Client,
+    backend: FakeBackend,
+    autojump_clock: MockClock,  # noqa: ARG001 - minutes pass at once
+) -> None:
+    first = await client.call("readdir", "files", "folder", {"limit": 5})
+    await trio.sleep(60)
+    assert backend.open_handles == set()
+    assert not +backend.lookups
+    rest = await client.call("readdir", "files", "folder", {"after": first["next"]})
+    names = [entry["name"] for entry in (*first["entries"], *rest["entries"])]
+    assert sorted(names) == sorted(["Image", "folder", *NAMES])
+
+
+# --- odd attributes -------------------------------------------------------------------------------
+
+
+async def test_odd_attributes_are_shown(client: Client, backend: FakeBackend) -> None:
+    backend.files[b"odd"] = File(
+        mode=0o170644, size=2**64 - 1, ino=0, mtime=2**63 - 1, ctime=-(2**63), nanoseconds=2**32 - 1
+    )
+    shown = await client.call("stat", "files", "odd")
+    assert (shown["type"], shown["mode"], shown["ino"]) == ("unknown", 0o170644, 0)
+    assert shown["size"] == 2**64 - 1
+    assert (shown["mtime_ns"], shown["ctime_ns"]) == (2**63 - 1, -(2**63))
+    page = await client.call("readdir", "files", "", {"attrs": True})
+    [entry] = [entry for entry in page["entries"] if entry["name"] == "odd"]
+    assert {name: entry[name] for name in shown} == shown
+    assert await client.refused("read", "files", "odd", 0, 10) == "EINVAL"
+    assert await client.refused("open", "files", "odd") == "EINVAL"
+    assert await client.refused("fetch", "files", "odd") == "EINVAL"
+
+
+@pytest.mark.parametrize("call", [("read", 0, 10), ("open",), ("fetch",), ("readdir",)])
+async def test_content_of_what_has_no_identity(
+    client: Client, backend: FakeBackend, call: tuple[Any, ...]
+) -> None:
+    name, *params = call
+    backend.files[b"folder"] = File(mode=stat.S_IFDIR | 0o755, ino=0)
+    backend.files[b"Image"] = File(CONTENT, ino=0)
+    path = "folder" if name == "readdir" else "Image"
+    assert await client.refused(name, "files", path, *params) == "EIO"
+    assert await client.refused(name, "files", f"folder/{path}", *params) == "EIO"
+    assert (await client.call("stat", "files", path))["ino"] == 0
