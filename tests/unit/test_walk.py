@@ -2,6 +2,7 @@
 
 import errno
 import stat
+import struct
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,7 +11,8 @@ from trio.testing import wait_all_tasks_blocked
 from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
 from tests.fake.files import ROOT, directory_record
-from vuserd.errors import FileError
+from vuserd.errors import CallError, FileError
+from vuserd.fs import walk as walk_module
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.listings import Listing
 from vuserd.fs.walk import TreeWalk
@@ -147,3 +149,142 @@ async def test_directories_that_are_not_said_to_be_such_are_entered(
 
     backend.answer = answer
     assert sorted(await walked(files, attributes=attributes)) == [b"folder", b"folder/one", b"two"]
+
+
+# --- walks that are interrupted -------------------------------------------------------------------
+
+
+class Nested:
+    """A backend whose directories are in each other: a/b/c, each with so many files beside it."""
+
+    def __init__(self, files: int) -> None:
+        self.names = [b"%d" % number for number in range(files)]
+        self.backend = FakeBackend(
+            {b"a": FOLDER, b"b": FOLDER, b"c": FOLDER, **dict.fromkeys(self.names, b"x")}
+        )
+        self.backend.answer = self._answer
+        #: What a LOOKUP of a name looks for instead.
+        self.instead: dict[bytes, bytes] = {}
+        self.paths = sorted(
+            prefix + name
+            for prefix, below in ((b"", b"a"), (b"a/", b"b"), (b"a/b/", b"c"), (b"a/b/c/", None))
+            for name in (self.names if below is None else [below, *self.names])
+        )
+
+    def _answer(self, request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.LOOKUP:
+            name = request.body.rstrip(b"\0")
+            return self.backend.serve_files(
+                request._replace(body=self.instead.get(name, name) + b"\0")
+            )
+        if request.opcode is not Opcode.READDIR:
+            return self.backend.serve_files(request)
+        below = {1: b"a", 2: b"b", 3: b"c"}.get(request.node)
+        offset, size = struct.unpack_from("=QI", request.body, 8)
+        listing = b""
+        names = [*([] if below is None else [below]), *self.names]
+        for number, name in list(enumerate(names, 1))[offset:]:
+            record = directory_record(name, number, kind=4 if name == below else 8)
+            if len(listing) + len(record) > size:
+                break
+            listing += record
+        return Answer(listing)
+
+
+@pytest.fixture
+def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a walk come back to each directory many times."""
+    monkeypatch.setattr(walk_module, "_PORTION", 3)
+    monkeypatch.setattr(walk_module, "_READERS", 2)
+
+
+@pytest.mark.usefixtures("small_portions")
+@pytest.mark.parametrize("interrupted", ["never", "lapses", "dies"])
+@pytest.mark.parametrize("most_open", [0, 1, 64])
+async def test_an_interrupted_walk_gives_each_entry_once(
+    monkeypatch: pytest.MonkeyPatch, interrupted: str, most_open: int
+) -> None:
+    monkeypatch.setattr(walk_module, "_MOST_OPEN", most_open)
+    nested = Nested(10)
+    backend = nested.backend
+    walk = TreeWalk(b"", attributes=False)
+    found: list[bytes] = []
+    while not walk.finished:
+        async with backend.session() as session:
+            files = FileSystem(session, idle_nodes=0)
+            while not walk.finished:
+                entries, problems = await walk.next_page(files, 4)
+                assert problems == []
+                assert entries or walk.finished
+                found += [entry.path for entry in entries]
+                await wait_all_tasks_blocked()
+                assert len(backend.open_handles) <= most_open + 1
+                if interrupted == "lapses":
+                    walk.lapse()
+                if interrupted == "dies":
+                    backend.die()
+                    await session.wait_lost()
+                    break
+            files.close()
+            await wait_all_tasks_blocked()
+            if interrupted != "dies":
+                assert +backend.lookups == {}
+                assert backend.open_handles == set()
+    walk.close()
+    assert sorted(found) == nested.paths
+
+
+@pytest.mark.usefixtures("small_portions")
+@pytest.mark.parametrize("replaced", [b"a", b"b", b"c"])
+async def test_a_directory_that_was_replaced_while_it_was_read_is_a_problem(
+    replaced: bytes,
+) -> None:
+    """Of what was begun the rest is not known; what was only named is as it is now."""
+    nested = Nested(10)
+    nested.backend.files[b"another"] = FOLDER
+    walk = TreeWalk(b"", attributes=False)
+    found: list[bytes] = []
+    problems: list[tuple[bytes, str]] = []
+    async with nested.backend.session() as session:
+        files = FileSystem(session, idle_nodes=0)
+        while not walk.finished:
+            entries, wrong = await walk.next_page(files, 4)
+            found += [entry.path for entry in entries]
+            problems += [(one.path, str(one.error.code)) for one in wrong]
+            inside = {b"a": b"a/", b"b": b"a/b/", b"c": b"a/b/c/"}[replaced]
+            if any(path.startswith(inside) for path in found) and not nested.instead:
+                nested.instead = {replaced: b"another"}
+                walk.lapse()
+        walk.close()
+        files.close()
+        await wait_all_tasks_blocked()
+        assert +nested.backend.lookups == {}
+    assert inside[:-1] in {path for path, _ in problems}
+    assert {code for _, code in problems} == {"CHANGED"}
+    assert len(found) == len({*found})
+    assert {path for path in nested.paths if not path.startswith(b"a/")} <= {*found}
+
+
+@pytest.mark.parametrize("attributes", [False, True])
+async def test_a_top_that_was_replaced_is_told(
+    monkeypatch: pytest.MonkeyPatch, attributes: bool
+) -> None:
+    monkeypatch.setattr(walk_module, "_PORTION", 3)
+    backend = FakeBackend({b"folder": FOLDER, b"another": FOLDER, b"one": b"1", b"two": b"22"})
+    async with backend.session() as session:
+        files = FileSystem(session, idle_nodes=0)
+        walk = TreeWalk(b"folder", attributes=attributes)
+        await walk.next_page(files, 1)
+        walk.lapse()
+        backend.answer_to(
+            Opcode.LOOKUP,
+            lambda request: backend.serve_files(request._replace(body=b"another\0")),
+        )
+        with pytest.raises(CallError, match="was replaced") as changed:
+            await walk.next_page(files, 100)
+        assert changed.value.code == "CHANGED"
+        walk.close()
+        files.close()
+        await wait_all_tasks_blocked()
+        assert +backend.lookups == {}
+        assert backend.open_handles == set()

@@ -153,8 +153,7 @@ class TreeWalk(Kept):
     async def _read(self, files: FileSystem, directory: _Directory) -> None:
         """Read a portion of a directory; the rest of it and its directories wait for their turn."""
         try:
-            node = directory.node or await self._enter(files, directory)
-            await self._read_portion(files, directory, node)
+            await self._read_portion(files, directory, await self._entered_node(files, directory))
         except FileError as error:
             if error.is_exhaustion:  # there may be more descriptors soon
                 self._waiting.append(directory)
@@ -179,31 +178,44 @@ class TreeWalk(Kept):
         node = await files.directory(self._path, hold)
         self._top.found(node)
 
+    async def _entered_node(self, files: FileSystem, directory: _Directory) -> Node:
+        if directory.node is not None:
+            return directory.node
+        if directory.ino is None:  # nobody but its reader knows of it yet
+            return await self._enter(files, directory)
+        return await self._enter_again(files, directory)
+
     async def _enter(self, files: FileSystem, directory: _Directory) -> Node:
         above = directory.parent
         assert above is not None
-        if above.node is None:
-            await self._enter_again(files, above)
-        assert above.node is not None
+        node_above = above.node or await self._enter_again(files, above)
+        return await self._enter_from(files, node_above, directory)
+
+    async def _enter_from(self, files: FileSystem, above: Node, directory: _Directory) -> Node:
+        self._leave(directory)  # what an attempt took that did not come through
         hold = directory.hold = Hold(files.nodes)
         self._entered.add(directory)
         name = directory.path.rpartition(b"/")[2]
-        node = await files.operations.look_up(above.node, name, hold)
+        node = await files.operations.look_up(above, name, hold)
         if not stat.S_ISDIR(node.attributes.mode):
             raise FileError(errno.ENOTDIR)
         directory.found(node)
         return node
 
-    async def _enter_again(self, files: FileSystem, directory: _Directory) -> None:
-        """Enter a directory and those above it, as they were before the backend was lost."""
+    async def _enter_again(self, files: FileSystem, directory: _Directory) -> Node:
+        """Enter a directory and those above it that were left; readers below want it, too."""
         async with self._returning:
             way: list[_Directory] = []
             here: _Directory | None = directory
             while here is not None and here.node is None:
                 way.append(here)
                 here = here.parent
-            while way:
-                await self._enter(files, way.pop())
+            for left in reversed(way):
+                assert left.parent is not None
+                assert left.parent.node is not None
+                await self._enter_from(files, left.parent.node, left)
+            assert directory.node is not None
+            return directory.node
 
     async def _read_portion(self, files: FileSystem, directory: _Directory, node: Node) -> None:
         reader = directory.reader
