@@ -93,6 +93,9 @@ class FakeFiles:
         self.lookups: Counter[int] = Counter()
         self.open_handles: set[int] = set()
         self._handles = _FIRST_HANDLE
+        #: How many openings came before, in all sessions, by handle.
+        self._openings: dict[int, int] = {}
+        self._opened = 0
 
     def forget_everything(self) -> None:
         """Begin anew, as a new process does: without nodes, and with the same numbers again."""
@@ -129,6 +132,8 @@ class FakeFiles:
             case Opcode.OPEN | Opcode.OPENDIR:
                 self._handles += 1
                 self.open_handles.add(self._handles)
+                self._openings[self._handles] = self._opened
+                self._opened += 1
                 return Answer(struct.pack("=QII", self._handles, 0, 0))
             case Opcode.READ:
                 _, offset, size = struct.unpack_from("=QQI", request.body)
@@ -217,7 +222,7 @@ class FakeFiles:
         order = list(enumerate(self.files))
         first = 0
         if self.orders_differ:
-            turn = handle % max(len(order), 1)
+            turn = self._openings[handle] % max(len(order), 1)
             order = order[turn:] + order[:turn]
             first = handle << 32
             assert offset == 0 or offset >> 32 == handle, "an offset of another opening"

@@ -9,6 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from protocol.fuse import Opcode
 from tests.fake.backend import MAX_PAGES, Answer, FakeBackend, File, FuseRequest
+from tests.faults.catalogue import fault
 from vuserd.delivery.inline import read_open
 from vuserd.errors import CallError, FileError
 from vuserd.fs.filesystem import FileSystem
@@ -71,6 +72,11 @@ async def test_it_is_opened_anew_where_it_lapsed(files: FileSystem, backend: Fak
     await owes_nothing(backend, files)
 
 
+@fault(
+    "dies-with-an-open-file",
+    done="the backend ends between two calls on a file that a client has open",
+    must="It is opened anew: the same version of the same file is read on.",
+)
 async def test_it_is_opened_anew_in_the_next_backend(backend: FakeBackend) -> None:
     held: HeldFile | None = None
     for _ in range(3):
@@ -85,6 +91,11 @@ async def test_it_is_opened_anew_in_the_next_backend(backend: FakeBackend) -> No
     held.close()
 
 
+@fault(
+    "open-file-replaced",
+    done="a file that a client has open is opened anew, and has another version",
+    must="The caller has CHANGED.",
+)
 @pytest.mark.parametrize(
     "now",
     [
@@ -129,6 +140,11 @@ async def test_what_is_no_file_any_more(
     held.close()
 
 
+@fault(
+    "open-file-elsewhere",
+    done="a file on another file system is opened anew, with the same attributes",
+    must="The caller has CHANGED, as nothing tells that it is the same one.",
+)
 @pytest.mark.parametrize("submounts", [False, True])
 async def test_one_elsewhere_is_not_known_again(backend: FakeBackend, submounts: bool) -> None:
     """Files of two images that were made alike have the same attributes in all."""

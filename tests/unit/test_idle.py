@@ -11,6 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from protocol import fuse
 from protocol.fuse import Entry, NodeId, Opcode
 from tests.fake.backend import FakeBackend, File
+from tests.faults.catalogue import fault
 from tests.listings import names
 from vuserd.device.session import Session
 from vuserd.fs.filesystem import FileSystem
@@ -253,6 +254,11 @@ async def pass_(clock: MockClock, seconds: float) -> None:
     await wait_all_tasks_blocked()
 
 
+@fault(
+    "nobody-asks",
+    done="nobody asks for anything for some seconds",
+    must="No node and no handle is left in the backend, and nothing in the daemon wakes.",
+)
 async def test_nothing_wakes_while_nothing_is_idle(
     files: FileSystem, backend: FakeBackend, mock_clock: MockClock
 ) -> None:

@@ -14,6 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from protocol.fuse import Opcode
 from tests.fake.backend import MAX_PAGES, Answer, FakeBackend, File, FuseRequest
 from tests.fake.files import coarse_now
+from tests.faults.catalogue import fault
 from tests.faults.harness import exported
 from vuserd.delivery.images import ImageStore
 from vuserd.errors import CallError, FileError
@@ -86,6 +87,11 @@ async def test_another_version_is_made_anew_and_takes_the_place(
         assert (len(store), store.bytes) == (1, PAGE)
 
 
+@fault(
+    "attributes-alike",
+    done="two files are alike in inode number, size and times, and not in their bytes",
+    must="Each has its own image: an image is kept with the node.",
+)
 @pytest.mark.parametrize("flags", [0, 1])
 async def test_two_files_of_the_same_attributes(
     backend: FakeBackend, export: Export, flags: int
@@ -118,6 +124,11 @@ async def test_a_file_that_takes_anothers_place_and_attributes(
         assert await fetch(store, export) == (b"lenrek", False)
 
 
+@fault(
+    "alike-in-the-next-backend",
+    done="the backend ends, and the next one has other bytes under the same attributes",
+    must="No image of the session before is given.",
+)
 async def test_no_image_outlives_its_session(backend: FakeBackend, export: Export) -> None:
     async with storing() as store:
         await fetch(store, export)
@@ -210,6 +221,11 @@ async def test_nothing_is_kept_without_idle_nodes(backend: FakeBackend, tmp_path
         assert len(store) == 0
 
 
+@fault(
+    "image-not-settled",
+    done="a file with coarse timestamps is fetched soon after it changed",
+    must="Its image is given, and not kept.",
+)
 async def test_what_may_change_unseen_is_not_kept(backend: FakeBackend, export: Export) -> None:
     now = coarse_now()
     backend.files[b"Image"] = File(b"kernel", mtime=now, ctime=now)
@@ -399,6 +415,11 @@ async def test_a_sparse_file_larger_than_all_memory(
         fetched.image.give_back()
 
 
+@fault(
+    "hole-unseen",
+    done="a hole of a file with coarse timestamps is filled or punched while it is read",
+    must="It is read again: one version is given.",
+)
 @pytest.mark.parametrize("place", [0, 3 * PAGE + 5, MIB - 1])
 @pytest.mark.parametrize("was", [b"\0", b"x"])
 async def test_a_hole_that_comes_or_goes_unseen_is_noticed(

@@ -9,6 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from protocol.fuse import Opcode
 from tests.fake.backend import MAX_PAGES, Answer, FakeBackend, File, FuseRequest
+from tests.faults.catalogue import fault
 from tests.listings import names
 from vuserd.errors import BackendError, CallError, FileError
 from vuserd.fs.filesystem import FileSystem
@@ -49,6 +50,11 @@ def opened(backend: FakeBackend) -> int:
 # --- pages ----------------------------------------------------------------------------------------
 
 
+@fault(
+    "offsets-of-one-opening",
+    done="each opening of a directory has an order and offsets of its own",
+    must="All pages of a listing come from one opening: what is there all the time is given once.",
+)
 @pytest.mark.parametrize("path", [b"", b"folder"])
 @pytest.mark.parametrize("attributes", [False, True])
 @pytest.mark.parametrize("limit", [1, 7, 51, 52, 53, 1000])
@@ -95,6 +101,11 @@ async def test_a_listing_goes_on_by_name_where_it_lapsed(
     await owes_nothing(backend, files)
 
 
+@fault(
+    "dies-between-pages",
+    done="the backend ends between two pages of a listing, and the next one has another order",
+    must="The listing goes on: what was given is left out by name.",
+)
 @pytest.mark.parametrize("attributes", [False, True])
 async def test_a_listing_goes_on_with_the_next_backend(
     backend: FakeBackend, attributes: bool
@@ -155,6 +166,11 @@ async def test_a_reader_that_was_closed_leaves_out_what_it_gave(
     await owes_nothing(backend, files)
 
 
+@fault(
+    "replaced-between-pages",
+    done="a path leads to another directory than the page before came from",
+    must="The caller has CHANGED.",
+)
 async def test_a_directory_that_was_replaced_is_told(
     files: FileSystem, backend: FakeBackend
 ) -> None:
@@ -207,6 +223,11 @@ async def test_another_directory_after_a_lapse(
     await owes_nothing(backend, files)
 
 
+@fault(
+    "elsewhere-between-pages",
+    done="a directory on another file system was not read for a while, and is looked up anew",
+    must="The caller has CHANGED, as nothing tells that it is the same one.",
+)
 @pytest.mark.parametrize("submounts", [False, True])
 async def test_a_directory_elsewhere_is_not_known_after_a_lapse(
     backend: FakeBackend, submounts: bool

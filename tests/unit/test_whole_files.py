@@ -11,6 +11,7 @@ from memory.foreign import ForeignRegion
 from protocol.fuse import Opcode
 from tests.fake.backend import CONFIGURE_MEM_SLOTS, Answer, FakeBackend, File, FuseRequest
 from tests.fake.files import coarse_now
+from tests.faults.catalogue import CHANGED, fault
 from vuserd.delivery.attached import AttachedMemory, ChangeLocks
 from vuserd.delivery.image import image_delivery
 from vuserd.delivery.inline import read_inline
@@ -100,6 +101,11 @@ def stamp(request: pytest.FixtureRequest) -> int:
     return coarse_now() if request.param else 1_000_000_000
 
 
+@fault(
+    "size-untrue",
+    done="a size that is not the length: 0, too small, too large; settled or not",
+    must="All ways of taking the file give what READs give up to its end.",
+)
 @pytest.mark.parametrize(
     ("length", "size"),
     [
@@ -185,6 +191,11 @@ class Writer:
         return answer
 
 
+@fault(
+    "bytes-change-unseen",
+    done="bytes of a file with coarse timestamps change while it is read, and nothing else does",
+    must="It is read twice, and again as the readings differ: one version is given.",
+)
 @pytest.mark.parametrize("size", [len(CONTENT), 0])
 async def test_bytes_that_change_unseen_are_read_again(
     backend: FakeBackend, files: FileSystem, way: Way, size: int
@@ -193,6 +204,11 @@ async def test_bytes_that_change_unseen_are_read_again(
     assert await way(files) == writer.content != CONTENT
 
 
+@fault(
+    "bytes-go-on-changing-unseen",
+    done="bytes of a file with coarse timestamps change each time that it is read",
+    must=CHANGED,
+)
 @pytest.mark.parametrize("size", [len(CONTENT), 0])
 async def test_bytes_that_go_on_changing_unseen_are_told(
     backend: FakeBackend, files: FileSystem, way: Way, size: int
