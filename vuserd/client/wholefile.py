@@ -156,7 +156,7 @@ class _Attempt:
         self._tell(size, size)  # a hole at its end, too
         after = yield from file.ask(calls.stat_open(*file.source))
         if after.same_file(first.stat):
-            if not first.settled or not opened.is_same(first):
+            if not first.settled or not (opened is first or opened.is_same(first)):
                 yield from self._compare(file)
             return after._replace(size=size)
         if not self._may_have_grown(after):

@@ -42,15 +42,24 @@ class FileSystem:
         session: what they are asked of.
         idle_nodes: how many nodes that nobody uses stay known.
         idle_time: for how many seconds those do, and directories that a listing may go on in.
+        tells_mounts: whether the backend says which directories are mounts. One that says in INIT
+            that it does does; QEMU's is told to when it is started, and does not say so.
 
     """
 
-    def __init__(self, session: Session, idle_nodes: int, idle_time: float = 5.0) -> None:
+    def __init__(
+        self,
+        session: Session,
+        idle_nodes: int,
+        idle_time: float = 5.0,
+        *,
+        tells_mounts: bool = False,
+    ) -> None:
         self._session = session
         self._channel = session.channel
         capacity = fuse.batch_forget_capacity(REQUEST_ROOM)
         self.nodes = NodeTable(idle_nodes, idle_time, session.channel.post, capacity)
-        self.operations = NodeOperations(session, self.nodes)
+        self.operations = NodeOperations(session, self.nodes, tells_mounts=tells_mounts)
         #: What clients have open between two calls: files, and listings that go on.
         self.open_files: IdleSet[Kept] = IdleSet(_OPEN_TIME)
         self.open_listings: IdleSet[Kept] = IdleSet(idle_time)

@@ -38,12 +38,12 @@ def _was_raced(answer: "Outcome[bytes | int]") -> bool:
 class NodeOperations:
     """What :class:`~vuserd.fs.filesystem.FileSystem` is made of, on one session."""
 
-    def __init__(self, session: Session, nodes: NodeTable) -> None:
+    def __init__(self, session: Session, nodes: NodeTable, *, tells_mounts: bool) -> None:
         self._session = session
         self._channel = session.channel
         self._nodes = nodes
-        #: Where mounts cannot be told, any file may be on another file system.
-        self._elsewhere = not session.init.flags & fuse.InitFlag.SUBMOUNTS
+        #: Where mounts are not told, any file may be on another file system.
+        self._elsewhere = not (tells_mounts or session.init.flags & fuse.InitFlag.SUBMOUNTS)
 
     async def resolve(self, path: bytes, hold: Hold, *, follow: bool) -> Node:
         """Return the node that ``path`` leads to now, in use as long as ``hold``.

@@ -189,7 +189,12 @@ class Serving:
     async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
         async with self._opened_session() as session:
             self.session = session
-            self.files = FileSystem(session, _idle_nodes(self._config), self._config.idle_time)
+            self.files = FileSystem(
+                session,
+                _idle_nodes(self._config),
+                self._config.idle_time,
+                tells_mounts=self._program is not None,
+            )
             assert self._tap is not None
             self._tap.places = self.files.nodes
             task_status.started()
