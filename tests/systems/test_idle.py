@@ -1,0 +1,176 @@
+"""Some seconds after the last call nothing is held: no file, no directory, no mount, no space.
+
+And nothing happens any more: neither the daemon nor its backends wake up.
+"""
+
+import os
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+
+from tests.e2e.processes import family
+from tests.e2e.ways import WAYS, Served
+from tests.running import RunningDaemon
+from tests.systems.conftest import without
+from tests.systems.grounds import GROUNDS
+from tests.systems.mounting import loop_device, make_image, mounted, run
+from vuserd.client import Client
+
+#: Seconds after the last call until nothing is held, where idle_time is 1.
+_SHORT: Final = 2.5
+#: Seconds after the last call: trio's worker threads end after ten. What wakes up then is counted.
+_WATCH: Final = (10.5, 12.5)
+_DISK: Final = 64 << 20
+_LARGE: Final = 40 << 20
+
+
+class Ground(NamedTuple):
+    """An exported folder that is a small disk in memory, and another file system mounted in it."""
+
+    export: Path
+    submount: Path
+    device: str
+
+
+@pytest.fixture
+def ground(base: Path) -> Iterator[Ground]:
+    ext4 = GROUNDS["ext4-256"]
+    if ext4.lacking():
+        pytest.skip(str(ext4.lacking()))
+    if ext4.not_installed():
+        without(str(ext4.not_installed()))
+    export = base / "export"
+    export.mkdir()
+    with ExitStack() as stack:
+        stack.enter_context(mounted("-t", "tmpfs", "-o", f"size={_DISK}", "tmpfs", export))
+        (export / "submount").mkdir()
+        device = stack.enter_context(loop_device(make_image(base / "image", 32, "mkfs.ext4", "-q")))
+        stack.enter_context(mounted(device, export / "submount"))
+        for folder in (export / "folder", export / "submount" / "folder"):
+            folder.mkdir()
+            for number in range(400):
+                (folder / f"file-{number}").write_bytes(b"%d" % number)
+        (export / "large").write_bytes(os.urandom(_LARGE))
+        yield Ground(export, export / "submount", device)
+
+
+def serving(ground: Ground, virtiofsd: str, *, idle_time: int | None) -> RunningDaemon:
+    """Serve the ground as ``files``; ``idle_time`` None for the default."""
+    socket = ground.export.parent / "socket"
+    configuration = f"""
+        backend = "{virtiofsd}"
+        [[listen]]
+        socket = "{socket}"
+        [[export]]
+        name = "files"
+        path = "{ground.export}"
+    """
+    if idle_time is not None:
+        configuration += f"idle_time = {idle_time}\n"
+    path = ground.export.parent / "vuserd.toml"
+    path.write_text(configuration)
+    return RunningDaemon({}, socket, None, "--config", str(path), configured=True)
+
+
+def call_everything(served: Served, ground: Ground) -> None:
+    """Do calls of all kinds; leave listings unfinished, and a file deleted that was taken."""
+    client = served.client
+    for way in WAYS:
+        way(served, "folder/file-1")
+        way(served, "submount/folder/file-2")
+    client.fetch("files", "large").close()
+    with tempfile.TemporaryFile() as copy:
+        client.download("files", "large", copy.fileno())
+    client.statfs("files")
+    for folder in ("folder", "submount/folder"):
+        for attrs in (False, True):
+            list(client.iterdir("files", folder, attrs=attrs))
+            assert client.readdir("files", folder, attrs=attrs, limit=50).next is not None
+        assert client.walk("files", folder, attrs=True, limit=50).next is not None
+    list(client.iterwalk("files", "/", attrs=True))
+    with client.attach(size=1 << 20) as memory:
+        memory.load("files", "submount/folder/file-3", 0)
+    (ground.export / "large").unlink()
+    (ground.submount / "folder" / "file-2").unlink()
+
+
+def wakeups(processes: list[int]) -> int:
+    """Return how often the threads of processes have given up a processor."""
+    return sum(
+        int(line.split()[1])
+        for process in processes
+        for status in Path(f"/proc/{process}/task").glob("*/status")
+        for line in status.read_text().splitlines()
+        if "ctxt_switches" in line
+    )
+
+
+def open_files(processes: list[int]) -> Counter[str]:
+    """Count what processes have open, by its name without the numbers of sockets and pipes."""
+    return Counter(
+        f"{index}: {re.sub(r'[0-9]+', 'N', os.readlink(entry))}"
+        for index, process in enumerate(processes)
+        for entry in Path(f"/proc/{process}/fd").iterdir()
+    )
+
+
+def is_free(ground: Ground) -> bool:
+    """Return whether the deleted file's space is there again."""
+    status = os.statvfs(ground.export)
+    return status.f_bavail * status.f_frsize > _DISK - (8 << 20)
+
+
+def check_nothing_is_held(
+    client: Client, ground: Ground, processes: list[int], before: Counter[str]
+) -> None:
+    """Expect no file to be open, no space used, no mount busy and no node known, nor a loss."""
+    assert open_files(processes) == before
+    assert is_free(ground)
+    run("umount", ground.submount)
+    # In no namespace is it mounted any more, so it can be had alone.
+    os.close(os.open(ground.device, os.O_RDONLY | os.O_EXCL))
+    export = client.status()["exports"][0]
+    assert (export["nodes"], export["restarts"]) == (0, 0)
+    assert client.read("files", "folder/file-9", 0, 10) == b"9"  # and it goes on
+
+
+def test_nothing_is_held_after_the_time_that_is_configured(ground: Ground, virtiofsd: str) -> None:
+    with (
+        serving(ground, virtiofsd, idle_time=1) as daemon,
+        Client.connect(daemon.socket) as client,
+    ):
+        client.stat("files", "/")
+        processes = list(family(daemon.process.pid))
+        before = open_files(processes)
+        call_everything(Served(client, daemon.socket), ground)
+        assert client.status()["exports"][0]["nodes"]  # something is there to be given up
+        time.sleep(_SHORT)
+        check_nothing_is_held(client, ground, processes, before)
+
+
+def test_nothing_happens_after_ten_seconds(ground: Ground, virtiofsd: str) -> None:
+    """By default, in the daemon and in its backends."""
+    with (
+        serving(ground, virtiofsd, idle_time=None) as daemon,
+        Client.connect(daemon.socket) as client,
+    ):
+        client.stat("files", "/")
+        processes = list(family(daemon.process.pid))
+        assert len(processes) > 1
+        before = open_files(processes)
+        call_everything(Served(client, daemon.socket), ground)
+        last = time.monotonic()
+        awake = 0
+        for moment in _WATCH:
+            time.sleep(max(0.0, last + moment - time.monotonic()))
+            awake, earlier = wakeups(processes), awake
+        assert awake == earlier
+        assert list(family(daemon.process.pid)) == processes
+        check_nothing_is_held(client, ground, processes, before)
