@@ -109,19 +109,24 @@ def main() -> None:
             after = State(version, size)
             ahead.append((after, after.content(), pause))
             if change is Change.REPLACE:
-                with open(f"{path}.{version}", "wb") as new:
+                with open(spare(path, version), "wb") as new:
                     new.write(ahead[-1][1])
         print("ready", flush=True)
         for after, content, pause in ahead:
             time.sleep(pause)  # lets the reader come as far as it will
             begun = time.monotonic()
             if change is Change.REPLACE:
-                os.rename(f"{path}.{after.version}", path)
+                os.rename(spare(path, after.version), path)
             else:
                 _change(descriptor, state, after, content)
             longest = max(longest, time.monotonic() - begun)
             state = after
         print(longest, flush=True)
+
+
+def spare(path: str, version: int) -> str:
+    """Return where the next version waits: in no directory that is taken as a whole."""
+    return f"{os.path.dirname(path)}.{version}"
 
 
 def _change(descriptor: int, before: State, after: State, content: bytes) -> None:
