@@ -12,6 +12,7 @@ import trio
 
 from vuserd import __version__
 from vuserd.address import socket_address
+from vuserd.backend.children import CHILDREN
 from vuserd.config.model import DaemonConfig, ListenConfig
 from vuserd.delivery.images import ImageStore
 from vuserd.errors import CallError, ConfigurationError, ErrorCode
@@ -92,6 +93,7 @@ class Daemon:
                 problem = await self._come_up(serving)
                 if problem is None and not self._stopped.is_set():
                     serving.start_soon(self._rigs.run)
+                    serving.start_soon(CHILDREN.reap_orphans)
                     serving.start_soon(self._ping)
                     serving.start_soon(self._exporter.run)
                     self._server.open()

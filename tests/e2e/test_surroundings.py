@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.processes import family
 from tests.running import REPOSITORY
 from vuserd.client import Client
 from vuserd.client.errors import CannotConnect
@@ -33,9 +34,18 @@ def serving(before: Sequence[str], backend: str, directory: Path, **more: str) -
             with connected(address) as client:
                 yield client
         finally:
-            daemon.send_signal(signal.SIGTERM)
+            os.kill(daemon_in(daemon.pid), signal.SIGTERM)
             status = daemon.wait(timeout=30)
         assert status == 0
+
+
+def daemon_in(process: int) -> int:
+    """Return the daemon among what descends from a process."""
+    for each in family(process):
+        command = Path(f"/proc/{each}/cmdline").read_bytes().split(b"\0")
+        if command[1:3] == [b"-m", b"vuserd.cli"]:
+            return each
+    raise AssertionError("there is no daemon")
 
 
 def connected(address: str) -> Client:
@@ -123,3 +133,46 @@ def test_mounts_that_a_backend_will_not_see_are_told(virtiofsd: str, files: Path
         status, said = checked(before, virtiofsd, files)
         assert status == 0
         assert ("do not reach a backend that runs" in said) == told
+
+
+# -- the first process of a container --------------------------------------------------------------
+
+
+def zombies(process: int) -> list[int]:
+    """Return what descends from a process and has ended."""
+    found = []
+    for each in family(process):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                found.append(each)
+    return found
+
+
+@as_root
+def test_the_first_process_of_a_container_leaves_no_zombies(virtiofsd: str, files: Path) -> None:
+    """What backends forked, and what was run beside the daemon, becomes its own as an orphan."""
+    before = ["unshare", "--pid", "--fork", "--mount-proc"]
+    with serving(before, virtiofsd, files) as client:
+        assert client.read("files", "Image", 0, 16) == b"kernel"
+        unshared = next(each for each in family(os.getpid()) if is_unshare(each))
+        first = daemon_in(unshared)
+        assert os.readlink(f"/proc/{first}/ns/pid") != os.readlink("/proc/self/ns/pid")
+        for _ in range(3):
+            # Killed in this order the front one of the Rust backend's processes cannot wait.
+            for process in list(family(first))[1:]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            assert client.read("files", "Image", 0, 16) == b"kernel"
+            enter = ["nsenter", f"--target={first}", "--pid", "sh", "-c"]
+            for run in ("sleep 0.05 & exec true", "setsid sleep 0.05 & exec true"):
+                subprocess.run([*enter, run], check=True)
+        deadline = time.monotonic() + _START
+        while zombies(first) or len(list(family(first))) > 3:
+            assert time.monotonic() < deadline, zombies(first)
+            time.sleep(0.01)  # they end when they will
+        status = client.status()["exports"][0]
+        assert status["restarts_by_cause"] == {"killed": 3}  # and no status was taken away
+
+
+def is_unshare(process: int) -> bool:
+    return Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"unshare\0")

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 import trio
 
+from vuserd.backend.children import CHILDREN
 from vuserd.errors import BackendNotFound, ConfigurationError, os_reason
 
 #: Where distributions put the program: it is a helper of QEMU's, so mostly not on the PATH.
@@ -82,7 +83,7 @@ async def identify(path: str) -> Program:
 
     """
     try:
-        with trio.fail_after(_VERSION_TIMEOUT):
+        with CHILDREN.starting(), trio.fail_after(_VERSION_TIMEOUT):
             answer = await trio.run_process(
                 [path, "--version"],
                 capture_stdout=True,

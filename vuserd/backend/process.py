@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 import trio
 
 from vuserd.backend.base import Backend
+from vuserd.backend.children import CHILDREN
 from vuserd.backend.find import BackendKind, Program
 from vuserd.backend.words import Words
 from vuserd.errors import BackendDown, os_reason
@@ -239,14 +240,16 @@ async def _start_process(
     with listener, contextlib.ExitStack() as undo:
         undo.enter_context(connection)
         arguments = command_line(program, directory, listener.fileno(), sandbox, options)
-        process = await trio.lowlevel.open_process(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=[listener.fileno()],
-            process_group=0,
-        )
+        with CHILDREN.starting():
+            process = await trio.lowlevel.open_process(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[listener.fileno()],
+                process_group=0,
+            )
+            CHILDREN.add(process.pid)
         undo.pop_all()
     command = " ".join(arguments)
     about_export(_LOG, name).info("export %s: started %s (pid %d)", name, command, process.pid)
@@ -276,5 +279,6 @@ async def start_backend(
         finally:
             with trio.CancelScope(shield=True):
                 await backend.stop()
+                CHILDREN.remove(process.pid)
             # Its stderr may be held open by a stray child; a second to read what is left.
             nursery.cancel_scope.deadline = trio.current_time() + 1

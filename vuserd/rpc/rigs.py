@@ -15,6 +15,7 @@ from typing import Any, Final
 import trio
 
 from vuserd.address import to_sockaddr
+from vuserd.backend.children import CHILDREN
 from vuserd.config.model import RigConfig
 from vuserd.errors import os_reason
 from vuserd.rpc.access import Rights
@@ -139,7 +140,8 @@ class Rigs:
         if namespace is None or rig.listener is not None:
             return
         try:
-            sock = await trio.to_thread.run_sync(_listen_in, rig.config)
+            with CHILDREN.starting():
+                sock = await trio.to_thread.run_sync(_listen_in, rig.config)
         except Exception as error:  # pyroute2 passes on whatever its helper process raised
             problem = os_reason(error) if isinstance(error, OSError) else repr(error)
             if problem != rig.problem:
