@@ -112,7 +112,7 @@ def test_what_goes_meanwhile_is_told_and_the_rest_comes(
     fake_daemon: FakeDaemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def gone(request: Request) -> None:
-        if request.method in ("read", "fetch", "readlink") and "gone" in request.params[1]:
+        if request.method in ("read", "open", "readlink") and "gone" in request.params[1]:
             raise FaultError("ENOENT", "no such file or directory", errno=2)
 
     large = bytes((1 << 20) + 1)

@@ -19,7 +19,7 @@ _COMMANDS = {
     "tree": ("--json", "--socket"),
     "stat": ("--follow", "--json", "--socket", "-L"),
     "cat": ("--socket",),
-    "get": ("--socket", "-r"),
+    "get": ("--growing", "--socket", "-r"),
     "load": ("--address", "--length", "--memory", "--offset", "--socket"),
     "reload": ("--json", "--socket"),
     "rigs": ("--json", "--socket"),

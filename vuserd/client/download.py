@@ -7,7 +7,7 @@ import stat as modes
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 from vuserd.client.output import printable
 from vuserd.client.place import new_file, open_directory, open_existing, set_times
@@ -35,7 +35,15 @@ def cat(client: Client, target: Target, progress: Progress | None = None) -> Non
     output.flush()
 
 
-def get(client: Client, target: Target, destination: str | None) -> None:
+class How(NamedTuple):
+    """How a file is fetched."""
+
+    progress: Progress | None = None
+    #: Whether of a file that grows meanwhile what stood there in the beginning will do.
+    grows: bool = False
+
+
+def get(client: Client, target: Target, destination: str | None, *, grows: bool = False) -> None:
     """Fetch a file to ``destination``: a file, a directory, or '-' for standard output.
 
     The new file has the other's modification time, and its permissions as far as the umask allows.
@@ -53,7 +61,7 @@ def get(client: Client, target: Target, destination: str | None) -> None:
         fetch = _way_to(local)
         stat = client.stat(target.export, target.path)  # before anything is opened, or emptied
         with progress_bar(target.name) as progress:
-            fetch(client, target, stat, local, progress)
+            fetch(client, target, stat, local, How(progress, grows))
     except OSError as error:  # about the user's name for it, not that of a temporary file
         raise OSError(error.errno, error.strerror or str(error), local) from None
     except (OverflowError, ValueError) as error:  # attributes that no file here can have
@@ -68,7 +76,7 @@ def local_path(target: Target, destination: str | None) -> str:
 
 
 #: Fetches a file, with the attributes that it had a moment ago, to a path.
-_Way = Callable[[Client, Target, Stat, str, Progress | None], object]
+_Way = Callable[[Client, Target, Stat, str, How], object]
 
 
 def _way_to(path: str) -> _Way:
@@ -101,30 +109,24 @@ def _is_named_file(path: str) -> bool:
     return True
 
 
-def _fetch_to_device(
-    client: Client, target: Target, _stat: Stat, path: str, progress: Progress | None
-) -> None:
+def _fetch_to_device(client: Client, target: Target, _stat: Stat, path: str, how: How) -> None:
     # Without O_CREAT, as which others' pipes in a sticky directory must not be opened.
     with open(os.open(path, os.O_WRONLY | os.O_CLOEXEC), "wb") as device:
-        client.stream(target.export, target.path, device.write, progress=progress)
+        client.stream(target.export, target.path, device.write, progress=how.progress)
 
 
-def _fetch_into(
-    client: Client, target: Target, stat: Stat, path: str, progress: Progress | None
-) -> None:
+def _fetch_into(client: Client, target: Target, stat: Stat, path: str, how: How) -> None:
     with open(open_existing(path, stat), "wb") as file:
-        found = client.download(target.export, target.path, file.fileno(), progress=progress)
+        found = client.download(target.export, target.path, file.fileno(), **how._asdict())
         set_times(file.fileno(), stat.atime_ns, found.mtime_ns)
 
 
-def _fetch_beside(
-    client: Client, target: Target, stat: Stat, path: str, progress: Progress | None
-) -> None:
+def _fetch_beside(client: Client, target: Target, stat: Stat, path: str, how: How) -> None:
     # As cp does: what a symlink leads to is replaced, not the link.
     parent, name = os.path.split(os.path.realpath(path))
     directory = open_directory(parent)
     try:
-        fetch_new(client, target, stat, directory, name, progress)
+        fetch_new(client, target, stat, directory, name, how)
     finally:
         os.close(directory)
 
@@ -135,11 +137,11 @@ def fetch_new(
     stat: Stat,
     directory: int,
     name: str,
-    progress: Progress | None,
+    how: How,
 ) -> int:
     """Fetch a file that had the attributes ``stat`` to ``name`` in a directory; give its size."""
     with new_file(directory, name, stat.mode & 0o777, stat) as fileno:
-        found = client.download(target.export, target.path, fileno, progress=progress)
+        found = client.download(target.export, target.path, fileno, **how._asdict())
         set_times(fileno, stat.atime_ns, found.mtime_ns)
     return found.size
 

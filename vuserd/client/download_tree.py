@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from vuserd.client import calls
 from vuserd.client.calls import Call
 from vuserd.client.core import Ticket
-from vuserd.client.download import fetch_new, get, local_path
+from vuserd.client.download import How, fetch_new, get, local_path
 from vuserd.client.errors import RemoteError
 from vuserd.client.output import complain, local_fault, printable
 from vuserd.client.own_copies import OwnCopies
@@ -45,14 +45,16 @@ _SKIPPED: Final = frozenset({"fifo", "socket", "char", "block"})
 _Shown = Callable[[int, int], object]
 
 
-def get_tree(client: Client, target: Target, destination: str | None) -> int:
+def get_tree(
+    client: Client, target: Target, destination: str | None, *, grows: bool = False
+) -> int:
     """Fetch a directory to ``destination``, or into it where that is there; give the exit code.
 
     What fails is told, and the rest goes on.
     """
     stat = client.stat(target.export, target.path)
     if stat.type != "dir":
-        get(client, target, destination)
+        get(client, target, destination, grows=grows)
         return 0
     if destination == "-":
         return complain(f"{target} is a directory, and cannot go to standard output")
@@ -60,7 +62,7 @@ def get_tree(client: Client, target: Target, destination: str | None) -> int:
     if local is None:
         local = local_path(target, destination)
     with _progress_bar(target.name or target.export) as show:
-        return _TreeFetch(client, local, show).run(target, stat)
+        return _TreeFetch(client, local, show, How(grows=grows)).run(target, stat)
 
 
 class _Directory:
@@ -118,7 +120,8 @@ class _Made(NamedTuple):
 class _TreeFetch:
     """One run. Listings and files are asked for ahead, and answers are used in that order."""
 
-    def __init__(self, client: Client, local: str, show: _Shown | None) -> None:
+    def __init__(self, client: Client, local: str, show: _Shown | None, how: How) -> None:
+        self._how = how
         self._client = client
         self._local = local
         self._show = show
@@ -290,7 +293,7 @@ class _TreeFetch:
             complain(f"{item.target}: skipped, a {stat.type}")
         elif stat.type != "file":
             self._fail(f"{item.target}: of a type that is not known, {stat.type!r}")
-        elif stat.size <= _SMALL:
+        elif stat.size <= _SMALL and not self._how.grows:
             self._begin_small(item, stat)
         else:
             self._fetch_alone(item, stat)
@@ -323,7 +326,7 @@ class _TreeFetch:
             with suppress(RemoteError):  # told when its turn comes
                 self._client.finish(job.ticket)
         fileno = item.directory.fileno
-        self._there(fetch_new(self._client, item.target, stat, fileno, item.name, None))
+        self._there(fetch_new(self._client, item.target, stat, fileno, item.name, self._how))
 
     def _there(self, size: int) -> None:
         self._files += 1

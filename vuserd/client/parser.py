@@ -105,6 +105,11 @@ def parser() -> argparse.ArgumentParser:
     get.add_argument(
         "-r", dest="recursive", action="store_true", help="a directory, with all below"
     )
+    get.add_argument(
+        "--growing",
+        action="store_true",
+        help="take of a file that is appended to what it has in the beginning",
+    )
     _add_target(get)
     get.add_argument("destination", metavar="DEST", nargs="?", help="file, directory, or '-'")
     load = command("load", "have a file written into memory that another process shares")

@@ -125,10 +125,10 @@ def _get(client: Client, options: Namespace) -> int:
     if options.recursive:
         from vuserd.client.download_tree import get_tree
 
-        return get_tree(client, options.target, options.destination)
+        return get_tree(client, options.target, options.destination, grows=options.growing)
     from vuserd.client.download import get
 
-    get(client, options.target, options.destination)
+    get(client, options.target, options.destination, grows=options.growing)
     return 0
 
 
