@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from vuserd.backend import landlock
 from vuserd.errors import os_reason
 
 #: Open files that the daemon needs at least: a backend alone takes 610.
@@ -139,7 +140,13 @@ def _try_peer_groups() -> None:
 
 
 def sandbox_result(uid: int, settings: str = "/proc/sys", *, wanted: bool = False) -> Result:
-    """Make the namespaces that the sandbox of a backend begins with, as ``uid``."""
+    """Make the namespaces that the sandbox of a backend begins with, as ``uid``.
+
+    A user's backend does without where there is Landlock.
+    """
+    if uid != 0 and not wanted and landlock.is_available():
+        detail = f"backends can be shut in by Landlock (version {landlock.version()})"
+        return Result("sandbox", Mark.OK, detail)
     advice = namespace_advice(uid, settings)
     reason = _unshare(_NAMESPACES[uid != 0])
     if reason is None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from vuserd.address import SYSTEM_SOCKET
+from vuserd.backend import landlock
 from vuserd.backend.find import PLACES, BackendKind, Program, find_program, identify
 from vuserd.backend.process import command_line, sandboxes
 from vuserd.config.model import DaemonConfig, ExportConfig, ListenConfig, RigConfig
@@ -72,6 +73,8 @@ def _unfit(export: ExportConfig, program: Program, uid: int) -> str:
     mode = options.sandbox or sandboxes(program.kind, uid)[0]
     if mode == "chroot" and uid != 0:
         return 'sandbox = "chroot" takes root'
+    if mode == "landlock" and not landlock.is_available():
+        return 'this kernel has no Landlock for sandbox = "landlock", which is Linux 6.2 or newer'
     if mode == "none" and program.kind is BackendKind.C:
         return 'the C virtiofsd has no sandbox "none"'
     if options.inode_file_handles == "mandatory" and uid != 0:

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 import trio
 
+from vuserd.backend import landlock
 from vuserd.backend.find import Program, find_program
 from vuserd.backend.process import sandboxes
 from vuserd.config.model import ExportConfig
@@ -88,7 +89,16 @@ def _result(name: str, tried: _Tried, uid: int) -> Result:
             f'{detail} and not "{tried.best}"',
             start_advice(tried.best, uid),
         )
+    if uid != 0 and tried.mode == "namespace":
+        detail += "; owners of files that are not this user's are unknown in it"
+        return Result(name, Mark.WARNING, detail, _owners_advice())
     return Result(name, Mark.OK, detail)
+
+
+def _owners_advice() -> str:
+    if landlock.is_available():
+        return 'leave sandbox at "auto", or take "landlock"'
+    return "take Linux 6.2 or newer with Landlock, where they are those of the host"
 
 
 # -- mounts below an export ------------------------------------------------------------------------

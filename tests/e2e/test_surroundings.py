@@ -6,6 +6,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.processes import family
-from tests.running import REPOSITORY
+from tests.running import REPOSITORY, RunningDaemon
+from vuserd.backend import landlock
 from vuserd.client import Client
 from vuserd.client.errors import CannotConnect
 
@@ -176,3 +178,53 @@ def test_the_first_process_of_a_container_leaves_no_zombies(virtiofsd: str, file
 
 def is_unshare(process: int) -> bool:
     return Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"unshare\0")
+
+
+# -- a user's own daemon ---------------------------------------------------------------------------
+
+USER = 61_004
+
+
+@contextlib.contextmanager
+def serving_user(
+    folder: Path, backend: str, sandbox: str
+) -> Iterator[tuple[RunningDaemon, Client]]:
+    """Serve files of several owners as a user of its own."""
+    shared = folder / "shared"
+    shared.mkdir()
+    for name, owner in (("roots", 0), ("mine", USER), ("others", USER + 1)):
+        (shared / name).write_text(name)
+        os.chown(shared / name, owner, owner + 1 if name == "others" else owner)
+    config = folder / "vuserd.toml"
+    config.write_text(
+        f'backend = "{backend}"\nsandbox = "{sandbox}"\n'
+        f'[[export]]\nname = "files"\npath = "{shared}"\n'
+    )
+    for each in (folder, shared):
+        each.chmod(0o755)
+    (folder / "run").mkdir()
+    os.chown(folder / "run", USER, USER)
+    socket = folder / "run" / "s"
+    arguments = ["--config", str(config), "--socket", str(socket)]
+    with (
+        RunningDaemon({}, socket, None, *arguments, user=USER, configured=True) as daemon,
+        Client.connect(daemon.socket) as client,
+    ):
+        yield daemon, client
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are for one user alone
+        yield Path(folder)
+
+
+@as_root
+@pytest.mark.skipif(not landlock.is_available(), reason="no Landlock of Linux 6.2 or newer here")
+@pytest.mark.parametrize("sandbox", ["auto", "landlock"])
+def test_owners_are_those_of_the_host(rust_virtiofsd: str, public: Path, sandbox: str) -> None:
+    with serving_user(public, rust_virtiofsd, sandbox) as (_, client):
+        for name in ("roots", "mine", "others"):
+            told, host = client.stat("files", name), os.stat(public / "shared" / name)
+            assert (told.uid, told.gid) == (host.st_uid, host.st_gid)
+            assert client.read("files", name, 0, 100) == name.encode()

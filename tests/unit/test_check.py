@@ -510,6 +510,7 @@ def test_a_sandbox_that_the_machine_refuses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(machine, "_UNSHARE", "import sys; sys.exit('Operation not permitted')")
+    monkeypatch.setattr("vuserd.backend.landlock.is_available", lambda: False)
     if sysctl:
         (tmp_path / sysctl).parent.mkdir()
         (tmp_path / sysctl).write_text(f"{value}\n")
@@ -518,6 +519,14 @@ def test_a_sandbox_that_the_machine_refuses(
     assert "operation not permitted" in result.detail
     assert advice in result.advice
     assert machine.sandbox_result(uid, str(tmp_path), wanted=True).mark is Mark.PROBLEM
+
+
+def test_a_user_s_sandbox_without_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_UNSHARE", "import sys; sys.exit('Operation not permitted')")
+    monkeypatch.setattr("vuserd.backend.landlock.is_available", lambda: True)
+    assert machine.sandbox_result(1000).mark is Mark.OK
+    assert machine.sandbox_result(1000, wanted=True).mark is Mark.PROBLEM
+    assert machine.sandbox_result(0).mark is Mark.WARNING
 
 
 def test_a_sandbox_that_cannot_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:

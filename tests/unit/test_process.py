@@ -44,10 +44,35 @@ def test_what_the_c_one_cannot_is_refused(
         command_line(C, directory, 7, "chroot", options)
 
 
-def test_the_best_sandbox_comes_first() -> None:
-    assert sandboxes(BackendKind.RUST, 0) == sandboxes(BackendKind.C, 0) == ("namespace", "chroot")
-    assert sandboxes(BackendKind.RUST, 1000) == ("namespace", "none")
-    assert sandboxes(BackendKind.C, 1000) == ("namespace",)  # it has no other
+@pytest.mark.parametrize(
+    ("kind", "uid", "has_landlock", "modes"),
+    [
+        (BackendKind.RUST, 0, True, ["namespace", "chroot", "landlock"]),
+        (BackendKind.RUST, 0, False, ["namespace", "chroot"]),
+        (BackendKind.C, 0, True, ["namespace", "chroot"]),
+        (BackendKind.RUST, 1000, True, ["landlock", "namespace", "none"]),
+        (BackendKind.RUST, 1000, False, ["namespace", "none"]),
+        (BackendKind.C, 1000, True, ["namespace"]),  # it has no other
+    ],
+)
+def test_the_best_sandbox_comes_first(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: BackendKind,
+    uid: int,
+    modes: list[str],
+    *,
+    has_landlock: bool,
+) -> None:
+    monkeypatch.setattr("vuserd.backend.landlock.is_available", lambda: has_landlock)
+    assert sandboxes(kind, uid) == modes
+
+
+def test_landlock_is_around_a_backend_without_a_sandbox() -> None:
+    line = command_line(RUST, "/srv", 7, "landlock", BackendOptions())
+    inner = command_line(RUST, "/srv", 7, "none", BackendOptions())
+    assert line[-len(inner) - 1 :] == ["/srv", *inner]
+    with pytest.raises(BackendDown, match="a sandbox of its own"):
+        command_line(C, "/srv", 7, "landlock", BackendOptions())
 
 
 async def test_there_is_one_connection_in_its_life() -> None:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 import trio
 
+from vuserd.backend import landlock
 from vuserd.backend.base import Backend
 from vuserd.backend.children import CHILDREN
 from vuserd.backend.find import BackendKind, Program
@@ -61,18 +62,30 @@ class BackendOptions(NamedTuple):
 def sandboxes(kind: BackendKind, uid: int) -> Sequence[str]:
     """Return the sandboxes to try, best first: the next one where the machine refuses one.
 
-    Neither mode lets a file outside the directory be reached through the socket; a namespace also
-    takes the host's file system away from a backend that is broken into.
+    No mode lets a file outside the directory be reached through the socket; a namespace also takes
+    the host's file system away from a backend that is broken into. Landlock takes its contents
+    away, and the right to write: where there is no root, it comes first, since in a user's
+    namespace the owners of files are not those of the host.
     """
-    if uid == 0:
-        return ("namespace", "chroot")
-    return ("namespace", "none") if kind is BackendKind.RUST else ("namespace",)
+    modes = ["namespace", "chroot"] if uid == 0 else ["namespace"]
+    if kind is BackendKind.RUST:
+        if landlock.is_available():
+            modes.insert(len(modes) if uid == 0 else 0, "landlock")
+        if uid != 0:
+            modes.append("none")
+    return modes
 
 
 def command_line(
     program: Program, directory: str, listener: int, sandbox: str, options: BackendOptions
 ) -> list[str]:
     """Return the command line that serves ``directory`` on the listening descriptor."""
+    if sandbox == "landlock":
+        if program.kind is not BackendKind.RUST:
+            raise BackendDown("the C virtiofsd has a sandbox of its own, and none beside that")
+        return landlock.command(
+            command_line(program, directory, listener, "none", options), directory
+        )
     common = [program.path, f"--fd={listener}", f"--rlimit-nofile={options.descriptors}"]
     if program.kind is BackendKind.RUST:
         served = [f"--shared-dir={directory}", f"--sandbox={sandbox}", f"--cache={options.cache}"]

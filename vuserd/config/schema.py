@@ -47,7 +47,7 @@ BACKEND: Final[Mapping[str, Key]] = {
         "starts of a backend that may fail in a row before the export has failed",
     ),
     "sandbox": Key(
-        values.choice("auto", "namespace", "chroot", "none"),
+        values.choice("auto", "namespace", "landlock", "chroot", "none"),
         '"auto"',
         "how the backend is shut in; auto is the best that the machine grants",
     ),

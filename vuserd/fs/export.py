@@ -24,6 +24,7 @@ from vuserd.errors import (
 )
 from vuserd.fs.directory import Lookout, Sight
 from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.owners import Owners
 from vuserd.fs.serving import Serving
 from vuserd.fs.trials import Trials
 from vuserd.journal import about_export
@@ -285,6 +286,11 @@ class Export:
         }
         usage = self.usage()
         return described | (usage._asdict() if usage is not None else {})
+
+    @property
+    def owners(self) -> Owners | None:
+        """How the backend sees the owners of files; None where it sees what the host has."""
+        return None if self._serving is None else self._serving.owners
 
     def usage(self) -> Usage | None:
         """Return what the present session uses; None where there is none."""

@@ -17,6 +17,7 @@ from vuserd.device.session import Session, open_session
 from vuserd.errors import BackendDown, BackendError, LossCause, VuserdError
 from vuserd.fs.directory import Standing
 from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.owners import Owners, owners_of
 from vuserd.journal import about_export
 from vuserd.tracing.tap import Tap, Tracing
 
@@ -68,6 +69,8 @@ class Serving:
         self.fault = ""
         #: Set when nothing of it is left.
         self.over = trio.Event()
+        #: How its backend sees the owners of files; None where it sees what the host has.
+        self.owners: Owners | None = None
         #: Which directory stood at the export's path when it was started.
         self.standing: Standing | None = None
         #: The sandbox that it runs in.
@@ -175,6 +178,7 @@ class Serving:
         def moved() -> None:
             self._tenancy, self.backend = successor, successor.backend
             self._config, self.mode, self._directory = config, mode, directory
+            self._note_owners()
 
         try:
             former.backend.expect_end()
@@ -197,6 +201,7 @@ class Serving:
             )
             assert self._tap is not None
             self._tap.places = self.files.nodes
+            self._note_owners()
             task_status.started()
             try:
                 await self._run_session(session)
@@ -204,6 +209,12 @@ class Serving:
                 self.files.close()
             assert self.backend is not None
             self.backend.expect_end()
+
+    def _note_owners(self) -> None:
+        """Read how a backend of ours maps ids: a user's own may be in a namespace for that."""
+        pid = None if self.backend is None else self.backend.pid
+        known = self._program is not None and self.mode == "namespace" and pid is not None
+        self.owners = owners_of(pid) if known and pid is not None else None
 
     def _note_failure(self, error: VuserdError) -> None:
         words = self.backend.last_words() if self.backend is not None else ""
