@@ -47,19 +47,18 @@ def test_what_the_c_one_cannot_is_refused(
 @pytest.mark.parametrize(
     ("kind", "uid", "has_landlock", "modes"),
     [
-        (BackendKind.RUST, 0, True, ["namespace", "chroot", "landlock"]),
-        (BackendKind.RUST, 0, False, ["namespace", "chroot"]),
-        (BackendKind.C, 0, True, ["namespace", "chroot"]),
-        (BackendKind.RUST, 1000, True, ["landlock", "namespace", "none"]),
-        (BackendKind.RUST, 1000, False, ["namespace", "none"]),
-        (BackendKind.C, 1000, True, ["namespace"]),  # it has no other
+        (BackendKind.RUST, 0, True, ("namespace", "chroot")),
+        (BackendKind.C, 0, True, ("namespace", "chroot")),
+        (BackendKind.RUST, 1000, True, ("landlock", "namespace", "none")),
+        (BackendKind.RUST, 1000, False, ("namespace", "none")),
+        (BackendKind.C, 1000, True, ("namespace",)),  # it has no other
     ],
 )
 def test_the_best_sandbox_comes_first(
     monkeypatch: pytest.MonkeyPatch,
     kind: BackendKind,
     uid: int,
-    modes: list[str],
+    modes: tuple[str, ...],
     *,
     has_landlock: bool,
 ) -> None:

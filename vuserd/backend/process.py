@@ -67,13 +67,11 @@ def sandboxes(kind: BackendKind, uid: int) -> Sequence[str]:
     away, and the right to write: where there is no root, it comes first, since in a user's
     namespace the owners of files are not those of the host.
     """
-    modes = ["namespace", "chroot"] if uid == 0 else ["namespace"]
-    if kind is BackendKind.RUST:
-        if landlock.is_available():
-            modes.insert(len(modes) if uid == 0 else 0, "landlock")
-        if uid != 0:
-            modes.append("none")
-    return modes
+    if uid == 0:
+        return ("namespace", "chroot")
+    if kind is BackendKind.C:
+        return ("namespace",)
+    return ("landlock", "namespace", "none") if landlock.is_available() else ("namespace", "none")
 
 
 def command_line(
