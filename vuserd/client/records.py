@@ -29,8 +29,8 @@ class Stat(NamedTuple):
     size: int
     ino: int
     nlink: int
-    uid: int
-    gid: int
+    uid: int | None  #: None where the daemon's backend cannot see whose it is
+    gid: int | None  #: likewise
     rdev: int
     blocks: int  #: of 512 bytes
     blksize: int
@@ -47,7 +47,7 @@ class Stat(NamedTuple):
             kind, submount = value["type"], value.get("submount", False)
         except (KeyError, TypeError, AttributeError) as error:
             raise BadReply(f"an incomplete stat from the daemon: {error!r}") from None
-        if set(map(type, numbers)) != {int} or not isinstance(kind, str):
+        if not isinstance(kind, str) or not _are_numbers(numbers):
             raise BadReply("a stat from the daemon has a field of the wrong type")
         return cls(*(kind, *numbers, bool(submount)))
 
@@ -59,6 +59,16 @@ class Stat(NamedTuple):
         return bool(_IDENTITY(self) == _IDENTITY(other))
 
 
+def _are_numbers(fields: tuple[Any, ...]) -> bool:
+    """Tell whether all fields of a stat are integers, or owners that are not known."""
+    if set(map(type, fields)) == {int}:
+        return True
+    others = fields[:_UID] + fields[_GID + 1 :]
+    owners = fields[_UID : _GID + 1]
+    return set(map(type, others)) == {int} and set(map(type, owners)) <= {int, type(None)}
+
+
+_UID, _GID = Stat._fields.index("uid") - 1, Stat._fields.index("gid") - 1
 _IDENTITY = itemgetter(*map(Stat._fields.index, ("ino", "size", "mtime_ns", "ctime_ns")))
 
 

@@ -18,6 +18,7 @@ from vuserd.fs.filetype import type_name
 from vuserd.fs.heldfile import HeldFile
 from vuserd.fs.listings import Listing as DirectoryListing
 from vuserd.fs.openfile import OpenFile
+from vuserd.fs.owners import Owners
 from vuserd.fs.walk import TreeWalk
 from vuserd.rpc.access import RefusalLog, Rights
 from vuserd.rpc.caller import Caller
@@ -249,8 +250,10 @@ class Methods:
         found = self._export(caller, export)
         if file is not None:
             held = caller.files.find(file, export)
-            return stat_map(await found.call(lambda files: held.use(files, OpenFile.look_again)))
-        return stat_map(await found.call(lambda files: files.stat(path, follow=follow)))
+            attributes = await found.call(lambda files: held.use(files, OpenFile.look_again))
+        else:
+            attributes = await found.call(lambda files: files.stat(path, follow=follow))
+        return stat_map(attributes, found.owners)
 
     async def open(self, caller: Caller, export: str, path: bytes) -> dict[str, Any]:
         """Open a regular file for several calls, which are all about what it is now."""
@@ -261,7 +264,7 @@ class Methods:
             return HeldFile(path, await files.open(path), files)
 
         held = await found.call(opened)
-        return stat_map(held.attributes) | {
+        return stat_map(held.attributes, found.owners) | {
             "file": caller.files.add(held, export),
             "settled": held.settled,
             "by_attributes": held.is_known_by_attributes,
@@ -317,7 +320,7 @@ class Methods:
         return await pack_listing(
             caller,
             entries,
-            lambda entry: _entry_map(entry, "name", entry.name),
+            lambda entry: _entry_map(entry, "name", entry.name, found.owners),
             next=None if listing.finished else caller.listings.keep(listing, begun),
         )
 
@@ -346,7 +349,7 @@ class Methods:
         return await pack_listing(
             caller,
             entries,
-            lambda found: _entry_map(found[1], "path", found[0]),
+            lambda each: _entry_map(each.entry, "path", each.path, found.owners),
             problems=[
                 {"path": wire_name(problem.path), **problem.error.to_wire()} for problem in problems
             ],
@@ -470,16 +473,19 @@ def _on_the_wire(nanoseconds: int) -> int:
     return max(-(1 << 63), min(nanoseconds, (1 << 63) - 1))
 
 
-def stat_map(attributes: Attributes) -> dict[str, Any]:
-    """Return attributes as the RPC shows them: ``mode`` is a whole st_mode, times are in ns."""
+def stat_map(attributes: Attributes, owners: Owners | None = None) -> dict[str, Any]:
+    """Return attributes as the RPC shows them: ``mode`` is a whole st_mode, times are in ns.
+
+    ``owners`` is how the backend sees those of files; one that is not known is nil.
+    """
     shown = {
         "type": type_name(attributes.mode),
         "mode": attributes.mode,
         "size": attributes.size,
         "ino": attributes.ino,
         "nlink": attributes.nlink,
-        "uid": attributes.uid,
-        "gid": attributes.gid,
+        "uid": attributes.uid if owners is None else owners.users.to_host(attributes.uid),
+        "gid": attributes.gid if owners is None else owners.groups.to_host(attributes.gid),
         "rdev": attributes.rdev,
         "blocks": attributes.blocks,
         "blksize": attributes.blksize,
@@ -504,7 +510,9 @@ def event_map(event: Event) -> dict[str, Any]:
     return shown
 
 
-def _entry_map(entry: DirectoryEntry, key: str, name: bytes) -> dict[str, Any]:
+def _entry_map(
+    entry: DirectoryEntry, key: str, name: bytes, owners: Owners | None
+) -> dict[str, Any]:
     if entry.entry is None:
         return {key: wire_name(name), "type": type_name(entry.type << 12), "ino": entry.ino}
-    return {key: wire_name(name), **stat_map(entry.entry.attributes)}
+    return {key: wire_name(name), **stat_map(entry.entry.attributes, owners)}
