@@ -33,6 +33,8 @@ _MOST_IMAGES: Final = 4096
 #: Seconds for which the service manager is asked while calls end, and how often.
 _EXTENSION: Final = 10.0
 _EXTENSION_PERIOD: Final = 1.0
+#: Seconds before the next look at what makes no progress: a ping is due as soon as it does.
+_RECOVERY: Final = 1.0
 
 
 class Daemon:
@@ -95,6 +97,7 @@ class Daemon:
                     serving.start_soon(self._rigs.run)
                     serving.start_soon(CHILDREN.reap_orphans)
                     serving.start_soon(self._ping)
+                    serving.start_soon(self._tell_states)
                     serving.start_soon(self._exporter.run)
                     self._server.open()
                     self._notifier.ready(self._summary())
@@ -271,13 +274,24 @@ class Daemon:
         return f"{up} of {len(states)} exports up" + (f"; {', '.join(down)}" if down else "")
 
     async def _ping(self) -> None:
-        """Tell the service manager that all makes progress, and how it is where that changed."""
+        """Tell the service manager that all makes progress, where it wants to know."""
         interval = self._notifier.watchdog_interval
-        said = self._summary()
+        if interval is None:
+            return
+        pause = interval
         while True:
-            await trio.sleep(min(interval or _EXTENSION_PERIOD, _EXTENSION_PERIOD))
+            await trio.sleep(pause)
             if all(export.makes_progress() for export in self._exports.values()):
                 self._notifier.watchdog()
+                pause = interval
+            else:
+                pause = min(interval, _RECOVERY)
+
+    async def _tell_states(self) -> None:
+        """Tell the service manager how the exports are, whenever that changes."""
+        said = self._summary()
+        while True:
+            await self._exports.changed()
             summary = self._summary()
             if summary != said and not self._stopped.is_set():
                 self._notifier.status(summary)

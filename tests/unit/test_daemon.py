@@ -56,10 +56,47 @@ async def test_the_watchdog_hears_of_progress_alone(
     await trio.sleep(5)
     assert manager.words == ["alive"] * 4
     exports["two"].progress = True
-    exports["two"].state = ExportState.RESTARTING
     await trio.sleep(0.5)
-    assert manager.words[4:] == ["alive", "1 of 2 exports up; two restarting"]
+    assert manager.words == ["alive"] * 5
     nursery.cancel_scope.cancel()
+
+
+class SomeExports(dict[str, SomeExport]):
+    """Exports that say when one of them has changed."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__((name, SomeExport()) for name in names)
+        self.watchers = trio.lowlevel.ParkingLot()
+
+    async def changed(self) -> None:
+        await self.watchers.park()
+
+
+async def test_states_are_told_as_they_change(
+    nursery: trio.Nursery, mock_clock: trio.testing.MockClock
+) -> None:
+    manager = Heard()
+    daemon = Daemon(lambda: DaemonConfig((), ()), notifier=manager)
+    exports: Any = SomeExports("one", "two")
+    daemon._exports = exports
+    nursery.start_soon(daemon._tell_states)
+    await trio.testing.wait_all_tasks_blocked()
+    exports["two"].state = ExportState.RESTARTING
+    mock_clock.jump(3600)
+    await trio.testing.wait_all_tasks_blocked()
+    assert manager.words == []  # it is not looked for
+    for _ in range(2):
+        exports.watchers.unpark_all()
+        await trio.testing.wait_all_tasks_blocked()
+        assert manager.words == ["1 of 2 exports up; two restarting"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_nobody_is_pinged_who_does_not_watch(mock_clock: trio.testing.MockClock) -> None:
+    del mock_clock
+    daemon = Daemon(lambda: DaemonConfig((), ()))
+    with trio.fail_after(1):
+        await daemon._ping()
 
 
 class SlowExports(dict[str, SomeExport]):

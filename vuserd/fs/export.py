@@ -32,8 +32,11 @@ from vuserd.tracing.tap import Tracing
 
 _LOG = logging.getLogger(__name__)
 
-#: Seconds between two tries to connect to a socket of somebody else's.
+#: Seconds between two tries to connect to a socket of somebody else's: at first, at most while a
+#: call waits for it, and at most.
 _ADOPT_PAUSE: Final = 0.1
+_LONGEST_WAITED_PAUSE: Final = 0.5
+_LONGEST_ADOPT_PAUSE: Final = 10.0
 #: Backends that a call may lose which never had one to itself: others may have killed them.
 _MOST_LOSSES: Final = 8
 #: The most seconds before the next try where calls were put to the backend that was lost.
@@ -104,10 +107,16 @@ class Export:
     Args:
         config: what to export.
         program: the virtiofsd to start; or why there is none, which only matters to a directory.
+        on_change: called whenever its state has changed.
 
     """
 
-    def __init__(self, config: ExportConfig, program: Program | ConfigurationError) -> None:
+    def __init__(
+        self,
+        config: ExportConfig,
+        program: Program | ConfigurationError,
+        on_change: Callable[[], object] = lambda: None,
+    ) -> None:
         self.config = config
         self.state = ExportState.STARTING
         self.reason = ""
@@ -134,6 +143,9 @@ class Export:
         self.tracing = Tracing()
         self._log = about_export(_LOG, config.name)
         self._changed = trio.lowlevel.ParkingLot()
+        self._on_change = on_change
+        #: Whether a call may end the pause before the next try.
+        self._may_hasten = False
         #: Set once the first backend is up, or is known not to be.
         self.settled = trio.Event()
         self._stopped = trio.Event()
@@ -158,6 +170,7 @@ class Export:
         """
         deadline = trio.current_time() + self.config.session.timeout
         losses = 0
+        self._hasten()
         if self._lookout is not None and self._lookout.is_due:
             await self.look()
         if self._trials.are_on:
@@ -224,6 +237,7 @@ class Export:
         export is gone. One look at a time goes on for all who want one, and nobody waits for it
         who comes in a row of calls.
         """
+        self._hasten()
         lookout = self._lookout
         if lookout is None or not lookout.is_due or self._nursery is None or self.has_ended():
             return
@@ -561,8 +575,14 @@ class Export:
         self._change(ExportState.RESTARTING if begun else ExportState.STARTING, failure)
         self.settled.set()
         delay = self._delay(asked=serving.was_asked)
-        await self._pause(delay if served or not adopted else _ADOPT_PAUSE)
+        absent = adopted and not served
+        await self._pause(self._adopt_delay() if absent else delay, may_hasten=absent)
         return True
+
+    def _adopt_delay(self) -> float:
+        """Return how long to wait for a socket of somebody else's; a call makes that shorter."""
+        longest = _LONGEST_WAITED_PAUSE if len(self._changed) else _LONGEST_ADOPT_PAUSE
+        return min(_ADOPT_PAUSE * 1.2 ** min(self._failures, 40), longest)
 
     def _delay(self, *, asked: bool) -> float:
         """Return how long to wait for the next try: not at all at first, then longer and longer.
@@ -571,16 +591,26 @@ class Export:
         """
         least, most = self.config.restart_delays
         longest = min(most, _LONGEST_AFTER_CALLS) if asked else most
-        return 0.0 if self._failures <= 1 else min(least * 2 ** (self._failures - 2), longest)
+        doublings = min(self._failures - 2, 40)
+        return 0.0 if doublings < 0 else min(least * 2**doublings, longest)
 
-    async def _pause(self, seconds: float) -> None:
+    async def _pause(self, seconds: float, *, may_hasten: bool) -> None:
         with trio.CancelScope() as self._waiting:
             if not self._stopped.is_set():
+                self._may_hasten = may_hasten
                 await trio.sleep(seconds)
+        self._may_hasten = False
+
+    def _hasten(self) -> None:
+        """Try at once to connect to a socket of somebody else's; once a call, not in its wait."""
+        if self._may_hasten:
+            self._may_hasten = False
+            self._waiting.cancel()
 
     def _change(self, state: ExportState, reason: str) -> None:
         self.state, self.reason = state, reason
         self._changed.unpark_all()
+        self._on_change()
 
     def _come_up(self, serving: Serving) -> None:
         self.generation += 1

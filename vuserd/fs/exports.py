@@ -22,6 +22,7 @@ class Exports(Mapping[str, Export]):
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._exports: dict[str, Export] = {}
+        self._watchers = trio.lowlevel.ParkingLot()
 
     def __getitem__(self, name: str) -> Export:
         return self._exports[name]
@@ -47,6 +48,7 @@ class Exports(Mapping[str, Export]):
             for config in configs:
                 nursery.start_soon(self._apply_one, config, done)
         self._exports = {name: self._exports[name] for name in wanted}
+        self._watchers.unpark_all()
         return done
 
     async def replace(self, name: str) -> list[str]:
@@ -67,6 +69,16 @@ class Exports(Mapping[str, Export]):
         if export.has_ended():
             raise BackendDown(f"export {name} is {export.state}: {export.reason}")
         return [f"export {name}: started again"]
+
+    async def changed(self) -> None:
+        """Wait until an export has changed its state, or there is one more or less."""
+        await self._watchers.park()
+
+    async def look(self) -> None:
+        """Look where the paths of all exports lead to: see :meth:`Export.look`."""
+        async with trio.open_nursery() as nursery:
+            for export in self._exports.values():
+                nursery.start_soon(export.look)
 
     def stop(self) -> None:
         """Ask all of them to end in good order."""
@@ -107,7 +119,7 @@ class Exports(Mapping[str, Export]):
 
         The new one takes calls before the old one ends, and has them wait for its backend.
         """
-        export = Export(config, await _find_program(config))
+        export = Export(config, await _find_program(config), self._watchers.unpark_all)
         before = self._exports.get(config.name)
         self._exports[config.name] = export
         if before is not None:
