@@ -159,6 +159,21 @@ class NodeOperations:
         """Close a directory."""
         self._channel.post(fuse.releasedir(node.id, handle))
 
+    async def is_exhausted(self, error: FileError) -> bool:
+        """Tell whether an error is for want of descriptors in the backend.
+
+        A file system may have the same errno of its own: then the backend can open something else.
+        """
+        if not error.is_exhaustion:
+            return False
+        root = root_node()
+        try:
+            handle = await self.open_directory(root)
+        except FileError:
+            return True
+        self.release_directory(root, handle)
+        return False
+
     async def read_entries(
         self, node: Node, handle: FileHandle, start: int, limit: int, *, attributes: bool
     ) -> tuple[list[DirectoryEntry], int | None]:
@@ -200,7 +215,7 @@ class NodeOperations:
         try:
             return await self._read_buffer(node, handle, offset, limit, plus=plus)
         except FileError as error:
-            if not plus or error.is_exhaustion:
+            if not plus or await self.is_exhausted(error):
                 raise
             return await self._read_buffer(node, handle, offset, limit, plus=False)
 
@@ -244,7 +259,7 @@ class NodeOperations:
                 try:
                     found = await self.look_up(node, entry.name, hold)
                 except FileError as error:
-                    if error.is_exhaustion:
+                    if await self.is_exhausted(error):
                         raise
                     if error.number != errno.ENOENT:
                         there.append(entry)

@@ -155,8 +155,7 @@ class TreeWalk(Kept):
         try:
             await self._read_portion(files, directory, await self._entered_node(files, directory))
         except FileError as error:
-            if error.is_exhaustion:  # there may be more descriptors soon
-                self._waiting.append(directory)
+            if await self._is_out_of_descriptors(files, directory, error):
                 raise
             if error.number not in _GONE:
                 self._problems.append(WalkProblem(directory.path, error))
@@ -170,6 +169,16 @@ class TreeWalk(Kept):
         else:
             if directory.reader.finished:
                 self._finish(directory)
+
+    async def _is_out_of_descriptors(
+        self, files: FileSystem, directory: _Directory, error: FileError
+    ) -> bool:
+        """Tell whether there may be more descriptors soon, for a directory that waits for them."""
+        self._waiting.append(directory)
+        is_exhausted = await files.operations.is_exhausted(error)
+        if not is_exhausted:
+            self._waiting.remove(directory)
+        return is_exhausted
 
     async def _enter_top(self, files: FileSystem) -> None:
         self._leave(self._top)  # what the way there took that did not come through
