@@ -3,7 +3,7 @@
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import trio
 
@@ -52,12 +52,16 @@ from vuserd.client.wholefile import Options, Progress, Sink, take
 
 T = TypeVar("T")
 
+#: Whole files that are taken at once, fewer than a daemon lets a client have open by default (64).
+_TRANSFERS: Final = 48
+
 
 class TrioClient:
     """A connection to the daemon: ``async with TrioClient.connect() as client: ...``.
 
     Every call may raise a :class:`vuserd.client.errors.ClientError`, mostly a RemoteError with the
-    daemon's answer.  A cancelled call leaves the connection and all other calls as they are.
+    daemon's answer.  A cancelled call leaves the connection and all other calls as they are.  Of
+    whole files 48 are taken at once, and others wait for one of these.
 
     A restart of the daemon goes unnoticed, as with :class:`vuserd.client.Client`, which tells what
     becomes of a call then.
@@ -71,6 +75,7 @@ class TrioClient:
         self._address: str | None = None
         self._patience = 0.0
         self._reconnecting = trio.Lock()
+        self._transfers = trio.Semaphore(_TRANSFERS)
 
     @classmethod
     @asynccontextmanager
@@ -344,7 +349,8 @@ class TrioClient:
         grows: bool,
     ) -> Stat:
         options = Options(progress, grows, self._patience, trio.current_time)
-        return await self._do(take(export, path, sink, options), write)
+        async with self._transfers:
+            return await self._do(take(export, path, sink, options), write)
 
     async def _do(
         self, procedure: Procedure[T], write: Callable[[memoryview, int], Awaitable[object]]
