@@ -56,6 +56,13 @@ class FileChanged(Exception):  # noqa: N818 - never leaves the clients
     """The file is not what was opened any more."""
 
 
+class _OfCaller(Exception):  # noqa: N818 - never leaves this module
+    """What a function of the caller raised, as if it were of a call that is made here."""
+
+    def __init__(self, error: ClientError) -> None:
+        self.error = error
+
+
 class Options(NamedTuple):
     """How a file is taken."""
 
@@ -95,6 +102,17 @@ def take(export: str, path: RemotePath, sink: Sink, options: Options) -> Procedu
             as many as have brought nothing yet; and what the daemon says.
 
     """
+    try:
+        return (yield from _take(export, path, sink, options))
+    except _OfCaller as passed:
+        error = passed.error
+    try:
+        raise error
+    finally:
+        del error  # which its traceback refers to
+
+
+def _take(export: str, path: RemotePath, sink: Sink, options: Options) -> Procedure[Stat]:
     for _ in range(ATTEMPTS):
         attempt = _Attempt(export, path, sink, options)
         try:
@@ -152,17 +170,20 @@ class _Attempt:
         return opened, ticket.core
 
     def _take(self, file: _Open, opened: OpenedFile) -> Procedure[Stat]:
-        first = self._opened or opened
+        is_same = True
         if self._opened is None:
             yield from self._begin(file, opened)
-        elif not (opened.is_same(first) or self._may_have_grown(opened.stat)):
-            raise FileChanged
+        else:
+            is_same = opened.is_same(self._opened)
+            if not is_same and not self._may_have_grown(opened.stat):
+                raise FileChanged
+        first = self._opened or opened
         size = yield from self._take_chunks(file, first.stat.size)
         self._sink.end(size)
         self._tell(size, size)  # a hole at its end, too
         after = yield from file.ask(calls.stat_open(*file.source))
         if after.same_file(first.stat):
-            if not first.settled or not (opened is first or opened.is_same(first)):
+            if not (first.settled and is_same):
                 yield from self._compare(file)
             return after._replace(size=size)
         if not self._may_have_grown(after):
@@ -254,16 +275,27 @@ class _Attempt:
         return end
 
     def _put(self, payload: memoryview, offset: int) -> Procedure[None]:
-        if self._sums is not None and payload:
-            self._sums.append(_Sum(offset, len(payload), zlib.crc32(payload)))
-        if payload:
-            yield Write(payload, offset)
-            self.there = offset + len(payload)
+        length = len(payload)
+        if length and self._sums is not None:
+            self._sums.append(_Sum(offset, length, zlib.crc32(payload)))
+        if length:
+            try:
+                yield Write(payload, offset)
+            except BaseException as error:
+                with suppress(BufferError):
+                    payload.release()  # its traceback may keep it, and so what is lent, for long
+                if isinstance(error, ClientError):
+                    raise _OfCaller(error) from None
+                raise
+            self.there = offset + length
 
     def _tell(self, there: int, total: int) -> None:
         if self._options.progress is not None and self._told != (there, total):
             self._told = there, total
-            self._options.progress(there, total)
+            try:
+                self._options.progress(there, total)
+            except ClientError as error:
+                raise _OfCaller(error) from None
 
     def _compare(self, file: _Open) -> Procedure[None]:
         """Read all of it once more.
