@@ -113,7 +113,8 @@ class FakeDaemon:
         #: How often memory was attached.
         self.attached = 0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._descriptors: deque[int] = deque()
+        #: Descriptors that came and were not used.
+        self.descriptors: deque[int] = deque()
         #: Attached memory, likewise.
         self.memories: dict[tuple[int, int], mmap.mmap] = {}
         #: Files that clients have open, by the connection that each is open on, and its number
@@ -125,10 +126,13 @@ class FakeDaemon:
         self.by_attributes = True
         #: The most extents that are told at once.
         self.extents_limit = 1000
+        #: What clients had open when they closed their connection, in good order.
+        self.left: list[tuple[int, int]] = []
         #: The connection that this thread serves, as ``number``.
         self._here = threading.local()
         self._threads: list[threading.Thread] = []
         self._connections: list[socket.socket] = []
+        self._ended: list[socket.socket] = []  # by this side
 
     def __enter__(self) -> Self:
         self._listener.bind(self.address)
@@ -147,7 +151,7 @@ class FakeDaemon:
         self.refuse_clients()
         for thread in self._threads:
             thread.join()
-        for descriptor in self._descriptors:
+        for descriptor in self.descriptors:
             os.close(descriptor)
         for sock in (self._listener, *self._connections):
             sock.close()
@@ -188,6 +192,8 @@ class FakeDaemon:
                         connection.shutdown(socket.SHUT_RDWR)
                         return
                 held.clear()
+            if connection not in self._ended:
+                self.left += [key for key in [*self.open, *self.memories] if key[0] == number]
             for request in held:  # of a client that has shut its side, or as end_connections() does
                 self._send(connection, *self._answer(request))
             connection.shutdown(socket.SHUT_WR)
@@ -201,12 +207,14 @@ class FakeDaemon:
 
     def end_connections(self) -> None:
         """Do as a daemon that ends: what clients have sent until now is answered, and no more."""
+        self._ended = [*self._connections]
         for connection in self._connections:
             with suppress(OSError):  # the client was first
                 connection.shutdown(socket.SHUT_RD)
 
     def cut_connections(self) -> None:
         """Do as a daemon that is killed: nothing is answered any more."""
+        self._ended = [*self._connections]
         for connection in self._connections:
             with suppress(OSError):  # the client was first
                 connection.shutdown(socket.SHUT_RDWR)
@@ -231,7 +239,7 @@ class FakeDaemon:
     def _receive(self, connection: socket.socket) -> bytes:
         self.reads.wait()
         data, descriptors, _, _ = socket.recv_fds(connection, 65536, 16)
-        self._descriptors.extend(descriptors)
+        self.descriptors.extend(descriptors)
         return data
 
     def _send(self, connection: socket.socket, frame: bytes, descriptors: list[int]) -> None:
@@ -309,6 +317,8 @@ class FakeDaemon:
         node = self.find(export, path)
         if node.type != "file":
             raise FaultError("EISDIR" if node.type == "dir" else "EINVAL", f"it is a {node.type}")
+        if sum(key[0] == self._here.number for key in list(self.open)) >= 64:
+            raise FaultError("TOO_LARGE", "a client may have 64 files open", limit=64)
         self._here.opened += 1
         number = self._here.opened
         self.open[self._here.number, number] = node
@@ -378,7 +388,7 @@ class FakeDaemon:
         return answer | {"cached": False}, descriptor
 
     def do_attach(self, size: int) -> int:
-        descriptor = self._descriptors.popleft()
+        descriptor = self.descriptors.popleft()
         self.attached += 1
         self._here.attached += 1
         number: int = self._here.attached
