@@ -81,7 +81,7 @@ def _btrfs(folder: Path, place: Path) -> Iterator[None]:
     with mounted_image(make_image(folder / "image", 128, "mkfs.btrfs", "--quiet"), place):
         fill(place)
         run("btrfs", "subvolume", "create", place / "subvolume")
-        run("cp", "--reflink=always", place / "sizes/1048577", place / "subvolume/shared")
+        run("cp", "--reflink=always", place / "sizes/1048575", place / "subvolume/shared")
         run("btrfs", "subvolume", "snapshot", place / "subvolume", place / "snapshot")
         (place / "subvolume/shared").write_bytes(b"its own by now")
         yield

@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.ways import WAYS, FailedCommandError, Served, by_get_r
+from tests.e2e.ways import WAYS, FailedCommandError, Served, by_cat, by_get_r
 from tests.running import RunningDaemon
 from tests.systems.mounting import mounted, run, shared_folder
 from tests.systems.oddtree import Node, directory, odd_file_system
@@ -112,7 +112,8 @@ def test_files_of_the_kernels_own(
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_files_of_fuse(served: Served, files: Path, way: Callable[[Served, str], bytes]) -> None:
-    assert wrong_files(served, files, way, [f"odd/{name}/file" for name in _ODD]) == []
+    names = list(_ODD)[::5] if way is by_cat else _ODD  # which starts Python for each
+    assert wrong_files(served, files, way, [f"odd/{name}/file" for name in names]) == []
 
 
 def test_the_size_is_told_as_it_is(served: Served, files: Path) -> None:

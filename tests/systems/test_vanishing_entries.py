@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,17 +44,13 @@ def served(virtiofsd: str, _root: None) -> Iterator[Served]:
             yield Served(client, str(socket))
 
 
-@pytest.fixture(params=["overlay", "tmpfs"])
-def directory(request: pytest.FixtureRequest, served: Served) -> Iterator[Path]:
-    """Give a directory in the export, with old files and new ones, and no others."""
+@pytest.fixture
+def directory(served: Served) -> Iterator[Path]:
+    """Give a directory in the export, with old files in its lower layer and new ones above."""
     base = Path(served.socket).parent
     place = Path(tempfile.mkdtemp(dir=base / "export"))
-    with ExitStack() as stack:
-        if request.param == "overlay":
-            lower, _ = stack.enter_context(overlay(base / f"layers-{place.name}", place))
-            make_files(lower, "old", _OLD)
-        else:
-            make_files(place, "old", _OLD)
+    with overlay(base / f"layers-{place.name}", place) as (lower, _):
+        make_files(lower, "old", _OLD)
         make_files(place, "new", _NEW)
         yield place
 

@@ -6,13 +6,13 @@ import stat
 from pathlib import Path
 from typing import Final
 
-#: Of files: around a page, the most that one READ gives, and more than a few of those.
-SIZES: Final = (0, 1, 4095, 4096, 4097, (1 << 20) - 1, (1 << 20) + 1, (3 << 20) + 5)
+#: Of files: around a page, the most that one READ gives, and more than one of those.
+SIZES: Final = (0, 1, 4095, 4096, 4097, (1 << 20) - 1, (2 << 20) + 5)
 #: The number of files in the directory that is listed in pages.
 MANY: Final = 333
-#: Where a sparse file of a few MiB has data.
-ISLANDS: Final = (0, 1 << 20, (5 << 20) + 4096)
-SPARSE_SIZE: Final = 6 << 20
+#: Where a sparse file has data.
+ISLANDS: Final = (0, 1 << 20, (2 << 20) + 4096)
+SPARSE_SIZE: Final = 3 << 20
 
 _ODD_NAMES: Final = (
     b"caf\xe9-latin1",
