@@ -186,10 +186,45 @@ class _Attempt:
             if not (first.settled and is_same):
                 yield from self._compare(file)
             return after._replace(size=size)
-        if not self._may_have_grown(after):
-            raise FileChanged
-        yield from self._compare(file)
-        return first.stat._replace(size=size)
+        return (yield from self._take_growth(file, size, after))
+
+    def _take_growth(self, file: _Open, size: int, after: Stat) -> Procedure[Stat]:
+        """Take what a file that may have grown had when it was looked at; read on for that.
+
+        Attributes do not tell an append from a longer version that was written in its place. But
+        where what was read before that look is read again after it, and after what is behind it,
+        all of it stood there when it was looked at. An empty beginning tells nothing of that.
+        """
+        while True:
+            if not self._may_have_grown(after):
+                raise FileChanged
+            is_told, size = size > 0, (yield from self._read_on(file, size, after.size))
+            self._sink.end(size)
+            yield from self._compare(file)
+            if is_told or not size:
+                return after._replace(size=size)
+            later = yield from file.ask(calls.stat_open(*file.source))
+            if later.same_file(after):
+                return after._replace(size=size)
+            after = later
+
+    def _read_on(self, file: _Open, begin: int, end: int) -> Procedure[int]:
+        """Take the bytes from ``begin`` to ``end``; return that.
+
+        Raises:
+            FileChanged: there are fewer.
+
+        """
+        [place] = own_places(_REST_BYTES)[:1]
+        while begin < end:
+            length = min(len(place.view), end - begin)
+            got = yield from file.ask(place.call(file.source, begin, length))
+            if not got:
+                raise FileChanged
+            yield from self._put(place.view[:got], begin)
+            begin += got
+            self._tell(begin, end)
+        return begin
 
     def _may_have_grown(self, now: Stat) -> bool:
         """Whether it may have all that it had when it was opened first, for a comparison to say."""
