@@ -74,12 +74,6 @@ class Exports(Mapping[str, Export]):
         """Wait until an export has changed its state, or there is one more or less."""
         await self._watchers.park()
 
-    async def look(self) -> None:
-        """Look where the paths of all exports lead to: see :meth:`Export.look`."""
-        async with trio.open_nursery() as nursery:
-            for export in self._exports.values():
-                nursery.start_soon(export.look)
-
     def stop(self) -> None:
         """Ask all of them to end in good order."""
         for export in self._exports.values():

@@ -20,6 +20,7 @@ from vuserd.fs.listings import Listing as DirectoryListing
 from vuserd.fs.openfile import OpenFile
 from vuserd.fs.owners import Owners
 from vuserd.fs.walk import TreeWalk
+from vuserd.gather import gather
 from vuserd.rpc.access import RefusalLog, Rights
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.codec import wire_name
@@ -225,6 +226,10 @@ class Methods:
             raise CallError(ErrorCode.UNKNOWN_EXPORT, f"there is no export {name!r}")
         return found
 
+    async def _look(self) -> None:
+        """Look where the exports' paths lead to: one may be gone, and nobody have asked since."""
+        await gather([export.look for export in self._exports.values()])
+
     async def api_info(self, _: Caller) -> dict[str, Any]:
         """Tell what this daemon can do."""
         return {
@@ -237,6 +242,7 @@ class Methods:
 
     async def exports(self, caller: Caller) -> list[dict[str, Any]]:
         """Tell which exports there are for this client, and how they are."""
+        await self._look()
         return [
             export.describe()
             for export in self._exports.values()
@@ -430,6 +436,7 @@ class Methods:
 
     async def status(self, caller: Caller) -> dict[str, Any]:
         """Return how the daemon does, as far as this client may know."""
+        await self._look()
         return self._manager.status(caller.rights)
 
     async def metrics(self, _: Caller) -> str:
