@@ -1,6 +1,7 @@
 """Real file systems for the session, and for each backend a daemon that exports them all."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,9 +24,17 @@ def without(reason: str) -> NoReturn:
 
 
 @pytest.fixture(scope="session")
-def _root() -> None:
+def _root() -> Iterator[None]:
+    """Take root, and unmount everything even where the run is terminated."""
     if os.geteuid() != 0:
         without("only root mounts file systems")
+
+    def end(_number: int, _frame: object) -> None:
+        pytest.exit("terminated")
+
+    before = signal.signal(signal.SIGTERM, end)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
