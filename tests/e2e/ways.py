@@ -179,3 +179,5 @@ WAYS: Final = (
     by_cat,
     by_vuserctl_load,
 )
+#: Those that take a file while it grows.
+GROWING: Final = (by_stream, by_trio_stream, by_cat)

@@ -51,11 +51,17 @@ class Write(NamedTuple):
     offset: int
 
 
+class Pause(NamedTuple):
+    """Wait for some seconds."""
+
+    seconds: float
+
+
 class GoesOn(NamedTuple):
     """Tell whether calls are taken, or may be by the daemon's successor."""
 
 
-Step: TypeAlias = Ask | Begin | Finish | Abandon | Write | GoesOn
+Step: TypeAlias = Ask | Begin | Finish | Abandon | Write | Pause | GoesOn
 Procedure: TypeAlias = Generator[Step, Any, Result]
 
 

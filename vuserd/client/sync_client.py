@@ -18,6 +18,7 @@ from vuserd.client.procedure import (
     Ask,
     Begin,
     Finish,
+    Pause,
     Procedure,
     Step,
     Write,
@@ -407,6 +408,9 @@ class Client:
                 return self.abandon(ticket)
             case Write(payload, offset):
                 return write(payload, offset)
+            case Pause(seconds):
+                time.sleep(seconds)
+                return None
             case _:
                 return self._goes_on()
 

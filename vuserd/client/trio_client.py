@@ -19,6 +19,7 @@ from vuserd.client.procedure import (
     Ask,
     Begin,
     Finish,
+    Pause,
     Procedure,
     Step,
     Write,
@@ -393,6 +394,9 @@ class TrioClient:
                 return None
             case Write(payload, offset):
                 return await write(payload, offset)
+            case Pause(seconds):
+                await trio.sleep(seconds)
+                return None
             case _:
                 return self._goes_on()
 

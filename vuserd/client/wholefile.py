@@ -17,7 +17,7 @@ from vuserd.client.calls import Call, RemotePath
 from vuserd.client.core import ClientCore
 from vuserd.client.errors import BadReply, ClientError, NotTaken, RemoteError
 from vuserd.client.memory import SharedMemory
-from vuserd.client.procedure import Abandon, Ask, Begin, Finish, GoesOn, Procedure, Write
+from vuserd.client.procedure import Abandon, Ask, Begin, Finish, GoesOn, Pause, Procedure, Write
 from vuserd.client.records import OpenedFile, Stat
 from vuserd.client.sinks import FileSink, StreamSink, is_sparse
 from vuserd.client.ticket import Ticket
@@ -42,10 +42,12 @@ Sink: TypeAlias = FileSink | StreamSink
 _Parts: TypeAlias = list[tuple[int, int]]
 
 ATTEMPTS = 3
+#: Seconds before it is read once more: a write that is under way ends in them, unless its writer is
+#: slower than that. Both readings would find the same half of it.
+_PAUSE: Final = 0.05
 #: Bytes that are asked for at once of a file whose size is untrue: for more than most such have, as
 #: some give all that they have to one read, and nothing to a second.
 _REST_BYTES: Final = 1 << 20
-
 
 #: Bytes of a file that is cheap to sum, and nanoseconds since a large one changed that may grow on.
 _SMALL: Final = 32 << 20
@@ -343,6 +345,7 @@ class _Attempt:
         longest = max((each.length for each in self._sums), default=0)
         if not longest:
             return
+        yield Pause(_PAUSE)
         [place] = own_places(longest - 1)[:1]
         for each in self._sums:
             got = yield from file.ask(place.call(file.source, each.offset, each.length))

@@ -13,7 +13,7 @@ from memory.foreign import ForeignRegion, UnfitMemoryError
 from memory.guest import GuestRegion
 from protocol.fuse import PAGE_SIZE
 from vuserd.delivery.headroom import HEADROOM
-from vuserd.delivery.whole import Delivery, deliver_whole
+from vuserd.delivery.whole import Delivery, FileChanged, deliver_whole
 from vuserd.device.payloads import given_back
 from vuserd.device.session import Session
 from vuserd.errors import BackendError, CallError, ErrorCode
@@ -226,10 +226,11 @@ class AttachedMemory:
     async def _load_version(
         self, file: OpenFile, address: int, offset: int, length: int | None
     ) -> int:
-        """Load a file that is looked at afterwards: where it has changed by now, nothing."""
         loaded = await self._load_by_size(file, address, offset, length)
-        if loaded is not None or not await file.unchanged():
-            return loaded or 0
+        if loaded is not None:
+            return loaded
+        if not await file.unchanged():
+            raise FileChanged
         return await self._load_to_the_end(file, address, offset, length)
 
     async def _agrees(self, file: OpenFile, loaded: int, address: int, offset: int) -> bool:

@@ -12,7 +12,7 @@ import trio
 from memory.arena import Buffer
 from protocol.fuse import PAGE_SIZE
 from vuserd.delivery.headroom import HEADROOM
-from vuserd.delivery.whole import Delivery
+from vuserd.delivery.whole import Delivery, FileChanged
 from vuserd.device.payloads import given_back
 from vuserd.errors import FileError, os_reason
 from vuserd.fs.nodes import Node
@@ -136,8 +136,10 @@ async def _fill(file: OpenFile, descriptor: int) -> int:
 
 async def _fill_untrue(file: OpenFile, descriptor: int) -> int:
     """Read a file that ends elsewhere than its size says, unless that is because it changed."""
+    if not await file.unchanged():
+        raise FileChanged
     os.ftruncate(descriptor, 0)
-    return await _fill_to_the_end(file, descriptor) if await file.unchanged() else 0
+    return await _fill_to_the_end(file, descriptor)
 
 
 async def _fill_extent(file: OpenFile, descriptor: int, extent: Extent) -> bool:
