@@ -13,14 +13,14 @@ ones. The table's section is the first line of the docstring of the module that 
 
 import ast
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
 
-REPOSITORY: Final = Path(__file__).parent.parent.parent
+from tests.collecting import REPOSITORY, tests_that_import
+
 CATALOGUE: Final = REPOSITORY / "docs" / "faults.md"
 
 #: What has to become of most faults.
@@ -87,33 +87,12 @@ def not_yet(reason: str) -> pytest.MarkDecorator:
     return pytest.mark.xfail(strict=True, reason=reason)
 
 
-class Collector:
-    """A plugin for pytest that keeps what was collected."""
-
-    def __init__(self) -> None:
-        self.items: list[pytest.Item] = []
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Keep the tests."""
-        self.items = session.items
-
-
 def collect() -> list[Row]:
-    """Collect the rows of all files under tests/ that have one."""
-    collector = Collector()
-    marked = [
-        str(path.relative_to(REPOSITORY))
-        for path in sorted((REPOSITORY / "tests").rglob("test_*.py"))
-        if "tests.faults.catalogue" in path.read_text()
-    ]
-    # Those of this folder first: their words are the sections.
-    marked.sort(key=lambda path: not path.startswith("tests/faults"))
-    os.chdir(REPOSITORY)
-    quiet = ["--collect-only", "-qqq", "-p", "no:cacheprovider", "-o", "addopts="]
-    status = pytest.main([*quiet, *marked], plugins=[collector])
-    if status != pytest.ExitCode.OK:
-        raise RuntimeError(f"the tests could not be collected: {status!r}")
-    return rows_of(collector.items)
+    """Collect the rows of all files under tests/ that have one: those of this folder first.
+
+    Their words are the sections.
+    """
+    return rows_of(tests_that_import("tests.faults.catalogue", "tests/faults"))
 
 
 def rows_of(items: Sequence[pytest.Item]) -> list[Row]:

@@ -3,7 +3,8 @@
 import subprocess
 import sys
 
-from tests.faults.catalogue import CATALOGUE, REPOSITORY
+from tests.collecting import REPOSITORY
+from tests.faults.catalogue import CATALOGUE
 
 
 def test_the_catalogue_is_up_to_date() -> None:
