@@ -10,6 +10,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from tests.attacks.threats import Who, threat
 from tests.running import RunningDaemon
 from vuserd.client import Client
 
@@ -48,6 +49,13 @@ def receive(connection: socket.socket) -> Any:
         unpacker.feed(received)
 
 
+@threat(
+    "lost-framing",
+    who=Who.STRANGER,
+    against="the decoder",
+    does="sends what is no frame, or announces more than there may be",
+    promise="its own connection ends with a word, and no object was made of it",
+)
 @pytest.mark.parametrize(
     ("sent", "code"),
     [
@@ -147,5 +155,12 @@ def test_a_client_that_does_not_read_holds_up_nobody(running: RunningDaemon) -> 
                 assert len(client.read("files", "big", 0, 8 << 20)) == 8 << 20
 
 
+@threat(
+    "socket-mode",
+    who=Who.NEIGHBOUR,
+    against="a daemon without a configuration",
+    does="connects",
+    promise="the socket is its owner's alone",
+)
 def test_the_socket_is_its_owners_alone(running: RunningDaemon) -> None:
     assert Path(running.socket).stat().st_mode & 0o777 == 0o600

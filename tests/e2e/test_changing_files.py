@@ -15,6 +15,7 @@ from typing import Final
 
 import pytest
 
+from tests.attacks.threats import Who, threat
 from tests.e2e.changer import Change
 from tests.e2e.judging import FINE, judged_rounds
 from tests.e2e.lane import Lane, run_lanes
@@ -118,6 +119,13 @@ def served(
         yield serving(stack, fine, virtiofsd, socket)
 
 
+@threat(
+    "changing-files",
+    who=Who.FILE_OWNER,
+    against="who reads the file",
+    does="rewrites, cuts, appends to and replaces it while it is read",
+    promise="what comes is one version of it, or CHANGED",
+)
 @repeated
 @pytest.mark.parametrize("change", Change)
 @pytest.mark.parametrize("way", _WAYS, ids=lambda way: way.__name__)

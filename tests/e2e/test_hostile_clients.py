@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
+from tests.attacks.threats import Who, threat
 from tests.e2e import attacks
 from tests.e2e.attacks import connected, connections, packed
 from tests.e2e.good_clients import (
@@ -131,6 +132,13 @@ def served(files: Path, rust_virtiofsd: str) -> Iterator[Served]:
         yield Served(running, good, idle)
 
 
+@threat(
+    "busy-clients",
+    who=Who.CLIENT,
+    against="other clients",
+    does="asks without reading, reads without asking, connects and leaves, a thousand times",
+    promise="others are served meanwhile, and nothing stays of it",
+)
 @repeated
 @pytest.mark.parametrize("sized", ATTACKS, ids=lambda sized: sized.attack.__name__)
 def test_others_are_served_and_nothing_stays(served: Served, sized: Sized) -> None:
@@ -165,6 +173,13 @@ def daemon_alone(files: Path, rust_virtiofsd: str, tmp_path: Path) -> Iterator[R
         yield running
 
 
+@threat(
+    "stopped-readers",
+    who=Who.CLIENT,
+    against="the daemon's payload buffers",
+    does="asks for much and reads none of it",
+    promise="a user's bounds hold for all connections together, and the others' calls go on",
+)
 def test_readers_that_stop_do_not_take_all_of_the_arena(daemon_alone: RunningDaemon) -> None:
     running = daemon_alone
     with (
@@ -245,6 +260,13 @@ def test_listings_that_nobody_reads_take_little_memory(rust_virtiofsd: str, tmp_
     assert grown < 32 << 20, f"{grown >> 20} MiB more than before"
 
 
+@threat(
+    "idle-memory",
+    who=Who.CLIENT,
+    against="a backend's few slots for memory",
+    does="attaches memory, loads into it once and keeps it",
+    promise="memory that lies idle gives way to others",
+)
 def test_attached_memory_that_lies_idle_leaves_others_a_slot(
     files: Path, virtiofsd: str, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from tests.attacks.threats import Who, threat
 from tests.running import RunningDaemon
 from vuserd.client import Client
 from vuserd.client.errors import RemoteError
@@ -84,6 +85,13 @@ def make_file(path: Path, size: int) -> None:
         os.fsync(file.fileno())
 
 
+@threat(
+    "too-large-images",
+    who=Who.CLIENT,
+    against="the daemon's memory",
+    does="fetches more than its cgroup has room for",
+    promise="that call is ENOMEM, and the daemon serves on",
+)
 @pytest.mark.parametrize("level", [".", "inner"])
 def test_a_file_that_does_not_fit_is_refused(
     group: Path, virtiofsd: str, tmp_path: Path, level: str

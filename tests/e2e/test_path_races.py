@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
+from tests.attacks.threats import Who, threat
 from tests.e2e.rounds import repeated, rounds
 from tests.e2e.swapper import swapping
 from tests.running import RunningDaemon
@@ -173,6 +174,13 @@ def running(place: Place, virtiofsd: str, tmp_path: Path) -> Iterator[RunningDae
         yield running
 
 
+@threat(
+    "path-races",
+    who=Who.FILE_OWNER,
+    against="files outside of the export",
+    does="exchanges names, links and directories while they are walked, listed and read",
+    promise="no path leads out of the export",
+)
 @repeated
 def test_nothing_outside_is_reached(place: Place, running: RunningDaemon) -> None:
     forbidden = place.outside_inodes()

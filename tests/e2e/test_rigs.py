@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 from pyroute2 import netns
 
+from tests.attacks.threats import Who, threat
 from tests.e2e.visiting import ROOT, User, Visitor, namespace
 from tests.running import RunningDaemon
 from vuserd.client.sync_client import Client
@@ -77,6 +78,13 @@ def serving(folder: Path, backend: str, rigs: str) -> Iterator[RunningDaemon]:
         yield daemon
 
 
+@threat(
+    "rig-exports",
+    who=Who.RIG,
+    against="exports that are not of its rig",
+    does="asks for whatever there is, and for what only managers may, as root of its namespace",
+    promise="it sees the exports of its rig that are for its user, and manages nothing",
+)
 def test_each_sees_what_it_may_and_nothing_else(tmp_path: Path, rust_virtiofsd: str) -> None:
     choose = random.Random(20261123)
     with contextlib.ExitStack() as stack:
@@ -145,6 +153,13 @@ def test_each_sees_what_it_may_and_nothing_else(tmp_path: Path, rust_virtiofsd: 
     assert len(refused) <= 3 * len(USERS)
 
 
+@threat(
+    "rig-socket",
+    who=Who.RIG,
+    against="another rig",
+    does="connects to the abstract address of another rig, and of the host",
+    promise="there is no such address in its namespace",
+)
 def test_a_rig_cannot_reach_the_others_socket(tmp_path: Path, rust_virtiofsd: str) -> None:
     with namespace("a") as a, namespace("b") as b:
         rigs = rig(a, {"for-all"}, "@here") + "\n" + rig(b, {"for-all"}, "@there")

@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from protocol.fuse import Opcode
 from protocol.virtio_fs import HIPRIO_QUEUE, REQUEST_QUEUE
+from tests.attacks.threats import Who, threat
 from tests.fake.backend import FakeBackend
 from tests.fake.files import Answer, FuseRequest
 from tests.faults.catalogue import BROKEN, UNHARMED, fault
@@ -49,6 +50,13 @@ def row(name: str, trick: Trick, words: str, done: str) -> object:
     return pytest.param(trick, words, marks=fault(name, done=done, must=BROKEN), id=name)
 
 
+@threat(
+    "lying-ring",
+    who=Who.BACKEND,
+    against="the daemon's books",
+    does="returns chains that it was not given, twice, or with lengths beyond their buffers",
+    promise="the session ends with the cause, and a new backend serves (docs/faults.md)",
+)
 @pytest.mark.parametrize(
     ("trick", "words"),
     [
@@ -299,6 +307,13 @@ def never_blocked_by(descriptors: Sequence[int]) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@threat(
+    "shared-flags",
+    who=Who.BACKEND,
+    against="the daemon's thread",
+    does="sets flags on the descriptors that both have",
+    promise="kicks and calls have an open file description on each side",
+)
 @fault(
     "notifications-that-block",
     done="the backend fills what it was given for kicks and calls, and clears O_NONBLOCK there",
@@ -331,6 +346,13 @@ async def test_calls_for_nothing_are_harmless(front: Front) -> None:
     await front.serves()
 
 
+@threat(
+    "driver-side",
+    who=Who.BACKEND,
+    against="the daemon's books",
+    does="overwrites the descriptors, the available ring and the requests in shared memory",
+    promise="nothing that the daemon wrote there is read back",
+)
 @fault(
     "driver-areas-overwritten",
     done="the backend writes over the descriptor table and the available ring, which are the"

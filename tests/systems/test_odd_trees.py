@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.attacks.threats import Who, threat
 from tests.e2e.rounds import rounds
 from tests.e2e.ways import Served, by_download, by_fetch, by_load, by_read, by_stream
 from tests.running import RunningDaemon
@@ -277,6 +278,13 @@ def test_an_odd_root(odd: Odd, fields: dict[str, object]) -> None:
     check_tree(odd, (Entry(b"odd", Node()),), 0, **fields)
 
 
+@threat(
+    "odd-trees",
+    who=Who.FILE_OWNER,
+    against="all who use the export",
+    does="mounts a file system that shows odd names, links, types, sizes and errors",
+    promise="an oddity is passed on, or is an error of that entry or call alone",
+)
 @pytest.mark.timeout(240 + rounds(0))
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
 def test_any_tree(odd: Odd) -> None:
