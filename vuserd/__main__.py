@@ -3,10 +3,12 @@
 import sys
 
 from vuserd.packages import forget_others
+from vuserd.undumpable import become_undumpable
 
 
 def main() -> int:
     """Run the command line with the daemon's own packages; return the exit status."""
+    become_undumpable()  # before there is anything to see
     forget_others()
     from vuserd.cli import main as run
 

@@ -32,6 +32,7 @@ from vuserd.journal import journal_handler
 from vuserd.machine import LEAST_DESCRIPTORS
 from vuserd.standard_streams import STANDARD_OUTPUT, finish_output, prepare
 from vuserd.systemd import Notifier, listen_sockets, withhold_privileges
+from vuserd.undumpable import become_undumpable
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "check":
         return check.run(options)
+    become_undumpable()  # also where another program, as another user by now, calls this
     withhold_privileges()
     notifier = Notifier.from_environment(os.environ)
     prefix = _log(verbose=options.verbose)

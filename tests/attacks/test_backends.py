@@ -1,0 +1,119 @@
+"""Backends that were broken into: what one can do to the daemon, to others' backends and memory."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.attacks.breaking_in import keep_a_backends_capabilities, ways_into
+from tests.attacks.daemons import call
+from tests.attacks.people import VICTIM, run_as
+from tests.attacks.threats import Who, threat
+from tests.running import RunningDaemon
+
+#: The daemon's own user, as a service has one.
+SERVICE: Final = 61_010
+
+_CONFIGURATION: Final = """
+sandbox = "{sandbox}"
+[[listen]]
+socket = "{ground}/run/s"
+mode = "0666"
+[[export]]
+name = "good"
+path = "{ground}/export"
+backend = "{good}"
+users = [1001]
+[[export]]
+name = "evil"
+path = "{ground}/export"
+backend = "{evil}"
+users = [1001]
+"""
+
+_INSIDE = threat(
+    "break-in",
+    who=Who.BACKEND,
+    against="the daemon and all whose memory it has",
+    does="opens the daemon's memory, its descriptors and those of clients in /proc, takes them by"
+    " pidfd_getfd, traces it, without a sandbox and as the daemon's own user",
+    promise="nobody without CAP_SYS_PTRACE, which no backend has, gets into the daemon",
+)
+
+
+@contextmanager
+def _serving(
+    ground: Path, user: int | None, good: str, evil: str, sandbox: str = "auto"
+) -> Iterator[RunningDaemon]:
+    """Run a daemon as a user with two exports and a backend for each."""
+    configuration = ground / "vuserd.toml"
+    configuration.write_text(
+        _CONFIGURATION.format(ground=ground, good=good, evil=evil, sandbox=sandbox)
+    )
+    (ground / "run").mkdir()
+    os.chown(ground / "run", user or 0, user or 0)
+    socket = ground / "run" / "s"
+    arguments = ("--config", str(configuration))
+    with RunningDaemon({}, socket, None, *arguments, user=user, configured=True) as daemon:
+        yield daemon
+
+
+def _fetch_and_load(socket: str) -> int:
+    memory = os.memfd_create("secret", os.MFD_ALLOW_SEALING)
+    os.ftruncate(memory, 8192)
+    return int(
+        call(socket, "fetch", "good", "/hello")[0] is not None
+        or call(socket, "attach", 8192, descriptors=(memory,)) != (None, 1)
+    )
+
+
+def _get_in(process: int, begin: Callable[[], None] = lambda: None) -> int:
+    """Try all ways into a process; return how many there were."""
+    begin()
+    ways = ways_into(process)
+    print("open:", ways)
+    return len(ways)
+
+
+@_INSIDE
+def test_a_backend_does_not_get_into_its_daemon(ground: Path, rust_virtiofsd: str) -> None:
+    with _serving(ground, SERVICE, rust_virtiofsd, rust_virtiofsd, "none") as daemon:
+        process = daemon.process.pid
+        assert run_as(SERVICE, lambda: _get_in(process)) == 0
+        # The daemon sees of itself what it needs, and serves.
+        assert run_as(VICTIM, lambda: _fetch_and_load(daemon.socket)) == 0
+        assert run_as(SERVICE, lambda: _get_in(process)) == 0
+
+
+@_INSIDE
+def test_nor_does_one_of_root_s(ground: Path, virtiofsd: str) -> None:
+    with _serving(ground, None, virtiofsd, virtiofsd) as daemon:
+        process = daemon.process.pid
+        assert run_as(VICTIM, lambda: _fetch_and_load(daemon.socket)) == 0
+
+        def get_in() -> int:
+            return _get_in(process, keep_a_backends_capabilities)
+
+        assert run_as(0, get_in) == 0
+
+
+def test_a_process_that_does_not_hide_is_open_in_all_these_ways() -> None:
+    def get_in() -> int:
+        child = os.fork()
+        if not child:
+            os.execvp("sleep", ["sleep", "60"])
+        try:
+            while Path(f"/proc/{child}/comm").read_text() != "sleep\n":
+                os.sched_yield()
+            return _get_in(child)
+        finally:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+
+    ptrace_scope = Path("/proc/sys/kernel/yama/ptrace_scope")
+    if ptrace_scope.exists() and ptrace_scope.read_text() != "0\n":
+        pytest.skip("Yama keeps processes from each other here")
+    assert run_as(SERVICE, get_in) == 7
