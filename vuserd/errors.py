@@ -5,6 +5,7 @@
     VuserdError
     |-- ConfigurationError      the operator's fault: what was asked for cannot be set up
     |   |-- ConfigurationErrors     all that is wrong in configuration files
+    |   |-- UnsafePath              another user could lead a path elsewhere
     |   `-- BackendNotFound         no virtiofsd on this machine
     |-- BackendError            the backend's fault                           BACKEND_DOWN
     |   |-- BackendDown             it did not start, ended, or went away     BACKEND_DOWN
@@ -90,6 +91,17 @@ class ConfigurationErrors(ConfigurationError):  # noqa: N818 - there are several
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
+
+
+class UnsafePath(ConfigurationError):  # noqa: N818
+    """Another user could lead the path to what is not theirs.
+
+    ``wrong`` says who and where, ``right`` what to do about it.
+    """
+
+    def __init__(self, wrong: str, right: str) -> None:
+        super().__init__(f"{wrong}: {right}")
+        self.wrong, self.right = wrong, right
 
 
 class BackendNotFound(ConfigurationError):  # noqa: N818 - reads as the sentence it is

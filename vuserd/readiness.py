@@ -13,9 +13,10 @@ from vuserd.backend import landlock
 from vuserd.backend.find import PLACES, BackendKind, Program, find_program, identify
 from vuserd.backend.process import command_line, sandboxes
 from vuserd.config.model import DaemonConfig, ExportConfig, ListenConfig, RigConfig
-from vuserd.errors import BackendDown, ConfigurationError, os_reason
+from vuserd.errors import BackendDown, ConfigurationError, UnsafePath, os_reason
 from vuserd.listening import is_listened_on
 from vuserd.machine import Mark, Result, may_enter_namespaces
+from vuserd.trust import keeps_entries, own_trust, route
 
 _OWN_NAMESPACE: Final = "/proc/self/ns/net"
 
@@ -151,7 +152,22 @@ def listener_result(config: ListenConfig) -> Result:
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         detail = f"{address}: {_user(os.geteuid())} may not write {folder}"
         return Result("socket", Mark.PROBLEM, detail, "choose another socket, or permit it")
-    return Result("socket", Mark.OK, address)
+    return _folder_result(address, folder)
+
+
+def _folder_result(address: str, folder: str) -> Result:
+    """Warn where others can replace the socket: a client by its path believes whoever they are."""
+    trust = own_trust()
+    try:
+        with route(folder, trust) as found:
+            if keeps_entries(found, trust):
+                return Result("socket", Mark.OK, address)
+    except UnsafePath as unsafe:
+        return Result("socket", Mark.PROBLEM, f"{address}: {unsafe.wrong}", unsafe.right)
+    except OSError as error:
+        return Result("socket", Mark.PROBLEM, f"{address}: {os_reason(error)}", "choose another")
+    detail = f"{address}: others can put a socket of theirs in its place, for clients to talk to"
+    return Result("socket", Mark.WARNING, detail, f"choose one below /run, or chmod go-w {folder}")
 
 
 def listener_there(address: str) -> ListenConfig:

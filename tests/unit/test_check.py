@@ -359,6 +359,15 @@ def test_where_to_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert f"may not write {tmp_path}" in result(path).detail
 
 
+def test_a_folder_where_others_may_write(tmp_path: Path) -> None:
+    """They can take the socket's place; in a sticky one like /tmp they cannot."""
+    for mode, mark in ((0o777, Mark.WARNING), (0o1777, Mark.OK), (0o755, Mark.OK)):
+        tmp_path.chmod(mode)
+        result = readiness.listener_result(ListenConfig(str(tmp_path / "s")))
+        assert result.mark is mark
+        assert (f"chmod go-w {tmp_path}" in result.advice) == (mark is Mark.WARNING)
+
+
 def test_the_system_s_folder_is_made_by_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,11 @@
 """The daemon's unix sockets: with the mode that was asked for, never taken from the living."""
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
+import secrets
 import socket
 import stat
 import time
@@ -14,12 +16,16 @@ from typing import Final, NamedTuple
 from vuserd.address import SYSTEM_SOCKET, to_sockaddr
 from vuserd.config.model import ListenConfig
 from vuserd.errors import ConfigurationError, os_reason
+from vuserd.trust import keeps_entries, name_of, own_trust, route
 
 _LOG = logging.getLogger(__name__)
 
 _BACKLOG: Final = 128
 _LOCK_TRIES: Final = 50
 _LOCK_PAUSE: Final = 0.01
+_AS_IT_IS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+#: The name of a socket's file before it has its own.
+_HIDDEN: Final = "s"
 
 
 class Listener(NamedTuple):
@@ -35,80 +41,145 @@ class Listener(NamedTuple):
     inherited: bool = False
 
 
+class Bound(NamedTuple):
+    """A socket that listens, and does not block."""
+
+    socket: socket.socket
+    #: Its file, opened with O_PATH: whatever stands at its path by now. None for an abstract one.
+    file: int | None
+
+    def permit(self, config: ListenConfig) -> None:
+        """Give the socket's file its group and its mode.
+
+        Raises:
+            OSError: the system refuses that.
+
+        """
+        if self.file is not None:
+            file = f"/proc/self/fd/{self.file}"
+            os.chown(file, -1, os.getegid() if config.group is None else config.group)
+            os.chmod(file, config.mode)
+
+
 @contextmanager
-def listening(config: ListenConfig) -> Iterator[socket.socket]:
+def listening(config: ListenConfig) -> Iterator[Bound]:
     """Listen on a path (``@name`` for an abstract socket) for the block's time.
 
     The file never has a wider mode than its own. A socket that somebody listens on is left alone,
-    one that a dead daemon left behind is replaced; the folder is locked meanwhile, so two daemons
-    that start at once cannot both replace it.
+    one that a dead daemon of this user's left behind is replaced; the folder is locked meanwhile,
+    so two daemons that start at once cannot both replace it. Whoever else may write to the folder
+    can take the socket away, and not have another file treated as if it were the socket's.
 
     Raises:
         ConfigurationError: the socket cannot be had; the message says what to do.
 
     """
     path = config.address
-    try:
-        listener = _bound(config)
-    except OSError as error:
-        reason = "its path is too long" if error.errno is None else os_reason(error)
-        raise ConfigurationError(
-            f"cannot listen on {path}: {reason}; choose another path with --socket"
-        ) from error
-    with listener:
-        identity = None if path.startswith("@") else _identity(path)
+    with contextlib.ExitStack() as stack:
         try:
-            yield listener
-        finally:
-            if identity is not None and _identity(path) == identity:
-                _remove(path)
+            bound = _bound(config, stack)
+        except OSError as error:
+            reason = "its path is too long" if error.errno is None else os_reason(error)
+            raise ConfigurationError(
+                f"cannot listen on {path}: {reason}; choose another path with --socket"
+            ) from error
+        yield bound
 
 
-def _bound(config: ListenConfig) -> socket.socket:
-    """Return a socket that listens, and does not block."""
-    path = config.address
-    with contextlib.ExitStack() as undo:
-        listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        if path.startswith("@"):
-            listener.bind(to_sockaddr(path))
+def _bound(config: ListenConfig, stack: contextlib.ExitStack) -> Bound:
+    """Return the socket; the stack closes it, and removes its file."""
+    listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    if config.address.startswith("@"):
+        listener.bind(to_sockaddr(config.address))
+        bound = Bound(listener, None)
+    else:
+        bound = _bound_to_file(listener, config, stack)
+    listener.listen(_BACKLOG)
+    listener.setblocking(False)  # noqa: FBT003 - the name is the standard library's
+    return bound
+
+
+def _bound_to_file(
+    listener: socket.socket, config: ListenConfig, stack: contextlib.ExitStack
+) -> Bound:
+    path, trust = config.address, own_trust()
+    to_sockaddr(path)
+    parent, name = os.path.split(path)
+    if path == SYSTEM_SOCKET:
+        os.makedirs(parent, mode=0o755, exist_ok=True)
+    folder = stack.enter_context(route(parent or ".", trust))
+    with _locked(folder.descriptor, parent):
+        _remove_stale(folder.descriptor, name, path)
+        # bind() makes the file with this mode, less the umask: nobody else connects before it has
+        # the one that is wanted.
+        os.fchmod(listener.fileno(), 0o600)
+        if keeps_entries(folder, trust):
+            bound = _bound_in(folder.descriptor, name, path, listener, config, stack)
         else:
-            folder = os.path.dirname(path) or "."
-            if path == SYSTEM_SOCKET:
-                os.makedirs(folder, mode=0o755, exist_ok=True)
-            with _locked(folder):
-                _remove_stale(path)
-                # bind() makes the file with this mode, less the umask: nobody else connects before
-                # it has the one that is wanted.
-                os.fchmod(listener.fileno(), 0o600)
-                listener.bind(path)
-                undo.callback(_remove, path)
-                permit(config)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)  # noqa: FBT003 - the name is the standard library's
-        undo.pop_all()
-        return listener
+            with _hidden_folder(folder.descriptor, name) as hidden:
+                address = f"/proc/self/fd/{hidden}/{_HIDDEN}"
+                bound = _bound_in(hidden, _HIDDEN, address, listener, config, stack)
+                os.rename(_HIDDEN, name, src_dir_fd=hidden, dst_dir_fd=folder.descriptor)
+        assert bound.file is not None
+        stack.callback(_remove, folder.descriptor, name, bound.file)
+    return bound
 
 
-def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
-
-
-def permit(config: ListenConfig) -> None:
-    """Give a socket's file its group and its mode.
-
-    Raises:
-        OSError: the system refuses that.
-
-    """
-    if not config.address.startswith("@"):
-        os.chown(config.address, -1, os.getegid() if config.group is None else config.group)
-        os.chmod(config.address, config.mode)
+def _bound_in(
+    folder: int,
+    name: str,
+    address: str,
+    listener: socket.socket,
+    config: ListenConfig,
+    stack: contextlib.ExitStack,
+) -> Bound:
+    """Bind a socket in a folder where the file that has its name then is surely its own."""
+    listener.bind(address)
+    try:
+        file = os.open(name, _AS_IT_IS, dir_fd=folder)
+        stack.callback(os.close, file)
+        bound = Bound(listener, file)
+        bound.permit(config)
+    except OSError:
+        os.unlink(name, dir_fd=folder)
+        raise
+    return bound
 
 
 @contextmanager
-def _locked(folder: str) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _hidden_folder(parent: int, name: str) -> Iterator[int]:
+    """Make a folder for the block's time that is this user's alone, where the parent is not.
+
+    In there nobody replaces a file between its making and its opening.
+    """
+    hidden = f".{name}.{secrets.token_hex(8)}"
+    os.mkdir(hidden, 0o700, dir_fd=parent)
+    try:
+        descriptor = os.open(hidden, _AS_IT_IS | os.O_DIRECTORY, dir_fd=parent)
+        try:
+            status = os.fstat(descriptor)
+            if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+            yield descriptor
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(_HIDDEN, dir_fd=descriptor)
+            os.close(descriptor)
+    finally:
+        with contextlib.suppress(OSError):
+            os.rmdir(hidden, dir_fd=parent)
+
+
+def _remove(folder: int, name: str, file: int) -> None:
+    """Remove a file, unless another one has its name by now."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.stat(name, dir_fd=folder, follow_symlinks=False), os.fstat(file)):
+            os.unlink(name, dir_fd=folder)
+
+
+@contextmanager
+def _locked(folder: int, name: str) -> Iterator[None]:
+    descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
     try:
         for _ in range(_LOCK_TRIES):  # another daemon holds it for a moment
             with contextlib.suppress(BlockingIOError):
@@ -116,35 +187,48 @@ def _locked(folder: str) -> Iterator[None]:
                 break
             time.sleep(_LOCK_PAUSE)
         else:  # a stranger, and anybody who may read the folder can: no reason not to serve
-            _LOG.warning("%s stays locked by another process; going on without the lock", folder)
+            _LOG.warning("%s stays locked by another process; going on without the lock", name)
         yield
     finally:
         os.close(descriptor)
 
 
-def _remove_stale(path: str) -> None:
+def _remove_stale(folder: int, name: str, path: str) -> None:
+    """Remove a socket of this user's on which nobody listens.
+
+    Raises:
+        ConfigurationError: something else stands there.
+
+    """
     try:
-        mode = os.lstat(path).st_mode
+        file = os.open(name, _AS_IT_IS, dir_fd=folder)
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigurationError(f"cannot listen on {path}: it exists and is no socket")
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISSOCK(status.st_mode):
+            raise ConfigurationError(f"cannot listen on {path}: it exists and is no socket")
+        if _is_listened_on(file):
+            raise ConfigurationError(
+                f"another daemon serves {path}: stop it, or choose another path with --socket"
+            )
+        if status.st_uid != os.geteuid():
+            owner = name_of(status.st_uid)
+            raise ConfigurationError(
+                f"cannot listen on {path}: {owner} has left a socket there: remove it"
+            )
+        _remove(folder, name, file)
+    finally:
+        os.close(file)
+
+
+def _is_listened_on(file: int) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # noqa: FBT003 - the name is the standard library's
         try:
-            probe.connect(path)
+            probe.connect(f"/proc/self/fd/{file}")
         except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            pass  # its queue is full: somebody listens
-    raise ConfigurationError(
-        f"another daemon serves {path}: stop it, or choose another path with --socket"
-    )
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError):
-        status = os.lstat(path)
-        return status.st_dev, status.st_ino
-    return None
+            return False
+        except BlockingIOError:  # its queue is full
+            return True
+    return True

@@ -8,7 +8,7 @@ import trio
 
 from vuserd.config.model import ListenConfig
 from vuserd.errors import ConfigurationError, os_reason
-from vuserd.rpc.listener import Listener, listening, permit
+from vuserd.rpc.listener import Bound, Listener, listening
 from vuserd.rpc.server import Server
 
 _LOG = logging.getLogger(__name__)
@@ -17,9 +17,12 @@ _LOG = logging.getLogger(__name__)
 class _Open:
     """A socket that clients are accepted from."""
 
-    def __init__(self, config: ListenConfig | None, listener: Listener) -> None:
-        #: None for a socket of the service manager's.
+    def __init__(
+        self, config: ListenConfig | None, listener: Listener, bound: Bound | None = None
+    ) -> None:
+        #: None for a socket of the service manager's, which stays as it is; so is ``bound``.
         self.config = config
+        self.bound = bound
         self.listener = listener
         self.scope = trio.CancelScope()
         self.closed = trio.Event()
@@ -107,15 +110,17 @@ class Listeners:
         if current.config in (None, config):
             return None
         try:
-            permit(config)
+            assert current.bound is not None
+            current.bound.permit(config)
         except OSError as error:
             raise ConfigurationError(f"socket {config.address}: {os_reason(error)}") from error
         current.config = config
         return "other permissions"
 
     async def _listen(self, config: ListenConfig, task_status: trio.TaskStatus[None]) -> None:
-        with listening(config) as sock:
-            opened = self._open[config.address] = _Open(config, Listener(config.address, sock))
+        with listening(config) as bound:
+            listener = Listener(config.address, bound.socket)
+            opened = self._open[config.address] = _Open(config, listener, bound)
             _LOG.info("serving on %s", config.address)
             task_status.started()
             await self._serve(opened)

@@ -1,0 +1,325 @@
+"""Who could lead a path elsewhere: walked by descriptors, one component after the other.
+
+Whoever may write to a folder decides what its entries are, and a symbolic link leads wherever its
+owner wants. Root and the daemon's own user are trusted with that. Another user may decide where a
+path leads as long as it ends at a file of that user's own, by a way that is open to that user:
+so nobody has the daemon open what they could not open themselves.
+"""
+
+import ctypes
+import errno
+import functools
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, NamedTuple
+
+from vuserd.errors import UnsafePath
+
+#: As many as the kernel follows (path_resolution(7)).
+_MOST_LINKS: Final = 40
+_ROOT: Final = 0
+_ALL_IDS: Final = ["0", "0", "4294967295"]
+_OVERFLOW: Final = 65534
+#: linux/magic.h; struct statfs begins with the type, and has some 120 bytes.
+_FUSE_SUPER_MAGIC: Final = 0x65735546
+_STATFS_SIZE: Final = 256
+_ACCESS_LIST: Final = "system.posix_acl_access"
+
+
+class Trust(NamedTuple):
+    """Whose files and folders are as good as root's."""
+
+    users: frozenset[int]
+    #: Groups that nobody else is in.
+    groups: frozenset[int]
+    #: Whether this process opens whatever there is: then it can be misled by directories, too.
+    is_root: bool
+
+
+class Route(NamedTuple):
+    """Where a path led, and how."""
+
+    #: What is there, opened with O_PATH.
+    descriptor: int
+    status: os.stat_result
+    owner: int
+    #: The path without symbolic links.
+    resolved: str
+    #: Whether another user decides where it leads, if to nothing that is not that user's own.
+    is_led: bool
+    #: What others could do about it, a sentence each: for people.
+    risks: tuple[str, ...]
+
+
+def own_trust() -> Trust:
+    """Return whom this process trusts: root, its own user, and who has it run by sudo."""
+    return _trust(
+        os.geteuid(), os.getegid(), os.environ.get("SUDO_UID"), os.environ.get("SUDO_GID")
+    )
+
+
+@functools.cache
+def _trust(user: int, group: int, caller: str | None, callers_group: str | None) -> Trust:
+    users, groups = {_ROOT, user}, {_ROOT}
+    if user == group or _is_private(user, group):
+        groups.add(group)
+    if user == _ROOT and caller is not None and caller.isdecimal():
+        users.add(int(caller))
+        if callers_group == caller:
+            groups.add(int(caller))
+    for ids, kind in ((users, "uid"), (groups, "gid")):
+        if not _knows_all_ids(kind):
+            ids.add(_overflow(kind))
+    return Trust(frozenset(users), frozenset(groups), user == _ROOT)
+
+
+def _is_private(user: int, group: int) -> bool:
+    """Tell whether the group is the user's alone: by its name, as useradd(8) makes it."""
+    try:
+        return grp.getgrgid(group).gr_name == pwd.getpwuid(user).pw_name
+    except KeyError:
+        return False
+
+
+def _knows_all_ids(kind: str) -> bool:
+    """Tell whether no owner is hidden by a user namespace (user_namespaces(7))."""
+    try:
+        with open(f"/proc/self/{kind}_map") as lines:
+            return lines.readline().split() == _ALL_IDS
+    except OSError:
+        return True
+
+
+def _overflow(kind: str) -> int:
+    """Return the owner that stands for those which are hidden: the host's root is one of them."""
+    with suppress(OSError, ValueError), open(f"/proc/sys/kernel/overflow{kind}") as lines:
+        return int(lines.readline())
+    return _OVERFLOW
+
+
+@contextmanager
+def route(path: str, trust: Trust) -> Iterator[Route]:
+    """Open what a path leads to, for the block's time.
+
+    It may wait for a file system.
+
+    Raises:
+        UnsafePath: others could lead it to what is not theirs.
+        OSError: it leads nowhere.
+
+    """
+    walk = _Walk(path, trust)
+    try:
+        walk.go()
+        yield walk.route()
+    finally:
+        os.close(walk.here)
+
+
+def require_own(found: Route, path: str, trust: Trust) -> None:
+    """Refuse a file that others could have written, or could write: its content is obeyed.
+
+    Raises:
+        UnsafePath: naming them.
+
+    """
+    shown = path if path.isprintable() else ascii(path)
+    if found.owner not in trust.users:
+        raise UnsafePath(
+            f"is {name_of(found.owner)}'s, whom {name_of(os.geteuid())} does not obey",
+            f"chown {name_of(os.geteuid())} {shown}, or leave it out",
+        )
+    if others := who_may_write(found.descriptor, found.status, trust):
+        raise UnsafePath(f"{others} may write it", f"chmod go-w {shown}")
+
+
+def who_may_write(descriptor: int, status: os.stat_result, trust: Trust) -> str:
+    """Return who beside its owner may write a file or folder; nothing where it is trusted ones."""
+    if status.st_mode & stat.S_IWOTH:
+        return "everybody"
+    if not status.st_mode & stat.S_IWGRP:
+        return ""
+    # With an access list the group's bits are the most that any user in it has (acl(5)).
+    with suppress(OSError):
+        os.getxattr(f"/proc/self/fd/{descriptor}", _ACCESS_LIST)
+        return "whoever its access list names"
+    return "" if status.st_gid in trust.groups else f"group {_group_name(status.st_gid)}"
+
+
+def keeps_entries(found: Route, trust: Trust) -> bool:
+    """Tell whether what this process puts into a folder stays there: nobody else replaces it."""
+    firm = not found.is_led and not found.risks and found.owner in trust.users
+    is_sticky = found.status.st_mode & stat.S_ISVTX
+    return firm and bool(is_sticky or not who_may_write(found.descriptor, found.status, trust))
+
+
+def name_of(user: int) -> str:
+    """Return a user's name, or its number in words."""
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"uid {user}"
+
+
+def _group_name(group: int) -> str:
+    try:
+        return grp.getgrgid(group).gr_name
+    except KeyError:
+        return str(group)
+
+
+class _Walk:
+    """A way along a path. ``here`` is open until the end, whatever comes.
+
+    Every other descriptor is closed within the method that opens it.
+    """
+
+    def __init__(self, path: str, trust: Trust) -> None:
+        self._path = path
+        self._trust = trust
+        self._names: list[str] = []
+        self._links = 0
+        #: The one user, beside trusted ones, who decides where this leads.
+        self._keeper: int | None = None
+        self._kept_at = ""
+        self._risks: list[str] = []
+        start = path if path.startswith("/") else os.path.join(os.getcwd(), path)
+        self._left = start.split("/")[::-1]
+        #: Whose own file systems those are that were come to, by device.
+        self._mounters: dict[int, int | None] = {}
+        self.here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def go(self) -> None:
+        """Go to the end."""
+        self._arrive()
+        while self._left:
+            name = self._left.pop()
+            if not stat.S_ISDIR(self._status.st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self._path)
+            if name not in ("", "."):
+                self._step(name)
+        if self._keeper not in (None, self._owner):
+            assert self._keeper is not None
+            raise self._unsafe(f"what is there is {name_of(self._owner)}'s")
+
+    def route(self) -> Route:
+        """Return where it led."""
+        resolved = "/" + "/".join(self._names)
+        is_led = self._keeper is not None
+        return Route(self.here, self._status, self._owner, resolved, is_led, tuple(self._risks))
+
+    def _step(self, name: str) -> None:
+        entry = _open_entry(self.here, name)
+        try:
+            status = os.fstat(entry)
+            if name != "..":
+                self._judge(entry, status, name)
+            if stat.S_ISLNK(status.st_mode):
+                self._follow(os.readlink("", dir_fd=entry))
+                return
+            self.here, entry = entry, self.here
+            if name == "..":
+                del self._names[-1:]
+            else:
+                self._names.append(name)
+            self._arrive()
+        finally:
+            os.close(entry)
+        if self._keeper not in (None, self._owner) and not status.st_mode & stat.S_IXOTH:
+            raise self._unsafe(f"{self._folder()} is closed to others")
+
+    def _arrive(self) -> None:
+        self._status = os.fstat(self.here)
+        self._owner = self._owner_of(self.here, self._status)
+
+    def _owner_of(self, descriptor: int, status: os.stat_result) -> int:
+        """Return a file's owner. What a user's own file system says of that is that user's word."""
+        if status.st_dev not in self._mounters:
+            self._mounters[status.st_dev] = _mounter(descriptor)
+        mounter = self._mounters[status.st_dev]
+        return status.st_uid if mounter is None else mounter
+
+    def _follow(self, target: str) -> None:
+        self._links += 1
+        if self._links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), self._path)
+        self._left += target.split("/")[::-1]
+        if target.startswith("/"):
+            top = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.here, top = top, self.here
+            os.close(top)
+            self._names.clear()
+            self._arrive()
+
+    def _judge(self, entry: int, status: os.stat_result, name: str) -> None:
+        """Look who may have put this entry into this folder."""
+        others = who_may_write(self.here, self._status, self._trust)
+        owner = self._owner_of(entry, status)
+        is_link = stat.S_ISLNK(status.st_mode)
+        # Where others may write, the owner is who put it there, or somebody whom that one obeys.
+        putters = {self._owner, owner} if others else {self._owner}
+        if others and is_link and status.st_nlink > 1:
+            raise UnsafePath(
+                f"{self._path}: {others} may write {self._folder()}, and its entry {name} is a"
+                " link with several names, whoever gave it this one",
+                f"remove {name} there",
+            )
+        if others and not self._status.st_mode & stat.S_ISVTX:
+            self._risk(others)
+        # A directory leads nowhere else. To root, which can read all, it may be one too many.
+        if is_link or self._trust.is_root:
+            for user in putters - self._trust.users:
+                self._keep(user)
+
+    def _risk(self, others: str) -> None:
+        risk = f"{others} may write {self._folder()}, and put another directory there"
+        if others == "everybody" and self._trust.is_root:
+            raise UnsafePath(f"{self._path}: {risk}", f"chmod o-w {self._folder()}, or chmod +t")
+        self._risks.append(risk)
+
+    def _keep(self, user: int) -> None:
+        if self._keeper is None:
+            self._keeper, self._kept_at = user, self._folder()
+        elif self._keeper != user:
+            raise self._unsafe(f"{name_of(user)} decides as well, in {self._folder()}")
+
+    def _unsafe(self, why: str) -> UnsafePath:
+        assert self._keeper is not None
+        keeper = name_of(self._keeper)
+        return UnsafePath(
+            f"{self._path}: {keeper} decides in {self._kept_at} where this leads, and {why}",
+            f"let it lead to a directory of {keeper}'s own, or not through {self._kept_at}",
+        )
+
+    def _folder(self) -> str:
+        return "/" + "/".join(self._names)
+
+
+def _open_entry(folder: int, name: str) -> int:
+    """Open an entry as it is. A directory is asked for first: that mounts what is to be mounted."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(name, flags | os.O_DIRECTORY, dir_fd=folder)
+    except NotADirectoryError:
+        return os.open(name, flags, dir_fd=folder)
+
+
+def _mounter(descriptor: int) -> int | None:
+    """Return the user whose own file system (FUSE) a file is on; None where it is root's."""
+    answer = ctypes.create_string_buffer(_STATFS_SIZE)
+    if ctypes.CDLL(None).fstatfs(descriptor, answer):
+        return None
+    if ctypes.c_long.from_buffer(answer).value != _FUSE_SUPER_MAGIC:
+        return None
+    with suppress(OSError, ValueError, StopIteration):
+        with open(f"/proc/self/fdinfo/{descriptor}") as lines:
+            mount = next(line.split()[1] for line in lines if line.startswith("mnt_id:"))
+        with open("/proc/self/mountinfo") as lines:
+            options = next(line for line in lines if line.split(" ", 1)[0] == mount).split()[-1]
+        user = next(each for each in options.split(",") if each.startswith("user_id="))
+        return int(user.partition("=")[2]) or None
+    return None
