@@ -7,7 +7,6 @@ import argparse
 import json
 import logging
 import os
-import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -121,17 +120,4 @@ def configuration_results(
     if not config.exports:
         detail = "there is nothing to serve"
         results.append(Result(_NAME, Mark.WARNING, detail, "write [[export]] with a name and path"))
-    results += [
-        Result(_NAME, Mark.WARNING, f"everybody may write {file}", f"chmod o-w {file}")
-        for file in files
-        if _everybody_may_write(file)
-    ]
     return config, results
-
-
-def _everybody_may_write(file: str) -> bool:
-    try:
-        mode = os.stat(file).st_mode
-    except OSError:  # gone since it was read
-        return False
-    return stat.S_ISREG(mode) and bool(mode & stat.S_IWOTH)

@@ -94,13 +94,13 @@ class ConfigurationErrors(ConfigurationError):  # noqa: N818 - there are several
 
 
 class UnsafePath(ConfigurationError):  # noqa: N818
-    """Another user could lead the path to what is not theirs.
+    """Another user could lead a path elsewhere, or has written what it leads to.
 
     ``wrong`` says who and where, ``right`` what to do about it.
     """
 
-    def __init__(self, wrong: str, right: str) -> None:
-        super().__init__(f"{wrong}: {right}")
+    def __init__(self, path: str, wrong: str, right: str) -> None:
+        super().__init__(f"{path}: {wrong}; {right}")
         self.wrong, self.right = wrong, right
 
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import trio
 
 from vuserd.delivery.images import ImageStore
-from vuserd.errors import os_reason
+from vuserd.errors import UnsafePath, os_reason
 from vuserd.fs.export import Export
 from vuserd.rpc.access import RefusalLog
 from vuserd.rpc.counters import Counters
+from vuserd.trust import own_trust, route
 
 if TYPE_CHECKING:
     from vuserd.metrics import Metrics
@@ -77,14 +78,14 @@ class Exporter:
                         await self._changed.wait()
             finally:
                 if path is not None and (path != self._path or not self._changed.is_set()):
-                    with contextlib.suppress(OSError):
-                        os.unlink(path)
+                    _remove(path)
 
     async def _write(self, path: str) -> None:
         try:
             await trio.to_thread.run_sync(_replace, path, await self.text())
-        except OSError as error:
-            problem = f"{path}: {os_reason(error)}"
+        except (OSError, UnsafePath) as error:
+            why = os_reason(error) if isinstance(error, OSError) else error.wrong
+            problem = f"{path}: {why}"
             if problem != self._problem:
                 _LOG.warning("metrics cannot be written: %s", problem)
             self._problem = problem
@@ -102,11 +103,21 @@ def _loaded(sources: Sources) -> "Metrics":
 
 def _replace(path: str, text: str) -> None:
     """Put a new file in the place of the one before: who reads sees one of them, whole."""
-    temporary = f"{path}.tmp"  # node_exporter reads *.prom
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)  # whatever it is: opening a pipe would wait
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with open(os.open(temporary, flags, _MODE), "w", encoding="utf-8") as file:
-        os.fchmod(file.fileno(), _MODE)  # whatever the umask is
-        file.write(text)
-    os.rename(temporary, path)
+    folder, name = os.path.split(path)
+    temporary = f"{name}.tmp"  # node_exporter reads *.prom
+    with route(folder, own_trust()) as found:
+        with contextlib.suppress(FileNotFoundError):
+            # Whatever it is: opening a pipe would wait.
+            os.unlink(temporary, dir_fd=found.descriptor)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, _MODE, dir_fd=found.descriptor)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), _MODE)  # whatever the umask is
+            file.write(text)
+        os.rename(temporary, name, src_dir_fd=found.descriptor, dst_dir_fd=found.descriptor)
+
+
+def _remove(path: str) -> None:
+    folder, name = os.path.split(path)
+    with contextlib.suppress(OSError, UnsafePath), route(folder, own_trust()) as found:
+        os.unlink(name, dir_fd=found.descriptor)

@@ -10,7 +10,7 @@ from typing import Final
 
 from vuserd.address import SYSTEM_SOCKET
 from vuserd.backend import landlock
-from vuserd.backend.find import PLACES, BackendKind, Program, find_program, identify
+from vuserd.backend.find import PLACES, BackendKind, Program, find_program, identify, require_ours
 from vuserd.backend.process import command_line, sandboxes
 from vuserd.config.model import DaemonConfig, ExportConfig, ListenConfig, RigConfig
 from vuserd.errors import BackendDown, ConfigurationError, UnsafePath, os_reason
@@ -33,6 +33,11 @@ async def candidate_results(exports: Sequence[ExportConfig], uid: int) -> list[R
             program = await identify(path)
         except ConfigurationError as error:
             results.append(Result("backend", Mark.WARNING, str(error), "remove it, or mend it"))
+            continue
+        try:
+            require_ours(path)
+        except ConfigurationError as error:
+            results.append(Result("backend", Mark.WARNING, str(error)))
             continue
         detail = f"{path}: {program.kind} {program.version}"
         if program.kind is BackendKind.C and uid != 0:
@@ -278,7 +283,17 @@ def rig_results(rigs: Sequence[RigConfig]) -> Iterator[Result]:
 def metrics_result(file: str) -> Result:
     """Tell whether the metrics can be written: a new file takes the place of the one before."""
     folder = os.path.dirname(file)
-    if os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        return Result("metrics", Mark.OK, file)
-    detail = f"{_user(os.geteuid())} may not write {folder}"
-    return Result("metrics", Mark.PROBLEM, detail, "permit it, or give another metrics_file")
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        detail = f"{_user(os.geteuid())} may not write {folder}"
+        return Result("metrics", Mark.PROBLEM, detail, "permit it, or give another metrics_file")
+    trust = own_trust()
+    try:
+        with route(folder, trust) as found:
+            if keeps_entries(found, trust):
+                return Result("metrics", Mark.OK, file)
+    except UnsafePath as unsafe:
+        return Result("metrics", Mark.PROBLEM, f"{file}: {unsafe.wrong}", unsafe.right)
+    except OSError as error:
+        return Result("metrics", Mark.PROBLEM, f"{file}: {os_reason(error)}", "choose another")
+    detail = f"{file}: others can put numbers of theirs in its place"
+    return Result("metrics", Mark.WARNING, detail, f"chmod go-w {folder}, or choose another")

@@ -49,8 +49,8 @@ class Route(NamedTuple):
     owner: int
     #: The path without symbolic links.
     resolved: str
-    #: Whether another user decides where it leads, if to nothing that is not that user's own.
-    is_led: bool
+    #: The other user who decides where it leads, if to nothing that is not that user's own.
+    keeper: int | None
     #: What others could do about it, a sentence each: for people.
     risks: tuple[str, ...]
 
@@ -121,20 +121,19 @@ def route(path: str, trust: Trust) -> Iterator[Route]:
 
 
 def require_own(found: Route, path: str, trust: Trust) -> None:
-    """Refuse a file that others could have written, or could write: its content is obeyed.
+    """Refuse a file that others have written, could write or could lead to: it is obeyed.
 
     Raises:
         UnsafePath: naming them.
 
     """
-    shown = path if path.isprintable() else ascii(path)
-    if found.owner not in trust.users:
-        raise UnsafePath(
-            f"is {name_of(found.owner)}'s, whom {name_of(os.geteuid())} does not obey",
-            f"chown {name_of(os.geteuid())} {shown}, or leave it out",
-        )
+    us = name_of(os.geteuid())
+    if found.owner not in trust.users or found.keeper is not None:
+        other = name_of(found.owner if found.keeper is None else found.keeper)
+        wrong = f"it is {other}'s, who would decide what {us} does"
+        raise UnsafePath(path, wrong, f"have a file that {us} owns, in a folder that {us} owns")
     if others := who_may_write(found.descriptor, found.status, trust):
-        raise UnsafePath(f"{others} may write it", f"chmod go-w {shown}")
+        raise UnsafePath(path, f"{others} may write it", f"chmod go-w {path}")
 
 
 def who_may_write(descriptor: int, status: os.stat_result, trust: Trust) -> str:
@@ -152,7 +151,7 @@ def who_may_write(descriptor: int, status: os.stat_result, trust: Trust) -> str:
 
 def keeps_entries(found: Route, trust: Trust) -> bool:
     """Tell whether what this process puts into a folder stays there: nobody else replaces it."""
-    firm = not found.is_led and not found.risks and found.owner in trust.users
+    firm = found.keeper is None and not found.risks and found.owner in trust.users
     is_sticky = found.status.st_mode & stat.S_ISVTX
     return firm and bool(is_sticky or not who_may_write(found.descriptor, found.status, trust))
 
@@ -209,8 +208,9 @@ class _Walk:
     def route(self) -> Route:
         """Return where it led."""
         resolved = "/" + "/".join(self._names)
-        is_led = self._keeper is not None
-        return Route(self.here, self._status, self._owner, resolved, is_led, tuple(self._risks))
+        return Route(
+            self.here, self._status, self._owner, resolved, self._keeper, tuple(self._risks)
+        )
 
     def _step(self, name: str) -> None:
         entry = _open_entry(self.here, name)
@@ -229,7 +229,8 @@ class _Walk:
             self._arrive()
         finally:
             os.close(entry)
-        if self._keeper not in (None, self._owner) and not status.st_mode & stat.S_IXOTH:
+        is_closed = stat.S_ISDIR(status.st_mode) and not status.st_mode & stat.S_IXOTH
+        if is_closed and self._keeper not in (None, self._owner):
             raise self._unsafe(f"{self._folder()} is closed to others")
 
     def _arrive(self) -> None:
@@ -264,8 +265,9 @@ class _Walk:
         putters = {self._owner, owner} if others else {self._owner}
         if others and is_link and status.st_nlink > 1:
             raise UnsafePath(
-                f"{self._path}: {others} may write {self._folder()}, and its entry {name} is a"
-                " link with several names, whoever gave it this one",
+                self._path,
+                f"{others} may write {self._folder()}, and its entry {name} is a link with several"
+                " names, whoever gave it this one",
                 f"remove {name} there",
             )
         if others and not self._status.st_mode & stat.S_ISVTX:
@@ -276,9 +278,9 @@ class _Walk:
                 self._keep(user)
 
     def _risk(self, others: str) -> None:
-        risk = f"{others} may write {self._folder()}, and put another directory there"
+        risk = f"{others} may write {self._folder()}, and give this name to something else"
         if others == "everybody" and self._trust.is_root:
-            raise UnsafePath(f"{self._path}: {risk}", f"chmod o-w {self._folder()}, or chmod +t")
+            raise UnsafePath(self._path, risk, f"chmod o-w {self._folder()}, or chmod +t")
         self._risks.append(risk)
 
     def _keep(self, user: int) -> None:
@@ -291,8 +293,9 @@ class _Walk:
         assert self._keeper is not None
         keeper = name_of(self._keeper)
         return UnsafePath(
-            f"{self._path}: {keeper} decides in {self._kept_at} where this leads, and {why}",
-            f"let it lead to a directory of {keeper}'s own, or not through {self._kept_at}",
+            self._path,
+            f"{keeper} decides in {self._kept_at} where this leads, and {why}",
+            f"take what is {keeper}'s own, or a way that {keeper} may not change",
         )
 
     def _folder(self) -> str:

@@ -200,7 +200,7 @@ def test_what_a_users_own_file_system_says(
     make("link", to="secret")
     monkeypatch.setattr(trust_module, "_mounter", lambda _: ALICE)
     with route(str(tmp_path / "link"), ROOTS) as found:  # "/" is that user's by now
-        assert (found.owner, found.is_led) == (ALICE, True)
+        assert found.owner == found.keeper == ALICE
 
 
 def test_whose_file_it_is(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_whose_file_it_is(tmp_path: Path) -> None:
             required()
     file.chmod(0o644)
     os.chown(file, ALICE, 0)
-    with pytest.raises(UnsafePath, match="chown root"):
+    with pytest.raises(UnsafePath, match="who would decide what root does"):
         required()
     os.chown(file, BOB, 0)
     required(BOBS)

@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 import trio
 
 from vuserd.backend.children import CHILDREN
-from vuserd.errors import BackendNotFound, ConfigurationError, os_reason
+from vuserd.errors import BackendNotFound, ConfigurationError, UnsafePath, os_reason
+from vuserd.trust import own_trust, require_own, route
 
 #: Where distributions put the program: it is a helper of QEMU's, so mostly not on the PATH.
 PLACES: Final = (
@@ -79,9 +80,12 @@ async def identify(path: str) -> Program:
     """Ask the program for its version.
 
     Raises:
-        ConfigurationError: it cannot be run, does not answer, or is no virtiofsd.
+        ConfigurationError: it cannot be run, does not answer, is no virtiofsd, or is another
+            user's where root would run it.
 
     """
+    if own_trust().is_root:
+        require_ours(path)
     try:
         with CHILDREN.starting(), trio.fail_after(_VERSION_TIMEOUT):
             answer = await trio.run_process(
@@ -94,6 +98,25 @@ async def identify(path: str) -> Program:
         reason = os_reason(error) if isinstance(error, OSError) else "no answer to --version"
         raise ConfigurationError(f"the backend {path} cannot be run: {reason}") from error
     return parse_version(path, answer.stdout.decode(errors="replace"))
+
+
+def require_ours(path: str) -> None:
+    """Refuse a program that others have written, or could replace.
+
+    Raises:
+        ConfigurationError: naming them.
+
+    """
+    trust = own_trust()
+    try:
+        with route(path, trust) as found:
+            require_own(found, path, trust)
+            if found.risks:  # by the next start it may be another program
+                raise UnsafePath(path, found.risks[0], "install it where root alone may write")
+    except UnsafePath as error:
+        raise ConfigurationError(f"the backend {error}") from None
+    except OSError as error:
+        raise ConfigurationError(f"the backend {path} cannot be run: {os_reason(error)}") from error
 
 
 def parse_version(path: str, text: str) -> Program:

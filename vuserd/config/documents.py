@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple
 from vuserd.config.lines import Lines, Path, find_lines
 from vuserd.config.schema import TABLES, heading, spelled
 from vuserd.config.values import WrongValue, shown
-from vuserd.errors import Problem, os_reason
+from vuserd.errors import Problem, UnsafePath, os_reason
+from vuserd.trust import own_trust, require_own, route
 
 _LARGEST: Final = 1 << 20
 _ABOVE: Final = "above the first [table]"
@@ -78,19 +79,27 @@ def read_document(file: str, problems: list[Problem]) -> list[Section]:
 
 
 def _text(file: str) -> str:
-    """Read a file that may be anything, without waiting.
+    """Read a file that may be anything, without waiting; nobody else has a say in what it says.
 
     Raises:
-        WrongValue: it cannot be read.
+        WrongValue: it cannot be read, or others decide what it says.
 
     """
+    trust = own_trust()
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        with open(descriptor, "rb") as opened:
-            mode = os.fstat(descriptor).st_mode
+        with route(file, trust) as found:
+            mode = found.status.st_mode
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError
             if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):
                 raise WrongValue("is not a file", "give a file")
-            content = opened.read(_LARGEST + 1) or b""
+            if stat.S_ISREG(mode):
+                require_own(found, file, trust)
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            with open(os.open(f"/proc/self/fd/{found.descriptor}", flags), "rb") as opened:
+                content = opened.read(_LARGEST + 1) or b""
+    except UnsafePath as error:
+        raise WrongValue(error.wrong, error.right) from None
     except IsADirectoryError:
         example = os.path.join(file, "vuserd.toml")
         raise WrongValue("is a directory", f"give a file, such as {example}") from None
