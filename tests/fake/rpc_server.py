@@ -3,6 +3,7 @@
 It works, so tests need not script each answer; what goes wrong is asked for by its attributes.
 """
 
+import fcntl
 import mmap
 import os
 import socket
@@ -77,6 +78,15 @@ class Node:
 
 def directory(**children: Node) -> Node:
     return Node("dir", children={name.encode(): node for name, node in children.items()})
+
+
+def sealed_image(content: bytes) -> int:
+    """Return a memfd that nobody can change any more."""
+    descriptor = os.memfd_create("image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(descriptor, content)
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    return descriptor
 
 
 class FaultError(Exception):
@@ -382,8 +392,7 @@ class FakeDaemon:
     def do_fetch(self, export: object, path: object) -> tuple[dict[str, Any], int]:
         node = self.find(export, path)
         content = self.do_read(export, path, 0, len(node.content))
-        descriptor = os.memfd_create("image")
-        os.write(descriptor, content)
+        descriptor = sealed_image(content)
         answer = {key: node.stat()[key] for key in ("size", "mtime_ns", "ino")}
         return answer | {"cached": False}, descriptor
 

@@ -341,3 +341,12 @@ class TestLoading:
     def load(self, fake_daemon: FakeDaemon, memory: str) -> int:
         options = ["--memory", memory, "--address", "4K"]
         return vuserctl.run(["--socket", fake_daemon.address, "load", "kernels:image", *options])
+
+
+def test_a_child_that_closes_the_client_leaves_the_connection(client: Client) -> None:
+    child = os.fork()
+    if not child:
+        client.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert client.stat("kernels", "image").size == len(IMAGE)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+from vuserd.client.foreign import require_image
 from vuserd.client.image import Image
 from vuserd.client.records import (
     ApiInfo,
@@ -236,7 +237,9 @@ def fetch(export: str, path: RemotePath) -> Call[Image]:
 
 def _image_from_wire(answer: tuple[object, int]) -> Image:
     described, descriptor = answer
-    return Image(ImageInfo.from_wire(described), descriptor)
+    info = ImageInfo.from_wire(described)
+    require_image(descriptor, info.size)
+    return Image(info, descriptor)
 
 
 def attach(memfd: int, size: int) -> Call[int]:

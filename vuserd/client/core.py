@@ -11,8 +11,9 @@ A large payload is received where the caller wants it: at the beginning of a fra
 ``receive_buffer`` asks for no more than a response's head while payloads are due, and then for the
 payload itself, in the caller's buffer.
 
-Descriptors are numbers here.  Those that come are handed to the call that each belongs to, those
-that nobody wants are closed, and so is the duplicate that waits beside a request to be sent.
+Descriptors are numbers here.  Those that come are handed to the call that each belongs to; one that
+belongs to none ends the connection, or a daemon could fill this process's table with them.  It is
+closed, and so is the duplicate that waits beside a request to be sent.
 
 When a connection ends, the core knows which requests the daemon cannot have taken: those that were
 not sent to their last byte and, where the daemon left bytes unread (ECONNRESET, unix(7)), the one
@@ -25,6 +26,7 @@ from typing import Any, TypeVar
 
 from vuserd.client.calls import Call
 from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
+from vuserd.client.foreign import let_go
 from vuserd.client.passing import Arrivals, Close, Outgoing
 from vuserd.client.replies import ReplyDecoder
 from vuserd.client.ticket import GIVEN_UP
@@ -74,9 +76,7 @@ class ClientCore:
     After :meth:`closed_for_requests` it takes no more calls, and answers come to those it has.
     """
 
-    def __init__(
-        self, *, duplicate: Callable[[int], int] = os.dup, close: Close = os.close
-    ) -> None:
+    def __init__(self, *, duplicate: Callable[[int], int] = os.dup, close: Close = let_go) -> None:
         #: What is to be sent next.
         self.outgoing = Outgoing(close)
         self._duplicate = duplicate
@@ -192,11 +192,6 @@ class ClientCore:
             self.abandon(self.begin(call))
 
     @property
-    def expects_descriptors(self) -> bool:
-        """True while a descriptor may come with the bytes that are received next."""
-        return bool(self._descriptors_due) and self._payload is None
-
-    @property
     def in_payload(self) -> bool:
         """True while what :meth:`receive_buffer` asks for is part of one payload, to its end."""
         return self._payload is not None
@@ -221,14 +216,16 @@ class ClientCore:
         done: list[Ticket[Any]] = []
         if self._payload is not None:
             self._advance(count, done)
-            return done
-        try:
-            self._decoder.feed(self._scratch[:count])
-            while self._next_frame(done):
-                pass
-        except FramingError as error:
-            done += self.lost(f"what the daemon sent is not its protocol: {error}")
+        else:
+            try:
+                self._decoder.feed(self._scratch[:count])
+                while self._next_frame(done):
+                    pass
+            except FramingError as error:
+                done += self.lost(f"what the daemon sent is not its protocol: {error}")
         self._arrivals.pass_by(self._frame_begin)
+        if self._arrivals.has_surplus:
+            done += self.lost("the daemon sent a descriptor that belongs to no answer")
         return done
 
     @property

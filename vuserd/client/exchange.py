@@ -7,10 +7,11 @@ import socket
 from typing import Any, Final
 
 from vuserd.client.core import ClientCore, Ticket
+from vuserd.client.foreign import MOST_DESCRIPTORS
 from vuserd.descriptors import ancillary_space, ancillary_with, received_descriptors
 
-#: More than a response has: a daemon that sends too many is understood, and they are closed.
-_ANCILLARY_SPACE: Final = ancillary_space(4)
+#: Also for descriptors that nobody asked for, or the kernel would close them here and now.
+_ANCILLARY_SPACE: Final = ancillary_space(MOST_DESCRIPTORS)
 
 
 def send_some(sock: socket.socket, core: ClientCore, flags: int) -> None:
@@ -24,13 +25,8 @@ def send_some(sock: socket.socket, core: ClientCore, flags: int) -> None:
 
 
 def receive_some(sock: socket.socket, core: ClientCore, flags: int = 0) -> list[Ticket[Any]]:
-    """Receive once; give the calls that are done by it.
-
-    Where the core does not expect a descriptor, the kernel closes whatever comes.
-    """
+    """Receive once; give the calls that are done by it."""
     buffer = core.receive_buffer()
-    if not core.expects_descriptors:
-        return core.received(sock.recv_into(buffer, 0, flags))
     count, ancillary, _, _ = sock.recvmsg_into(
         [buffer], _ANCILLARY_SPACE, flags | socket.MSG_CMSG_CLOEXEC
     )

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
-#: Closes a descriptor: os.close.
+#: Closes a descriptor.
 Close: TypeAlias = Callable[[int], object]
 
 
@@ -79,6 +79,7 @@ class Arrivals:
     def __init__(self, close: Close) -> None:
         self._close = close
         self._waiting: deque[_Arrival] = deque()
+        self._passed = False
 
     def add(self, begin: int, end: int, descriptors: Sequence[int]) -> None:
         """Take descriptors that one system call received with the bytes ``begin`` to ``end``."""
@@ -97,7 +98,13 @@ class Arrivals:
     def pass_by(self, position: int) -> None:
         """Close those that no message from ``position`` on can claim."""
         while self._waiting and self._waiting[0].end <= position:
+            self._passed = True
             self._close(self._waiting.popleft().descriptor)
+
+    @property
+    def has_surplus(self) -> bool:
+        """True once one was passed by, or more wait than the unfinished message can claim."""
+        return self._passed or len(self._waiting) > 1
 
     def clear(self) -> None:
         """Close all of them."""

@@ -1,5 +1,6 @@
 """One connection of the synchronous client: a blocking socket, and the calls that are on it."""
 
+import os
 import select
 import socket
 import struct
@@ -8,6 +9,7 @@ from typing import Any, Final
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import describe_loss
 from vuserd.client.exchange import receive_some, send_some
+from vuserd.client.foreign import hang_up
 
 _SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
@@ -24,12 +26,13 @@ class SyncLink:
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self._socket = sock
         self._timeout = timeout
+        self._maker = os.getpid()
         self.core = ClientCore()
 
     def close(self) -> None:
         """Close the connection; calls in flight fail with ConnectionLost."""
         self.core.lost("the client was closed")
-        self._socket.close()
+        hang_up(self._socket, self._maker)
 
     def send(self) -> None:
         """Send what the socket takes without waiting."""

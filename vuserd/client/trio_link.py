@@ -4,6 +4,7 @@ There is no task in the background. Of the tasks that wait for an answer one exc
 the daemon, for all; when it has its own answer, or is cancelled, it passes that duty on.
 """
 
+import os
 import select
 import socket
 from typing import Any
@@ -13,6 +14,7 @@ import trio
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import describe_loss
 from vuserd.client.exchange import receive_some, send_some
+from vuserd.client.foreign import hang_up
 
 
 class TrioLink:
@@ -21,6 +23,7 @@ class TrioLink:
     def __init__(self, sock: socket.socket) -> None:
         sock.settimeout(0)
         self._socket = sock
+        self._maker = os.getpid()
         self.core = ClientCore()
         self._exchanging = False
         self._waiting: dict[Ticket[Any], trio.Event] = {}
@@ -36,7 +39,7 @@ class TrioLink:
         if not self._epoll.closed:
             trio.lowlevel.notify_closing(self._epoll)
             self._epoll.close()
-            self._socket.close()
+            hang_up(self._socket, self._maker)
 
     async def wait(self, ticket: Ticket[Any]) -> None:
         """Wait until a call is done; while nobody else exchanges bytes, do that."""

@@ -21,6 +21,7 @@ from vuserd.fs.version import Version
 from vuserd.gather import gather
 
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+_MODE: Final = 0o444
 #: READs in flight while one image is filled: the backend reads ahead of the copying.
 _WINDOW: Final = 4
 #: Bytes that are allocated at once.
@@ -104,6 +105,9 @@ async def make_image(file: OpenFile) -> SealedImage:
     try:
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         descriptor = os.memfd_create("vuserd-image", flags)
+        # Who is given it opens it anew for nothing else, and leaves no mark on it: to write to the
+        # inode is what user attributes and utime() ask for.
+        os.fchmod(descriptor, _MODE)
         size = await _fill(file, descriptor)
         os.ftruncate(descriptor, size)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)

@@ -1,0 +1,155 @@
+"""What a hostile daemon can do to the clients that a user points at it."""
+
+import fcntl
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.attacks.false_daemons import (
+    PATIENCE,
+    ask_synchronously,
+    ask_with_trio,
+    false_daemon,
+    lingering,
+    reply,
+    wait_for,
+)
+from tests.attacks.people import VICTIM, run_as
+from tests.attacks.threats import Who, threat
+from vuserd.client import calls
+from vuserd.client.errors import BadReply, ClientError, ConnectionLost
+
+Ask = Callable[..., list[Any]]
+both_clients = pytest.mark.parametrize("ask", [ask_synchronously, ask_with_trio])
+
+_SIZE = 8192
+_IMAGE = {"size": _SIZE, "mtime_ns": 0, "ino": 1, "cached": False}
+_SHRINK_AND_GROW = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_FUTURE_WRITE = 0x10
+
+
+def memory(seals: int, size: int = _SIZE) -> int:
+    descriptor = os.memfd_create("false", os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, size)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    return descriptor
+
+
+IMAGES: dict[str, Callable[[], int]] = {
+    "no seals": lambda: memory(0),
+    "no seal against writing": lambda: memory(_SHRINK_AND_GROW),
+    "a seal against later mappings": lambda: memory(_SHRINK_AND_GROW | _FUTURE_WRITE),
+    "no seal against shrinking": lambda: memory(fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW),
+    "no seal against growing": lambda: memory(fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK),
+    "another size": lambda: memory(_SHRINK_AND_GROW | fcntl.F_SEAL_WRITE, 4096),
+    "a file": lambda: os.open("/etc/passwd", os.O_RDONLY),
+    "a pipe": lambda: os.pipe()[0],
+    "an O_PATH": lambda: os.open("/proc/self/fd/" + str(memory(0)), os.O_PATH),
+}
+
+
+@threat(
+    "unsealed image",
+    who=Who.FALSE_DAEMON,
+    against="a client's memory",
+    does="sends as an image what it can change or cut afterwards, or what is no memory",
+    promise="a client maps nothing but sealed memory of the size that was said",
+)
+@both_clients
+@pytest.mark.parametrize("kind", IMAGES)
+def test_an_image_is_looked_at_before_it_is_used(ground: Path, ask: Ask, kind: str) -> None:
+    def answer(connection: socket.socket, number: int, method: str) -> None:
+        reply(connection, number, _IMAGE, (IMAGES[kind](),) if method == "fetch" else ())
+
+    with false_daemon(ground, answer) as path:
+
+        def victim() -> None:
+            before = _descriptors()
+            [outcome] = ask(path, calls.fetch("x", "/f"))
+            assert isinstance(outcome, BadReply), outcome
+            wait_for(lambda: _descriptors() <= before)  # a thread closes what is no memory
+
+        assert run_as(VICTIM, victim) == 0
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _as_an_image(connection: socket.socket, lingers: int) -> None:
+    reply(connection, 1, _IMAGE, (lingers,))
+
+
+def _unasked(connection: socket.socket, lingers: int) -> None:
+    reply(connection, 7, [], (lingers,))
+
+
+def _unread(connection: socket.socket, lingers: int) -> None:
+    reply(connection, 1, _IMAGE, (memory(_SHRINK_AND_GROW | fcntl.F_SEAL_WRITE),))
+    reply(connection, 7, [], (lingers,))
+
+
+@threat(
+    "lingering descriptor",
+    who=Who.FALSE_DAEMON,
+    against="a client's thread",
+    does="sends a socket whose close takes minutes: as an image, unasked, or so that it is unread",
+    promise="no close of what a daemon sent holds a client up, nor its end",
+)
+@both_clients
+@pytest.mark.parametrize("send", [_as_an_image, _unasked, _unread])
+def test_nobody_waits_for_a_descriptor_to_close(
+    ground: Path, ask: Ask, send: Callable[[socket.socket, int], None]
+) -> None:
+    reader, writer = os.pipe()
+
+    def greet(connection: socket.socket) -> None:
+        with lingering() as sock:
+            send(connection, sock.fileno())
+        os.write(writer, b"x")  # what was sent is the last one
+
+    with false_daemon(ground, lambda *_: None, greet) as path:
+
+        def victim() -> None:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(PATIENCE)
+            [outcome] = ask(path, calls.fetch("x", "/f"), first=lambda: os.read(reader, 1))
+            if send is _unread:
+                outcome.close()
+            else:
+                assert isinstance(outcome, ClientError), outcome
+
+        assert run_as(VICTIM, victim) == 0
+    os.close(reader)
+    os.close(writer)
+
+
+@threat(
+    "flood of descriptors",
+    who=Who.FALSE_DAEMON,
+    against="a client's descriptors",
+    does="sends descriptors beside each byte of an answer that does not end",
+    promise="a descriptor that belongs to no answer ends the connection",
+)
+@both_clients
+def test_a_flood_of_descriptors_ends_the_connection(ground: Path, ask: Ask) -> None:
+    def answer(connection: socket.socket, number: int, _: str) -> None:
+        reader = os.pipe()[0]
+        begun = b"\x94\x01" + bytes([number]) + b"\xc0\xc6\x01\x00\x00\x00"  # 16 MiB to come
+        for _turn in range(1000):
+            socket.send_fds(connection, [begun], [reader] * 100)
+            begun = b"x"
+
+    with false_daemon(ground, answer) as path:
+
+        def victim() -> None:
+            [outcome] = ask(path, calls.read_into("x", "/f", 0, bytearray(16 << 20)))
+            assert isinstance(outcome, ConnectionLost), outcome
+            assert "belongs to no answer" in str(outcome)
+
+        assert run_as(VICTIM, victim) == 0
