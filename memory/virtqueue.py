@@ -79,6 +79,10 @@ class Virtqueue(Generic[Token]):
         """Chains added and not yet reaped."""
         return len(self._chains) + len(self._unpublished)
 
+    def outstanding_tokens(self) -> list[Token]:
+        """Return the tokens of the chains that the device was told of, in that order."""
+        return [chain.token for chain in self._chains.values()]
+
     def add(
         self,
         readable: Sequence[tuple[int, int]],

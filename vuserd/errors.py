@@ -13,6 +13,7 @@
     |   |   `-- BackendRefused          it refused what it offers             BACKEND_DOWN
     |   `-- BackendTimeout          it did not answer in time                 TIMEOUT
     |-- FileError               what the file system says                     an errno name
+    |   `-- HeldBack                it would hang the backend once more        ETIMEDOUT
     |-- CallError               the caller's fault, or the daemon's answer    one of ErrorCode
     `-- ClientError             what a client of the daemon sees: see vuserd.client.errors
 
@@ -185,6 +186,26 @@ class FileError(VuserdError):
     def to_wire(self) -> dict[str, Any]:
         """Add ``errno``, the number on this machine."""
         return super().to_wire() | {"errno": self.number}
+
+
+class HeldBack(FileError):  # noqa: N818
+    """A request that hung the backend, and is not asked again for ``retry_after`` seconds.
+
+    It is a file's error, not the backend's: others are served, and listings go on without it.
+    """
+
+    def __init__(self, request: str, retry_after: float) -> None:
+        self.request = request
+        self.retry_after = retry_after
+        super().__init__(
+            errno.ETIMEDOUT,
+            f"{request} of it hung the backend, and is tried again in {retry_after:.1f} s: is there"
+            " a lease on the file, or does the server of its file system not answer?",
+        )
+
+    def to_wire(self) -> dict[str, Any]:
+        """Add ``retry_after``, in seconds."""
+        return super().to_wire() | {"retry_after": self.retry_after}
 
 
 class CallError(VuserdError):

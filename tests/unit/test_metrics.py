@@ -297,6 +297,7 @@ async def test_a_backend_that_is_silent(
         backend.on_connect = connected
         with pytest.raises(BackendTimeout):
             await export.call(stat)
+        await trio.sleep(30)  # what hung it is held back for so long
         with trio.fail_after(30):
             await export.call(stat)
         assert export.restarts[LossCause.SILENT] == 1

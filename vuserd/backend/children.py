@@ -93,8 +93,20 @@ def _zombies() -> Iterator[int]:
     parent = os.getpid()
     with contextlib.suppress(OSError):
         for entry in filter(str.isdecimal, os.listdir("/proc")):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                with open(f"/proc/{entry}/stat", "rb") as file:
-                    state, of, *_ = file.read().rpartition(b")")[2].split()
-                if state == b"Z" and int(of) == parent:
+            with contextlib.suppress(OSError, ValueError):
+                state, of = _state_and_parent(int(entry))
+                if state == b"Z" and of == parent:
                     yield int(entry)
+
+
+def is_stopped(process: int) -> bool:
+    """Tell whether a process stands still for a signal (SIGSTOP), or for who traces it."""
+    with contextlib.suppress(OSError, ValueError):
+        return _state_and_parent(process)[0] in (b"T", b"t")
+    return False
+
+
+def _state_and_parent(process: int) -> tuple[bytes, int]:
+    with open(f"/proc/{process}/stat", "rb") as file:
+        state, parent, *_ = file.read().rpartition(b")")[2].split()
+    return state, int(parent)

@@ -19,11 +19,12 @@ from memory.arena import Buffer
 from memory.virtqueue import Virtqueue
 from protocol import Check, MalformedError, fuse
 from protocol.virtio_fs import HIPRIO_QUEUE, REQUEST_QUEUE
+from vuserd.device.gate import Gate
 from vuserd.device.layout import IN_FLIGHT, PAYLOAD_SIZE, REPLY_ROOM, REQUEST_ROOM, SharedLayout
 from vuserd.device.observer import Observer
 from vuserd.device.queue import NotifiedQueue
 from vuserd.device.request import InFlight, Result, Target, Undo
-from vuserd.device.watch import Watch
+from vuserd.device.watch import PROBE_TIME, Watch
 from vuserd.errors import (
     BackendBroken,
     BackendDown,
@@ -78,8 +79,12 @@ class FuseChannel:
         #: Whether the device is given nothing for a while.
         self._is_held = False
         self.submitted = 0
+        #: The last of those, by number, that was answered.
+        self._latest_answered = 0
         #: Whether INTERRUPT is sent for requests that are given up.
         self.interrupts = True
+        #: Who decides which requests the backend is given.
+        self.gate: Gate | None = None
         #: Who is told of each request that the device is given, and what became of it.
         self.observer: Observer | None = None
 
@@ -202,7 +207,10 @@ class FuseChannel:
         """
         if self._failure is not None:
             return
-        self._enqueue(self._new_entry(request, None, None))
+        entry = self._new_entry(request, None, None)
+        if self.gate is not None and request.reply_size is not None:
+            entry.path = self.gate.path(request)  # who closes a file forgets it next
+        self._enqueue(entry)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -252,6 +260,19 @@ class FuseChannel:
         self.hiprio.close()
 
     def _begin(self, request: fuse.Request, target: Target | None, undo: Undo | None) -> InFlight:
+        """Submit a request whose reply is wanted, unless it is held back.
+
+        Raises:
+            HeldBack: it is.
+
+        """
+        if self.gate is not None and self.gate.held:
+            self.gate.admit(request)
+        return self._begin_ungated(request, target, undo)
+
+    def _begin_ungated(
+        self, request: fuse.Request, target: Target | None, undo: Undo | None
+    ) -> InFlight:
         """Submit a request whose reply is wanted, as soon as there is a slot for it."""
         if self._failure is not None:
             raise self._failure.again()
@@ -334,8 +355,35 @@ class FuseChannel:
 
     async def watch_deadlines(self) -> None:
         """Wake those whose request is overdue, find a backend that is silent; run for ever."""
-        silence = await self._watch.run(self._time_out, self._bulk_is_done, self._probe)
+        silence = await self._watch.run(
+            self._find_hung, self._time_out, self._bulk_is_done, self._probe
+        )
         self._lost(BackendDown(silence, LossCause.SILENT))
+
+    def _find_hung(self, now: float) -> None:
+        """Tell the gate of what the backend has worked at for longer than any request may take.
+
+        It takes requests in the order of the ring. So it is at what was put there before something
+        that it has answered; where it has long answered nothing, its threads are at the oldest.
+        What is overdue besides waited for others, and is not to blame.
+        """
+        if self.gate is None:
+            return
+        is_quiet = self.requests.heard + self._timeout / 2 <= now
+        taken = self.gate.threads if is_quiet else 0
+        for place, entry in enumerate(self.requests.ring.outstanding_tokens()):
+            is_taken = place < taken or entry.number < self._latest_answered
+            is_overdue = entry.deadline <= now and (is_quiet or entry.deadline)
+            if is_taken and is_overdue and not entry.is_hung:
+                entry.is_hung = True
+                self.gate.hung(entry.request, entry.path, entry.asker)
+
+    def _pass(self, gate: Gate, entry: InFlight) -> None:
+        """Tell the gate that a request was answered."""
+        if not entry.is_hung:
+            gate.answered(entry.request)
+        elif trio.current_time() <= entry.deadline + PROBE_TIME:
+            gate.was_late(entry.request, entry.path, entry.asker)
 
     def _time_out(self, entry: InFlight) -> None:
         self._settle(entry, outcome.Error(self._timed_out(entry.request)))
@@ -344,7 +392,7 @@ class FuseChannel:
         self._want_no_more(entry)
 
     def _probe(self) -> InFlight:
-        return self._begin(fuse.getattr(fuse.ROOT_ID), None, None)
+        return self._begin_ungated(fuse.getattr(fuse.ROOT_ID), None, None)
 
     def _submit(self, queue: int, entry: InFlight) -> None:
         """Put a request on the ring. It has a slot."""
@@ -365,6 +413,7 @@ class FuseChannel:
         notified = self.requests if queue == REQUEST_QUEUE else self.hiprio
         notified.ring.add(readable, writable, entry)
         self.submitted += 1
+        entry.number = self.submitted
         if self.observer is not None:
             self.observer.sent(entry.unique, request)
         notified.offer()
@@ -379,8 +428,12 @@ class FuseChannel:
         reply = bytes(message.view[REQUEST_ROOM : REQUEST_ROOM + size])
         error = fuse.decode_reply_header(reply[:_HEADER], entry.unique, used)
         length = used - _HEADER
+        if entry.number > self._latest_answered:
+            self._latest_answered = entry.number
         if self.observer is not None:
             self.observer.ended(entry.unique, error, length)
+        if self.gate is not None and (self.gate.held or entry.is_hung):
+            self._pass(self.gate, entry)
         result: Result
         if error:
             result = outcome.Error(FileError(error))

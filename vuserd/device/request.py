@@ -8,6 +8,7 @@ import trio
 
 from memory.arena import Buffer
 from protocol import fuse
+from vuserd.asker import ASKER
 
 #: A reply's body; only its length, where it went into a target.
 Result: TypeAlias = outcome.Outcome[bytes | int]
@@ -47,9 +48,13 @@ class InFlight:
     """A request that the device has, or will have when a slot is free."""
 
     __slots__ = (
+        "asker",
         "deadline",
         "is_bulk",
+        "is_hung",
         "message",
+        "number",
+        "path",
         "request",
         "result",
         "target",
@@ -65,6 +70,14 @@ class InFlight:
         self.unique = unique
         self.target = target
         self.undo = undo
+        #: On whose behalf it is.
+        self.asker = ASKER.get()
+        #: Which one it is of those that the device was given.
+        self.number = 0
+        #: Where its node was, if that may not be known any more later.
+        self.path: bytes | None = None
+        #: Whether the backend was found to work at it for longer than it may.
+        self.is_hung = False
         self.message: Buffer | None = None
         #: What became of it, and who waits for that, until when.
         self.result: Result | None = None

@@ -11,7 +11,7 @@ from vuserd.device.queue import NotifiedQueue
 from vuserd.device.request import InFlight
 
 #: Seconds for a backend that has been silent to show that it is alive.
-_PROBE_TIME: Final = 1.0
+PROBE_TIME: Final = 1.0
 
 
 class Watch:
@@ -46,6 +46,8 @@ class Watch:
         self._probe = 0
         self._probed = -math.inf
         self._patience = -math.inf
+        #: When to look once more at what was overdue: by then a probe has shown what else goes on.
+        self._next_look = math.inf
         self._something = trio.lowlevel.ParkingLot()
 
     def begin(self, entry: InFlight) -> None:
@@ -61,6 +63,7 @@ class Watch:
 
     async def run(
         self,
+        look: Callable[[float], None],
         end: Callable[[InFlight], None],
         end_turn: Callable[[InFlight], None],
         probe: Callable[[], InFlight],
@@ -71,6 +74,7 @@ class Watch:
         timer costs a request less than a cancel scope of its own.
 
         Args:
+            look: is called with the time whenever something may be overdue, before it is ended.
             end: takes a request that is overdue off ``awaited``, and wakes who waits for it.
             end_turn: takes one off ``turns``, and lets the next one have its turn.
             probe: sends one that any backend answers at once.
@@ -84,7 +88,12 @@ class Watch:
             # What is begun meanwhile is overdue after its own time at the earliest.
             await trio.sleep_until(min(*times, trio.current_time() + self._timeout))
             now = trio.current_time()
+            look(now)
             is_overdue = self._end_overdue(now, end)
+            if is_overdue:
+                self._next_look = now + PROBE_TIME
+            elif now >= self._next_look:
+                self._next_look = math.inf
             for entry in [entry for entry in self.turns.values() if entry.deadline <= now]:
                 end_turn(entry)
             for silent, why in (
@@ -94,19 +103,21 @@ class Watch:
                 if silent is not None and silent <= now:
                     return f"the backend {why}"
             if is_overdue:
-                self._ask(now + _PROBE_TIME, probe)
+                self._ask(now + PROBE_TIME, probe)
             elif (unheard := self._unheard_at()) is not None and unheard <= now:
                 self._ask(now + self._timeout, probe)
 
     def makes_progress(self) -> bool:
         """Tell whether :meth:`run` has its turns: what is overdue is ended, or only just so."""
         oldest = next(iter(self.awaited.values()), None)
-        return oldest is None or trio.current_time() < oldest.deadline + _PROBE_TIME
+        return oldest is None or trio.current_time() < oldest.deadline + PROBE_TIME
 
     def _times(self) -> list[float]:
         """Return when there is something to do next."""
         times = [entry.deadline for entry in itertools.islice(self.awaited.values(), 1)]
         times += [entry.deadline for entry in self.turns.values()]
+        if self._next_look < math.inf:
+            times.append(self._next_look)
         others = (self._unheard_at(), self._requests_silent_at(), self._hiprio_silent_at())
         return times + [time for time in others if time is not None]
 
@@ -150,4 +161,4 @@ class Watch:
         """Return when a backend is lost that takes nothing of what is on the hiprio queue."""
         if not self._hiprio.ring.outstanding:
             return None
-        return self._hiprio.heard + self._timeout + _PROBE_TIME
+        return self._hiprio.heard + self._timeout + PROBE_TIME

@@ -20,10 +20,12 @@ from vuserd.errors import (
     ConfigurationError,
     ErrorCode,
     FileError,
+    HeldBack,
     LossCause,
 )
 from vuserd.fs.directory import Lookout, Sight
 from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.hangs import Hangs
 from vuserd.fs.owners import Owners
 from vuserd.fs.serving import Serving
 from vuserd.fs.trials import Trials
@@ -131,6 +133,7 @@ class Export:
         #: Those in a row that did not start, or ended before any call was put to them.
         self._failed_starts = 0
         self._trials = Trials()
+        self._hangs = Hangs(config.name)
         #: What watches the directory; of a backend of somebody else's no directory is known.
         self._lookout = (
             None if config.directory is None else Lookout(config.directory, self._note_sight)
@@ -159,12 +162,15 @@ class Export:
     async def call(self, operation: Callable[[FileSystem], Awaitable[Result]]) -> Result:
         """Do an operation on the files; again, when the backend is lost meanwhile.
 
+        It is on behalf of :data:`~vuserd.asker.ASKER`, for whom others are not to wait for ever.
         All that is asked of the files are reads, so nothing is done twice that must not be. A call
         that lost a backend may be what killed it, so others wait while it is tried again. If the
         next one is lost as well, with no other call on it, it is not tried any more.
 
         Raises:
             BackendDown: there is no working backend, and none in time; the message says why.
+            HeldBack: it hung a backend before, and is not tried again yet.
+            CallError: BUSY: the user's calls hung several, and are not put to others yet.
             VuserdError: what the operation raises.
 
         """
@@ -176,13 +182,16 @@ class Export:
         if self._trials.are_on:
             await self._trials.wait(deadline)
         while True:
+            if self._hangs.askers.held:
+                self._hangs.require_asker()
             try:
                 if not losses:
                     return await self._ask(operation, deadline)
                 async with self._trials.turn(deadline):
                     return await self._ask(operation, deadline, self._trials.begin)
             except _Lost as lost:
-                losses += not lost.expected
+                # What hung a backend is held back by now: of other calls nothing is to be feared.
+                losses += not (lost.expected or lost.error.cause is LossCause.SILENT)
                 if (losses > 1 and lost.alone) or losses > _MOST_LOSSES:
                     raise BackendDown(
                         f"the call lost {losses} backends, and is put to no other: {lost.error}"
@@ -219,6 +228,8 @@ class Export:
                 raise _Lost(
                     error, alone=serving.had_one_call, expected=serving.is_retired
                 ) from None
+            except HeldBack:
+                raise
             except FileError as error:
                 self._failures = 0  # that was an answer, too
                 if not error.is_exhaustion or forgets == _MOST_FORGETS:
@@ -506,7 +517,7 @@ class Export:
     ) -> Serving:
         """Start a backend, and wait until it serves or cannot; ``modes``: where one is known."""
         if config.socket is not None:
-            serving = Serving(config, None, (), self.tracing)
+            serving = Serving(config, None, (), self.tracing, hangs=self._hangs)
         elif isinstance(program, ConfigurationError):
             serving = Serving(config, None, (), self.tracing)
             serving.failure = str(program)
@@ -515,7 +526,7 @@ class Export:
         else:
             modes = modes or _sandboxes(config, program)
             directory = _to_share(program, config, sight)
-            serving = Serving(config, program, modes, self.tracing, directory)
+            serving = Serving(config, program, modes, self.tracing, directory, self._hangs)
             serving.standing = None if sight is None else sight.standing
         await nursery.start(serving.run)
         if not serving.is_serving():

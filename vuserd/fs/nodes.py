@@ -26,7 +26,7 @@ from vuserd.fs.idle import IdleSet
 #: Nodes whose forgets go out together. Few: each may keep a descriptor open in the backend.
 _BATCH: Final = 64
 #: Directories above a node that are looked at for its path: a backend can make them go in a circle.
-_DEEPEST: Final = 4096
+_DEEPEST: Final = 512
 #: Seconds for which lookup counts may be owed that wait for others to be given back with them.
 _OWED: Final = 1.0
 _SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)

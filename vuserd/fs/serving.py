@@ -10,6 +10,7 @@ import trio
 
 from vuserd.backend.adopted import AdoptedBackend
 from vuserd.backend.base import Backend
+from vuserd.backend.children import is_stopped
 from vuserd.backend.find import BackendKind, Program
 from vuserd.backend.process import start_backend
 from vuserd.config.model import ExportConfig
@@ -17,6 +18,7 @@ from vuserd.device.session import Session, open_session
 from vuserd.errors import BackendDown, BackendError, LossCause, VuserdError
 from vuserd.fs.directory import Standing
 from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.hangs import Hangs, NodeGate
 from vuserd.fs.owners import Owners, owners_of
 from vuserd.journal import about_export
 from vuserd.tracing.tap import Tap, Tracing
@@ -48,6 +50,7 @@ class Serving:
         modes: the sandboxes to try, the best one first.
         tracing: who wants to know of its requests.
         directory: where the export's path leads to; None for a socket of somebody else's.
+        hangs: what hung backends of the export, and is held back.
 
     """
 
@@ -58,6 +61,7 @@ class Serving:
         modes: Sequence[str],
         tracing: Tracing,
         directory: str | None = None,
+        hangs: Hangs | None = None,
     ) -> None:
         self.backend: Backend | None = None
         self.session: Session | None = None
@@ -80,6 +84,7 @@ class Serving:
         self._modes = modes
         self._tracing = tracing
         self._directory = directory
+        self._hangs = hangs
         self._tap: Tap | None = None
         #: Where backends of ours live, and which of them is in use.
         self._tenancies: trio.Nursery
@@ -178,6 +183,9 @@ class Serving:
         def moved() -> None:
             self._tenancy, self.backend = successor, successor.backend
             self._config, self.mode, self._directory = config, mode, directory
+            assert self.session is not None
+            if self.session.channel.gate is not None:
+                self.session.channel.gate.threads = _threads(config)
             self._note_owners()
 
         try:
@@ -199,6 +207,14 @@ class Serving:
                 self._config.idle_time,
                 tells_mounts=self._program is not None,
             )
+            if self._hangs is not None:
+                session.channel.gate = NodeGate(
+                    self._hangs,
+                    self.files.nodes,
+                    session.timeout,
+                    _threads(self._config),
+                    self._stands_still,
+                )
             assert self._tap is not None
             self._tap.places = self.files.nodes
             self._note_owners()
@@ -209,6 +225,11 @@ class Serving:
                 self.files.close()
             assert self.backend is not None
             self.backend.expect_end()
+
+    def _stands_still(self) -> bool:
+        """Tell whether its backend was stopped, so that no request is to blame for its silence."""
+        pid = None if self.backend is None else self.backend.pid
+        return pid is not None and is_stopped(pid)
 
     def _note_owners(self) -> None:
         """Read how a backend of ours maps ids: a user's own may be in a namespace for that."""
@@ -359,6 +380,11 @@ class _Tenancy:
         """End the backend, and wait for that."""
         self._ends.set()
         await self._over.wait()
+
+
+def _threads(config: ExportConfig) -> int:
+    """Return how many requests a backend works at at once, as far as is known."""
+    return max(1, config.options.thread_pool)
 
 
 def _idle_nodes(config: ExportConfig) -> int:

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import trio
 
+from vuserd.asker import ASKER, Asker
 from vuserd.config.model import ClientLimits
 from vuserd.delivery.attached import Loaded, MemoryTable
 from vuserd.delivery.images import Fetched
@@ -176,6 +177,7 @@ class Connection:
 
     async def run(self) -> None:
         """Serve the client until it goes away, loses its framing, or stops reading."""
+        ASKER.set(Asker(self._account.uid, self._account.rig))
         try:
             await self._account.take_turn()
             async with trio.open_nursery() as nursery:
