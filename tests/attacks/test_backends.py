@@ -1,6 +1,7 @@
 """Backends that were broken into: what one can do to the daemon, to others' backends and memory."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,8 @@ from tests.attacks.breaking_in import keep_a_backends_capabilities, ways_into
 from tests.attacks.daemons import call
 from tests.attacks.people import VICTIM, run_as
 from tests.attacks.threats import Who, threat
-from tests.running import RunningDaemon
+from tests.running import REPOSITORY, RunningDaemon
+from vuserd.backend import landlock
 
 #: The daemon's own user, as a service has one.
 SERVICE: Final = 61_010
@@ -98,6 +100,46 @@ def test_nor_does_one_of_root_s(ground: Path, virtiofsd: str) -> None:
             return _get_in(process, keep_a_backends_capabilities)
 
         assert run_as(0, get_in) == 0
+
+
+#: A backend that was broken into before it began: it tries what the test says, then it serves.
+_BROKEN_INTO: Final = """#!/bin/sh
+case "$*" in *--fd=*) {attack} <{ground}/process >{ground}/found 2>&1 ;; esac
+exec {backend} "$@"
+"""
+_ATTACK: Final = """#!{python} -I
+import sys
+sys.path.insert(0, {repository!r})
+from tests.attacks.breaking_in import keep_a_backends_capabilities, ways_into
+keep_a_backends_capabilities()
+print(ways_into(int(sys.stdin.read())))
+"""
+
+
+@threat(
+    "break-in-next-door",
+    who=Who.BACKEND,
+    against="the backends of other exports, and so their users",
+    does="opens another backend's memory and descriptors, takes them, traces it, without a sandbox"
+    " and as the same user",
+    promise="each backend without a sandbox is set apart by Landlock, where the kernel has it",
+)
+@pytest.mark.skipif(not landlock.can_set_apart(), reason="no Landlock here")
+def test_nor_does_it_get_into_another_backend(ground: Path, rust_virtiofsd: str) -> None:
+    attack, evil, process = ground / "attack", ground / "evil", ground / "process"
+    attack.write_text(_ATTACK.format(python=sys.executable, repository=str(REPOSITORY)))
+    evil.write_text(_BROKEN_INTO.format(attack=attack, ground=ground, backend=rust_virtiofsd))
+    for program in (attack, evil):
+        program.chmod(0o755)
+    process.write_text("0")
+    with _serving(ground, None, rust_virtiofsd, str(evil), "none") as daemon:
+        error, exports = call(daemon.socket, "exports")
+        assert error is None
+        [other] = [each["backend"]["pid"] for each in exports if each["name"] == "good"]
+        process.write_text(str(other))
+        assert call(daemon.socket, "reload", "evil")[0] is None
+        assert (ground / "found").read_text() == "[]\n"
+        assert call(daemon.socket, "read", "evil", "/hello", 0, 10) == (None, b"hello\n")
 
 
 def test_a_process_that_does_not_hide_is_open_in_all_these_ways() -> None:

@@ -6,6 +6,10 @@ exported directory files can be read, elsewhere what the program needs to run, a
 written. It does not cover what concerns names and attributes alone: a program that was broken into
 can look whether a file exists, and change the mode of files that are its user's.
 
+Without a directory it takes only this from the program: to trace another one that is not shut in
+together with it, to read its memory or to take its descriptors, whatever user they have in common
+(Linux 5.13), and to send it signals (6.12).
+
 Run by the interpreter alone (-I -S), it imports as little as can be: typing would take longer than
 all else.
 """
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
 #: The first version that keeps files from being truncated: Linux 6.2.
 LEAST_VERSION: Final = 3
 
+#: The first version there was: Linux 5.13.
+_FIRST_VERSION: Final = 1
+
 #: asm-generic/unistd.h; the same on all architectures.
 _CREATE_RULESET: Final = 444
 _ADD_RULE: Final = 445
@@ -37,6 +44,7 @@ _EXECUTE: Final = 1 << 0
 _WRITE_FILE: Final = 1 << 1
 _READ_FILE: Final = 1 << 2
 _READ_DIR: Final = 1 << 3
+_MAKE_BLOCK: Final = 1 << 11
 _RULE: Final = struct.Struct("=Qi")
 #: Rights concerning files by version: those of 1, REFER of 2, TRUNCATE of 3, IOCTL_DEV of 5.
 _RIGHTS: Final = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
@@ -65,8 +73,16 @@ def is_available() -> bool:
     return os.access(sys.executable, os.X_OK) and version() >= LEAST_VERSION
 
 
-def command(arguments: Sequence[str], directory: str) -> list[str]:
-    """Return the command line that runs another one, shut in with this directory."""
+def can_set_apart() -> bool:
+    """Tell whether a program can be kept from all others here, and they from it."""
+    return os.access(sys.executable, os.X_OK) and version() >= _FIRST_VERSION
+
+
+def command(arguments: Sequence[str], directory: str = "") -> list[str]:
+    """Return the command line that runs another one, shut in with this directory.
+
+    Without one it is only set apart from others.
+    """
     return [sys.executable, "-I", "-S", os.path.abspath(__file__), directory, *arguments]
 
 
@@ -78,14 +94,7 @@ def restrict(directory: str, program: str) -> None:
 
     """
     rights, attributes = _handled(version())
-    ruleset = _must(
-        _syscall(
-            _CREATE_RULESET,
-            ctypes.create_string_buffer(attributes, len(attributes)),
-            ctypes.c_size_t(len(attributes)),
-            ctypes.c_uint32(0),
-        )
-    )
+    ruleset = _new_ruleset(attributes)
     _allow(ruleset, directory, _LOOK & rights)
     for path, allowed in _needed(program):
         try:
@@ -93,6 +102,32 @@ def restrict(directory: str, program: str) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EACCES):
                 raise
+    _enforce(ruleset)
+
+
+def set_apart() -> None:
+    """Keep this thread, and what it runs from now on, from all that is shut in apart from it.
+
+    Something has to be withheld for that: to make block devices, which no reader does.
+
+    Raises:
+        OSError: the kernel refuses.
+
+    """
+    since, scopes = _SCOPES
+    attributes = struct.pack("=Q", _MAKE_BLOCK)
+    if since <= version():
+        attributes += struct.pack("=QQ", 0, scopes)
+    _enforce(_new_ruleset(attributes))
+
+
+def _new_ruleset(attributes: bytes) -> int:
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    size = ctypes.c_size_t(len(attributes))
+    return _must(_syscall(_CREATE_RULESET, buffer, size, ctypes.c_uint32(0)))
+
+
+def _enforce(ruleset: int) -> None:
     _must(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     _must(_syscall(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0)))
     os.close(ruleset)
@@ -148,10 +183,16 @@ def _must(result: int) -> int:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Become the program ``arguments[1:]``, shut in with the directory ``arguments[0]``."""
+    """Become the program ``arguments[1:]``, shut in with the directory ``arguments[0]``.
+
+    Where that is empty, it is only set apart.
+    """
     directory, program, *_ = arguments
     try:
-        restrict(directory, program)
+        if directory:
+            restrict(directory, program)
+        else:
+            set_apart()
         os.execv(program, list(arguments[1:]))
     except OSError as error:
         sys.exit(f"Landlock: {error}")

@@ -251,6 +251,8 @@ async def _start_process(
     with listener, contextlib.ExitStack() as undo:
         undo.enter_context(connection)
         arguments = command_line(program, directory, listener.fileno(), sandbox, options)
+        if sandbox == "none" and landlock.can_set_apart():
+            arguments = landlock.command(arguments)
         with CHILDREN.starting():
             process = await trio.lowlevel.open_process(
                 arguments,
