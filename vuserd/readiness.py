@@ -16,7 +16,7 @@ from vuserd.config.model import DaemonConfig, ExportConfig, ListenConfig, RigCon
 from vuserd.errors import BackendDown, ConfigurationError, UnsafePath, os_reason
 from vuserd.listening import is_listened_on
 from vuserd.machine import Mark, Result, may_enter_namespaces
-from vuserd.trust import keeps_entries, own_trust, route
+from vuserd.trust import keeps_entries, name_of, own_trust, route
 
 _OWN_NAMESPACE: Final = "/proc/self/ns/net"
 
@@ -99,16 +99,7 @@ def export_result(export: ExportConfig) -> Result:
     """Tell whether this user can read an export's directory, or whether its socket is there."""
     name = f"export {export.name}"
     if export.directory is not None:
-        if os.access(export.directory, os.R_OK | os.X_OK, effective_ids=True):
-            there = os.path.realpath(export.directory)
-            detail = (
-                export.directory
-                if there == export.directory
-                else f"{export.directory}, now {there}"
-            )
-            return Result(name, Mark.OK, detail)
-        detail = f"{export.directory} cannot be read by {_user(os.geteuid())}"
-        return Result(name, Mark.PROBLEM, detail, "permit it, or serve as another user")
+        return _directory_result(name, export.directory)
     assert export.socket is not None
     # A connection would be the only one that the backend takes in its life.
     try:
@@ -120,7 +111,7 @@ def export_result(export: ExportConfig) -> Result:
         detail = f"{export.socket} is no socket"
         return Result(name, Mark.PROBLEM, detail, "name the socket of a virtiofsd")
     if not os.access(export.socket, os.W_OK, effective_ids=True):
-        detail = f"{_user(os.geteuid())} may not connect to {export.socket}"
+        detail = f"{name_of(os.geteuid())} may not connect to {export.socket}"
         return Result(name, Mark.PROBLEM, detail, "permit it, or serve as another user")
     if is_listened_on(export.socket) is False:  # its backend leaves it there when it ends
         detail = f"nobody in this network namespace listens on {export.socket}"
@@ -128,11 +119,23 @@ def export_result(export: ExportConfig) -> Result:
     return Result(name, Mark.OK, f"the backend on {export.socket}")
 
 
-def _user(uid: int) -> str:
+def _directory_result(name: str, directory: str) -> Result:
+    if not os.access(directory, os.R_OK | os.X_OK, effective_ids=True):
+        detail = f"{directory} cannot be read by {name_of(os.geteuid())}"
+        return Result(name, Mark.PROBLEM, detail, "permit it, or serve as another user")
     try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
+        with route(directory, own_trust()) as found:
+            there, keeper, risks = found.resolved, found.keeper, found.risks
+    except UnsafePath as unsafe:
+        return Result(name, Mark.PROBLEM, f"{directory}: {unsafe.wrong}", unsafe.right)
+    except OSError as error:
+        return Result(name, Mark.PROBLEM, f"{directory}: {os_reason(error)}", "choose another")
+    detail = directory if there == directory else f"{directory}, now {there}"
+    if risks:
+        return Result(name, Mark.WARNING, f"{detail}: {risks[0]}", "chmod go-w it, or chmod +t")
+    if keeper is not None:
+        detail += f"; {name_of(keeper)} decides where this leads, among what is {name_of(keeper)}'s"
+    return Result(name, Mark.OK, detail)
 
 
 # -- sockets ---------------------------------------------------------------------------------------
@@ -155,7 +158,7 @@ def listener_result(config: ListenConfig) -> Result:
         detail = f"{address}: there is no folder {folder}"
         return Result("socket", Mark.PROBLEM, detail, f"mkdir {folder}, or choose another socket")
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        detail = f"{address}: {_user(os.geteuid())} may not write {folder}"
+        detail = f"{address}: {name_of(os.geteuid())} may not write {folder}"
         return Result("socket", Mark.PROBLEM, detail, "choose another socket, or permit it")
     return _folder_result(address, folder)
 
@@ -190,7 +193,7 @@ def access_results(config: DaemonConfig, listeners: Sequence[ListenConfig]) -> I
         if export.name in in_rigs:
             continue
         shut_out = sorted(
-            _user(user)
+            name_of(user)
             for user in export.access.users - {0, os.geteuid()}
             if not any(_lets_in(listener, user) for listener in listeners)
         )
@@ -261,7 +264,7 @@ def rig_results(rigs: Sequence[RigConfig]) -> Iterator[Result]:
         yield Result(
             "rigs",
             Mark.PROBLEM,
-            f"{_user(os.geteuid())} may not enter network namespaces",
+            f"{name_of(os.geteuid())} may not enter network namespaces",
             "serve as root, or with CAP_SYS_ADMIN (AmbientCapabilities= of a unit)",
         )
     for rig in rigs:
@@ -284,7 +287,7 @@ def metrics_result(file: str) -> Result:
     """Tell whether the metrics can be written: a new file takes the place of the one before."""
     folder = os.path.dirname(file)
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        detail = f"{_user(os.geteuid())} may not write {folder}"
+        detail = f"{name_of(os.geteuid())} may not write {folder}"
         return Result("metrics", Mark.PROBLEM, detail, "permit it, or give another metrics_file")
     trust = own_trust()
     try:

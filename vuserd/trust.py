@@ -27,6 +27,7 @@ _OVERFLOW: Final = 65534
 #: linux/magic.h; struct statfs begins with the type, and has some 120 bytes.
 _FUSE_SUPER_MAGIC: Final = 0x65735546
 _STATFS_SIZE: Final = 256
+_LIBC: Final = ctypes.CDLL(None)
 _ACCESS_LIST: Final = "system.posix_acl_access"
 
 
@@ -314,7 +315,7 @@ def _open_entry(folder: int, name: str) -> int:
 def _mounter(descriptor: int) -> int | None:
     """Return the user whose own file system (FUSE) a file is on; None where it is root's."""
     answer = ctypes.create_string_buffer(_STATFS_SIZE)
-    if ctypes.CDLL(None).fstatfs(descriptor, answer):
+    if _LIBC.fstatfs(descriptor, answer):
         return None
     if ctypes.c_long.from_buffer(answer).value != _FUSE_SUPER_MAGIC:
         return None

@@ -1,5 +1,6 @@
 """Replaced backends: one that is lost, or no longer wanted, while the next one comes up."""
 
+import errno
 import struct
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +26,7 @@ from vuserd.config.model import ExportConfig
 from vuserd.device.payloads import given_back
 from vuserd.device.session import SessionOptions
 from vuserd.errors import BackendDown, FileError, LossCause
+from vuserd.fs import directory
 from vuserd.fs.directory import Sight, Standing
 from vuserd.fs.export import Export, ExportState
 from vuserd.fs.exports import Exports
@@ -647,6 +649,72 @@ async def test_a_directory_that_is_gone_when_its_backend_is_replaced(backends: B
         with pytest.raises(BackendDown, match="the directory of export files is gone"):
             await export.replace(OTHER, PROGRAM)
         assert len(backends.asked) == 1
+
+
+@fault(
+    "directory-cannot-be-looked-at",
+    done="the file system cannot tell what stands at the export's path, before a backend starts or"
+    " after that",
+    must="The export is gone, and says so; no call is put to that backend. It comes up when there"
+    " is an answer.",
+)
+@pytest.mark.parametrize("looks", [0, 1])
+async def test_a_directory_that_cannot_be_looked_at(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    backends.start_at_once()
+    look_at, left = directory.look_at, [True] * looks
+    broken = True
+
+    def look(path: str) -> Sight:
+        if broken and not (left and left.pop()):
+            raise OSError(errno.EIO, "Input/output error")
+        return look_at(path)
+
+    monkeypatch.setattr("vuserd.fs.directory.look_at", look)
+    async with exported() as export:
+        assert export.state is ExportState.GONE
+        assert "does not answer" in export.reason
+        assert len(backends.asked) == looks
+        with pytest.raises(BackendDown, match="does not answer"):
+            await export.call(read)
+        broken = False
+        await trio.sleep(0.11)
+        await serves(export)
+
+
+@fault(
+    "another-directory-opened",
+    done="the path leads elsewhere for the moment in which the backend opens it, each time",
+    must="No call is put to such a backend, and its nodes are not moved to it. The export is gone,"
+    " or goes on with the backend that it has.",
+)
+async def test_a_backend_that_has_opened_another_directory(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[int, int, str]] = []
+    honest = True
+
+    async def has_opened(_: object, *what: object) -> bool:
+        opened.append(what)  # type: ignore[arg-type]
+        return honest
+
+    monkeypatch.setattr("vuserd.backend.adopted.AdoptedBackend.has_opened", has_opened)
+    backends.start_at_once()
+    backends.move = True
+    async with exported() as export:
+        honest = False
+        before = len(backends.asked)
+        with pytest.raises(BackendDown, match="to another directory all the time"):
+            await export.replace(OTHER, PROGRAM)
+        assert len(backends.asked) == before + 6  # one to move to, and five starts
+        assert opened[0] == (1, 1, "namespace")
+        await serves(export)
+        assert export.generation == 1
+        backends.backends[0].die()
+        with pytest.raises(BackendDown, match="all the time"):
+            await export.call(read)
+        assert export.state is ExportState.GONE
 
 
 @pytest.mark.parametrize("_time", range(4))  # what is known first is a matter of chance

@@ -31,6 +31,13 @@ class Backend(ABC):
         """Return how its process ended where it was not for us: its status, or minus the signal."""
         return None
 
+    async def has_opened(self, device: int, inode: int, sandbox: str) -> bool:  # noqa: ARG002
+        """Tell whether this directory is the one that it serves; True where that is not known.
+
+        It is asked of one that has answered, and that has been asked for no file yet.
+        """
+        return True
+
     @abstractmethod
     def expect_end(self, *, expected: bool = True) -> None:
         """Take note that it is to end in good order; or is not, after all."""

@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final, NamedTuple
 
 import trio
@@ -18,6 +19,7 @@ from vuserd.backend import landlock
 from vuserd.backend.base import Backend
 from vuserd.backend.children import CHILDREN
 from vuserd.backend.find import BackendKind, Program
+from vuserd.backend.opened import has_opened
 from vuserd.backend.words import Words
 from vuserd.errors import BackendDown, os_reason
 from vuserd.journal import about_export
@@ -170,6 +172,7 @@ class BackendProcess(Backend):
         self.pid = process.pid
         self._process = process
         self._connection: socket.socket | None = connection
+        self._program = program.path
         self._log = _Log(name)
         self._words = Words(self._log.line)
         self._own_end: int | None = None
@@ -202,6 +205,22 @@ class BackendProcess(Backend):
         if end is not None and self.kind is BackendKind.RUST and end > _MOST_STATUS - signal.NSIG:
             return end - _MOST_STATUS
         return end
+
+    async def has_opened(self, device: int, inode: int, sandbox: str) -> bool:
+        """Look it up in ``/proc``; False also where that does not answer in time."""
+        look = partial(has_opened, self._process.pid, sandbox, device, inode)
+        try:
+            with trio.move_on_after(_GRACE):
+                return await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+        except PermissionError:
+            _LOG.warning(
+                "%s: what it has opened is not to be seen in /proc/%d: has it a user of its own?",
+                self._program,
+                self.pid,
+            )
+        except OSError:
+            pass  # it has ended
+        return False
 
     def expect_end(self, *, expected: bool = True) -> None:
         """Log what it says from here on as chatter: the C one never ends without some.

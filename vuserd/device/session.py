@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple, Protocol
 
@@ -222,7 +222,12 @@ class Session:
         """Whether the backend can give its state to another one."""
         return self._agreement.device_state
 
-    async def move(self, stream: trio.SocketStream, moved: Callable[[], None]) -> None:
+    async def move(
+        self,
+        stream: trio.SocketStream,
+        moved: Callable[[], None],
+        check: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint,
+    ) -> None:
         """Go on with another backend, which takes over nodes, open handles and memory as they are.
 
         Requests wait meanwhile, and who asked notices nothing.
@@ -230,6 +235,7 @@ class Session:
         Args:
             stream: a fresh connection to it, owned from here on.
             moved: called once the other one has the rings, before the former's connection ends.
+            check: asked once it has the state, and no ring; raises BackendError to refuse it.
 
         Raises:
             BackendError: it cannot be done; the session goes on with the backend that it has,
@@ -240,18 +246,19 @@ class Session:
             await stream.aclose()
             raise self._reason.again()
         # A task of the session's: that does not end while its rings are on their way.
-        await self._tasks.start(self._move, stream, moved)
+        await self._tasks.start(self._move, stream, moved, check)
 
     async def _move(
         self,
         stream: trio.SocketStream,
         moved: Callable[[], None],
+        check: Callable[[], Awaitable[object]],
         task_status: trio.TaskStatus[None],
     ) -> None:
         successor = VhostUserConnection(stream, self._options.timeout)
         self._tasks.start_soon(self._watch, successor)
         try:
-            await self._move_to(successor, moved)
+            await self._move_to(successor, moved, check)
         except MalformedError as error:
             raise BackendBroken(f"the other backend broke the protocol: {error}") from error
         finally:
@@ -313,7 +320,12 @@ class Session:
             stop = VringState(queue, 0).encode()
             await self._connection.ask(Request.GET_VRING_BASE, stop)
 
-    async def _move_to(self, successor: VhostUserConnection, moved: Callable[[], None]) -> None:
+    async def _move_to(
+        self,
+        successor: VhostUserConnection,
+        moved: Callable[[], None],
+        check: Callable[[], Awaitable[object]],
+    ) -> None:
         agreement = await negotiate(successor)
         if not (self._agreement.device_state and agreement.device_state):
             raise BackendRefused("the state of nodes and open files cannot be moved")
@@ -327,12 +339,14 @@ class Session:
             # Shielded, since it ends in time: the rings are not to be left with nobody.
             with trio.CancelScope(shield=True), self.channel.held():
                 former = self._connection
-                await self._switch(successor)
+                await self._switch(successor, check)
                 self._agree(agreement)
                 moved()
                 former.close()
 
-    async def _switch(self, successor: VhostUserConnection) -> None:
+    async def _switch(
+        self, successor: VhostUserConnection, check: Callable[[], Awaitable[object]]
+    ) -> None:
         """Have the successor serve the rings, which nothing is put on meanwhile."""
         former = self._connection
         deadline = trio.current_time() + _PAUSE
@@ -345,6 +359,7 @@ class Session:
             await self._stop_rings()
         try:
             await move_state(former, successor)
+            await check()
         except BackendError:
             former.deadline = trio.current_time() + _PAUSE
             with self._lost_by_an_error():

@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 
 import trio
 
-from vuserd.errors import os_reason
+from vuserd.errors import UnsafePath, os_reason
+from vuserd.trust import own_trust, route
 
 #: Seconds for which a look is as good as new; a crowd of calls shares one.
 _FRESH: Final = 0.1
@@ -37,13 +38,12 @@ _GONE: Final = frozenset(
 )
 
 #: linux/stat.h, linux/fcntl.h: the offsets are those of struct statx.
-_AT_FDCWD: Final = -100
+_AT_EMPTY_PATH: Final = 0x1000
 _STATX_SIZE: Final = 256
-_STATX_TYPE_AND_INO: Final = 0x101
+_STATX_INO: Final = 0x100
 _STATX_MNT_ID: Final = 0x1000
 _STATX_MNT_ID_UNIQUE: Final = 0x4000
 _MASK: Final = struct.Struct("=I")
-_MODE: Final = (struct.Struct("=H"), 28)
 _INODE: Final = (struct.Struct("=Q"), 32)
 _DEVICE: Final = (struct.Struct("=II"), 136)
 _MOUNT: Final = (struct.Struct("=Q"), 144)
@@ -77,49 +77,53 @@ class Sight(NamedTuple):
 def look_at(path: str) -> Sight:
     """Look at what stands at a path. This may wait for a file system, and so belongs in a thread.
 
+    A path that another user leads to what is not that user's own leads nowhere: see
+    :mod:`vuserd.trust`.
+
     Raises:
         OSError: the file system cannot tell.
 
     """
     try:
-        mode, standing = _identify(path)
+        with route(path, own_trust()) as found:
+            if not stat.S_ISDIR(found.status.st_mode):
+                return Sight(None, f"{path} is not a directory", path)
+            return Sight(_identify(found.descriptor), "", found.resolved)
+    except UnsafePath as unsafe:
+        return Sight(None, str(unsafe), path)
     except OSError as error:
         if error.errno in _GONE:
             return Sight(None, f"{path}: {os_reason(error)}", path)
         raise
-    if not stat.S_ISDIR(mode):
-        return Sight(None, f"{path} is not a directory", path)
-    return Sight(standing, "", os.path.realpath(path))
 
 
-def _identify(path: str) -> tuple[int, Standing]:
-    """Return a file's mode and what tells it from all others."""
+def _identify(directory: int) -> Standing:
+    """Return what tells an open directory from all others."""
     with contextlib.suppress(NotImplementedError):
-        return _identify_by_statx(path)
-    status = os.stat(path)
-    return status.st_mode, Standing(0, os.statvfs(path).f_fsid, status.st_dev, status.st_ino)
+        return _identify_by_statx(directory)
+    status = os.fstat(directory)
+    return Standing(0, os.fstatvfs(directory).f_fsid, status.st_dev, status.st_ino)
 
 
-def _identify_by_statx(path: str) -> tuple[int, Standing]:
+def _identify_by_statx(directory: int) -> Standing:
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "statx"):
         raise NotImplementedError
     answer = ctypes.create_string_buffer(_STATX_SIZE)
-    wanted = _STATX_TYPE_AND_INO | _STATX_MNT_ID | _STATX_MNT_ID_UNIQUE
-    # It mounts what is to be mounted there on demand, as the backend will.
-    if libc.statx(_AT_FDCWD, os.fsencode(path), 0, wanted, answer):
+    wanted = _STATX_INO | _STATX_MNT_ID | _STATX_MNT_ID_UNIQUE
+    if libc.statx(directory, b"", _AT_EMPTY_PATH, wanted, answer):
         number = ctypes.get_errno()
         if number in (errno.ENOSYS, errno.EPERM):  # a container's filter refuses it so
             raise NotImplementedError
-        raise OSError(number, os.strerror(number), path)
+        raise OSError(number, os.strerror(number))
     (known,) = _MASK.unpack_from(answer)
     if not known & (_STATX_MNT_ID | _STATX_MNT_ID_UNIQUE):
         raise NotImplementedError
-    (mode,), (inode,), (major, minor), (mount,) = (
-        layout.unpack_from(answer, offset) for layout, offset in (_MODE, _INODE, _DEVICE, _MOUNT)
+    (inode,), (major, minor), (mount,) = (
+        layout.unpack_from(answer, offset) for layout, offset in (_INODE, _DEVICE, _MOUNT)
     )
-    filesystem = 0 if known & _STATX_MNT_ID_UNIQUE else os.statvfs(path).f_fsid
-    return mode, Standing(mount, filesystem, os.makedev(major, minor), inode)
+    filesystem = 0 if known & _STATX_MNT_ID_UNIQUE else os.fstatvfs(directory).f_fsid
+    return Standing(mount, filesystem, os.makedev(major, minor), inode)
 
 
 class Lookout:
@@ -171,10 +175,10 @@ class Lookout:
         self._stopped = True
         self._scope.cancel()
 
-    async def see(self) -> Sight | None:
-        """Look now; None where the file system cannot tell, or not in time."""
+    async def see(self, patience: float = _PATIENCE) -> Sight | None:
+        """Look now; None where the file system cannot tell, or not in so many seconds."""
         began = trio.current_time()
-        with trio.move_on_after(_PATIENCE), contextlib.suppress(OSError):
+        with trio.move_on_after(patience), contextlib.suppress(OSError):
             sight = await self._in_thread()
             self._looked = max(self._looked, began)
             return sight

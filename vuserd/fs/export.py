@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import trio
 
 from protocol import Check
+from vuserd.backend.base import Backend
 from vuserd.backend.find import BackendKind, Program
 from vuserd.backend.process import sandboxes
 from vuserd.config.model import ExportConfig
@@ -45,6 +46,8 @@ _MOST_LOSSES: Final = 8
 _LONGEST_AFTER_CALLS: Final = 0.5
 #: Backends that are started in a row while one directory after the other takes its place.
 _MOST_MOVES: Final = 5
+#: Seconds for the look before a start: what is mounted on demand may take a while.
+_LOOK_BEFORE_START: Final = 10.0
 #: How often it is given back all nodes that no call uses, and asked again, in one call.
 _MOST_FORGETS: Final = 3
 #: Seconds for it to give up those of nodes that were forgotten.
@@ -399,12 +402,21 @@ class Export:
         """Have another backend take over all that the present one has; tell whether it did."""
         if isinstance(program, ConfigurationError) or not serving.can_move(config, program):
             return False
-        sight = None if self._lookout is None else await self._lookout.see()
-        if sight is None or sight.standing != serving.standing:
+        lookout, standing = self._lookout, serving.standing
+        sight = None if lookout is None else await lookout.see()
+        if lookout is None or sight is None or standing is None or sight.standing != standing:
             return False
         mode, *_ = modes or _sandboxes(config, program)
+
+        async def check(backend: Backend) -> None:
+            there = await lookout.see()
+            if there is None or there.standing != standing:
+                raise BackendDown("another directory stands there by now")
+            if not await backend.has_opened(standing.device, standing.inode, mode):
+                raise BackendDown("the other backend has opened another directory")
+
         try:
-            await serving.move(config, program, mode, _to_share(program, config, sight))
+            await serving.move(config, program, mode, _to_share(program, config, sight), check)
         except BackendError as error:
             self._log.info(
                 "export %s: its open files stay with the backend that they are on: %s",
@@ -484,25 +496,33 @@ class Export:
     ) -> Serving:
         """Start a backend on the directory that the path leads to, before and after the start.
 
+        It opens that by name. What it has opened is looked at before it is used.
+
         Raises:
             _DirectoryGone: it leads to none.
 
         """
         if self._lookout is None:
             return await self._start(nursery, config, program, modes, None)
-        sight = await self._lookout.see()
+        sight = await self._lookout.see(_LOOK_BEFORE_START)
         for _ in range(_MOST_MOVES):
-            if sight is not None and sight.standing is None:
+            if sight is None:
+                raise _DirectoryGone(f"{config.source}: its file system does not answer")
+            if sight.standing is None:
                 raise _DirectoryGone(sight.reason)
             serving = await self._start(nursery, config, program, modes, sight)
             try:
-                before, sight = sight, await self._lookout.see()
+                # While it serves, its directory cannot end: another that looks the same is that.
+                before, sight = sight.standing, await self._lookout.see()
+                is_there = sight is not None and sight.standing == before
+                if is_there and (not serving.is_serving() or await serving.is_on(before)):
+                    break
             except BaseException:  # cancelled, it takes the backend with it
                 serving.retire()
                 raise
-            if sight is None or (before is not None and sight.standing == before.standing):
-                break
             serving.retire()
+        else:
+            raise _DirectoryGone(f"{config.source} leads to another directory all the time")
         if not serving.is_serving():
             await serving.over.wait()  # it was lost meanwhile, and by then it is known why
         return serving

@@ -1,8 +1,9 @@
 """One session in use, from its start to its end: its backend, its files, and who is on them."""
 
+import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Final
 
@@ -132,6 +133,16 @@ class Serving:
         """Let it end once the calls on it have ended."""
         self._retired.set()
 
+    async def is_on(self, standing: Standing) -> bool:
+        """Tell whether its backend has opened this directory; ask before any call is put to it."""
+        if not self.is_serving() or self.files is None or self.backend is None:
+            return False
+        if self.mode is not None and hides_root(self._config, self.mode):
+            with contextlib.suppress(VuserdError):
+                return (await self.files.stat(b"/", follow=False)).ino == standing.inode
+            return False
+        return await self.backend.has_opened(standing.device, standing.inode, self.mode or "")
+
     async def lost(self) -> None:
         """Wait until it is lost."""
         assert self.session is not None
@@ -157,12 +168,20 @@ class Serving:
             and self.session is not None
             and self.session.has_device_state
             and program.kind is BackendKind.RUST
+            and not any(hides_root(config, mode) for mode in (self.mode, config.options.sandbox))
             and config.session == self._config.session
             and _idle_nodes(config) == _idle_nodes(self._config)
             and config.idle_time == self._config.idle_time
         )
 
-    async def move(self, config: ExportConfig, program: Program, mode: str, directory: str) -> None:
+    async def move(
+        self,
+        config: ExportConfig,
+        program: Program,
+        mode: str,
+        directory: str,
+        check: Callable[[Backend], Awaitable[None]],
+    ) -> None:
         """Go on with another backend, to which nodes and open files go over; no call notices.
 
         Args:
@@ -170,6 +189,7 @@ class Serving:
             program: the virtiofsd to start.
             mode: its sandbox.
             directory: where the export's path leads to.
+            check: asked once it has opened its directory; raises BackendError for another one.
 
         Raises:
             BackendError: it cannot be; this goes on with the backend that it has, or is lost.
@@ -191,7 +211,9 @@ class Serving:
         try:
             former.backend.expect_end()
             self.files.nodes.forget_idle()  # there is the less to move
-            await self.session.move(await successor.backend.connect(), moved)
+            await self.session.move(
+                await successor.backend.connect(), moved, lambda: check(successor.backend)
+            )
         finally:
             if self._tenancy is former:
                 former.backend.expect_end(expected=False)
@@ -385,6 +407,11 @@ class _Tenancy:
 def _threads(config: ExportConfig) -> int:
     """Return how many requests a backend works at at once, as far as is known."""
     return max(1, config.options.thread_pool)
+
+
+def hides_root(config: ExportConfig, mode: str | None) -> bool:
+    """Tell whether a backend holds its directory neither as its root nor by a descriptor."""
+    return mode in ("none", "landlock") and config.options.inode_file_handles != "never"
 
 
 def _idle_nodes(config: ExportConfig) -> int:

@@ -1,0 +1,301 @@
+"""An export's path through folders of others: where they may lead it, and where they may not."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import trio
+
+from tests.attacks.daemons import call, serving
+from tests.attacks.people import MALLORY, VICTIM, As, run_as
+from tests.attacks.threats import Who, threat
+from tests.e2e.processes import family
+from tests.faults import harness
+from tests.running import RunningDaemon
+from vuserd.backend.find import BackendKind, find_program
+from vuserd.backend.process import BackendOptions
+from vuserd.config.model import ExportConfig
+from vuserd.errors import BackendDown
+from vuserd.fs.directory import Sight, look_at
+from vuserd.fs.export import Export, ExportState
+from vuserd.fs.filesystem import FileSystem
+
+_LAB: Final = 2001
+_SECRET: Final = b"SECRET"
+_SOON: Final = 20.0
+_RELOADS: Final = 30
+_EXPORT: Final = """
+[[listen]]
+socket = "{ground}/s"
+mode = "0666"
+[[export]]
+name = "files"
+path = "{ground}/alice/export"
+backend = "{backend}"
+users = [1000]
+"""
+
+_of_a_swap = threat(
+    "export-led-away",
+    who=Who.FOLDER_OWNER,
+    against="files of root's, and of other users",
+    does="puts a link, or another directory, in the place of an export's directory or of a folder"
+    " above it",
+    promise="what is not the folder's owner's own is not served: the export is gone, and says why",
+)
+_of_a_race = threat(
+    "export-race",
+    who=Who.FOLDER_OWNER,
+    against="files of root's, and of other users",
+    does="swaps the export's directory for a link thousands of times a second, while backends"
+    " start",
+    promise="a backend that has opened another directory than the one that was checked serves no"
+    " call",
+)
+
+
+@pytest.fixture
+def alice(ground: Path) -> Path:
+    """Give a folder of the attacker's with an export, and one of root's with a secret."""
+    folder = ground / "alice"
+    for path in (folder, folder / "export", folder / "own", folder / "deep", folder / "deep/er"):
+        path.mkdir()
+        os.chown(path, MALLORY, MALLORY)
+    (folder / "export" / "which").write_text("export")
+    (folder / "own" / "which").write_text("own")
+    for secret in (ground / "secret", folder / "roots"):
+        secret.mkdir()
+        (secret / "which").write_bytes(_SECRET)
+    secret.chmod(0o700)
+    (ground / "secret" / "export").mkdir()
+    (ground / "secret" / "export" / "which").write_bytes(_SECRET)
+    return folder
+
+
+def read(ground: Path) -> Any:
+    """Return what a file of the export has, or the words of the error."""
+    error, content = call(ground / "s", "read", "files", "/which", 0, 100)
+    return content if error is None else f"{error['code']}: {error['message']}"
+
+
+def expect(ground: Path, wanted: str | bytes, daemon: RunningDaemon) -> None:
+    """Expect this content, or words, soon, and never the secret: by calls, reloads and crashes."""
+    for disturb in ("nothing", "reload", "crash"):
+        if disturb == "reload":
+            reload(ground)
+        elif disturb == "crash":
+            crash(daemon)
+        begun = time.monotonic()
+        while True:
+            found = read(ground)
+            assert found != _SECRET
+            if wanted == found or (isinstance(found, str) and str(wanted) in found):
+                break
+            assert time.monotonic() < begun + _SOON, found
+            time.sleep(0.02)
+
+
+def reload(ground: Path) -> None:
+    call(ground / "s", "reload", "files")
+
+
+def crash(daemon: RunningDaemon) -> None:
+    for process in set(family(daemon.process.pid)) - {daemon.process.pid}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def moved(folder: Path, name: str) -> None:
+    os.rename(folder / name, folder / f"{name}.was")
+
+
+def _link(folder: Path) -> None:
+    moved(folder, "export")
+    (folder / "export").symlink_to("../secret")
+
+
+def _link_of_links(folder: Path) -> None:
+    moved(folder, "export")
+    (folder / "deep" / "er" / "link").symlink_to(folder.parent / "secret")
+    (folder / "export").symlink_to("deep/er/link/.")
+
+
+def _directory_of_roots(folder: Path) -> None:
+    moved(folder, "export")
+    os.rename(folder / "roots", folder / "export")
+
+
+def _system(folder: Path) -> None:
+    moved(folder, "export")
+    (folder / "export").symlink_to("/etc")
+
+
+@_of_a_swap
+@pytest.mark.parametrize("swap", [_link, _link_of_links, _directory_of_roots, _system])
+def test_a_swap(ground: Path, alice: Path, virtiofsd: str, swap: Callable[[Path], None]) -> None:
+    with serving(ground, virtiofsd, _EXPORT) as daemon:
+        expect(ground, b"export", daemon)
+        assert run_as(MALLORY, lambda: swap(alice)) == 0
+        expect(ground, "decides in", daemon)
+        (export,) = call(ground / "s", "exports")[1]
+        assert export["state"] == "gone"
+        assert str(alice) in export["reason"]
+
+        def undo() -> None:
+            os.rename(alice / "export", alice / "bad")
+            (alice / "export").symlink_to("own")
+
+        assert run_as(MALLORY, undo) == 0  # and to what is her own she leads it as she likes
+        expect(ground, b"own", daemon)
+
+
+@_of_a_swap
+def test_a_folder_above_is_swapped(ground: Path, alice: Path, rust_virtiofsd: str) -> None:
+    """The export is root's directory in root's folder, that is in hers."""
+    (alice / "in").mkdir()
+    (alice / "in" / "export").mkdir()
+    text = _EXPORT.replace("alice/export", "alice/in/export")
+    with serving(ground, rust_virtiofsd, text) as daemon:
+        expect(ground, "decides in", daemon)  # as it could be any other directory of root's
+        for path in (alice / "in", alice / "in" / "export"):
+            os.chown(path, MALLORY, MALLORY)
+        (alice / "in" / "export" / "which").write_text("hers")
+        expect(ground, b"hers", daemon)
+
+        def swap() -> None:
+            moved(alice, "in")
+            (alice / "in").symlink_to(ground / "secret")
+
+        assert run_as(MALLORY, swap) == 0
+        expect(ground, "decides in", daemon)
+
+
+@_of_a_swap
+def test_a_daemon_that_is_not_root(ground: Path, alice: Path, rust_virtiofsd: str) -> None:
+    """What its user may read is not the attacker's either."""
+    os.chown(ground / "secret", VICTIM, VICTIM)
+    folder = ground / "run"
+    folder.mkdir()
+    os.chown(folder, VICTIM, VICTIM)
+    daemon = RunningDaemon({"files": alice / "export"}, folder / "s", rust_virtiofsd, user=VICTIM)
+    with daemon:
+        expect(folder, b"export", daemon)
+        assert run_as(MALLORY, lambda: _link(alice)) == 0
+        expect(folder, "decides in", daemon)
+
+
+@_of_a_swap
+@pytest.mark.parametrize("mode", [0o2775, 0o1777])
+def test_a_folder_of_many(ground: Path, alice: Path, rust_virtiofsd: str, mode: int) -> None:
+    """Of a group, or as /tmp: what root has there is served, and no link of another's followed."""
+    lab = ground / "lab"
+    (lab / "export").mkdir(parents=True)
+    os.chown(lab, 0, _LAB)
+    lab.chmod(mode)
+    (lab / "export" / "which").write_text("lab")
+    with serving(ground, rust_virtiofsd, _EXPORT.replace("alice/export", "lab/export")) as daemon:
+        expect(ground, b"lab", daemon)
+        if mode & 0o1000:
+            os.rename(lab / "export", lab / "export.was")  # which the attacker cannot do
+
+        def swap() -> None:
+            if not mode & 0o1000:
+                moved(lab, "export")
+            (lab / "export").symlink_to(ground / "secret")
+
+        assert run_as(MALLORY, swap, groups=[_LAB]) == 0
+        expect(ground, "decides in", daemon)
+        os.unlink(lab / "export")
+        (lab / "export").symlink_to(alice / "own")  # root's
+        expect(ground, b"own", daemon)
+
+
+@contextlib.contextmanager
+def swapped_for_ever(folder: Path, secret: Path) -> Iterator[None]:
+    def swap() -> None:
+        (folder / "link").symlink_to(secret)
+        while True:
+            os.rename(folder / "export", folder / "was")
+            os.rename(folder / "link", folder / "export")
+            time.sleep(0.0005)
+            os.rename(folder / "export", folder / "link")
+            os.rename(folder / "was", folder / "export")
+            time.sleep(0.0005)
+
+    with As(MALLORY, swap):
+        yield
+
+
+@_of_a_race
+def test_a_race(ground: Path, alice: Path, virtiofsd: str) -> None:
+    """A backend opens its directory by name, between two looks that may both find the right one."""
+    with serving(ground, virtiofsd, _EXPORT):
+        with swapped_for_ever(alice, ground / "secret"):
+            for _ in range(_RELOADS):
+                reload(ground)
+                for _ in range(4):
+                    assert read(ground) != _SECRET
+        assert call(ground / "s", "api_info")[0] is None
+
+
+class PerfectTiming:
+    """An attacker who swaps a folder right after each look at a path, and back before the next."""
+
+    def __init__(self, folder: Path, secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._folder, self._was = folder, folder.with_name("was")
+        self._secret = secret
+        self.attacks = True
+        monkeypatch.setattr("vuserd.fs.directory.look_at", self._look_at)
+
+    def _look_at(self, path: str) -> Sight:
+        if self._folder.is_symlink():
+            self._folder.unlink()
+            self._was.rename(self._folder)
+        try:
+            return look_at(path)
+        finally:
+            if self.attacks:
+                self._folder.rename(self._was)
+                self._folder.symlink_to(self._secret)
+
+
+async def which(files: FileSystem) -> bytes:
+    return await harness.read(files, b"/which")
+
+
+@_of_a_race
+@pytest.mark.parametrize("sandbox", ["namespace", "chroot", "none"])
+async def test_perfect_timing(
+    ground: Path, alice: Path, virtiofsd: str, sandbox: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start, and at a replacement: that by moving, and by a start."""
+    program = await find_program(virtiofsd, 0)
+    if sandbox == "none" and program.kind is BackendKind.C:
+        pytest.skip('the C virtiofsd has no sandbox "none"')
+    options = BackendOptions(sandbox=sandbox)
+    config = ExportConfig("files", directory=str(alice / "export"), options=options)
+    attacker = PerfectTiming(alice, ground / "secret", monkeypatch)  # the C one sees a link itself
+    export = Export(config, program)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(export.run)
+            await export.settled.wait()
+            assert export.state is ExportState.GONE
+            assert "leads to another directory all the time" in export.reason
+            attacker.attacks = False
+            await trio.sleep(0.1)
+            assert await export.call(which) == b"export"
+            attacker.attacks = True
+            for more in ({}, {"thread_pool": 1}, {"xattr": True}):
+                other = replace(config, options=options._replace(**more))
+                with pytest.raises(BackendDown):
+                    await export.replace(other, program)
+            attacker.attacks = False
+            assert await export.call(which) == b"export"
+            export.stop()
