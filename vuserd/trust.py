@@ -27,6 +27,8 @@ _OVERFLOW: Final = 65534
 #: linux/magic.h; struct statfs begins with the type, and has some 120 bytes.
 _FUSE_SUPER_MAGIC: Final = 0x65735546
 _STATFS_SIZE: Final = 256
+#: linux/capability.h: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH.
+_READS_ALL: Final = 1 << 1 | 1 << 2
 _LIBC: Final = ctypes.CDLL(None)
 _ACCESS_LIST: Final = "system.posix_acl_access"
 
@@ -38,7 +40,7 @@ class Trust(NamedTuple):
     #: Groups that nobody else is in.
     groups: frozenset[int]
     #: Whether this process opens whatever there is: then it can be misled by directories, too.
-    is_root: bool
+    reads_all: bool
 
 
 class Route(NamedTuple):
@@ -75,7 +77,15 @@ def _trust(user: int, group: int, caller: str | None, callers_group: str | None)
     for ids, kind in ((users, "uid"), (groups, "gid")):
         if not _knows_all_ids(kind):
             ids.add(_overflow(kind))
-    return Trust(frozenset(users), frozenset(groups), user == _ROOT)
+    return Trust(frozenset(users), frozenset(groups), user == _ROOT or _may_read_all())
+
+
+def _may_read_all() -> bool:
+    """Tell whether permissions do not concern this process, as a unit may grant its user."""
+    with suppress(OSError, StopIteration, ValueError), open("/proc/self/status") as lines:
+        effective = next(line for line in lines if line.startswith("CapEff:"))
+        return bool(int(effective.split()[1], 16) & _READS_ALL)
+    return False
 
 
 def _is_private(user: int, group: int) -> bool:
@@ -219,6 +229,8 @@ class _Walk:
             status = os.fstat(entry)
             if name != "..":
                 self._judge(entry, status, name)
+            elif self._owner not in self._trust.users:
+                self._keep(self._owner)  # who can move a directory decides what is above it
             if stat.S_ISLNK(status.st_mode):
                 self._follow(os.readlink("", dir_fd=entry))
                 return
@@ -273,14 +285,20 @@ class _Walk:
             )
         if others and not self._status.st_mode & stat.S_ISVTX:
             self._risk(others)
-        # A directory leads nowhere else. To root, which can read all, it may be one too many.
-        if is_link or self._trust.is_root:
+            if self._trust.reads_all and not _lets_in(status, self._status):
+                raise UnsafePath(
+                    self._path,
+                    f"{others} may write {self._folder()}, and {name} is closed to them",
+                    f"chmod a+rx {name} there, or chmod go-w {self._folder()}",
+                )
+        # A directory leads nowhere else. To who can read all, it may be one too many.
+        if is_link or self._trust.reads_all:
             for user in putters - self._trust.users:
                 self._keep(user)
 
     def _risk(self, others: str) -> None:
         risk = f"{others} may write {self._folder()}, and give this name to something else"
-        if others == "everybody" and self._trust.is_root:
+        if others == "everybody" and self._trust.reads_all:
             raise UnsafePath(self._path, risk, f"chmod o-w {self._folder()}, or chmod +t")
         self._risks.append(risk)
 
@@ -301,6 +319,12 @@ class _Walk:
 
     def _folder(self) -> str:
         return "/" + "/".join(self._names)
+
+
+def _lets_in(status: os.stat_result, folder: os.stat_result) -> bool:
+    """Tell whether who may give a directory this name could look into it all the same."""
+    of_group = status.st_gid == folder.st_gid and status.st_mode & 0o050 == 0o050
+    return not stat.S_ISDIR(status.st_mode) or of_group or status.st_mode & 0o005 == 0o005
 
 
 def _open_entry(folder: int, name: str) -> int:

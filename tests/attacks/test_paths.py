@@ -209,9 +209,20 @@ def test_a_folder_of_many(ground: Path, alice: Path, rust_virtiofsd: str, mode: 
                 moved(lab, "export")
             (lab / "export").symlink_to(ground / "secret")
 
+        def swap_again() -> None:
+            os.unlink(lab / "export")
+            os.rename(lab / "private", lab / "export")
+
         assert run_as(MALLORY, swap, groups=[_LAB]) == 0
         expect(ground, "decides in", daemon)
-        os.unlink(lab / "export")
+        if not mode & 0o1000:  # else it is not theirs to rename
+            os.mkdir(lab / "private", 0o700)
+            (lab / "private" / "which").write_bytes(_SECRET)
+            assert run_as(MALLORY, swap_again, groups=[_LAB]) == 0
+            expect(ground, "is closed to them", daemon)
+            os.rename(lab / "export", lab / "private")
+        else:
+            os.unlink(lab / "export")
         (lab / "export").symlink_to(alice / "own")  # root's
         expect(ground, b"own", daemon)
 

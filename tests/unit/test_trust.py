@@ -1,6 +1,7 @@
 """Who could lead a path elsewhere: which ways are taken, and which are refused."""
 
 import errno
+import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +17,8 @@ from vuserd.trust import Trust, keeps_entries, require_own, route, who_may_write
 ALICE: Final = 1000
 BOB: Final = 1001
 LAB: Final = 2001
-ROOTS: Final = Trust(frozenset({0}), frozenset({0}), is_root=True)
-BOBS: Final = Trust(frozenset({0, BOB}), frozenset({0, BOB}), is_root=False)
+ROOTS: Final = Trust(frozenset({0}), frozenset({0}), reads_all=True)
+BOBS: Final = Trust(frozenset({0, BOB}), frozenset({0, BOB}), reads_all=False)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 
@@ -182,6 +183,15 @@ def test_a_folder_that_others_may_write(
         assert not keeps_entries(found, ROOTS)
 
 
+def test_a_closed_directory_in_a_folder_of_a_group(make: Callable[..., Path]) -> None:
+    """A member could have given it this name, to see what is in it."""
+    make("open", mode=0o2775, group=LAB)
+    closed, of_group = make("open/closed", mode=0o700), make("open/group", mode=0o2770, group=LAB)
+    refused(closed, "is closed to them")
+    for path, trust in ((of_group, ROOTS), (closed, BOBS)):
+        assert led(path, trust) == str(path)
+
+
 def test_a_link_with_two_names(make: Callable[..., Path], tmp_path: Path) -> None:
     """Where the kernel lets everybody link to everything, a link of root's is not root's word."""
     make("tmp", mode=0o1777)
@@ -255,7 +265,31 @@ def test_whom_a_process_trusts(
 ) -> None:
     trust = trust_module._trust.__wrapped__(*ids)
     assert trust.users == trust.groups == users
-    assert trust.is_root == (ids[0] == 0)
+
+
+@pytest.mark.parametrize(
+    ("user", "capabilities", "reads_all"),
+    [(0, 0, True), (1001, 0, False), (1001, 1 << 2, True), (1001, 1 << 1, True), (1001, 1, False)],
+)
+def test_who_reads_all(
+    monkeypatch: pytest.MonkeyPatch, user: int, capabilities: int, reads_all: bool
+) -> None:
+    """Root does, and so does a service whose unit grants it CAP_DAC_READ_SEARCH."""
+    status = f"Name: x\nCapEff:\t{capabilities:016x}\n"
+    monkeypatch.setattr("builtins.open", lambda *_: io.StringIO(status))
+    monkeypatch.setattr(trust_module, "_knows_all_ids", lambda _: True)
+    assert trust_module._trust.__wrapped__(user, user, None, None).reads_all == reads_all
+
+
+def test_what_is_above_a_directory_that_can_be_moved(
+    make: Callable[..., Path], tmp_path: Path
+) -> None:
+    make("alice", ALICE)
+    make("alice/sub", ALICE)
+    make("secret")
+    for trust in (ROOTS, BOBS):
+        refused(tmp_path / "alice/sub/../../secret", "where this leads", trust)
+        assert led(tmp_path / "alice/sub/../sub", trust) == str(tmp_path / "alice/sub")
 
 
 def test_in_a_user_namespace(monkeypatch: pytest.MonkeyPatch) -> None:

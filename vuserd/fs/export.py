@@ -270,6 +270,8 @@ class Export:
         elif self.state is ExportState.GONE and sight.standing is not None:
             self._change(ExportState.RESTARTING, "")
             self._waiting.cancel()
+        elif self.state is ExportState.GONE and sight.reason != self.reason:
+            self._change(ExportState.GONE, sight.reason)
 
     def _leave(self, serving: Serving, sight: Sight) -> None:
         """Put no call to this backend any more; it ends after those that it has."""
