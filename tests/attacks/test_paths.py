@@ -227,6 +227,31 @@ def test_a_folder_of_many(ground: Path, alice: Path, rust_virtiofsd: str, mode: 
         expect(ground, b"own", daemon)
 
 
+@pytest.mark.parametrize("mode", [0o1777, 0o2775, 0o777])
+def test_a_user_in_a_folder_of_many(ground: Path, rust_virtiofsd: str, mode: int) -> None:
+    """Directories of the user's own, and of others, in /tmp, in a project's folder: all served."""
+    folder = ground / "project"
+    for path in (folder, folder / "mine", folder / "theirs"):
+        path.mkdir()
+        (path / "which").write_text(path.name)
+    os.chown(folder, MALLORY, VICTIM)  # a project's, of somebody else's, for the user's group
+    os.chown(folder / "mine", VICTIM, VICTIM)
+    os.chown(folder / "theirs", MALLORY, MALLORY)
+    (folder / "mine" / "s").mkdir()
+    os.chown(folder / "mine" / "s", VICTIM, VICTIM)
+    (folder / "mine" / "link").symlink_to(folder / "theirs")
+    folder.chmod(mode)
+    for number, export in enumerate(("mine", "theirs", "mine/link")):
+        run = folder / "mine" / "s"
+        daemon = RunningDaemon(
+            {"files": folder / export}, run / f"{number}", rust_virtiofsd, user=VICTIM
+        )
+        (run / "s").unlink(missing_ok=True)
+        (run / "s").symlink_to(f"{number}")
+        with daemon:
+            assert read(run) == export.replace("mine/link", "theirs").encode()
+
+
 @contextlib.contextmanager
 def swapped_for_ever(folder: Path, secret: Path) -> Iterator[None]:
     def swap() -> None:

@@ -363,6 +363,34 @@ def test_where_to_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert f"may not write {tmp_path}" in result(path).detail
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_whom_an_export_s_path_trusts(tmp_path: Path) -> None:
+    """What others can do about it is told, with what to do against that."""
+
+    def result(path: str) -> Result:
+        return readiness.export_result(ExportConfig("e", directory=str(tmp_path / path)))
+
+    for name in ("theirs", "theirs/own", "theirs/roots", "lab", "lab/export", "tmp", "tmp/export"):
+        (tmp_path / name).mkdir()
+    for name in ("theirs", "theirs/own", "tmp/export"):
+        os.chown(tmp_path / name, 4_000_000, 4_000_000)
+    os.chown(tmp_path / "lab", 0, 4_000_000)
+    (tmp_path / "lab").chmod(0o775)
+    (tmp_path / "tmp").chmod(0o1777)
+    (tmp_path / "theirs" / "link").symlink_to("/etc")
+    os.chown(tmp_path / "theirs" / "link", 4_000_000, 4_000_000, follow_symlinks=False)
+    for path, mark, words in (
+        ("theirs", Mark.OK, f"{tmp_path}/theirs"),
+        ("theirs/own", Mark.OK, "uid 4000000 decides where this leads"),
+        ("theirs/roots", Mark.PROBLEM, "what is there is root's"),
+        ("theirs/link", Mark.PROBLEM, "what is there is root's"),
+        ("lab/export", Mark.WARNING, f"group 4000000 may write {tmp_path}/lab"),
+        ("tmp/export", Mark.OK, "uid 4000000 decides"),
+    ):
+        assert (result(path).mark, words in result(path).detail) == (mark, True), path
+        assert bool(result(path).advice) == (mark is not Mark.OK)
+
+
 def test_a_folder_where_others_may_write(tmp_path: Path) -> None:
     """They can take the socket's place; in a sticky one like /tmp they cannot."""
     for mode, mark in ((0o777, Mark.WARNING), (0o1777, Mark.OK), (0o755, Mark.OK)):
