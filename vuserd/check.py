@@ -4,6 +4,7 @@ The status is 0 where everything is well, warnings or not, and 1 where there is 
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from vuserd import __version__
 from vuserd.address import SYSTEM_SOCKET, socket_address
 from vuserd.config.files import config_files, read_config
 from vuserd.config.model import DaemonConfig
-from vuserd.errors import ConfigurationErrors
+from vuserd.errors import ConfigurationErrors, UnsafePath
 from vuserd.listening import is_listened_on
 from vuserd.machine import Mark, Result, machine_results
 from vuserd.readiness import (
@@ -29,6 +30,7 @@ from vuserd.readiness import (
     metrics_result,
     rig_results,
 )
+from vuserd.trust import own_trust, route
 from vuserd.tryout import start_results
 
 _NAME = "configuration"
@@ -120,4 +122,12 @@ def configuration_results(
     if not config.exports:
         detail = "there is nothing to serve"
         results.append(Result(_NAME, Mark.WARNING, detail, "write [[export]] with a name and path"))
-    return config, results
+    return config, results + list(_risks(files))
+
+
+def _risks(files: Sequence[str]) -> Iterator[Result]:
+    """Warn where others can take a file away, or give its name to another of the same owner's."""
+    for file in files:
+        with contextlib.suppress(OSError, UnsafePath), route(file, own_trust()) as found:
+            for risk in found.risks:
+                yield Result(_NAME, Mark.WARNING, f"{file}: {risk}", "chmod go-w that folder")

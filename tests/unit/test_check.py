@@ -155,6 +155,18 @@ def test_a_configuration_that_everybody_may_write(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_configuration_in_a_folder_of_a_group(tmp_path: Path) -> None:
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    (folder / "vuserd.toml").touch()
+    os.chown(folder, 0, 4_000_000)
+    folder.chmod(0o775)
+    _, (*_, result) = check.configuration_results(str(folder / "vuserd.toml"), {}, 0, "@d")
+    assert result.mark is Mark.WARNING
+    assert f"group 4000000 may write {folder}" in result.detail
+
+
 def test_a_folder_of_more_files_that_cannot_be_listed(tmp_path: Path) -> None:
     (tmp_path / "conf.d").symlink_to("conf.d")
     file = str(tmp_path / "vuserd.toml")

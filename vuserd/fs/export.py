@@ -46,6 +46,8 @@ _MOST_LOSSES: Final = 8
 _LONGEST_AFTER_CALLS: Final = 0.5
 #: Backends that are started in a row while one directory after the other takes its place.
 _MOST_MOVES: Final = 5
+#: Seconds before calls can have as many started again: somebody may switch the path all the time.
+_MOVES_PAUSE: Final = 0.25
 #: Seconds for the look before a start: what is mounted on demand may take a while.
 _LOOK_BEFORE_START: Final = 10.0
 #: How often it is given back all nodes that no call uses, and asked again, in one call.
@@ -524,6 +526,7 @@ class Export:
                 raise
             serving.retire()
         else:
+            await trio.sleep(_MOVES_PAUSE)
             raise _DirectoryGone(f"{config.source} leads to another directory all the time")
         if not serving.is_serving():
             await serving.over.wait()  # it was lost meanwhile, and by then it is known why
