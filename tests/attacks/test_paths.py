@@ -18,6 +18,8 @@ from tests.attacks.threats import Who, threat
 from tests.e2e.processes import family
 from tests.faults import harness
 from tests.running import RunningDaemon
+from tests.systems.conftest import without
+from tests.systems.oddtree import copied, odd_file_system
 from vuserd.backend.find import BackendKind, find_program
 from vuserd.backend.process import BackendOptions
 from vuserd.config.model import ExportConfig
@@ -225,6 +227,27 @@ def test_a_folder_of_many(ground: Path, alice: Path, rust_virtiofsd: str, mode: 
             os.unlink(lab / "export")
         (lab / "export").symlink_to(alice / "own")  # root's
         expect(ground, b"own", daemon)
+
+
+@_of_a_swap
+def test_a_file_system_of_the_attackers(ground: Path, rust_virtiofsd: str) -> None:
+    """It says that all is root's: the directory that it is mounted on, and a link to a secret."""
+    if not os.path.exists("/dev/fuse"):
+        without("no FUSE")
+    (ground / "tmp").mkdir()
+    (ground / "tmp").chmod(0o1777)
+    tree = ground / "tree"
+    (tree / "export").mkdir(parents=True)
+    (tree / "export" / "which").write_text("whose?")
+    (tree / "link").symlink_to(ground / "secret")
+    (ground / "secret").mkdir()
+    (ground / "secret" / "which").write_bytes(_SECRET)
+    text = _EXPORT.replace("alice/export", "tmp/odd/link")
+    with odd_file_system(ground / "tmp" / "odd", copied(os.fsencode(tree)), MALLORY):
+        with serving(ground, rust_virtiofsd, text) as daemon:
+            expect(ground, "decides in", daemon)
+        with serving(ground, rust_virtiofsd, text.replace("odd/link", "odd/export")) as daemon:
+            expect(ground, b"whose?", daemon)
 
 
 @pytest.mark.parametrize("mode", [0o1777, 0o2775, 0o777])

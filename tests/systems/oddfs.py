@@ -251,9 +251,10 @@ def _of_host(status: os.stat_result, backing: Backing) -> Node:
     )
 
 
-def _mount(place: str) -> int:
+def _mount(place: str, user: str) -> int:
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    options = f"fd={fuse},rootmode=40755,user_id=0,group_id=0,allow_other,max_read={_MOST_READ}"
+    options = f"fd={fuse},rootmode=40755,user_id={user},group_id=0,allow_other"
+    options += f",max_read={_MOST_READ}"
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"odd", os.fsencode(place), b"fuse.odd", 0, options.encode()):
         sys.exit(f"mount: {os.strerror(ctypes.get_errno())}")
@@ -287,7 +288,7 @@ def _serve_one(server: Server, fuse: int) -> None:
 
 def main() -> None:
     """Serve until the mount or the orders end."""
-    fuse = _mount(sys.argv[1])
+    fuse = _mount(*sys.argv[1:3])
     server = Server()
     orders = io.FileIO(sys.stdin.fileno())
     poll = select.poll()

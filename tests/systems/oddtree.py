@@ -137,10 +137,12 @@ class OddFileSystem:
 
 
 @contextmanager
-def odd_file_system(place: Path, root: Node | None = None) -> Iterator[OddFileSystem]:
-    """Mount the server at a place, with an empty directory or what is given."""
+def odd_file_system(
+    place: Path, root: Node | None = None, user: int = 0
+) -> Iterator[OddFileSystem]:
+    """Mount the server at a place, as a user's, with an empty directory or what is given."""
     place.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "tests.systems.oddfs", str(place)]
+    command = [sys.executable, "-m", "tests.systems.oddfs", str(place), str(user)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
     ) as process:

@@ -1,5 +1,6 @@
 """Who could lead a path elsewhere: which ways are taken, and which are refused."""
 
+import ctypes
 import errno
 import io
 import os
@@ -211,6 +212,32 @@ def test_what_a_users_own_file_system_says(
     monkeypatch.setattr(trust_module, "_mounter", lambda _: ALICE)
     with route(str(tmp_path / "link"), ROOTS) as found:  # "/" is that user's by now
         assert found.owner == found.keeper == ALICE
+
+
+class Libc:
+    """A libc for which every file is on a file system in user space."""
+
+    def fstatfs(self, _: int, answer: ctypes.Array[ctypes.c_char]) -> int:
+        ctypes.c_long.from_buffer(answer).value = 0x65735546
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("options", "mounter"),
+    [("rw,user_id=1000,group_id=1000", 1000), ("rw,user_id=0,group_id=0", None), ("rw", None)],
+)
+def test_who_has_mounted_a_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, mounter: int | None
+) -> None:
+    """By the mount's options; virtiofs, say, has no such user."""
+    texts = {
+        "/proc/self/fdinfo/7": "pos:\t0\nmnt_id:\t41\n",
+        "/proc/self/mountinfo": f"1 0 0:1 / / rw - ext4 /dev/x rw,user_id=5\n41 1 0:50 / {tmp_path}"
+        f" rw shared:1 - fuse.sshfs host: {options}\n",
+    }
+    monkeypatch.setattr(trust_module, "_LIBC", Libc())
+    monkeypatch.setattr("builtins.open", lambda path: io.StringIO(texts[path]))
+    assert trust_module._mounter(7) == mounter
 
 
 def test_whose_file_it_is(tmp_path: Path) -> None:
