@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+from collections.abc import Callable
 from typing import Final
 
 #: No new writable mapping (Linux 5.1); Python 3.11 has no name for it.
@@ -27,30 +28,29 @@ class ForeignRegion:
     Args:
         descriptor: a memfd, open for reading and writing.
         size: how many of its bytes to use; whole pages.
+        close: closes the descriptor; that may take long where it has the last of many pages.
 
     Raises:
         UnfitMemoryError: it is no memfd, read-only, too small, or cannot be kept from shrinking.
 
     """
 
-    def __init__(self, descriptor: int, size: int) -> None:
+    def __init__(self, descriptor: int, size: int, close: Callable[[int], None] = os.close) -> None:
+        """Check the memory, which waits for whoever changes its length or allocates its pages."""
         self.size = size
         self._descriptor = descriptor
+        self._close = close
         try:
-            _check(descriptor, size)
+            status = _checked(descriptor, size)
         except BaseException:
             self.close()
             raise
+        #: What tells this memory from every other: device and inode number.
+        self.identity = status.st_dev, status.st_ino
 
     def fileno(self) -> int:
         """Return the memfd's descriptor; it stays the region's. -1 once closed."""
         return self._descriptor
-
-    @property
-    def identity(self) -> tuple[int, int]:
-        """What tells this memory from every other: device and inode number."""
-        status = os.fstat(self._descriptor)
-        return status.st_dev, status.st_ino
 
     @property
     def unallocated(self) -> int:
@@ -66,14 +66,16 @@ class ForeignRegion:
         """Close the descriptor; a second call does nothing."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            os.close(descriptor)
+            self._close(descriptor)
 
 
-def _check(descriptor: int, size: int) -> None:
-    # Sealed before it is looked at: whoever else has it could add seals in between.
-    with contextlib.suppress(OSError):  # sealed already, or none that can be
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALED)
+def _checked(descriptor: int, size: int) -> os.stat_result:
+    """Seal the memory and look at it; of what is no memfd nothing but that is looked at."""
     try:
+        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+        # Sealed before it is looked at: whoever else has it could add seals in between.
+        with contextlib.suppress(OSError):  # sealed already, or none that can be
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALED)
         seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
     except OSError as error:
         raise UnfitMemoryError("the descriptor is no memfd: make one with memfd_create") from error
@@ -92,3 +94,4 @@ def _check(descriptor: int, size: int) -> None:
         raise UnfitMemoryError(f"{size} bytes are not a whole number of pages of {page} bytes")
     if status.st_size < size:
         raise UnfitMemoryError(f"the memfd has {status.st_size} bytes, not {size}")
+    return status

@@ -182,17 +182,6 @@ def decode_reply_header(header: bytes, request: Request) -> int:
     return int(size)
 
 
-def check_descriptors(request: Request, count: int, *, allowed: int = 0) -> None:
-    """Refuse a reply that carries more descriptors than its kind may.
-
-    Raises:
-        MalformedError: more than ``allowed``; the caller still has to close them.
-
-    """
-    if count > allowed:
-        raise MalformedError(f"{count} descriptors with the reply to {request.name}")
-
-
 _U64 = struct.Struct("=Q")
 
 

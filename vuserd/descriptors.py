@@ -3,7 +3,10 @@
 import array
 import socket
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
+
+#: What the kernel lets one message carry (SCM_MAX_FD).
+MOST_DESCRIPTORS: Final = 253
 
 #: What ``sendmsg`` takes and ``recvmsg`` gives beside the bytes.
 Ancillary: TypeAlias = "list[tuple[int, int, array.array[int]]]"

@@ -2,9 +2,11 @@
 
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from vuserd.config.model import ClientLimits
+from vuserd.foreign import ForeignDescriptors
 from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.arrivals import Arrivals
 from vuserd.rpc.connection import Connection
@@ -12,6 +14,13 @@ from vuserd.rpc.counters import Counters
 from vuserd.rpc.methods import Methods
 from vuserd.rpc.turns import Turns
 from vuserd.rpc.users import Account
+
+
+class ThreadlessDescriptors(ForeignDescriptors):
+    """Descriptors that nothing hangs at, for tests whose clock does not wait for threads."""
+
+    def _start(self, job: Callable[[], None]) -> None:
+        job()
 
 
 class NoManager:

@@ -19,6 +19,7 @@ from tests.faults.harness import CONTENT, FOR_EVER, exported, names, read, stat
 from tests.faults.shared import EXHAUSTED, KILLED
 from vuserd.delivery.attached import MemoryTable
 from vuserd.errors import BackendDown, BackendError, CallError, FileError
+from vuserd.foreign import ForeignDescriptors
 from vuserd.fs.export import Export, ExportState
 from vuserd.fs.filesystem import FileSystem
 
@@ -297,8 +298,8 @@ async def test_a_detach_while_a_load_waits_for_a_backend(backend: FakeBackend, s
     backend.protocol_features |= CONFIGURE_MEM_SLOTS
     descriptor = os.memfd_create("client", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, 1 << 16)
-    table = MemoryTable(1, 1 << 16)
-    attached = table.attach(descriptor, 1 << 16)
+    table = MemoryTable(1, 1 << 16, ForeignDescriptors(64))
+    attached = await table.attach(descriptor, 1 << 16)
     memory = table.find(attached)
     load = partial(memory.load, path=b"Image", address=0, offset=0, length=None)
     async with exported(backend, socket) as export:

@@ -13,6 +13,7 @@ from memory.foreign import ForeignRegion
 from protocol.fuse import Opcode
 from protocol.vhost_user import Request
 from tests.fake.backend import CONFIGURE_MEM_SLOTS, Answer, FakeBackend, File, FuseRequest
+from tests.fake.bare_daemon import ThreadlessDescriptors
 from tests.faults.catalogue import DOWN, fault
 from tests.faults.harness import CONTENT, FOR_EVER, SECRET, Front
 from vuserd.delivery.attached import AttachedMemory, ChangeLocks, MemoryTable
@@ -262,8 +263,8 @@ async def test_death_while_a_detach_waits(
 async def test_silence_of_several_at_a_detach(
     autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
 ) -> None:
-    table = MemoryTable(2, 2 * SIZE)
-    memories = [table.find(table.attach(memfd(), SIZE)) for _ in range(2)]
+    table = MemoryTable(2, 2 * SIZE, ThreadlessDescriptors(64))
+    memories = [table.find(await table.attach(memfd(), SIZE)) for _ in range(2)]
     async with AsyncExitStack() as stack:
         sessions = []
         for _ in range(3):

@@ -323,6 +323,7 @@ async def test_a_load(
 # --- a client's connection ------------------------------------------------------------------------
 
 CONNECTION = "vuserd.rpc.connection"
+DESCRIPTORS = "vuserd.foreign"
 
 CLIENT = [
     *failing(
@@ -376,7 +377,7 @@ CLIENT = [
         "receive-from-a-client",
         "recvmsg of a client",
         DROPPED,
-        SystemCall(socket.socket, "recvmsg", CONNECTION),
+        SystemCall(socket.socket, "recvmsg", DESCRIPTORS),
         (errno.ECONNRESET, *NO_MEMORY, errno.EAGAIN),
     ),
     *failing(

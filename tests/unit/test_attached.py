@@ -14,6 +14,7 @@ from vuserd.delivery.attached import AttachedMemory, ChangeLocks, MemoryTable
 from vuserd.delivery.headroom import HEADROOM, RESERVE
 from vuserd.device.session import Session
 from vuserd.errors import CallError, ErrorCode, FileError
+from vuserd.foreign import ForeignDescriptors
 from vuserd.fs.filesystem import FileSystem
 
 CONTENT = b"kernel" * 100
@@ -98,14 +99,16 @@ async def test_a_client_with_many_memories_queues_for_one_change_at_a_time(
     backend: FakeBackend,
 ) -> None:
     backend.memory_slots = 64
-    greedy, other = MemoryTable(50, 1 << 30), MemoryTable(1, 1 << 30)
+    greedy = MemoryTable(50, 1 << 30, ForeignDescriptors(64))
+    other = MemoryTable(1, 1 << 30, ForeignDescriptors(64))
+    for _ in range(50):
+        await greedy.attach(memfd(), SIZE)
+    await other.attach(memfd(2 * SIZE), 2 * SIZE)
     async with backend.session() as session:
         async with trio.open_nursery() as nursery:
-            for _ in range(50):
-                memory = greedy.find(greedy.attach(memfd(), SIZE))
-                nursery.start_soon(load, memory, session)
-            memory = other.find(other.attach(memfd(2 * SIZE), 2 * SIZE))
-            nursery.start_soon(load, memory, session)
+            for memory_id in range(1, 51):
+                nursery.start_soon(load, greedy.find(memory_id), session)
+            nursery.start_soon(load, other.find(1), session)
         sizes = [len(region.view) for region in backend._memory._regions]
         assert len(sizes) == 52
         assert sizes.index(2 * SIZE) <= 2  # after the session's own, and one of the greedy one's
@@ -133,12 +136,12 @@ async def test_a_client_with_many_memories_queues_for_one_change_at_a_time(
     ],
 )
 async def test_a_client_has_only_so_much(sizes: list[int], code: ErrorCode, words: str) -> None:
-    table = MemoryTable(2, 4 * SIZE)
+    table = MemoryTable(2, 4 * SIZE, ForeignDescriptors(64))
     for size in sizes[:-1]:
-        table.attach(memfd(size), size)
+        await table.attach(memfd(size), size)
     refused = memfd(sizes[-1])
     with pytest.raises(CallError, match=words) as raised:
-        table.attach(refused, sizes[-1])
+        await table.attach(refused, sizes[-1])
     assert raised.value.code == code
     with pytest.raises(OSError, match="Bad file descriptor"):  # what is refused is closed
         os.fstat(refused)
@@ -148,12 +151,12 @@ async def test_a_client_has_only_so_much(sizes: list[int], code: ErrorCode, word
 
 
 async def test_a_memory_is_attached_once_and_forgotten_with_its_id() -> None:
-    table = MemoryTable(2, 4 * SIZE)
+    table = MemoryTable(2, 4 * SIZE, ForeignDescriptors(64))
     descriptor = memfd()
     again = os.dup(descriptor)
-    memory = table.attach(descriptor, SIZE)
+    memory = await table.attach(descriptor, SIZE)
     with pytest.raises(CallError, match="attached already"):
-        table.attach(again, SIZE)
+        await table.attach(again, SIZE)
     await table.detach(memory)
     with pytest.raises(CallError, match=f"no attached memory {memory}"):
         table.find(memory)
@@ -182,8 +185,8 @@ async def test_no_load_begins_once_a_memory_is_detached(
 
 
 async def test_a_file_that_does_not_fit_is_not_loaded(session: Session) -> None:
-    table = MemoryTable(1, SIZE)
-    memory = table.find(table.attach(memfd(), SIZE))
+    table = MemoryTable(1, SIZE, ForeignDescriptors(64))
+    memory = table.find(await table.attach(memfd(), SIZE))
     files = FileSystem(session, 10)
     room = len(CONTENT) - 1
     with pytest.raises(CallError, match=f"the memory ends {room} bytes after") as raised:

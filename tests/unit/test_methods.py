@@ -43,10 +43,11 @@ class Client:
 
     def __init__(self, methods: Methods, limits: ClientLimits) -> None:
         self._methods = methods
+        account = Account(os.geteuid(), None, limits, Turns(), Arrivals())
         self.caller = Caller(
             Rights(Peer(os.getpid(), os.geteuid(), frozenset())),
-            Account(os.geteuid(), None, limits, Turns(), Arrivals()),
-            MemoryTable(limits.memories, limits.memory),
+            account,
+            MemoryTable(limits.memories, limits.memory, account.foreign),
             ContinuationTable(limits.walks),
             ContinuationTable(limits.listings),
             FileTable(limits.files),
@@ -186,7 +187,7 @@ async def test_an_open_file_is_loaded(client: Client) -> None:
     descriptor = os.memfd_create("client", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, 1 << 16)
     mine = os.dup(descriptor)
-    method = client.caller.memories.attach(descriptor, 1 << 16)
+    method = await client.caller.memories.attach(descriptor, 1 << 16)
     options = {"file": file, "offset": 7}
     loaded = await client.call("load", method, 100, "files", "Image", options)
     assert loaded == Loaded(len(CONTENT) - 7)

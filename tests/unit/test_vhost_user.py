@@ -23,7 +23,6 @@ from protocol.vhost_user import (
     TransferPhase,
     VringAddress,
     VringState,
-    check_descriptors,
     decode_config,
     decode_device_state_reply,
     decode_reply_header,
@@ -222,24 +221,6 @@ class TestReplyHeader:
     def test_malformed_header_is_refused(self, header: str, complaint: str) -> None:
         with pytest.raises(MalformedError, match=complaint):
             decode_reply_header(bytes.fromhex(header), Request.GET_FEATURES)
-
-
-class TestDescriptors:
-    def test_no_descriptor_is_fine(self) -> None:
-        check_descriptors(Request.GET_FEATURES, 0)
-
-    @pytest.mark.parametrize("count", [0, 1])
-    def test_as_many_as_allowed_are_fine(self, count: int) -> None:
-        check_descriptors(Request.SET_DEVICE_STATE_FD, count, allowed=1)
-
-    def test_none_is_allowed_where_nothing_is_said(self) -> None:
-        with pytest.raises(MalformedError, match="1 descriptors with the reply"):
-            check_descriptors(Request.GET_FEATURES, 1)
-
-    @pytest.mark.parametrize(("count", "allowed"), [(1, 0), (2, 1)])
-    def test_more_than_allowed_are_refused(self, count: int, allowed: int) -> None:
-        with pytest.raises(MalformedError, match=f"{count} descriptors with the reply"):
-            check_descriptors(Request.GET_FEATURES, count, allowed=allowed)
 
 
 class TestPayloads:

@@ -93,6 +93,7 @@ class ClientLimits(NamedTuple):
     user_connections: int = 4096
     user_requests: int = 4096  #: in flight
     user_payload: int = 512 << 20  #: bytes in flight
+    user_descriptors: int = 1024  #: that came from it, and are not closed yet
 
 
 @dataclass(frozen=True)

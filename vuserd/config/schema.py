@@ -125,6 +125,11 @@ _LIMITS: Final[Mapping[str, Key]] = {
     "user_payload": Key(
         values.size(1 << 20), '"512M"', "bytes of replies of all of those in flight"
     ),
+    "user_descriptors": Key(
+        values.integer(1, 1 << 20),
+        "1024",
+        "descriptors that one user's connections sent, attached or waiting to be closed",
+    ),
 }
 
 _EXPORT: Final[Mapping[str, Key]] = {

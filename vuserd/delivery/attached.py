@@ -17,10 +17,13 @@ from vuserd.delivery.whole import Delivery, FileChanged, deliver_whole
 from vuserd.device.payloads import given_back
 from vuserd.device.session import Session
 from vuserd.errors import BackendError, CallError, ErrorCode
+from vuserd.foreign import ForeignDescriptors
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.openfile import OpenFile
 from vuserd.gather import gather
 
+#: Seconds for a memfd to be sealed, which waits for whoever fills it or changes its length.
+_SEALING: Final = 2.0
 #: READs in flight of one load.
 _WINDOW: Final = 8
 #: Bytes of a load after which the memory that the rest takes is looked at again.
@@ -379,12 +382,14 @@ class MemoryTable:
     Args:
         most: how many memories.
         most_bytes: how many bytes of them in all.
+        foreign: the descriptors of its user.
 
     """
 
-    def __init__(self, most: int, most_bytes: int) -> None:
+    def __init__(self, most: int, most_bytes: int, foreign: ForeignDescriptors) -> None:
         self._most = most
         self._most_bytes = most_bytes
+        self._foreign = foreign
         self._memories: dict[int, AttachedMemory] = {}
         self._changes = ChangeLocks()
         self._last_id = 0
@@ -392,16 +397,20 @@ class MemoryTable:
     def __len__(self) -> int:
         return len(self._memories)
 
-    def attach(self, descriptor: int, size: int) -> int:
+    async def attach(self, descriptor: int, size: int) -> int:
         """Take over a descriptor; return the memory's id.
 
         Raises:
             CallError: BAD_REQUEST for what is no fit memfd or attached already, TOO_LARGE over the
-                client's limits.
+                client's limits, TIMEOUT while others change the memory.
 
         """
         try:
-            region = ForeignRegion(descriptor, size)
+            region = await self._foreign.call(
+                functools.partial(ForeignRegion, descriptor, size, self._foreign.close),
+                ForeignRegion.close,
+                _SEALING,
+            )
         except UnfitMemoryError as error:
             raise CallError(ErrorCode.BAD_REQUEST, f"attach: {error}") from error
         try:

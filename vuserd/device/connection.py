@@ -1,8 +1,6 @@
 """The vhost-user socket: one message after the other, each with its reply and a deadline."""
 
-import contextlib
 import math
-import os
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -12,15 +10,13 @@ import trio
 from protocol import MalformedError
 from protocol.vhost_user import (
     HEADER_SIZE,
-    MAX_DESCRIPTORS,
     REPLIED,
     Request,
-    check_descriptors,
     decode_reply_header,
     decode_u64,
     encode_message,
 )
-from vuserd.descriptors import ancillary_space, ancillary_with, received_descriptors
+from vuserd.descriptors import ancillary_with
 from vuserd.errors import (
     BackendBroken,
     BackendDown,
@@ -29,8 +25,15 @@ from vuserd.errors import (
     BackendTimeout,
     os_reason,
 )
+from vuserd.foreign import ForeignDescriptors, accept_descriptors_inline
 
-_ANCILLARY_SPACE: Final = ancillary_space(MAX_DESCRIPTORS)
+#: What backends sent that waits to be closed: none of it is ever received.
+_UNRECEIVED: Final = ForeignDescriptors(1)
+
+
+def close_stream(stream: trio.SocketStream) -> None:
+    """Close a connection to a backend, whatever that has sent."""
+    _UNRECEIVED.close_socket(stream.socket)
 
 
 class VhostUserConnection:
@@ -44,6 +47,7 @@ class VhostUserConnection:
         self.deadline = math.inf
         self._stream = stream
         self._socket = stream.socket
+        accept_descriptors_inline(self._socket)
         self._timeout = timeout
         self._scope = trio.CancelScope()
         self._turn = trio.Lock()
@@ -61,16 +65,16 @@ class VhostUserConnection:
 
         """
         with self._scope:
-            async with self._stream:
-                try:
-                    await self._read_replies()
-                except BackendError as error:
-                    self._ended = error.again()
-                    raise
-                finally:  # before the socket is closed, so that nobody finds it so
-                    closed = BackendDown("the connection to the backend was closed")
-                    self._ended = self._ended or closed
-                    self._replies_in.close()
+            try:
+                await self._read_replies()
+            except BackendError as error:
+                self._ended = error.again()
+                raise
+            finally:
+                closed = BackendDown("the connection to the backend was closed")
+                self._ended = self._ended or closed
+                self._replies_in.close()
+                close_stream(self._stream)
 
     def close(self) -> None:
         """End it: who waits for a reply has BackendDown, and so has who asks from here on."""
@@ -173,30 +177,26 @@ class VhostUserConnection:
             raise BackendDown("the connection to the backend was closed") from error
 
     async def _receive(self, size: int) -> bytes:
-        """Receive exactly ``size`` bytes; descriptors that come with them are closed."""
+        """Receive exactly ``size`` bytes.
+
+        No reply has descriptors, and to close one may take for ever. So they are looked for first,
+        and never received.
+        """
         received = b""
         while len(received) < size:
             try:
-                chunk, ancillary, _, _ = await self._socket.recvmsg(
-                    size - len(received), _ANCILLARY_SPACE, socket.MSG_CMSG_CLOEXEC
+                chunk, _, flags, _ = await self._socket.recvmsg(
+                    size - len(received), 0, socket.MSG_PEEK
                 )
+                if flags & socket.MSG_CTRUNC:
+                    asked = self._asked or Request.GET_FEATURES
+                    raise BackendBroken(f"descriptors with the reply to {asked.name}")
+                if not chunk:
+                    raise BackendDown("the backend closed its socket")
+                received += await self._socket.recv(len(chunk))
             except OSError as error:
                 raise _lost(error) from error
-            self._refuse_descriptors(ancillary)
-            if not chunk:
-                raise BackendDown("the backend closed its socket")
-            received += chunk
         return received
-
-    def _refuse_descriptors(self, ancillary: Sequence[tuple[int, int, bytes]]) -> None:
-        descriptors = received_descriptors(ancillary)
-        for descriptor in descriptors:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-        try:
-            check_descriptors(self._asked or Request.GET_FEATURES, len(descriptors))
-        except MalformedError as error:
-            raise BackendBroken(str(error)) from error
 
 
 def _lost(error: OSError) -> BackendDown:

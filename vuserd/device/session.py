@@ -20,7 +20,7 @@ from protocol.vhost_user import (
 )
 from protocol.virtio_fs import QUEUES
 from vuserd.device.channel import FuseChannel
-from vuserd.device.connection import VhostUserConnection
+from vuserd.device.connection import VhostUserConnection, close_stream
 from vuserd.device.layout import PAYLOAD_SIZE, SharedLayout
 from vuserd.device.moving import move_state
 from vuserd.device.negotiation import Agreement, negotiate
@@ -243,7 +243,7 @@ class Session:
 
         """
         if self._reason is not None:
-            await stream.aclose()
+            close_stream(stream)
             raise self._reason.again()
         # A task of the session's: that does not end while its rings are on their way.
         await self._tasks.start(self._move, stream, moved, check)
@@ -426,7 +426,7 @@ async def open_session(
     try:
         session = Session(stream, options)
     except OSError as error:
-        await stream.aclose()
+        close_stream(stream)
         raise BackendDown(f"no memory to share with the backend: {os_reason(error)}") from error
     session.channel.observer = observer
     failure: Exception | None = None

@@ -11,7 +11,6 @@ became of it.
 
 import contextlib
 import logging
-import os
 import socket
 import time
 from collections import deque
@@ -25,8 +24,8 @@ from vuserd.config.model import ClientLimits
 from vuserd.delivery.attached import Loaded, MemoryTable
 from vuserd.delivery.images import Fetched
 from vuserd.delivery.inline import FileContent
-from vuserd.descriptors import ancillary_space, received_descriptors
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError, os_reason
+from vuserd.foreign import accept_descriptors_inline
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Rights
@@ -62,11 +61,8 @@ _TURN: Final = 16
 _SEND_BUFFER: Final = 2 << 20
 _MOST_WIDE: Final = 64
 _SO_SNDBUFFORCE: Final = 32
-#: Descriptors that may wait for the request that they came with; the kernel passes 253 at most.
+#: Descriptors that may wait for the request that they came with.
 _MOST_DESCRIPTORS: Final = 16
-#: A plain number: arithmetic on a flag of the standard library costs more than the receiving.
-_TRUNCATED: Final = int(socket.MSG_CTRUNC)
-_ANCILLARY_SPACE: Final = ancillary_space(_MOST_DESCRIPTORS)
 #: Exports that a client may trace at once.
 _MOST_TRACES: Final = 8
 
@@ -129,18 +125,20 @@ class Connection:
         #: The name of its process, once somebody wants to know.
         self._command: str | None = None
         self._socket = sock
+        accept_descriptors_inline(sock)
         if account.connections <= _MOST_WIDE:
             _widen(sock)
         self._methods = methods
         self._limits = limits
         self._counters = counters
         self._account = account
+        self._foreign = account.foreign
         self._allowance = Allowance(limits, account, counters)
         self._outbox = Outbox(sock, self._allowance)
         self._caller = Caller(
             rights,
             account,
-            MemoryTable(limits.memories, limits.memory),
+            MemoryTable(limits.memories, limits.memory, account.foreign),
             ContinuationTable(limits.walks),
             ContinuationTable(limits.listings),
             FileTable(limits.files),
@@ -190,8 +188,7 @@ class Connection:
                     self._outbox.send(_notice(self._farewell))
                 nursery.cancel_scope.cancel()
         finally:
-            trio.lowlevel.notify_closing(self._socket)
-            self._socket.close()
+            self._foreign.close_socket(self._socket)
             self._outbox.close()
             self._allowance.close()
             self._drop_descriptors()
@@ -205,11 +202,12 @@ class Connection:
                 await self._account.wait_readable(self._socket)
                 if not self._account.is_alone():
                     await self._account.take_turn()
-                received, ancillary, flags, _ = self._socket.recvmsg(
-                    _RECEIVE_SIZE, _ANCILLARY_SPACE, socket.MSG_CMSG_CLOEXEC
-                )
+                received, descriptors = self._foreign.receive(self._socket, _RECEIVE_SIZE)
             except BlockingIOError:
                 continue
+            except CallError as refusal:
+                await self._end_reading(refusal)
+                return
             except OSError:
                 nursery.cancel_scope.cancel()
                 return
@@ -219,10 +217,11 @@ class Connection:
                 else:  # it has shut its side, and still reads what it asked for
                     self._last_request_read.set()
                 return
-            self._descriptors.extend(received_descriptors(ancillary))
             try:
-                if flags & _TRUNCATED or len(self._descriptors) > _MOST_DESCRIPTORS:
-                    raise FramingError("TOO_LARGE", "too many descriptors came with a request")
+                if descriptors:
+                    self._descriptors.extend(descriptors)
+                    if len(self._descriptors) > _MOST_DESCRIPTORS:
+                        raise FramingError("TOO_LARGE", "too many descriptors came with a request")
                 decoder.feed(received)
                 for number, message in enumerate(decoder, 1):
                     if number % _MOST_ALONE == 0:
@@ -242,11 +241,14 @@ class Connection:
                 if not decoder.buffered:
                     self._drop_descriptors()  # they came with requests that take none
             except FramingError as error:
-                await self._allowance.take_turn()
-                refusal = CallError(ErrorCode(error.code), str(error))
-                self._outbox.send(_notice(refusal))
-                self._last_request_read.set()
+                await self._end_reading(CallError(ErrorCode(error.code), str(error)))
                 return
+
+    async def _end_reading(self, refusal: CallError) -> None:
+        """Say why no more is read, and let the connection end."""
+        await self._allowance.take_turn()
+        self._outbox.send(_notice(refusal))
+        self._last_request_read.set()
 
     def _is_gone(self) -> bool:
         """Tell whether the client has closed its socket, and not only shut it for sending."""
@@ -267,7 +269,7 @@ class Connection:
 
     def _drop_descriptors(self) -> None:
         while self._descriptors:
-            os.close(self._descriptors.popleft())
+            self._foreign.close(self._descriptors.popleft())
 
     def _refuse(self, message: InvalidMessage) -> None:
         self._counters.errors += 1
@@ -325,7 +327,7 @@ class Connection:
         finally:
             self._counters.count(name, end, time.perf_counter() - began)
             if descriptor is not None:
-                os.close(descriptor)
+                self._foreign.close(descriptor)
 
     def _refuse_request(self, request: Request, error: dict[str, Any], reserved: int) -> None:
         self._counters.errors += 1

@@ -394,7 +394,7 @@ class Methods:
 
     async def attach(self, caller: Caller, size: int, *, descriptor: int) -> int:
         """Take a client's memory; return the id to load files into it."""
-        return caller.memories.attach(descriptor, size)
+        return await caller.memories.attach(descriptor, size)
 
     async def load(
         self,

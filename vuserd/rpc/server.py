@@ -11,6 +11,7 @@ import trio
 
 from vuserd.config.model import ClientLimits
 from vuserd.errors import CallError, os_reason
+from vuserd.foreign import ForeignDescriptors
 from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.codec import encode_notification
 from vuserd.rpc.connection import Connection
@@ -37,6 +38,8 @@ class Server:
         self.limits = limits
         self._methods = methods
         self._accounts = Accounts()
+        #: For clients of whom not even the user is known.
+        self._nobody = ForeignDescriptors(limits.user_descriptors)
         self._connections: dict[Connection, Listener] = {}
         self._open = trio.Event()
         self._stopped = False
@@ -149,14 +152,16 @@ class Server:
             peer = Peer.of(sock)
         except OSError as error:
             _LOG.warning("a client was dropped whose user is not known: %s", os_reason(error))
-            sock.close()
+            self._nobody.close_socket(sock)
             return
+        account = self._accounts.of(peer.uid, listener.rig, self.limits)
         try:
-            account = self._accounts.open(peer.uid, listener.rig, self.limits)
+            account.enter()
         except CallError as refusal:
             self._methods.refusals.note(peer, str(refusal))
-            with sock, contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
                 sock.send(encode_notification("error", [refusal.to_wire()]), socket.MSG_NOSIGNAL)
+            account.foreign.close_socket(sock)
             return
         rights = Rights(peer, listener.exports)
         connection = Connection(sock, self._methods, self.limits, self.counters, account, rights)
@@ -170,4 +175,4 @@ class Server:
             await connection.run()
         finally:
             del self._connections[connection]
-            self._accounts.close(account)
+            account.leave()

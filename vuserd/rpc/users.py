@@ -8,6 +8,7 @@ import trio
 from vuserd.budget import Budget
 from vuserd.config.model import ClientLimits
 from vuserd.errors import CallError, ErrorCode
+from vuserd.foreign import ForeignDescriptors
 from vuserd.rpc.arrivals import Arrivals
 from vuserd.rpc.turns import Turns
 
@@ -28,11 +29,45 @@ class Account:
     ) -> None:
         self.uid = uid
         self.rig = rig
+        self._limits = limits
         self._turns = turns
         self._arrivals = arrivals
         self.connections = 0
         self.requests = Budget(limits.user_requests)
         self.payload = Budget(limits.user_payload)
+        self.foreign = ForeignDescriptors(limits.user_descriptors)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing is left of this user, so that it may start anew."""
+        return not (self.connections or self.foreign.held)
+
+    def enter(self) -> None:
+        """Count one more connection; :meth:`leave` ends that.
+
+        Raises:
+            CallError: BUSY: the user has as many as may be, or those before cannot be closed.
+
+        """
+        most = self._limits.user_connections
+        if self.connections >= most:
+            raise CallError(
+                ErrorCode.BUSY,
+                f"user {self.uid} has {self.connections} connections, as many as one user may have",
+                limit=most,
+            )
+        if self.foreign.is_stuck:
+            raise CallError(
+                ErrorCode.BUSY,
+                f"{self.foreign.held} descriptors and connections of user {self.uid} wait to be"
+                " closed",
+                limit=self._limits.user_descriptors,
+            )
+        self.connections += 1
+
+    def leave(self) -> None:
+        """Count one connection less."""
+        self.connections -= 1
 
     def is_alone(self) -> bool:
         """Tell whether no other user wants anything: then there is no need to take a turn."""
@@ -56,38 +91,23 @@ class Account:
 
 
 class Accounts:
-    """The accounts of the users who are connected."""
+    """The accounts of the users who are connected, or of whom something is left."""
 
     def __init__(self) -> None:
         self.turns = Turns()
         self.arrivals = Arrivals()
         self._accounts: dict[tuple[int, str | None], Account] = {}
 
-    def open(self, uid: int, rig: str | None, limits: ClientLimits) -> Account:
-        """Count one more connection of a user; :meth:`close` ends that.
+    def of(self, uid: int, rig: str | None, limits: ClientLimits) -> Account:
+        """Return the account of a user.
 
         In each rig a user is another one: root of a rig shares nothing with root of the host.
-
-        Raises:
-            CallError: BUSY: the user has as many as may be.
-
         """
         account = self._accounts.get((uid, rig))
         if account is None:
+            for key in [key for key, other in self._accounts.items() if other.is_unused]:
+                del self._accounts[key]
             account = self._accounts[uid, rig] = Account(
                 uid, rig, limits, self.turns, self.arrivals
             )
-        if account.connections >= limits.user_connections:
-            raise CallError(
-                ErrorCode.BUSY,
-                f"user {uid} has {account.connections} connections, as many as one user may have",
-                limit=limits.user_connections,
-            )
-        account.connections += 1
         return account
-
-    def close(self, account: Account) -> None:
-        """Count one connection less; the last one takes the account with it."""
-        account.connections -= 1
-        if not account.connections:
-            del self._accounts[account.uid, account.rig]
