@@ -146,6 +146,48 @@ def test_a_race_for_the_name(lab: Path, secret: Path) -> None:
     assert not [name for name in os.listdir(lab) if name.startswith(".")]
 
 
+@_of_a_socket
+def test_another_folder_in_the_place_of_the_hidden_one(
+    lab: Path, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of root's own, which has a file with the name that the socket is to have for a moment."""
+    (lab / "roots").mkdir(mode=0o700)
+    (lab / "roots" / "s").write_text("root's")
+    mkdir = os.mkdir
+
+    def swapped(path: str, mode: int, *, dir_fd: int) -> None:
+        mkdir(path, mode, dir_fd=dir_fd)
+        os.rmdir(lab / path)
+        os.rename(lab / "roots", lab / path)
+
+    monkeypatch.setattr(os, "mkdir", swapped)
+    with (
+        pytest.raises(ConfigurationError, match="in use"),
+        listening(ListenConfig(str(lab / "s"))),
+    ):
+        pass
+    (left,) = lab.iterdir()
+    assert (left / "s").read_text() == "root's"
+    assert is_untouched(secret)
+
+
+def test_a_name_that_is_taken_meanwhile(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a directory, which no socket replaces: nothing is left of it."""
+    mkdir = os.mkdir
+
+    def taken(path: str, mode: int, *, dir_fd: int) -> None:
+        mkdir(path, mode, dir_fd=dir_fd)
+        mkdir(lab / "s")
+
+    monkeypatch.setattr(os, "mkdir", taken)
+    with (
+        pytest.raises(ConfigurationError, match="is a directory"),
+        listening(ListenConfig(str(lab / "s"))),
+    ):
+        pass
+    assert os.listdir(lab) == ["s"]
+
+
 @_of_a_stale_one
 @pytest.mark.parametrize("kind", ["link to a socket", "link", "file", "socket"])
 def test_what_stands_at_the_path(lab: Path, ground: Path, secret: Path, kind: str) -> None:

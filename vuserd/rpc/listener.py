@@ -119,7 +119,11 @@ def _bound_to_file(
             with _hidden_folder(folder.descriptor, name) as hidden:
                 address = f"/proc/self/fd/{hidden}/{_HIDDEN}"
                 bound = _bound_in(hidden, _HIDDEN, address, listener, config, stack)
-                os.rename(_HIDDEN, name, src_dir_fd=hidden, dst_dir_fd=folder.descriptor)
+                try:
+                    os.rename(_HIDDEN, name, src_dir_fd=hidden, dst_dir_fd=folder.descriptor)
+                except OSError:
+                    os.unlink(_HIDDEN, dir_fd=hidden)
+                    raise
         assert bound.file is not None
         stack.callback(_remove, folder.descriptor, name, bound.file)
     return bound
@@ -162,8 +166,6 @@ def _hidden_folder(parent: int, name: str) -> Iterator[int]:
                 raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
             yield descriptor
         finally:
-            with contextlib.suppress(OSError):
-                os.unlink(_HIDDEN, dir_fd=descriptor)
             os.close(descriptor)
     finally:
         with contextlib.suppress(OSError):
