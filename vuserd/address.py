@@ -5,15 +5,28 @@ An address is a path, or '@' and a name for a socket in Linux's abstract namespa
 
 import os
 from collections.abc import Mapping
+from typing import NamedTuple
 
 SYSTEM_SOCKET = "/run/vuserd/vuserd.sock"
 #: In a network namespace that is a rig's.
 RIG_SOCKET = "@vuserd"
 
 
+class Candidate(NamedTuple):
+    """An address that a client tries."""
+
+    address: str
+    is_guessed: bool  #: not named by the caller, nor by ``VUSERD_SOCKET``
+
+    @property
+    def is_abstract(self) -> bool:
+        """Whether it is no path, which has a folder and its owner."""
+        return self.address.startswith("@")
+
+
 def socket_candidates(
     explicit: str | None = None, environ: Mapping[str, str] = os.environ
-) -> tuple[str, ...]:
+) -> tuple[Candidate, ...]:
     """Give the addresses that a client tries, in this order.
 
     One alone where it was named, by the caller or by ``VUSERD_SOCKET``.  Else the rig's, where the
@@ -21,8 +34,9 @@ def socket_candidates(
     system's.
     """
     if named := explicit or environ.get("VUSERD_SOCKET"):
-        return (named,)
-    return tuple(dict.fromkeys((RIG_SOCKET, socket_address(None, environ), SYSTEM_SOCKET)))
+        return (Candidate(named, is_guessed=False),)
+    guesses = dict.fromkeys((RIG_SOCKET, socket_address(None, environ), SYSTEM_SOCKET))
+    return tuple(Candidate(guess, is_guessed=True) for guess in guesses)
 
 
 def socket_address(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -> str:

@@ -84,7 +84,7 @@ def vuserctl_get(client: Client, name: str, folder: Path, *options: str) -> Path
     address = client._address
     assert address is not None
     with redirect_stderr(said):
-        arguments = ["--socket", address, "get", *options, source, str(folder / "copy")]
+        arguments = ["--socket", address.address, "get", *options, source, str(folder / "copy")]
         assert vuserctl.run(arguments) == 0, said.getvalue()
     return folder / "copy" / "file" if options else folder / "copy"
 

@@ -6,7 +6,13 @@ import msgpack
 import pytest
 
 from tests.fake.rpc_server import Node
-from vuserd.address import SYSTEM_SOCKET, socket_address, socket_candidates, to_sockaddr
+from vuserd.address import (
+    SYSTEM_SOCKET,
+    Candidate,
+    socket_address,
+    socket_candidates,
+    to_sockaddr,
+)
 from vuserd.client import calls
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import (
@@ -30,15 +36,19 @@ def receive(core: ClientCore, data: bytes) -> list[Ticket[Any]]:
     return done
 
 
+def guesses(*addresses: str) -> tuple[Candidate, ...]:
+    return tuple(Candidate(address, is_guessed=True) for address in addresses)
+
+
 class TestAddress:
     def test_order(self) -> None:
         environ = {"VUSERD_SOCKET": "/v", "XDG_RUNTIME_DIR": "/run/user/1"}
-        assert socket_candidates("/e", environ) == ("/e",)
-        assert socket_candidates(None, environ) == ("/v",)
+        assert socket_candidates("/e", environ) == (Candidate("/e", is_guessed=False),)
+        assert socket_candidates(None, environ) == (Candidate("/v", is_guessed=False),)
         del environ["VUSERD_SOCKET"]
         users = "/run/user/1/vuserd.sock"
-        assert socket_candidates(None, environ) == ("@vuserd", users, SYSTEM_SOCKET)
-        assert socket_candidates(None, {}) == ("@vuserd", SYSTEM_SOCKET)
+        assert socket_candidates(None, environ) == guesses("@vuserd", users, SYSTEM_SOCKET)
+        assert socket_candidates(None, {}) == guesses("@vuserd", SYSTEM_SOCKET)
         assert socket_address(None, environ) == "/run/user/1/vuserd.sock"
         assert socket_address(None, {}) == SYSTEM_SOCKET
         assert socket_address(None, {"VUSERD_SOCKET": ""}) == SYSTEM_SOCKET

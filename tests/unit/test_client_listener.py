@@ -1,4 +1,4 @@
-"""Whose daemon a client believes on a name that anybody might have taken."""
+"""Whose daemon a client believes on a name that somebody else might have taken."""
 
 import os
 import pwd
@@ -7,7 +7,13 @@ import struct
 
 import pytest
 
+from vuserd.address import Candidate
+from vuserd.client import listener
 from vuserd.client.listener import check_listener
+
+GUESSES = [Candidate(name, is_guessed=True) for name in ("@vuserd", "/run/user/1/vuserd.sock")]
+NAMED = Candidate("@lab", is_guessed=False)
+CHECKED = pytest.mark.parametrize("candidate", [*GUESSES, NAMED])
 
 
 class Listening:
@@ -21,31 +27,49 @@ class Listening:
         return struct.pack("=iII", 1, self._uid, 1)[:size]
 
 
+def check(uid: int, candidate: Candidate) -> None:
+    check_listener(Listening(uid), candidate)  # type: ignore[arg-type]
+
+
+@CHECKED
 @pytest.mark.parametrize("uid", [0, os.geteuid()])
-def test_root_and_the_own_user_are_believed(uid: int) -> None:
-    check_listener(Listening(uid), "@vuserd")  # type: ignore[arg-type]
+def test_root_and_the_own_user_are_believed(uid: int, candidate: Candidate) -> None:
+    check(uid, candidate)
 
 
-def test_the_service_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+@CHECKED
+def test_the_service_is_believed(candidate: Candidate, monkeypatch: pytest.MonkeyPatch) -> None:
     def account(name: str) -> pwd.struct_passwd:
         assert name == "vuserd"
         return pwd.struct_passwd((name, "", 61_009, 61_009, "", "/", ""))
 
     monkeypatch.setattr(pwd, "getpwnam", account)
-    check_listener(Listening(61_009), "@vuserd")  # type: ignore[arg-type]
+    check(61_009, candidate)
 
 
-def test_another_user_is_not() -> None:
+@CHECKED
+def test_another_user_is_not(candidate: Candidate) -> None:
     with pytest.raises(PermissionError, match="uid 61010 listens there"):
-        check_listener(Listening(61_010), "@vuserd")  # type: ignore[arg-type]
+        check(61_010, candidate)
 
 
-def test_a_socket_that_was_named_is_the_caller_s_choice() -> None:
-    check_listener(Listening(61_010), "@other")  # type: ignore[arg-type]
-    check_listener(Listening(61_010), "/run/vuserd/vuserd.sock")  # type: ignore[arg-type]
+def test_who_has_no_number_here_is_not_the_same_as_who_has_none_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a user namespace all others are one number, that of a client from outside included."""
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    with pytest.raises(PermissionError):
+        check(65534, NAMED)
+    monkeypatch.setattr(listener, "_OVERFLOW_FILE", "/nonexistent")
+    with pytest.raises(PermissionError):
+        check(65534, NAMED)
+
+
+def test_a_path_that_was_named_is_the_caller_s_choice() -> None:
+    check(61_010, Candidate("/run/vuserd/vuserd.sock", is_guessed=False))
 
 
 def test_of_a_real_socket() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        check_listener(ours, "@vuserd")
+        check_listener(ours, GUESSES[0])

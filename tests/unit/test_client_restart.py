@@ -14,9 +14,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
+from vuserd.address import Candidate
 from vuserd.client import Client, TrioClient, calls, reaching, vuserctl
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import CannotConnect, ConnectionLost, NotTaken, RemoteError
+from vuserd.client.reaching import Approach, is_silent, queue_is_full
 from vuserd.client.transfer import Resumption
 from vuserd.rpc.codec import Request, encode_notification, encode_response
 
@@ -375,7 +377,7 @@ class TestSuccessor:
     def test_one_who_is_not_the_daemon(
         self, fake_daemon: FakeDaemon, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(_: socket.socket, __: str) -> None:
+        def refuse(_: socket.socket, __: Candidate) -> None:
             raise PermissionError(1, "uid 7 listens there, who is not the daemon")
 
         monkeypatch.setattr(reaching, "check_listener", refuse)
@@ -602,7 +604,8 @@ class TestTrio:
         address = str(tmp_path / "s")
         with FakeDaemon(address, directory()):
             client = TrioClient(await self.connected(address))
-            client._address, client._patience = address, 10.0
+            client._address = Candidate(address, is_guessed=False)
+            client._patience = 10.0
             await client.exports()
         with trio.move_on_after(0.1) as scope:
             await client.exports()
@@ -685,3 +688,35 @@ class TestCannotConnect:
         words = self.words(("/run/user/1/s", self.MISSING), ("/run/s", self.DENIED))
         assert "/run/s: permission denied). The daemon's configuration" in words
         assert "Is it running" not in words
+
+
+class TestApproach:
+    FIRST, LAST = (Candidate(name, is_guessed=True) for name in ("@vuserd", "/run/s"))
+
+    def test_guesses_that_were_slow_come_again(self) -> None:
+        approach = Approach([self.FIRST, self.LAST])
+        tried = []
+        for candidate, seconds in approach:
+            tried.append((candidate, seconds))
+            slow = candidate == self.FIRST
+            approach.failed(candidate, is_silent(seconds) if slow else FileNotFoundError(2, "No"))
+        assert tried == [(self.FIRST, 1.0), (self.LAST, 1.0), (self.FIRST, 3.0)]
+        words = "(@vuserd: there was no answer within 3 s; /run/s: no)"
+        assert words in str(approach.error())
+
+    def test_a_name_has_patience_and_one_turn(self) -> None:
+        named = Candidate("/s", is_guessed=False)
+        for limit, allowed in ((0.0, 30.0), (0.5, 0.5)):
+            approach = Approach([named], limit)
+            turns = []
+            for candidate, seconds in approach:
+                turns.append(seconds)
+                approach.failed(candidate, queue_is_full(seconds))
+            assert turns == [allowed]
+
+    def test_what_is_no_daemon(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also at an address that was guessed, and whose listener is believed."""
+        with listening(tmp_path / "vuserd.sock", lambda sock: sock.sendall(b"SSH-2.0\r\n")):
+            monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+            with pytest.raises(CannotConnect, match="answered what it was not asked"):
+                Client.connect()

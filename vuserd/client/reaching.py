@@ -3,17 +3,23 @@
 import errno
 import socket
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from vuserd.address import to_sockaddr
-from vuserd.client.core import Ticket
-from vuserd.client.errors import NotTaken, reason_of
+from vuserd.address import Candidate, to_sockaddr
+from vuserd.client.core import ClientCore, Ticket
+from vuserd.client.errors import CannotConnect, NotTaken, reason_of
 from vuserd.client.listener import check_listener
 
 #: Seconds for which a client looks for the daemon's successor, unless the caller says otherwise.
 PATIENCE: Final = 10.0
 #: Seconds between two looks.
 PAUSE: Final = 0.05
+
+#: Seconds for an address that was guessed, and once more for those that were slow.
+_FOR_GUESSES: Final = (1.0, 3.0)
+#: Seconds for one that the user named, until it takes the connection.
+_FOR_NAMED: Final = 30.0
 
 #: What connect() says while one daemon has ended and the next one does not listen yet.
 _ABSENT: Final = frozenset({errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET})
@@ -24,10 +30,70 @@ def is_absent(error: OSError) -> bool:
     return error.errno in _ABSENT
 
 
-def connect_to(sock: socket.socket, address: str) -> None:
-    """Connect a socket to one address; raise OSError."""
-    sock.connect(to_sockaddr(address))
-    check_listener(sock, address)
+def connect_to(sock: socket.socket, candidate: Candidate) -> None:
+    """Connect a socket to one address; raise OSError, BlockingIOError where its queue is full."""
+    sock.connect(to_sockaddr(candidate.address))
+    check_listener(sock, candidate)
+
+
+def queue_is_full(seconds: float) -> OSError:
+    """Return the error for an address where connections wait to be accepted."""
+    return TimeoutError(errno.ETIMEDOUT, f"its queue is full, and stayed so for {seconds:g} s")
+
+
+def is_silent(seconds: float) -> OSError:
+    """Return the error for an address where a connection was taken and no call is answered."""
+    return TimeoutError(errno.ETIMEDOUT, f"there was no answer within {seconds:g} s")
+
+
+def breaks_protocol(core: ClientCore) -> OSError | None:
+    """Return the error for a connection to what is no daemon, None for one to a daemon.
+
+    A daemon that has ended the connection is one: it may be about to be replaced.
+    """
+    if core.is_over and not core.ended_by_daemon:
+        return OSError(errno.EPROTO, core.reason)
+    return None
+
+
+class Approach:
+    """The addresses to try, each for a while, and why that was in vain.
+
+    A daemon has to answer at a guess in a short time; then it is the next one's turn, as anybody
+    may hold a name and never accept. Guesses that were slow have a longer time after all others,
+    in which a service manager starts a daemon. Iterating gives an address, and seconds for
+    connecting to it and, at a guess, as many again for the answer.
+
+    Args:
+        candidates: in their order.
+        limit: the most seconds for one of them; 0 for no such limit.
+
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], limit: float = 0.0) -> None:
+        self._candidates = candidates
+        self._limit = limit
+        self._errors: dict[Candidate, OSError] = {}
+
+    def __iter__(self) -> Iterator[tuple[Candidate, float]]:
+        left = list(self._candidates)
+        for seconds in _FOR_GUESSES:
+            for candidate in left:
+                allowed = seconds if candidate.is_guessed else _FOR_NAMED
+                yield candidate, min(allowed, self._limit or allowed)
+            left = [
+                candidate
+                for candidate in left
+                if candidate.is_guessed and isinstance(self._errors[candidate], TimeoutError)
+            ]
+
+    def failed(self, candidate: Candidate, error: OSError) -> None:
+        """Note why an address is not the one."""
+        self._errors[candidate] = error
+
+    def error(self) -> CannotConnect:
+        """Return the error for all of them."""
+        return CannotConnect([(each.address, error) for each, error in self._errors.items()])
 
 
 class Search:

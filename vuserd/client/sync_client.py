@@ -1,16 +1,18 @@
 """The synchronous client: one blocking socket, several calls in flight."""
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from vuserd.address import socket_candidates
+from vuserd.address import Candidate, socket_candidates
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
 from vuserd.client.core import ClientCore, Ticket
-from vuserd.client.errors import CannotConnect, NotTaken
+from vuserd.client.errors import NotTaken
+from vuserd.client.foreign import hang_up
 from vuserd.client.image import Image
 from vuserd.client.memory import AttachedMemory, SharedMemory
 from vuserd.client.procedure import (
@@ -26,10 +28,14 @@ from vuserd.client.procedure import (
 )
 from vuserd.client.reaching import (
     PATIENCE,
+    Approach,
     Search,
+    breaks_protocol,
     connect_to,
     is_absent,
     is_bound,
+    is_silent,
+    queue_is_full,
     why_not_taken,
 )
 from vuserd.client.records import (
@@ -77,7 +83,7 @@ class Client:
         self._link = SyncLink(sock, timeout)
         #: Connections that answers are awaited on, and that take no more calls.
         self._former: list[SyncLink] = []
-        self._address: str | None = None
+        self._address: Candidate | None = None
         self._timeout = timeout
         self._patience = 0.0
 
@@ -91,25 +97,35 @@ class Client:
     ) -> "Client":
         """Connect to the daemon at ``address``, by default where :mod:`vuserd.address` says.
 
-        With ``timeout`` the connection counts as lost when it stands still for so many seconds.
+        With ``timeout`` the connection counts as lost when it stands still for so many seconds. An
+        address that is not named has to answer within one second, or else the next is tried.
         ``reconnect`` is how many seconds a call may take to find the daemon's successor; with 0 it
         does not look for one. Raises CannotConnect.
         """
         limit = 0.0 if timeout is None else timeout
-        attempts = []
-        for candidate in socket_candidates(address):
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        approach = Approach(socket_candidates(address), limit)
+        for candidate, seconds in approach:
             try:
-                _limit_waits(sock, limit)
-                connect_to(sock, candidate)
+                client = cls(_connect_to(candidate, seconds, limit), limit)
+                if candidate.is_guessed:
+                    client._require_daemon(seconds)
             except OSError as error:
-                sock.close()
-                attempts.append((candidate, error))
+                approach.failed(candidate, error)
             else:
-                client = cls(sock, limit)
                 client._address, client._patience = candidate, reconnect
                 return client
-        raise CannotConnect(attempts)
+        raise approach.error()
+
+    def _require_daemon(self, seconds: float) -> None:
+        """Have a first call answered, or close and raise OSError."""
+        try:
+            if not self._link.is_answered(calls.api_info(), seconds):
+                raise is_silent(seconds)
+            if (error := breaks_protocol(self._link.core)) is not None:
+                raise error
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the connection; calls in flight fail with ConnectionLost."""
@@ -480,7 +496,7 @@ class Client:
             address = self._address
             assert address is not None
             if search.is_over():
-                ticket.fail(search.failed(address))
+                ticket.fail(search.failed(address.address))
                 break
             try:
                 time.sleep(search.next_pause())
@@ -488,19 +504,12 @@ class Client:
             except OSError as error:
                 search.error = error
                 if not is_absent(error):
-                    ticket.fail(search.failed(address))
+                    ticket.fail(search.failed(address.address))
         if ticket.refused is not None:
             ticket.fail(why_not_taken(ticket))
 
-    def _connect_again(self, address: str, search: Search) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            _limit_waits(sock, max(search.deadline - time.monotonic(), 0.001))
-            connect_to(sock, address)
-            _limit_waits(sock, self._timeout)
-        except BaseException:
-            sock.close()
-            raise
+    def _connect_again(self, address: Candidate, search: Search) -> None:
+        sock = _connect_to(address, max(search.deadline - time.monotonic(), 0.001), self._timeout)
         self._former.append(self._link)
         self._link = SyncLink(sock, self._timeout)
 
@@ -510,6 +519,22 @@ class Client:
             if not link.core.is_awaited:
                 link.close()
         self._former = [link for link in self._former if link.core.is_awaited]
+
+
+def _connect_to(candidate: Candidate, seconds: float, timeout: float) -> socket.socket:
+    """Connect to one address in so many seconds, with a time-out from then on; raise OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _limit_waits(sock, seconds)
+        connect_to(sock, candidate)
+        _limit_waits(sock, timeout)
+    except BlockingIOError:
+        sock.close()
+        raise queue_is_full(seconds) from None
+    except BaseException:
+        hang_up(sock, os.getpid())
+        raise
+    return sock
 
 
 def _limit_waits(sock: socket.socket, seconds: float) -> None:

@@ -4,8 +4,10 @@ import os
 import select
 import socket
 import struct
+import time
 from typing import Any, Final
 
+from vuserd.client.calls import Call
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import describe_loss
 from vuserd.client.exchange import receive_some, send_some
@@ -47,6 +49,21 @@ class SyncLink:
                     self._exchange()
                 else:
                     self._receive()
+
+    def is_answered(self, call: Call[Any], seconds: float) -> bool:
+        """Do a call, or lose the connection; False where neither has happened in the time."""
+        deadline = time.monotonic() + seconds
+        ticket = self.core.begin(call)
+        self.send()
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        with _Unbroken(self.core):
+            while not ticket.done:
+                left = deadline - time.monotonic()
+                if left <= 0 or not poll.poll(left * 1000):
+                    return False
+                self._receive(socket.MSG_DONTWAIT)
+        return True
 
     def hear(self) -> None:
         """Take in what has come, without waiting: the daemon's last words, after it has ended."""

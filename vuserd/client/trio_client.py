@@ -1,5 +1,6 @@
 """The trio client: any number of tasks call over one connection."""
 
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -7,11 +8,12 @@ from typing import Any, Final, Self, TypeVar
 
 import trio
 
-from vuserd.address import socket_candidates
+from vuserd.address import Candidate, socket_candidates
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
 from vuserd.client.core import ClientCore, Ticket
-from vuserd.client.errors import CannotConnect, NotTaken
+from vuserd.client.errors import NotTaken
+from vuserd.client.foreign import hang_up
 from vuserd.client.image import Image
 from vuserd.client.memory import SharedMemory, TrioAttachedMemory
 from vuserd.client.procedure import (
@@ -27,10 +29,14 @@ from vuserd.client.procedure import (
 )
 from vuserd.client.reaching import (
     PATIENCE,
+    Approach,
     Search,
+    breaks_protocol,
     connect_to,
     is_absent,
     is_bound,
+    is_silent,
+    queue_is_full,
     why_not_taken,
 )
 from vuserd.client.records import (
@@ -73,7 +79,7 @@ class TrioClient:
         self._link = TrioLink(sock)
         #: Connections that answers are awaited on, and that take no more calls.
         self._former: list[TrioLink] = []
-        self._address: str | None = None
+        self._address: Candidate | None = None
         self._patience = 0.0
         self._reconnecting = trio.Lock()
         self._transfers = trio.Semaphore(_TRANSFERS)
@@ -86,15 +92,41 @@ class TrioClient:
         """Connect to the daemon at ``address``, by default where :mod:`vuserd.address` says.
 
         ``reconnect`` is how many seconds a call may take to find the daemon's successor; with 0 it
-        does not look for one. Raises CannotConnect.
+        does not look for one. An address that is not named has to answer within one second, or
+        else the next is tried. Raises CannotConnect.
         """
-        found, sock = await _connect(address)
-        client = cls(sock)
-        client._address, client._patience = found, reconnect
+        await trio.lowlevel.checkpoint()
+        approach = Approach(socket_candidates(address))
+        for candidate, seconds in approach:
+            try:
+                client = cls(await _connect_within(seconds, candidate))
+                if candidate.is_guessed:
+                    await client._require_daemon(seconds)
+            except OSError as error:
+                approach.failed(candidate, error)
+            else:
+                client._address, client._patience = candidate, reconnect
+                break
+        else:
+            raise approach.error()
         try:
             yield client
         finally:
             client.close()
+
+    async def _require_daemon(self, seconds: float) -> None:
+        """Have a first call answered, or close and raise OSError."""
+        try:
+            ticket = self._begin(calls.api_info())
+            with trio.move_on_after(seconds):
+                await self._link.wait(ticket)
+            if not ticket.done:
+                raise is_silent(seconds)
+            if (error := breaks_protocol(self._link.core)) is not None:
+                raise error
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the connection; calls in flight fail with ConnectionLost."""
@@ -458,18 +490,18 @@ class TrioClient:
             address = self._address
             assert address is not None
             if search.is_over(trio.current_time()):
-                ticket.fail(search.failed(address))
+                ticket.fail(search.failed(address.address))
                 break
             try:
                 await self._connect_again(address, search, link)
             except OSError as error:
                 search.error = error
                 if not is_absent(error):
-                    ticket.fail(search.failed(address))
+                    ticket.fail(search.failed(address.address))
         if ticket.refused is not None:
             ticket.fail(why_not_taken(ticket))
 
-    async def _connect_again(self, address: str, search: Search, ended: TrioLink) -> None:
+    async def _connect_again(self, address: Candidate, search: Search, ended: TrioLink) -> None:
         """Look once for the successor of a connection; several tasks may want it."""
         with trio.move_on_at(search.deadline):
             async with self._reconnecting:
@@ -491,29 +523,24 @@ class TrioClient:
         self._former = [link for link in self._former if link.core.is_awaited]
 
 
-async def _connect(address: str | None) -> tuple[str, socket.socket]:
-    """Connect to the first address that can be had; give it, too."""
-    await trio.lowlevel.checkpoint()
-    attempts = []
-    for candidate in socket_candidates(address):
-        try:
-            return candidate, await _connect_to(candidate)
-        except OSError as error:
-            attempts.append((candidate, error))
-    raise CannotConnect(attempts)
+async def _connect_within(seconds: float, candidate: Candidate) -> socket.socket:
+    """Connect to one address in so many seconds; raise OSError."""
+    with trio.move_on_after(seconds):
+        return await _connect_to(candidate)
+    raise queue_is_full(seconds)
 
 
-async def _connect_to(address: str) -> socket.socket:
+async def _connect_to(candidate: Candidate) -> socket.socket:
     """Connect to one address; raise OSError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         while True:
             try:
-                connect_to(sock, address)
+                connect_to(sock, candidate)
             except BlockingIOError:  # the listener's backlog is full, and poll cannot tell
                 await trio.sleep(0.01)
             else:
                 return sock
     except BaseException:
-        sock.close()
+        hang_up(sock, os.getpid())
         raise
