@@ -1,13 +1,19 @@
 """What a hostile daemon can do to the clients that a user points at it."""
 
+import contextlib
 import fcntl
 import os
+import resource
 import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from tests.attacks.false_daemons import (
@@ -27,6 +33,11 @@ from vuserd.client.errors import BadReply, ClientError, ConnectionLost
 Ask = Callable[..., list[Any]]
 both_clients = pytest.mark.parametrize("ask", [ask_synchronously, ask_with_trio])
 
+#: The fields of a stat.
+STAT_NUMBERS = (
+    "mode", "size", "ino", "nlink", "uid", "gid", "rdev", "blocks", "blksize",
+    "atime_ns", "mtime_ns", "ctime_ns",
+)  # fmt: skip
 _SIZE = 8192
 _IMAGE = {"size": _SIZE, "mtime_ns": 0, "ino": 1, "cached": False}
 _SHRINK_AND_GROW = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -153,3 +164,127 @@ def test_a_flood_of_descriptors_ends_the_connection(ground: Path, ask: Ask) -> N
             assert "belongs to no answer" in str(outcome)
 
         assert run_as(VICTIM, victim) == 0
+
+
+def _many_objects(connection: socket.socket, number: int) -> None:
+    connection.sendall(b"\x94\x01" + bytes([number]) + b"\xc0\xdc" + bytes([0, 48]))
+    for _ in range(48):  # arrays of empty maps
+        connection.sendall(b"\xdd\x00\x10\x00\x00" + b"\x80" * (1 << 20))
+
+
+def _large_arrays(connection: socket.socket, number: int) -> None:
+    connection.sendall(b"\x94\x01" + bytes([number]) + b"\xc0" + b"\xdd\x03\xff\xff\xff" * 1000)
+
+
+def _deep_arrays(connection: socket.socket, number: int) -> None:
+    connection.sendall(b"\x94\x01" + bytes([number]) + b"\xc0" + b"\x91" * 100_000)
+
+
+@threat(
+    "reply that grows",
+    who=Who.FALSE_DAEMON,
+    against="a client's memory",
+    does="sends replies whose objects take sixty times their bytes, or room for all of an array",
+    promise="a reply has a million values at most, and its objects take no more than 300 MB",
+)
+@both_clients
+@pytest.mark.parametrize("send", [_many_objects, _large_arrays, _deep_arrays])
+def test_a_reply_does_not_take_all_memory(
+    ground: Path, ask: Ask, send: Callable[[socket.socket, int], None]
+) -> None:
+    def answer(connection: socket.socket, number: int, _: str) -> None:
+        send(connection, number)
+
+    with false_daemon(ground, answer) as path:
+
+        def victim() -> None:
+            with open("/proc/self/statm") as statm:
+                used = int(statm.read().split()[0]) * resource.getpagesize()
+            most = used + (1 << 30)
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+            [outcome] = ask(path, calls.exports())
+            assert isinstance(outcome, ConnectionLost), outcome
+            assert "is not its protocol" in str(outcome)
+            assert "MemoryError" not in str(outcome)
+
+        assert run_as(VICTIM, victim) == 0
+
+
+_BYTES = "".join(map(chr, [*range(1, 32), 127, *range(128, 160)]))
+_ESCAPES = f"\x1b]0;title\x07\x1b[2J{_BYTES}\u202e"
+
+
+@threat(
+    "escapes on a terminal",
+    who=Who.FILE_OWNER,
+    against="a user's terminal",
+    does="gives files names with control characters, or a daemon sends some in all it says",
+    promise="vuserctl writes none of them to a terminal, nor to standard error",
+)
+@pytest.mark.parametrize(
+    "words",
+    [["ls", "x:"], ["ls", "-l", "x:"], ["tree", "x:"], ["stat", "x:f"], ["exports"], ["metrics"],
+     ["status"], ["cat", "x:f"], ["reload"], ["rigs"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_no_escapes_on_a_terminal(ground: Path, words: list[str]) -> None:
+    attributes = dict.fromkeys(STAT_NUMBERS, 1) | {"type": "symlink", "mode": 0o120777}
+    entry = attributes | {"name": "a" + _ESCAPES}
+    rig = {"netns": _ESCAPES, "socket": _ESCAPES, "state": _ESCAPES, "exports": [_ESCAPES]}
+    results: dict[str, Any] = {
+        "readdir": {"entries": [entry], "next": None},
+        "stat": attributes,
+        "readlink": _ESCAPES,
+        "exports": [{"name": _ESCAPES, "state": _ESCAPES, "reason": _ESCAPES}],
+        "metrics": _ESCAPES,
+        "status": {"version": _ESCAPES, "exports": [{"name": _ESCAPES, "reason": _ESCAPES}]},
+        "reload": [_ESCAPES],
+        "rigs": [rig | {"clients": 1, "reason": _ESCAPES}],
+    }
+
+    def answer(connection: socket.socket, number: int, method: str) -> None:
+        if method in results:
+            reply(connection, number, results[method])
+        else:
+            error = {"code": _ESCAPES, "message": _ESCAPES}
+            connection.sendall(msgpack.packb([1, number, error, None]))
+
+    master, terminal = os.openpty()
+    with false_daemon(ground, answer) as path:
+        subprocess.run(
+            [sys.executable, "-m", "vuserd.client.vuserctl", "--socket", path, *words],
+            stdout=terminal, stderr=terminal, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+    os.close(terminal)
+    written = b""
+    with contextlib.suppress(OSError):
+        while received := os.read(master, 65536):
+            written += received
+    os.close(master)
+    text = written.decode().replace("\r\n", "\n")
+    assert "033" in text, text
+    assert all(each.isprintable() or each == "\n" for each in text), text
+
+
+@threat(
+    "completion without end",
+    who=Who.FALSE_DAEMON,
+    against="a user's shell",
+    does="lists ever more, or answers a byte at a time, while the shell completes a name",
+    promise="completion ends after some seconds",
+)
+@pytest.mark.parametrize("slowly", [False, True])
+def test_completion_ends(ground: Path, slowly: bool) -> None:
+    def answer(connection: socket.socket, number: int, _: str) -> None:
+        if not slowly:
+            reply(connection, number, {"entries": [], "next": number})
+            return
+        for byte in b"\x94\x01\x01\xc0\xd9" + b"x" * 200:
+            connection.sendall(bytes([byte]))
+            time.sleep(0.2)
+
+    with false_daemon(ground, answer) as path:
+        command = [sys.executable, "-m", "vuserd.client.vuserctl"]
+        words = ["__complete", "--socket", path, "ls", "x:"]
+        ended = subprocess.run([*command, *words], timeout=PATIENCE, check=False)
+        assert ended.returncode == -signal.SIGALRM

@@ -1,6 +1,6 @@
 """The clients' core and records, without a socket."""
 
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 import pytest
@@ -21,7 +21,15 @@ from vuserd.client.errors import (
     NotTaken,
     RemoteError,
 )
-from vuserd.rpc.codec import encode_notification, encode_request, encode_response
+from vuserd.client.replies import ReplyDecoder
+from vuserd.rpc.codec import (
+    NEED_DATA,
+    FramingError,
+    Response,
+    encode_notification,
+    encode_request,
+    encode_response,
+)
 
 
 def receive(core: ClientCore, data: bytes) -> list[Ticket[Any]]:
@@ -243,3 +251,33 @@ class TestCore:
         )
         assert RemoteError.from_wire("oops").message == "oops"
         assert RemoteError.from_wire({}).code == "INTERNAL"
+
+
+class TestLongReplies:
+    """Those that are walked before objects are made of them."""
+
+    LONG: Final = ["n" * 4000] * 2000
+
+    @pytest.mark.parametrize("piece", [1 << 16, 1 << 20, 1 << 30])
+    def test_one_between_others(self, piece: int) -> None:
+        results = [[1], self.LONG, [2], self.LONG, [3]]
+        stream = b"".join(encode_response(n, None, each) for n, each in enumerate(results))
+        decoder, found = ReplyDecoder(), []
+        for offset in range(0, len(stream), piece):
+            decoder.feed(stream[offset : offset + piece])
+            while (message := decoder.next_message()) is not NEED_DATA:
+                assert isinstance(message, Response)
+                found.append(message.result)
+        assert found == results
+        assert decoder.buffered == 0
+
+    def test_one_of_too_many_values(self) -> None:
+        decoder = ReplyDecoder()
+        maps = b"\xdd\x00\x10\x00\x00" + b"\x80" * (1 << 20)
+        decoder.feed(b"\x94\x01\x01\xc0\x96" + maps)
+        assert decoder.next_message() is NEED_DATA
+        decoder.feed(maps * 4)
+        for _ in range(2):
+            with pytest.raises(FramingError, match="1048576 values at most"):
+                decoder.next_message()
+        assert decoder.buffered == 0

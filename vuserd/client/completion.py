@@ -5,6 +5,7 @@ __complete``, which prints what the last one can become, a candidate a line.
 """
 
 import posixpath
+import signal
 from collections.abc import Iterable
 
 from vuserd.client.errors import ClientError
@@ -47,6 +48,8 @@ _WITH_VALUE = (
 
 #: A shell waits for this: no longer than a person would.
 _TIMEOUT_SECONDS = 2.0
+#: And for this at most, where a daemon says ever more.
+_MOST_SECONDS = 3.0
 
 # bash takes ':' for the end of a word, so what stands before the last one is cut from candidates.
 _BASH = r"""_vuserctl() {
@@ -95,8 +98,14 @@ def script(shell: str) -> str:
 
 
 def complete(words: list[str]) -> int:
-    """Print what the last of ``words`` can become; nothing where nobody can tell."""
-    for candidate in candidates(words):
+    """Print what the last of ``words`` can become; nothing where nobody can tell.
+
+    SIGALRM ends this process where a daemon says ever more and comes to no end.
+    """
+    signal.setitimer(signal.ITIMER_REAL, _MOST_SECONDS)
+    found = candidates(words)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for candidate in found:
         if candidate.isprintable():  # a shell cannot take the others back
             emit(candidate)
     return 0

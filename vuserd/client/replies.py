@@ -1,7 +1,8 @@
 """The daemon's replies, cut from the stream by msgpack itself.
 
 A server walks each frame first, because it must not make objects of what may be an attack; a client
-that did so in Python would spend more time on a long listing than the daemon does.
+that did so in Python would spend more time on a long listing than the daemon does.  So it walks
+those alone that are longer than a page: objects may take 60 times the bytes that ask for them.
 """
 
 from typing import Any, Final
@@ -13,7 +14,9 @@ from vuserd.rpc.codec import (
     NEED_DATA,
     BinHead,
     FramingError,
+    Limits,
     Message,
+    MessageDecoder,
     NeedData,
     parse_bin_response_head,
     to_message,
@@ -22,6 +25,11 @@ from vuserd.rpc.codec import (
 #: The most bytes of one reply that is no payload.
 _LONGEST: Final = 64 << 20
 _READ_SIZE: Final = 4096
+#: Bytes of one that is not walked before objects are made of it.
+_NOT_WALKED: Final = 4 << 20
+#: Room is made for all of an array when its length is read.
+_MOST_VALUES: Final = 1 << 20
+_LIMITS: Final = Limits(frame_bytes=_LONGEST, depth=64, values=_MOST_VALUES)
 
 
 class ReplyDecoder:
@@ -33,6 +41,8 @@ class ReplyDecoder:
         self._unpacker: Any = None
         self._told = 0
         self._failure: FramingError | None = None
+        # Has all of the buffer while a long reply is on its way.
+        self._walker: MessageDecoder | None = None
 
     @property
     def buffered(self) -> int:
@@ -42,7 +52,9 @@ class ReplyDecoder:
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes of the stream."""
         self._buffer += data
-        if self._unpacker is not None:
+        if self._walker is not None:
+            self._walker.feed(data)
+        elif self._unpacker is not None:
             self._give(data)
 
     def next_message(self) -> Message | NeedData:
@@ -56,10 +68,13 @@ class ReplyDecoder:
             raise self._failure
         if not self._buffer:
             return NEED_DATA
+        if self._walker is not None:
+            return self._next_of_walker(self._walker)
         if self._unpacker is None:
             self._unpacker = msgpack.Unpacker(
                 read_size=_READ_SIZE,
                 max_buffer_size=_LONGEST,
+                max_array_len=_MOST_VALUES,
                 raw=False,
                 strict_map_key=True,
                 unicode_errors="surrogateescape",
@@ -69,13 +84,30 @@ class ReplyDecoder:
         try:
             value = self._unpacker.unpack()
         except msgpack.OutOfData:
-            return NEED_DATA
-        except ValueError as error:
-            raise self._failed(f"not MessagePack: {error or type(error).__name__}") from None
+            return self._walk() if len(self._buffer) > _NOT_WALKED else NEED_DATA
+        except (ValueError, MemoryError) as error:
+            raise self._failed(f"not MessagePack: {str(error) or type(error).__name__}") from None
         told = self._unpacker.tell()
         del self._buffer[: told - self._told]
         self._told = told
         return to_message(value)
+
+    def _walk(self) -> Message | NeedData:
+        """Begin the message anew, with the walker."""
+        self._unpacker = None
+        self._walker = MessageDecoder(_LIMITS)
+        self._walker.feed(self._buffer)
+        return self._next_of_walker(self._walker)
+
+    def _next_of_walker(self, walker: MessageDecoder) -> Message | NeedData:
+        try:
+            message = walker.next_message()
+        except FramingError as error:
+            raise self._failed(str(error)) from None
+        if message is not NEED_DATA:
+            del self._buffer[: len(self._buffer) - walker.buffered]
+            self._walker = None
+        return message
 
     def peek_bin_response_head(self) -> BinHead | NeedData | None:
         """Tell whether the next message is a response that carries a bin."""
@@ -86,7 +118,7 @@ class ReplyDecoder:
         with memoryview(self._buffer) as view:
             taken = bytes(view[:size])
         del self._buffer[:size]
-        self._unpacker = None
+        self._unpacker = self._walker = None
         return taken
 
     def _give(self, data: bytes | bytearray | memoryview) -> None:
@@ -98,5 +130,5 @@ class ReplyDecoder:
     def _failed(self, reason: str) -> FramingError:
         self._failure = FramingError("BAD_REQUEST", reason)
         self._buffer.clear()
-        self._unpacker = None
+        self._unpacker = self._walker = None
         return self._failure

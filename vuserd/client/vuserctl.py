@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from vuserd.client.errors import ClientError, RemoteError
-from vuserd.client.output import complain, local_fault, take_streams
+from vuserd.client.output import complain, emit, local_fault, shown, take_streams
 from vuserd.client.parser import parse
 from vuserd.client.parser import parser as parser
 from vuserd.client.reaching import PATIENCE
@@ -170,7 +170,12 @@ def _top(client: Client, options: Namespace) -> None:
 
 
 def _metrics(client: Client, _: Namespace) -> None:
-    sys.stdout.write(client.metrics())
+    text = client.metrics()
+    if not sys.stdout.isatty():
+        sys.stdout.write(text)
+        return
+    for line in text.splitlines():
+        emit(shown(line))
 
 
 def _trace(client: Client, options: Namespace) -> None:
