@@ -15,6 +15,7 @@ from typing import Any
 
 import msgpack
 import pytest
+import trio
 
 from tests.attacks.false_daemons import (
     PATIENCE,
@@ -27,7 +28,7 @@ from tests.attacks.false_daemons import (
 )
 from tests.attacks.people import VICTIM, run_as
 from tests.attacks.threats import Who, threat
-from vuserd.client import calls
+from vuserd.client import TrioClient, calls
 from vuserd.client.errors import BadReply, ClientError, ConnectionLost
 
 Ask = Callable[..., list[Any]]
@@ -288,3 +289,32 @@ def test_completion_ends(ground: Path, slowly: bool) -> None:
         words = ["__complete", "--socket", path, "ls", "x:"]
         ended = subprocess.run([*command, *words], timeout=PATIENCE, check=False)
         assert ended.returncode == -signal.SIGALRM
+
+
+@threat(
+    "flood of words",
+    who=Who.FALSE_DAEMON,
+    against="a trio program",
+    does="sends notifications without end in place of an answer",
+    promise="other tasks go on, and a caller's deadline holds",
+)
+def test_a_flood_of_words_leaves_other_tasks_alone(ground: Path) -> None:
+    def answer(connection: socket.socket, _: int, __: str) -> None:
+        while True:
+            connection.sendall(b"\x93\x02\xa1x\x90" * 20_000)
+
+    with false_daemon(ground, answer) as path:
+
+        def victim() -> None:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(PATIENCE)
+
+            async def main() -> None:
+                async with TrioClient.connect(path, reconnect=0) as client:
+                    with trio.move_on_after(0.2) as scope:
+                        await client.exports()
+                    assert scope.cancelled_caught
+
+            trio.run(main)
+
+        assert run_as(VICTIM, victim) == 0

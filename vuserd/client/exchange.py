@@ -10,6 +10,8 @@ from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.foreign import MOST_DESCRIPTORS
 from vuserd.descriptors import ancillary_space, ancillary_with, received_descriptors
 
+#: How often to receive without a look at anything else; a socket holds less than that.
+MOST_AT_ONCE: Final = 32
 #: Also for descriptors that nobody asked for, or the kernel would close them here and now.
 _ANCILLARY_SPACE: Final = ancillary_space(MOST_DESCRIPTORS)
 

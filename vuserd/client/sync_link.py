@@ -10,7 +10,7 @@ from typing import Any, Final
 from vuserd.client.calls import Call
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import describe_loss
-from vuserd.client.exchange import receive_some, send_some
+from vuserd.client.exchange import MOST_AT_ONCE, receive_some, send_some
 from vuserd.client.foreign import hang_up
 
 _SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -67,8 +67,9 @@ class SyncLink:
 
     def hear(self) -> None:
         """Take in what has come, without waiting: the daemon's last words, after it has ended."""
-        while self._receive(socket.MSG_DONTWAIT):
-            pass
+        for _ in range(MOST_AT_ONCE):
+            if not self._receive(socket.MSG_DONTWAIT):
+                break
 
     def _send(self) -> None:
         try:

@@ -4,6 +4,7 @@ There is no task in the background. Of the tasks that wait for an answer one exc
 the daemon, for all; when it has its own answer, or is cancelled, it passes that duty on.
 """
 
+import itertools
 import os
 import select
 import socket
@@ -13,7 +14,7 @@ import trio
 
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import describe_loss
-from vuserd.client.exchange import receive_some, send_some
+from vuserd.client.exchange import MOST_AT_ONCE, receive_some, send_some
 from vuserd.client.foreign import hang_up
 
 
@@ -83,7 +84,9 @@ class TrioLink:
         if self._epoll.closed or self._exchanging:
             return
         try:
-            while not self.core.is_over:
+            for _ in range(MOST_AT_ONCE):
+                if self.core.is_over:
+                    break
                 self._receive()
         except BlockingIOError:
             pass
@@ -116,7 +119,7 @@ class TrioLink:
         """
         self._exchanging = True
         try:
-            while True:
+            for turn in itertools.count(1):
                 self.send()
                 if ticket.done:
                     return
@@ -125,7 +128,7 @@ class TrioLink:
                 except BlockingIOError:
                     await trio.lowlevel.wait_readable(self._epoll)
                     continue
-                if done:
+                if done or not turn % MOST_AT_ONCE:  # a daemon may send ever more of no use
                     await trio.lowlevel.checkpoint()
         except OSError as error:
             self._wake(self.core.lost(describe_loss(error)))
