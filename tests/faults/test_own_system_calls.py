@@ -198,6 +198,13 @@ FETCH = [
         (errno.EMFILE, errno.ENFILE),
     ),
     *failing(
+        "mode-of-an-image",
+        "fchmod of an image",
+        ERRNO,
+        SystemCall(os, "fchmod", IMAGE),
+        (errno.EPERM,),
+    ),
+    *failing(
         "pages-of-an-image",
         "posix_fallocate of an image",
         ERRNO,
