@@ -261,14 +261,15 @@ def test_the_successor_is_looked_at() -> None:
     def victim() -> None:  # which no alarm may end: the other process is its own
         with Client.connect("@lab", timeout=5) as client:
             assert client.exports() == []
-            with held(MALLORY, "@lab", partial(spy, writer)), pytest.raises(NotTaken) as failed:
-                client.exports()
+            with held(MALLORY, "@lab", partial(spy, writer)):
+                with pytest.raises(NotTaken) as failed:
+                    client.exports()
+                assert os.read(reader, 1) == b"."
         assert f"uid {MALLORY} listens there" in str(failed.value)
 
     def stage() -> None:
         with held(0, "@lab", end_after_one):
             assert run_as(0, victim, group=0) == 0
-            assert os.read(reader, 1) == b"."
 
     alone(stage)
     os.close(reader)
