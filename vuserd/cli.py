@@ -175,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--image-cache",
         metavar="SIZE",
-        help="memory for images of files that clients fetched, for the next who asks; 0 keeps none"
+        help="memory for images of files that were fetched, for the next time; 0 keeps none"
         " (default: 1G)",
     )
     serve.add_argument(

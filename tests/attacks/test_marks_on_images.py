@@ -1,5 +1,6 @@
 """What one user can leave on an image for another, who holds the same one."""
 
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -56,4 +57,34 @@ def test_an_image_takes_no_marks(ground: Path, rust_virtiofsd: str) -> None:
 
     with serving(ground, rust_virtiofsd, _FOR_BOTH):
         assert run_as(MALLORY, mallory) == 0
+        assert run_as(VICTIM, victim) == 0
+
+
+@threat(
+    "locks on an image",
+    who=Who.CLIENT,
+    against="other users who fetch the same file",
+    does="locks the image, watches its times, and looks whether it was there before",
+    promise="an image is one user's: no other is given the same memory, or told of it",
+)
+def test_no_two_users_have_one_image(ground: Path, virtiofsd: str) -> None:
+    with (
+        serving(ground, virtiofsd, _FOR_BOTH),
+        Client.connect(str(ground / "s")) as root,
+        root.fetch("files", "hello"),
+        root.fetch("files", "hello") as ours,
+    ):
+        assert ours.cached
+        fcntl.flock(ours.fileno(), fcntl.LOCK_EX)
+        inode = os.fstat(ours.fileno()).st_ino
+
+        def victim() -> None:
+            with (
+                Client.connect(str(ground / "s")) as client,
+                client.fetch("files", "hello") as image,
+            ):
+                assert not image.cached
+                assert os.fstat(image.fileno()).st_ino != inode
+                fcntl.flock(image.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
         assert run_as(VICTIM, victim) == 0

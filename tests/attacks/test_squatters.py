@@ -16,7 +16,7 @@ import trio
 from tests.attacks.false_daemons import PATIENCE, reply, requests
 from tests.attacks.people import MALLORY, VICTIM, As, run_as
 from tests.attacks.threats import Who, threat
-from vuserd.client import Client, TrioClient, report, vuserctl
+from vuserd.client import Client, TrioClient, reaching, report, vuserctl
 from vuserd.client.errors import CannotConnect, NotTaken
 
 assert report  # before a user who cannot read this interpreter has vuserctl load it
@@ -186,7 +186,8 @@ def test_the_next_address_is_tried(ground: Path, find: Find, squat: Serve, user:
     promise="clients end, and say what was tried and why each was in vain",
 )
 @both_clients
-def test_there_is_an_end(ground: Path, find: Find) -> None:
+def test_there_is_an_end(ground: Path, find: Find, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reaching, "_FOR_GUESSES", (0.5, 1.0))
     folder = folder_of(VICTIM, ground / "run")
 
     def victim() -> None:

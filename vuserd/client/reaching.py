@@ -17,7 +17,7 @@ PATIENCE: Final = 10.0
 PAUSE: Final = 0.05
 
 #: Seconds for an address that was guessed, and once more for those that were slow.
-_FOR_GUESSES: Final = (1.0, 3.0)
+_FOR_GUESSES: Final = (1.0, 10.0)
 #: Seconds for one that the user named, until it takes the connection.
 _FOR_NAMED: Final = 30.0
 

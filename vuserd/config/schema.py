@@ -79,7 +79,7 @@ _TOP: Final[Mapping[str, Key]] = {
     "image_cache": Key(
         values.size(0),
         '"1G"',
-        "memory for images of files that clients fetched, for the next who asks; 0 keeps none",
+        "memory for images of files that were fetched, for the next time; 0 keeps none",
     ),
     "drain": Key(
         values.seconds(0),

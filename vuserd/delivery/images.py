@@ -1,7 +1,8 @@
 """The images of all exports: kept while there is room, made once however many ask at once.
 
 An image is kept with the node of its file: so it serves those alone who ask for that file, through
-the same session, and ends when nobody has asked for a while.
+the same session, and ends when nobody has asked for a while. And it is one user's: two who hold the
+same memory could lock it against each other, or pass word by its locks and times.
 """
 
 from collections import OrderedDict
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import trio
 
+from vuserd.asker import ASKER, Asker
 from vuserd.delivery.headroom import HEADROOM
 from vuserd.delivery.image import SealedImage, image_delivery
 from vuserd.delivery.whole import deliver_whole
@@ -19,10 +21,17 @@ from vuserd.fs.nodes import Node
 from vuserd.fs.version import Version
 
 
-class ImageKey(NamedTuple):
-    """What an image is an image of."""
+class _Place(NamedTuple):
+    """Where an image is kept: one for each file and user."""
 
     node: Node
+    user: Asker | None
+
+
+class ImageKey(NamedTuple):
+    """What an image is an image of, and whose."""
+
+    place: _Place
     version: Version
 
 
@@ -60,7 +69,7 @@ class ImageStore:
         self._budget = budget
         self._most = most
         self._nursery = nursery
-        self._kept: OrderedDict[Node, SealedImage] = OrderedDict()
+        self._kept: OrderedDict[_Place, SealedImage] = OrderedDict()
         self._making: dict[ImageKey, _Making] = {}
         HEADROOM.give_back = self._give_back
         self.bytes = 0
@@ -86,10 +95,11 @@ class ImageStore:
     async def _find(self, export: Export, files: FileSystem, path: bytes) -> "Fetched | _Making":
         """Return the image of what is at ``path`` now; or how it is made, which is begun."""
         async with files.looked_up(path) as (node, version, settled):
-            key = ImageKey(node, version)
-            kept = self._kept.get(node)
+            place = _Place(node, ASKER.get())
+            key = ImageKey(place, version)
+            kept = self._kept.get(place)
             if kept is not None and kept.version == version:
-                self._kept.move_to_end(node)
+                self._kept.move_to_end(place)
                 self.hits += 1
                 return Fetched(kept.hold(), cached=True)
             # What others began to read of a version that may change unseen is no use to this one.
@@ -146,7 +156,7 @@ class ImageStore:
             if making.image is not None:
                 for _ in range(making.waiting):
                     making.image.hold()
-                self._keep(making.image)
+                self._keep(making.image, making.key.place.user)
                 making.image.give_back()
             making.done.set()
 
@@ -155,14 +165,15 @@ class ImageStore:
         if self._making.get(making.key) is making:
             del self._making[making.key]
 
-    def _keep(self, image: SealedImage) -> None:
+    def _keep(self, image: SealedImage, user: Asker | None) -> None:
         """Keep an image as long as its file's node is known, unless there is no room for it."""
         node = image.node
         if node is None or not node.lookups or not self._budget or image.cost > self._budget:
             return
-        self._drop(node)
-        self._kept[node] = image.hold()
-        node.on_drop = self._drop
+        place = _Place(node, user)
+        self._drop(place)
+        self._kept[place] = image.hold()
+        node.on_drop = self._drop_all
         self.bytes += image.cost
         while self.bytes > self._budget or len(self._kept) > self._most:
             self._drop(next(iter(self._kept)))
@@ -174,10 +185,14 @@ class ImageStore:
         while self._kept and self.bytes > enough:
             self._drop(next(iter(self._kept)))
 
-    def _drop(self, node: Node) -> None:
-        """Let go of the image that is kept with a node, if there is one."""
-        image = self._kept.pop(node, None)
+    def _drop_all(self, node: Node) -> None:
+        """Let go of the images that are kept with a node."""
+        for place in [place for place in self._kept if place.node is node]:
+            self._drop(place)
+
+    def _drop(self, place: _Place) -> None:
+        """Let go of the image that is kept in a place, if there is one."""
+        image = self._kept.pop(place, None)
         if image is not None:
-            node.on_drop = None
             self.bytes -= image.cost
             image.give_back()
