@@ -14,6 +14,7 @@ from vuserd.delivery.inline import read_open
 from vuserd.errors import CallError, FileError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.heldfile import FileTable, HeldFile
+from vuserd.fs.listings import Listing
 from vuserd.fs.openfile import OpenFile
 
 
@@ -89,6 +90,33 @@ async def test_it_is_opened_anew_in_the_next_backend(backend: FakeBackend) -> No
             files.close()
     assert held is not None
     held.close()
+
+
+@fault(
+    "another-file-system-in-its-place",
+    done="a file that a client has open, and a listing that goes on, are opened anew where another"
+    " file system was mounted, with a file and a directory of the very attributes",
+    must="The caller has CHANGED: attributes name a file on one file system alone.",
+)
+async def test_attributes_say_nothing_on_another_file_system(backend: FakeBackend) -> None:
+    held, listing = None, Listing(b"", attributes=False)
+    for device in range(2):
+        async with backend.session() as session:
+            files = FileSystem(session, idle_nodes=10, device=(0, device))
+            if held is None:
+                held = await hold(files)
+                await listing.next_page(files, 1)
+            else:
+                with pytest.raises(CallError, match="opened anew"):
+                    await held.use(files, content)
+                with pytest.raises(CallError, match="replaced"):
+                    await listing.next_page(files, 1)
+            backend.die()
+            await session.wait_lost()
+            files.close()
+    assert held is not None
+    held.close()
+    listing.close()
 
 
 @fault(

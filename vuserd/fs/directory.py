@@ -62,6 +62,11 @@ class Standing(NamedTuple):
     device: int
     inode: int
 
+    @property
+    def of_its_file_system(self) -> tuple[int, int]:
+        """What all directories of one file system have in common while it is mounted."""
+        return self.filesystem, self.device
+
 
 class Sight(NamedTuple):
     """What a look at a path showed."""

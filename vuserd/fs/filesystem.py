@@ -42,6 +42,8 @@ class FileSystem:
         session: what they are asked of.
         idle_nodes: how many nodes that nobody uses stay known.
         idle_time: for how many seconds those do, and directories that a listing may go on in.
+        device: the file system that the export's root is on, by the kernel's word: its device and
+            its id; None where that is not known.
         tells_mounts: whether the backend says which directories are mounts. One that says in INIT
             that it does does; QEMU's is told to when it is started, and does not say so.
 
@@ -54,7 +56,9 @@ class FileSystem:
         idle_time: float = 5.0,
         *,
         tells_mounts: bool = False,
+        device: tuple[int, int] | None = None,
     ) -> None:
+        self.device = device
         self._session = session
         self._channel = session.channel
         capacity = fuse.batch_forget_capacity(REQUEST_ROOM)

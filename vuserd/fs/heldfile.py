@@ -34,6 +34,7 @@ class HeldFile(Kept):
         self.settled = file.settled
         self._path = path
         self._elsewhere = file.node.elsewhere
+        self._device = files.device
         #: What is used from here on; None where that has lapsed.
         self._current: _Opening | None = _Opening(file, files)
         self._is_closed = False
@@ -74,7 +75,8 @@ class HeldFile(Kept):
             self._current.files.use(self)  # those have nothing of it any more that could lapse
         self.lapse()
         file = await files.open(self._path)
-        if self._elsewhere or Version.of(file.attributes) != Version.of(self.attributes):
+        is_elsewhere = self._elsewhere or files.device != self._device
+        if is_elsewhere or Version.of(file.attributes) != Version.of(self.attributes):
             file.close()
             raise CallError(
                 ErrorCode.CHANGED,

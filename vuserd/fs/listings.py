@@ -87,6 +87,8 @@ class Listing(Kept):
         #: What it was when the listing began: its inode number, and whether that says which it is.
         self._ino: int | None = None
         self._elsewhere = False
+        #: On which file system it says so.
+        self._device: tuple[int, int] | None = None
 
     @property
     def finished(self) -> bool:
@@ -109,7 +111,7 @@ class Listing(Kept):
         hold = Hold(files.nodes)
         try:
             node = await files.directory(self._path, hold)
-            self._require_same(node)
+            self._require_same(files, node)
             entries = await self._reader.read(files, node, limit)
         except BaseException:
             if self._hold is None:  # opened anew, and not read: nobody would close that in time
@@ -135,13 +137,14 @@ class Listing(Kept):
             self._files.use(self)
         self.lapse()
 
-    def _require_same(self, node: Node) -> None:
+    def _require_same(self, files: FileSystem, node: Node) -> None:
         if self._ino is None:
             self._ino, self._elsewhere = node.attributes.ino, node.elsewhere
+            self._device = files.device
         elif self._node is not None:
             if node.id != self._node.id:
                 raise _replaced()
-        elif self._elsewhere or node.attributes.ino != self._ino:
+        elif self._elsewhere or node.attributes.ino != self._ino or files.device != self._device:
             raise _replaced()
 
     def _keep_on(self) -> None:

@@ -228,6 +228,7 @@ class Serving:
                 _idle_nodes(self._config),
                 self._config.idle_time,
                 tells_mounts=self._program is not None,
+                device=None if self.standing is None else self.standing.of_its_file_system,
             )
             if self._hangs is not None:
                 session.channel.gate = NodeGate(
