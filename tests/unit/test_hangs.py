@@ -47,7 +47,7 @@ class Hanging:
 
     def files(self, session: Session) -> FileSystem:
         files = FileSystem(session, idle_nodes=10)
-        session.channel.gate = NodeGate(self.hangs, files.nodes, TIMEOUT)
+        session.channel.obey(NodeGate(self.hangs, files.nodes, TIMEOUT))
         return files
 
 

@@ -9,7 +9,7 @@ the reply comes after all, ``undo`` gives back what it brought: a lookup count, 
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Final, TypeVar
 
 import outcome
@@ -83,8 +83,11 @@ class FuseChannel:
         self._latest_answered = 0
         #: Whether INTERRUPT is sent for requests that are given up.
         self.interrupts = True
-        #: Who decides which requests the backend is given.
+        #: Who decides which requests the backend is given; what is held back, and empty mostly.
         self.gate: Gate | None = None
+        self._held_back: Sized = ()
+        #: What the backend was found to work at for longer than it may.
+        self._hung: set[InFlight] = set()
         #: Who is told of each request that the device is given, and what became of it.
         self.observer: Observer | None = None
 
@@ -246,6 +249,7 @@ class FuseChannel:
             backlog.clear()
         self._bulk.clear()
         self._bulk_backlog.clear()
+        self._hung.clear()
         for queue in self.queues.values():
             queue.ring.abandon()
         if self.observer is not None:
@@ -259,21 +263,27 @@ class FuseChannel:
         self.requests.close()
         self.hiprio.close()
 
-    def _begin(self, request: fuse.Request, target: Target | None, undo: Undo | None) -> InFlight:
-        """Submit a request whose reply is wanted, unless it is held back.
+    def obey(self, gate: Gate) -> None:
+        """Let ``gate`` decide from now on which requests the backend is given."""
+        self.gate = gate
+        self._held_back = gate.held
+
+    def _begin(
+        self,
+        request: fuse.Request,
+        target: Target | None,
+        undo: Undo | None,
+        *,
+        is_probe: bool = False,
+    ) -> InFlight:
+        """Submit a request whose reply is wanted, as soon as there is a slot for it.
 
         Raises:
-            HeldBack: it is.
+            HeldBack: it hung the backend, and is not to be asked again yet.
 
         """
-        if self.gate is not None and self.gate.held:
+        if self._held_back and self.gate is not None and not is_probe:
             self.gate.admit(request)
-        return self._begin_ungated(request, target, undo)
-
-    def _begin_ungated(
-        self, request: fuse.Request, target: Target | None, undo: Undo | None
-    ) -> InFlight:
-        """Submit a request whose reply is wanted, as soon as there is a slot for it."""
         if self._failure is not None:
             raise self._failure.again()
         entry = self._new_entry(request, target, undo)
@@ -374,16 +384,19 @@ class FuseChannel:
         for place, entry in enumerate(self.requests.ring.outstanding_tokens()):
             is_taken = place < taken or entry.number < self._latest_answered
             is_overdue = entry.deadline <= now and (is_quiet or entry.deadline)
-            if is_taken and is_overdue and not entry.is_hung:
-                entry.is_hung = True
+            if is_taken and is_overdue and entry not in self._hung:
+                self._hung.add(entry)
                 self.gate.hung(entry.request, entry.path, entry.asker)
 
-    def _pass(self, gate: Gate, entry: InFlight) -> None:
+    def _pass(self, entry: InFlight) -> None:
         """Tell the gate that a request was answered."""
-        if not entry.is_hung:
-            gate.answered(entry.request)
-        elif trio.current_time() <= entry.deadline + PROBE_TIME:
-            gate.was_late(entry.request, entry.path, entry.asker)
+        assert self.gate is not None
+        if entry not in self._hung:
+            self.gate.answered(entry.request)
+            return
+        self._hung.discard(entry)
+        if trio.current_time() <= entry.deadline + PROBE_TIME:
+            self.gate.was_late(entry.request, entry.path, entry.asker)
 
     def _time_out(self, entry: InFlight) -> None:
         self._settle(entry, outcome.Error(self._timed_out(entry.request)))
@@ -392,7 +405,7 @@ class FuseChannel:
         self._want_no_more(entry)
 
     def _probe(self) -> InFlight:
-        return self._begin_ungated(fuse.getattr(fuse.ROOT_ID), None, None)
+        return self._begin(fuse.getattr(fuse.ROOT_ID), None, None, is_probe=True)
 
     def _submit(self, queue: int, entry: InFlight) -> None:
         """Put a request on the ring. It has a slot."""
@@ -432,8 +445,8 @@ class FuseChannel:
             self._latest_answered = entry.number
         if self.observer is not None:
             self.observer.ended(entry.unique, error, length)
-        if self.gate is not None and (self.gate.held or entry.is_hung):
-            self._pass(self.gate, entry)
+        if self._held_back or self._hung:
+            self._pass(entry)
         result: Result
         if error:
             result = outcome.Error(FileError(error))

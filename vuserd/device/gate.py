@@ -12,10 +12,8 @@ class Gate(Protocol):
 
     #: How many requests the backend works at at once: as many threads as it has.
     threads: int
-
-    @property
-    def held(self) -> Sized:
-        """What is held back: while there is nothing, nobody is asked."""
+    #: What is held back, now as later: while it is empty, nobody is asked.
+    held: Sized
 
     def admit(self, request: fuse.Request) -> None:
         """Let a request pass.

@@ -51,7 +51,6 @@ class InFlight:
         "asker",
         "deadline",
         "is_bulk",
-        "is_hung",
         "message",
         "number",
         "path",
@@ -76,8 +75,6 @@ class InFlight:
         self.number = 0
         #: Where its node was, if that may not be known any more later.
         self.path: bytes | None = None
-        #: Whether the backend was found to work at it for longer than it may.
-        self.is_hung = False
         self.message: Buffer | None = None
         #: What became of it, and who waits for that, until when.
         self.result: Result | None = None

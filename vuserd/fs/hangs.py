@@ -223,11 +223,7 @@ class NodeGate:
         self._nodes = nodes
         self._timeout = timeout
         self._stands_still = stands_still
-
-    @property
-    def held(self) -> Sized:
-        """What is held back."""
-        return self._hangs.places.held
+        self.held: Sized = hangs.places.held
 
     def admit(self, request: fuse.Request) -> None:
         """Let a request pass.

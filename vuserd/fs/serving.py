@@ -231,13 +231,14 @@ class Serving:
                 device=None if self.standing is None else self.standing.of_its_file_system,
             )
             if self._hangs is not None:
-                session.channel.gate = NodeGate(
+                gate = NodeGate(
                     self._hangs,
                     self.files.nodes,
                     session.timeout,
                     _threads(self._config),
                     self._stands_still,
                 )
+                session.channel.obey(gate)
             assert self._tap is not None
             self._tap.places = self.files.nodes
             self._note_owners()
