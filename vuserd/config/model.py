@@ -89,10 +89,12 @@ class ClientLimits(NamedTuple):
     files: int = 64  #: open
     frame: int = 1 << 20  #: bytes of one request
     depth: int = 16  #: nesting of one request
-    stall: float = 30.0  #: seconds without progress before a client that does not read is dropped
+    #: Seconds for a request to come, once it has begun, and without progress of one who reads.
+    stall: float = 30.0
     user_connections: int = 4096
     user_requests: int = 4096  #: in flight
     user_payload: int = 512 << 20  #: bytes in flight
+    user_frames: int = 64 << 20  #: bytes of requests that are not finished
     user_descriptors: int = 1024  #: that came from it, and are not closed yet
 
 

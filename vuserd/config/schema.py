@@ -116,7 +116,7 @@ _LIMITS: Final[Mapping[str, Key]] = {
     "stall": Key(
         values.seconds(0.001),
         "30.0",
-        "how long a client that does not read may make no progress before it is dropped",
+        "how long a client that does not read, or does not finish a request, is waited for",
     ),
     "user_connections": Key(values.integer(1, 1 << 20), "4096", "connections of one user"),
     "user_requests": Key(
@@ -124,6 +124,9 @@ _LIMITS: Final[Mapping[str, Key]] = {
     ),
     "user_payload": Key(
         values.size(1 << 20), '"512M"', "bytes of replies of all of those in flight"
+    ),
+    "user_frames": Key(
+        values.size(1 << 20), '"64M"', "bytes of unfinished requests of all of a user's connections"
     ),
     "user_descriptors": Key(
         values.integer(1, 1 << 20),

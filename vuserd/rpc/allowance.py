@@ -13,6 +13,9 @@ class Allowance:
     def __init__(self, limits: ClientLimits, account: Account, counters: Counters) -> None:
         self.requests = Share(limits.requests, account.requests)
         self.payload = Share(limits.payload, account.payload)
+        #: Bytes that were received and are no whole request yet, or none that may begin.
+        self.unread = 0
+        self._account = account
         self._counters = counters
 
     async def take_turn(self) -> None:
@@ -27,12 +30,25 @@ class Allowance:
         self.requests.give_back(1)
         self._counters.in_flight -= 1
 
+    def count_unread(self, size: int) -> None:
+        """Count what was received and is not taken as a request, in place of what was before.
+
+        Raises:
+            CallError: BUSY: it is more than the user may have.
+
+        """
+        self._account.count_unread(size - self.unread)
+        self.unread = size
+        self._account.refuse_unread()
+
     def is_alone(self) -> bool:
         """Tell whether no other client has requests in the daemon."""
         return self._counters.in_flight == self.requests.taken
 
     def close(self) -> None:
         """Take back what is left: of calls that were cancelled."""
+        self._account.count_unread(-self.unread)
+        self.unread = 0
         self._counters.in_flight -= self.requests.taken
         self.requests.close()
         self.payload.close()

@@ -11,6 +11,7 @@ became of it.
 
 import contextlib
 import logging
+import math
 import socket
 import time
 from collections import deque
@@ -63,6 +64,8 @@ _MOST_WIDE: Final = 64
 _SO_SNDBUFFORCE: Final = 32
 #: Descriptors that may wait for the request that they came with.
 _MOST_DESCRIPTORS: Final = 16
+#: Bytes of a request that is not read yet and that no account has to know.
+_UNCOUNTED: Final = 4096
 #: Exports that a client may trace at once.
 _MOST_TRACES: Final = 8
 
@@ -197,9 +200,15 @@ class Connection:
 
     async def _read_requests(self, nursery: trio.Nursery) -> None:
         decoder = MessageDecoder(Limits(self._limits.frame, self._limits.depth))
+        #: Bytes of a request that has begun, and when all of it has to have come.
+        unread, finish_by = 0, math.inf
         while True:
             try:
-                await self._account.wait_readable(self._socket)
+                if unread:
+                    with trio.fail_at(finish_by):
+                        await self._account.wait_readable(self._socket)
+                else:
+                    await self._account.wait_readable(self._socket)
                 if not self._account.is_alone():
                     await self._account.take_turn()
                 received, descriptors = self._foreign.receive(self._socket, _RECEIVE_SIZE)
@@ -207,6 +216,10 @@ class Connection:
                 continue
             except CallError as refusal:
                 await self._end_reading(refusal)
+                return
+            except trio.TooSlowError:
+                late = f"a request was not finished within {self._limits.stall:g} s"
+                await self._end_reading(CallError(ErrorCode.TIMEOUT, late))
                 return
             except OSError:
                 nursery.cancel_scope.cancel()
@@ -223,6 +236,9 @@ class Connection:
                     if len(self._descriptors) > _MOST_DESCRIPTORS:
                         raise FramingError("TOO_LARGE", "too many descriptors came with a request")
                 decoder.feed(received)
+                if unread + len(received) > _UNCOUNTED:
+                    self._allowance.count_unread(unread + len(received))
+                is_begun = True
                 for number, message in enumerate(decoder, 1):
                     if number % _MOST_ALONE == 0:
                         await trio.lowlevel.checkpoint()
@@ -238,8 +254,19 @@ class Connection:
                         await self._allowance.take_turn()
                         self._refuse(message)
                     # A notification wants no answer and none of the methods is of use without one.
-                if not decoder.buffered:
+                    is_begun = False
+                unread = decoder.buffered
+                if self._allowance.unread:
+                    self._allowance.count_unread(unread)
+                if unread:
+                    if not is_begun or finish_by == math.inf:
+                        finish_by = trio.current_time() + self._limits.stall
+                else:
+                    finish_by = math.inf
                     self._drop_descriptors()  # they came with requests that take none
+            except CallError as refusal:
+                await self._end_reading(refusal)
+                return
             except FramingError as error:
                 await self._end_reading(CallError(ErrorCode(error.code), str(error)))
                 return

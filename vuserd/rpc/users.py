@@ -33,6 +33,8 @@ class Account:
         self._turns = turns
         self._arrivals = arrivals
         self.connections = 0
+        #: Bytes that were received and are no request yet.
+        self.unread = 0
         self.requests = Budget(limits.user_requests)
         self.payload = Budget(limits.user_payload)
         self.foreign = ForeignDescriptors(limits.user_descriptors)
@@ -68,6 +70,25 @@ class Account:
     def leave(self) -> None:
         """Count one connection less."""
         self.connections -= 1
+
+    def count_unread(self, size: int) -> None:
+        """Count bytes that were received and are no request yet; what is negative is gone."""
+        self.unread += size
+
+    def refuse_unread(self) -> None:
+        """Refuse more of these than one user may have.
+
+        Raises:
+            CallError: BUSY.
+
+        """
+        most = self._limits.user_frames
+        if self.unread > most:
+            raise CallError(
+                ErrorCode.BUSY,
+                f"user {self.uid} has {self.unread} bytes of unfinished requests in the daemon",
+                limit=most,
+            )
 
     def is_alone(self) -> bool:
         """Tell whether no other user wants anything: then there is no need to take a turn."""

@@ -1,0 +1,126 @@
+"""Memory that clients make the daemon hold: counted against their user, and not for ever."""
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgpack
+import pytest
+
+from tests.attacks.daemons import FOR_THE_VICTIM, call, connected, serving
+from tests.attacks.people import MALLORY, VICTIM, As, run_as
+from tests.attacks.threats import Who, threat
+from tests.e2e.attacks import messages_until_end
+
+_FRAME: Final = 1 << 20
+#: Half a request, nearly a frame of it.
+_HALF: Final = (
+    b"\x94\x00\x01\xa4read\x91\xc6" + struct.pack(">I", _FRAME - 100) + bytes(_FRAME - 200)
+)
+
+
+@contextlib.contextmanager
+def attacking(attack: Callable[[], object]) -> Iterator[None]:
+    """Have Mallory attack, and what it leaves open stay so for the block's time."""
+    reading, writing = os.pipe()
+
+    def run() -> None:
+        kept = attack()
+        os.write(writing, b"!")
+        threading.Event().wait()
+        del kept
+
+    with open(reading, "rb") as told, As(MALLORY, run):
+        os.close(writing)
+        assert told.read(1)
+        yield
+
+
+def resident(process: int) -> int:
+    """Return the bytes of its own that a process has in memory."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)["RssAnon"].split()[0]) << 10
+
+
+unfinished = threat(
+    "unfinished-requests",
+    who=Who.STRANGER,
+    against="the daemon's memory",
+    does="sends half a request on hundreds of connections, and no more",
+    promise="its user may have so much of them together, and each has so long to be finished",
+)
+
+
+@unfinished
+def test_unfinished_requests_are_bounded_for_a_user(ground: Path, rust_virtiofsd: str) -> None:
+    def attack() -> object:
+        socks = []
+        for _ in range(200):
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(str(ground / "s"))  # waits while the daemon's queue is full
+            sock.settimeout(5)
+            with contextlib.suppress(OSError):  # it is ended already
+                sock.sendall(_HALF)
+            socks.append(sock)
+        ends = [sock for sock in socks if is_refused(sock)]
+        assert len(ends) > 100
+        assert call(ground / "s", "api_info")[0] is None
+        return socks
+
+    def victim() -> None:
+        with connected(ground / "s", 5) as sock:
+            sock.sendall(msgpack.packb([0, 1, "stat", ["files", "x" * 900_000]]))
+            assert msgpack.unpackb(sock.recv(4096))[2]["code"] == "ENAMETOOLONG"
+        assert call(ground / "s", "stat", "files", "hello")[0] is None
+
+    with serving(ground, rust_virtiofsd) as daemon:
+        before = resident(daemon.process.pid)
+        with attacking(attack):
+            assert resident(daemon.process.pid) - before < 128 << 20
+            assert run_as(VICTIM, victim) == 0
+
+
+def is_refused(sock: socket.socket) -> bool:
+    """Tell whether a connection was ended for what its user has; others stay as they are."""
+    sock.settimeout(0.01)
+    try:
+        told = msgpack.Unpacker()
+        while received := sock.recv(4096):
+            told.feed(received)
+    except TimeoutError:
+        return False
+    except ConnectionResetError:  # with bytes of ours unread
+        return True
+    [(_, _, [error])] = told
+    return bool(error["code"] == "BUSY")
+
+
+@unfinished
+@pytest.mark.parametrize("trickle", [False, True])
+def test_an_unfinished_request_has_its_time(
+    ground: Path, rust_virtiofsd: str, trickle: bool
+) -> None:
+    def attack() -> None:
+        with connected(ground / "s") as sock:
+            sock.sendall(_HALF)
+            ended = threading.Event()
+            if trickle:
+                sender = threading.Thread(target=send_on, args=(sock, ended))
+                sender.start()
+            [(_, _, [error])] = messages_until_end(sock)
+            ended.set()
+            assert error["code"] == "TIMEOUT"
+
+    def send_on(sock: socket.socket, ended: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while not ended.wait(0.01):
+                sock.send(b"x")
+
+    text = "[limits]\nstall = 0.3\n" + FOR_THE_VICTIM
+    with serving(ground, rust_virtiofsd, text):
+        assert run_as(MALLORY, attack) == 0
