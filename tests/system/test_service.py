@@ -57,6 +57,7 @@ def machine(kernel_package: Path) -> Iterator[Machine]:
         shutil.copy(kernel, kernels / "vmlinuz")
         for script in ("load.py", "replacements.py"):
             shutil.copy(Path(__file__).with_name(script), machine.root / "root")
+        shutil.copy(Path(__file__).with_name("attacks.py"), machine.root / "srv")
         machine.run(f". /etc/profile.d/host.sh; cd {SOURCE}; make install", timeout=300)
         machine.run("useradd --create-home --shell /bin/sh rig")
         machine.run(["cp", "/dev/stdin", "/etc/vuserd/vuserd.toml"], given=_CONFIGURATION)
@@ -409,6 +410,42 @@ def test_a_user_has_one_of_their_own(machine: Machine) -> None:
     fields = ["_SYSTEMD_USER_UNIT=vuserd.service", "PRIORITY=6", "SYSLOG_IDENTIFIER=vuserd"]
     assert "mine is up" in machine.journal(*fields)
     machine.run([*ours, "disable", "--now", "vuserd.socket", "vuserd.service"], user="rig")
+
+
+@pytest.mark.parametrize("attack", ["linger", "frames", "descriptors"])
+def test_no_user_without_rights_holds_it_up(machine: Machine, attack: str) -> None:
+    """The service has its limits from its unit, and is as large after the attack as before."""
+    machine.run("id -u mallory || useradd --create-home mallory")
+    _gets_the_kernel(machine)
+    daemon = _main_pid(machine)
+    before = _resident(machine, daemon)
+    command = [_PYTHON, "/srv/attacks.py", attack]
+    with machine.start(command, user="mallory") as attacking:
+        assert attacking.stdout is not None
+        said = attacking.stdout.readline()
+        assert said == "under way\n", said + attacking.stdout.read()
+        began = time.monotonic()
+        _gets_the_kernel(machine)
+        took = time.monotonic() - began
+        grown = _resident(machine, daemon) - before
+        attacking.communicate("")
+    assert took < 5
+    assert grown < 128 << 20  # of unfinished requests a user may have half of that
+    assert _main_pid(machine) == daemon
+    _gets_the_kernel(machine)
+
+
+def test_a_backend_that_was_broken_into_sees_nothing_of_the_daemons(machine: Machine) -> None:
+    """It has the same user, here without the sandbox of the unit, which takes more from it."""
+    daemon = _main_pid(machine)
+    for file in ("fd/0", "mem", "environ", "maps", "root/etc/passwd"):
+        reading = f"head -c 1 /proc/{daemon}/{file} 2>&1 || true"
+        assert "Permission denied" in machine.run(reading, user="vuserd"), file
+    assert "Permission denied" in machine.run(f"ls /proc/{daemon}/fd 2>&1 || true", user="vuserd")
+
+
+def _resident(machine: Machine, process: int) -> int:
+    return int(machine.run(["cat", f"/proc/{process}/statm"]).split()[1]) * 4096
 
 
 def test_uninstalled_it_leaves_the_configuration_alone(machine: Machine) -> None:
