@@ -274,6 +274,11 @@ class MessageDecoder:
         """How many bytes wait inside; 0 at the end of a stream means that it ended cleanly."""
         return self._frames.buffered
 
+    @property
+    def values(self) -> int:
+        """How many values the frames so far had: about the work that they were."""
+        return self._frames.values
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes of the stream."""
         self._frames.feed(data)

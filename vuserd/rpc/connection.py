@@ -57,6 +57,8 @@ _RECEIVE_SIZE: Final = 64 << 10
 _MOST_ALONE: Final = 64
 #: Messages of one client in a turn of its user's; a request is a turn's worth.
 _TURN: Final = 16
+#: Values in messages, whatever these are, that are a turn's worth, too: a millisecond's work.
+_DENSE: Final = 512
 #: What the kernel may hold of replies that a client has not read yet; for the first connections
 #: of a user: with thousands of them nobody is faster, and it is memory that nobody counts.
 _SEND_BUFFER: Final = 2 << 20
@@ -239,10 +241,16 @@ class Connection:
                 if unread + len(received) > _UNCOUNTED:
                     self._allowance.count_unread(unread + len(received))
                 is_begun = True
+                looked_at = decoder.values
                 for number, message in enumerate(decoder, 1):
-                    if number % _MOST_ALONE == 0:
+                    is_dense = decoder.values - looked_at >= _DENSE
+                    if is_dense:
+                        looked_at = decoder.values
+                        async with self._account.decoding:  # one of the user's in each pass
+                            pass
+                    elif number % _MOST_ALONE == 0:
                         await trio.lowlevel.checkpoint()
-                    is_new_turn = number > 1 and isinstance(message, Request)
+                    is_new_turn = is_dense or (number > 1 and isinstance(message, Request))
                     if (is_new_turn or number % _TURN == 0) and not self._account.is_alone():
                         await self._account.take_turn()
                     if isinstance(message, Request):

@@ -33,7 +33,8 @@ class Limits(NamedTuple):
 
     frame_bytes: int = 1 << 20
     depth: int = 16  #: containers inside each other, the message's own array being the first
-    values: int = 16_384  #: MessagePack values in a frame; bounds the objects made of it
+    #: MessagePack values in a frame: bounds the objects made of it, and the time that it takes.
+    values: int = 1024
 
 
 class Frame(NamedTuple):
@@ -78,6 +79,8 @@ class FrameCutter:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        #: How many values there are in the frames so far: about the work that they were.
+        self.values = 0
         self._buffer = bytearray()  # begins where a frame begins
         #: What it failed with: code and message. The error itself has a traceback, and by that the
         #: buffers of who fed it.
@@ -113,6 +116,7 @@ class FrameCutter:
         if not complete:
             return NEED_DATA
         has_ext = self._has_ext
+        self.values += self._values
         return Frame(self.take(self._position), has_ext)
 
     def peek(self, size: int) -> bytes:

@@ -38,6 +38,10 @@ class Account:
         self.requests = Budget(limits.user_requests)
         self.payload = Budget(limits.user_payload)
         self.foreign = ForeignDescriptors(limits.user_descriptors)
+        #: Passed through by one connection at a time that has many values to decode.
+        self.decoding = trio.Lock()
+        #: Held by a call that is as much work as the user has connections.
+        self.reporting = trio.Lock()
 
     @property
     def is_unused(self) -> bool:
