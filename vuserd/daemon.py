@@ -1,5 +1,6 @@
 """The daemon: the one place that puts exports, methods and sockets together."""
 
+import itertools
 import logging
 import os
 import resource
@@ -30,6 +31,8 @@ _LOG = logging.getLogger(__name__)
 
 #: Images that are kept, however small: each takes a page and a descriptor at least.
 _MOST_IMAGES: Final = 4096
+#: Connections of its own that a client is told of which does not manage the daemon.
+_MOST_NAMED: Final = 64
 #: Seconds for which the service manager is asked while calls end, and how often.
 _EXTENSION: Final = 10.0
 _EXTENSION_PERIOD: Final = 1.0
@@ -196,8 +199,14 @@ class Daemon:
             "rigs": self._rigs.describe(rights),
             "clients": [
                 connection.describe()
-                for connection in self._server.connections()
-                if rights.manages or connection.rights.is_same_user(rights)
+                for connection in itertools.islice(
+                    (
+                        connection
+                        for connection in self._server.connections()
+                        if rights.manages or connection.rights.is_same_user(rights)
+                    ),
+                    None if rights.manages else _MOST_NAMED,
+                )
             ],
         }
         return described | (self._totals() if rights.manages else {})

@@ -1,5 +1,8 @@
 """What the daemon keeps for one client beside its requests."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from vuserd.delivery.attached import MemoryTable
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable, Listing
@@ -29,6 +32,13 @@ class Caller:
         self.listings = listings
         self.files = files
         self.traces = traces
+
+    @asynccontextmanager
+    async def one_at_a_time(self) -> AsyncIterator[None]:
+        """Have the calls of this client's user that do so go on one after the other, in turns."""
+        async with self._account.reporting:
+            await self.take_turn()
+            yield
 
     async def take_turn(self) -> None:
         """Wait until it is this client's user's turn to keep the daemon busy."""

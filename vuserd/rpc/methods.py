@@ -243,11 +243,12 @@ class Methods:
     async def exports(self, caller: Caller) -> list[dict[str, Any]]:
         """Tell which exports there are for this client, and how they are."""
         await self._look()
-        return [
-            export.describe()
-            for export in self._exports.values()
-            if caller.rights.sees(export.config.name, export.config.access)
-        ]
+        async with caller.one_at_a_time():
+            return [
+                export.describe()
+                for export in self._exports.values()
+                if caller.rights.sees(export.config.name, export.config.access)
+            ]
 
     async def stat(
         self, caller: Caller, export: str, path: bytes, *, follow: bool, file: int | None
@@ -436,8 +437,9 @@ class Methods:
 
     async def status(self, caller: Caller) -> dict[str, Any]:
         """Return how the daemon does, as far as this client may know."""
-        await self._look()
-        return self._manager.status(caller.rights)
+        await self._look()  # for all who ask at the same time, who go on at the same time
+        async with caller.one_at_a_time():
+            return self._manager.status(caller.rights)
 
     async def metrics(self, _: Caller) -> str:
         """Return all metrics as Prometheus reads them."""
