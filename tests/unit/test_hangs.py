@@ -14,7 +14,7 @@ from vuserd.asker import ASKER, Asker
 from vuserd.device.session import Session
 from vuserd.errors import BackendError, BackendTimeout, CallError, HeldBack
 from vuserd.fs.filesystem import FileSystem
-from vuserd.fs.hangs import Backoff, Hangs, NodeGate
+from vuserd.fs.hangs import Backoff, Hangs, NodeGate, Place
 
 #: The session's, in seconds; what hangs is first held back for three times as long.
 TIMEOUT = 10.0
@@ -216,3 +216,8 @@ async def test_hangs_are_forgotten_and_never_too_many(autojump_clock: MockClock)
     autojump_clock.jump(200 * TIMEOUT)
     assert backoff.note(1099, TIMEOUT) == 3 * TIMEOUT
     assert len(backoff.held) == 1
+
+
+async def test_a_name_cannot_write_lines_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    Hangs("files").note(Place(Opcode.OPEN, b"/a\n<2>\x1b\xff"), None, 1.0)
+    assert r"OPEN of /a\n<2>\x1b\xff hung" in caplog.text

@@ -9,7 +9,6 @@ that hang is held back as well.
 """
 
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sized
 from itertools import islice
@@ -147,7 +146,7 @@ class Hangs:
                 "export %s: %s of %s hung the backend, asked for by %s: it is held back for %g s",
                 self._name,
                 place.opcode.name,
-                os.fsdecode(place.path).encode(errors="backslashreplace").decode(),
+                _shown(place.path),
                 asker or "the daemon",
                 pause,
             )
@@ -196,6 +195,12 @@ class Hangs:
         if remaining:
             raise HeldBack(place.opcode.name, remaining)
         self.places.begin_trial(place, _TRIAL * timeout)
+
+
+def _shown(path: bytes) -> str:
+    """Return a path as one line of the log: no user is to write others into it."""
+    text = path.decode(errors="backslashreplace")
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 class NodeGate:
