@@ -26,6 +26,8 @@ _MODE: Final = 0o444
 _WINDOW: Final = 4
 #: Bytes that are allocated at once.
 _STEP: Final = 16 << 20
+#: Bytes of an image that are looked at at once: others are served in between.
+_LOOK: Final = 1 << 20
 #: Bytes of a file whose size is not known: far more than those of procfs have.
 _MOST_UNKNOWN: Final = 1 << 30
 #: Extents that are asked for at once.
@@ -66,7 +68,7 @@ class SealedImage:
         """Return bytes of it; fewer at its end."""
         return os.pread(self._descriptor, length, offset)
 
-    def is_blank(self, begin: int, end: int) -> bool:
+    async def is_blank(self, begin: int, end: int) -> bool:
         """Tell whether there are only holes and zeros in a part of it."""
         while begin < end:
             try:
@@ -75,10 +77,11 @@ class SealedImage:
                 if error.errno != errno.ENXIO:
                     raise
                 return True  # there is no more data
-            part = self.read(begin, min(_STEP, end - begin)) if begin < end else b""
+            part = self.read(begin, min(_LOOK, end - begin)) if begin < end else b""
             if part.strip(b"\0"):
                 return False
             begin += len(part)
+            await trio.lowlevel.checkpoint()
         return True
 
     def reopen(self) -> int:
@@ -224,12 +227,12 @@ async def _agrees(file: OpenFile, image: SealedImage) -> bool:
     while position is not None:
         extents, position = await file.extents(position, _EXTENTS)
         for extent in extents:
-            if not image.is_blank(done, extent.offset):
+            if not await image.is_blank(done, extent.offset):
                 return False
             if not await _agrees_in(file, image, extent):
                 return False
             done = extent.offset + extent.length
-    return image.is_blank(done, image.size) and not await _goes_on(file, image.size)
+    return await image.is_blank(done, image.size) and not await _goes_on(file, image.size)
 
 
 async def _agrees_in(file: OpenFile, image: SealedImage, extent: Extent) -> bool:
