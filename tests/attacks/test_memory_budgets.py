@@ -5,9 +5,10 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgpack
 import pytest
@@ -124,3 +125,50 @@ def test_an_unfinished_request_has_its_time(
     text = "[limits]\nstall = 0.3\n" + FOR_THE_VICTIM
     with serving(ground, rust_virtiofsd, text):
         assert run_as(MALLORY, attack) == 0
+
+
+@threat(
+    "kept-between-calls",
+    who=Who.CLIENT,
+    against="the daemon's memory, and what backends have open",
+    does="opens files, begins listings and walks and attaches memory on many connections",
+    promise="its user may have so many of all of them together, until the connections are closed",
+)
+def test_what_stays_between_calls_is_bounded_for_a_user(ground: Path, rust_virtiofsd: str) -> None:
+    def attack() -> object:
+        socks, codes = [], []
+        for _ in range(10):
+            socks.append(connected(ground / "s"))
+            for request in (["open", ["files", "hello"]], ["walk", ["files", "", {"limit": 1}]]):
+                for _ in range(4):
+                    error, _ = asked(socks[-1], *request)
+                    codes.append(error and error["code"])
+        assert codes[:16] == [None] * 16
+        assert codes[16:] == ["TOO_LARGE"] * 64
+        return socks
+
+    def victim() -> None:
+        assert call(ground / "s", "open", "files", "hello")[0] is None
+
+    def afterwards() -> None:
+        deadline = time.monotonic() + 10
+        while call(ground / "s", "open", "files", "hello")[0] is not None:
+            assert time.monotonic() < deadline  # it takes a moment to see who is gone
+
+    (ground / "export" / "another").write_text("another\n")
+    text = "[limits]\nuser_kept = 16\n" + FOR_THE_VICTIM.replace("1001", "1000, 1001")
+    with serving(ground, rust_virtiofsd, text):
+        with attacking(attack):
+            assert run_as(VICTIM, victim) == 0
+        assert run_as(MALLORY, afterwards) == 0
+
+
+def asked(sock: socket.socket, method: str, arguments: list[object]) -> tuple[Any, Any]:
+    """Do one call on a connection that stays; return its error and its result."""
+    sock.sendall(msgpack.packb([0, 1, method, arguments]))
+    unpacker = msgpack.Unpacker()
+    while received := sock.recv(65536):
+        unpacker.feed(received)
+        for message in unpacker:
+            return message[2], message[3]
+    return "closed", None

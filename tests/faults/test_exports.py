@@ -22,6 +22,7 @@ from vuserd.errors import BackendDown, BackendError, CallError, FileError
 from vuserd.foreign import ForeignDescriptors
 from vuserd.fs.export import Export, ExportState
 from vuserd.fs.filesystem import FileSystem
+from vuserd.holdings import Holdings
 
 
 @pytest.fixture
@@ -298,7 +299,7 @@ async def test_a_detach_while_a_load_waits_for_a_backend(backend: FakeBackend, s
     backend.protocol_features |= CONFIGURE_MEM_SLOTS
     descriptor = os.memfd_create("client", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, 1 << 16)
-    table = MemoryTable(1, 1 << 16, ForeignDescriptors(64))
+    table = MemoryTable(1, 1 << 16, ForeignDescriptors(64), Holdings(99, 0))
     attached = await table.attach(descriptor, 1 << 16)
     memory = table.find(attached)
     load = partial(memory.load, path=b"Image", address=0, offset=0, length=None)

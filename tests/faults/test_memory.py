@@ -20,6 +20,7 @@ from vuserd.delivery.attached import AttachedMemory, ChangeLocks, MemoryTable
 from vuserd.device.session import SessionOptions
 from vuserd.errors import BackendBroken, BackendDown, BackendTimeout, FileError
 from vuserd.fs.filesystem import FileSystem
+from vuserd.holdings import Holdings
 
 SIZE = 1 << 16
 
@@ -263,7 +264,7 @@ async def test_death_while_a_detach_waits(
 async def test_silence_of_several_at_a_detach(
     autojump_clock: MockClock,  # noqa: ARG001 - deadlines pass at once
 ) -> None:
-    table = MemoryTable(2, 2 * SIZE, ThreadlessDescriptors(64))
+    table = MemoryTable(2, 2 * SIZE, ThreadlessDescriptors(64), Holdings(99, 0))
     memories = [table.find(await table.attach(memfd(), SIZE)) for _ in range(2)]
     async with AsyncExitStack() as stack:
         sessions = []

@@ -16,6 +16,7 @@ from vuserd.device.session import Session
 from vuserd.errors import CallError, ErrorCode, FileError
 from vuserd.foreign import ForeignDescriptors
 from vuserd.fs.filesystem import FileSystem
+from vuserd.holdings import Holdings
 
 CONTENT = b"kernel" * 100
 SIZE = 1 << 16
@@ -99,8 +100,8 @@ async def test_a_client_with_many_memories_queues_for_one_change_at_a_time(
     backend: FakeBackend,
 ) -> None:
     backend.memory_slots = 64
-    greedy = MemoryTable(50, 1 << 30, ForeignDescriptors(64))
-    other = MemoryTable(1, 1 << 30, ForeignDescriptors(64))
+    greedy = MemoryTable(50, 1 << 30, ForeignDescriptors(64), Holdings(99, 0))
+    other = MemoryTable(1, 1 << 30, ForeignDescriptors(64), Holdings(99, 0))
     for _ in range(50):
         await greedy.attach(memfd(), SIZE)
     await other.attach(memfd(2 * SIZE), 2 * SIZE)
@@ -136,7 +137,7 @@ async def test_a_client_with_many_memories_queues_for_one_change_at_a_time(
     ],
 )
 async def test_a_client_has_only_so_much(sizes: list[int], code: ErrorCode, words: str) -> None:
-    table = MemoryTable(2, 4 * SIZE, ForeignDescriptors(64))
+    table = MemoryTable(2, 4 * SIZE, ForeignDescriptors(64), Holdings(99, 0))
     for size in sizes[:-1]:
         await table.attach(memfd(size), size)
     refused = memfd(sizes[-1])
@@ -151,7 +152,7 @@ async def test_a_client_has_only_so_much(sizes: list[int], code: ErrorCode, word
 
 
 async def test_a_memory_is_attached_once_and_forgotten_with_its_id() -> None:
-    table = MemoryTable(2, 4 * SIZE, ForeignDescriptors(64))
+    table = MemoryTable(2, 4 * SIZE, ForeignDescriptors(64), Holdings(99, 0))
     descriptor = memfd()
     again = os.dup(descriptor)
     memory = await table.attach(descriptor, SIZE)
@@ -185,7 +186,7 @@ async def test_no_load_begins_once_a_memory_is_detached(
 
 
 async def test_a_file_that_does_not_fit_is_not_loaded(session: Session) -> None:
-    table = MemoryTable(1, SIZE, ForeignDescriptors(64))
+    table = MemoryTable(1, SIZE, ForeignDescriptors(64), Holdings(99, 0))
     memory = table.find(await table.attach(memfd(), SIZE))
     files = FileSystem(session, 10)
     room = len(CONTENT) - 1

@@ -190,6 +190,8 @@ SAMPLES: Final = {
         Sample("user_connections", "9", limit("user_connections"), 9, [*NO_COUNT, ("0", RANGE)]),
         Sample("user_requests", "64", limit("user_requests"), 64, [*NO_COUNT, ("0", RANGE)]),
         Sample("user_payload", '"16M"', limit("user_payload"), 16 << 20, NO_SIZE),
+        Sample("user_kept", "77", limit("user_kept"), 77, [*NO_COUNT, ("0", RANGE)]),
+        Sample("user_remembered", '"8M"', limit("user_remembered"), 8 << 20, NO_SIZE),
         Sample("user_frames", '"8M"', limit("user_frames"), 8 << 20, NO_SIZE),
         Sample("user_descriptors", "9", limit("user_descriptors"), 9, [*NO_COUNT, ("0", RANGE)]),
     ),

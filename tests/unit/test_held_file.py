@@ -16,6 +16,7 @@ from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.heldfile import FileTable, HeldFile
 from vuserd.fs.listings import Listing
 from vuserd.fs.openfile import OpenFile
+from vuserd.holdings import Holdings
 
 
 @pytest.fixture
@@ -352,7 +353,7 @@ async def test_a_call_that_is_given_up_leaves_it_open(
 
 
 async def test_a_file_is_found_by_its_number_and_export(files: FileSystem) -> None:
-    table = FileTable(3)
+    table = FileTable(3, Holdings(99, 1 << 20))
     held = await hold(files)
     number = table.add(held, "files")
     assert table.find(number, "files") is held
@@ -370,7 +371,7 @@ async def test_a_file_is_found_by_its_number_and_export(files: FileSystem) -> No
 
 
 async def test_a_client_has_only_so_many(files: FileSystem, backend: FakeBackend) -> None:
-    table = FileTable(2)
+    table = FileTable(2, Holdings(99, 1 << 20))
     table.require_room()
     numbers = [table.add(await hold(files), "files") for _ in range(2)]
     with pytest.raises(CallError, match="may have 2 files open") as refused:

@@ -17,6 +17,7 @@ from vuserd.fs.listings import ContinuationTable, Listing
 from vuserd.fs.nodes import Hold
 from vuserd.fs.reader import DirectoryReader
 from vuserd.fs.walk import TreeWalk
+from vuserd.holdings import Holdings
 
 FOLDER = File(mode=stat.S_IFDIR | 0o755)
 
@@ -345,7 +346,8 @@ async def test_a_walk_that_lapsed_goes_on(files: FileSystem, backend: FakeBacken
 class Going:
     """Something that goes on, and knows when it was let go."""
 
-    def __init__(self) -> None:
+    def __init__(self, remembered: int = 8) -> None:
+        self.remembered = remembered
         self.is_closed = False
 
     def close(self) -> None:
@@ -353,7 +355,7 @@ class Going:
 
 
 def test_a_token_goes_on_once() -> None:
-    table: ContinuationTable[Going] = ContinuationTable(3)
+    table: ContinuationTable[Going] = ContinuationTable(3, Holdings(99, 1 << 20))
     going = Going()
     token = table.keep(going, ("files", b"a"))
     assert table.take(token, ("files", b"a")) is going
@@ -365,7 +367,7 @@ def test_a_token_goes_on_once() -> None:
 
 
 def test_a_page_that_failed_keeps_its_token() -> None:
-    table: ContinuationTable[Going] = ContinuationTable(3)
+    table: ContinuationTable[Going] = ContinuationTable(3, Holdings(99, 1 << 20))
     going = Going()
     token = table.keep(going, ("files", b"a"))
     table.take(token, ("files", b"a"))
@@ -375,7 +377,7 @@ def test_a_page_that_failed_keeps_its_token() -> None:
 
 @pytest.mark.parametrize("begun", [("files", b"b"), ("other", b"a"), ("files",)])
 def test_a_token_of_something_else_takes_nothing(begun: tuple[object, ...]) -> None:
-    table: ContinuationTable[Going] = ContinuationTable(3)
+    table: ContinuationTable[Going] = ContinuationTable(3, Holdings(99, 1 << 20))
     going = Going()
     token = table.keep(going, ("files", b"a"))
     with pytest.raises(CallError, match="not the token") as refused:
@@ -386,7 +388,7 @@ def test_a_token_of_something_else_takes_nothing(begun: tuple[object, ...]) -> N
 
 @pytest.mark.parametrize("token", [b"", bytes(8), b"\0" * 7 + b"\2", b"\xff" * 8, b"x" * 100])
 def test_a_token_that_never_was(token: bytes) -> None:
-    table: ContinuationTable[Going] = ContinuationTable(3)
+    table: ContinuationTable[Going] = ContinuationTable(3, Holdings(99, 1 << 20))
     table.keep(Going(), ("files", b"a"))
     with pytest.raises(CallError, match="not the token") as refused:
         table.take(token, ("files", b"a"))
@@ -394,7 +396,7 @@ def test_a_token_that_never_was(token: bytes) -> None:
 
 
 def test_the_one_that_waited_longest_makes_room() -> None:
-    table: ContinuationTable[Going] = ContinuationTable(2)
+    table: ContinuationTable[Going] = ContinuationTable(2, Holdings(99, 1 << 20))
     first, second, third = Going(), Going(), Going()
     tokens = [table.keep(going, ("files",)) for going in (first, second, third)]
     assert [going.is_closed for going in (first, second, third)] == [True, False, False]
@@ -404,3 +406,44 @@ def test_the_one_that_waited_longest_makes_room() -> None:
     table.close()
     assert second.is_closed
     assert third.is_closed
+
+
+def test_what_its_user_may_have_is_made_room_for_by_this_client_alone() -> None:
+    holdings = Holdings(2, 100)
+    table: ContinuationTable[Going] = ContinuationTable(9, holdings)
+    others: ContinuationTable[Going] = ContinuationTable(9, holdings)
+    first, second, third, other = Going(), Going(60), Going(60), Going()
+    others.keep(other, ("files",))
+    for going in (first, second, third):
+        table.keep(going, ("files",))
+    assert [going.is_closed for going in (first, second, third)] == [True, True, False]
+    assert (holdings.count, holdings.size) == (2, 68)
+    table.close()
+    holdings.take()
+    with pytest.raises(CallError, match="as many as one user may have") as refused:
+        table.keep(first, ("files",))
+    assert (refused.value.code, refused.value.fields) == ("TOO_LARGE", {"limit": 2})
+    holdings.give_back()
+    large = Going(93)
+    with pytest.raises(CallError, match="would take 101 bytes") as refused:
+        table.keep(large, ("files",))
+    assert (refused.value.code, refused.value.fields) == ("TOO_LARGE", {"limit": 100})
+    assert large.is_closed
+    assert not other.is_closed
+    assert (holdings.count, holdings.size) == (1, 8)
+
+
+def test_what_is_read_on_counts_meanwhile() -> None:
+    holdings = Holdings(2, 100)
+    table: ContinuationTable[Going] = ContinuationTable(9, holdings)
+    going = Going()
+    token = table.keep(going, ("files",))
+    table.take(token, ("files",))
+    assert (holdings.count, holdings.size) == (1, 8)
+    going.remembered = 50
+    token = table.keep(going, ("files",))
+    assert (holdings.count, holdings.size) == (1, 50)
+    table.take(token, ("files",))
+    table.end(going)
+    table.end(going)
+    assert (holdings.count, holdings.size) == (0, 0)

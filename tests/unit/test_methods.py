@@ -43,15 +43,15 @@ class Client:
 
     def __init__(self, methods: Methods, limits: ClientLimits) -> None:
         self._methods = methods
-        account = Account(os.geteuid(), None, limits, Turns(), Arrivals())
+        self.account = account = Account(os.geteuid(), None, limits, Turns(), Arrivals())
         self.caller = Caller(
             Rights(Peer(os.getpid(), os.geteuid(), frozenset())),
             account,
-            MemoryTable(limits.memories, limits.memory, account.foreign),
-            ContinuationTable(limits.walks),
-            ContinuationTable(limits.listings),
-            FileTable(limits.files),
-            TraceTable(1),
+            MemoryTable(limits.memories, limits.memory, account.foreign, account.holdings),
+            ContinuationTable(limits.walks, account.holdings),
+            ContinuationTable(limits.listings, account.holdings),
+            FileTable(limits.files, account.holdings),
+            TraceTable(1, account.holdings),
         )
 
     async def call(self, name: str, *params: Any) -> Any:
@@ -103,6 +103,7 @@ async def client(methods: Methods, backend: FakeBackend) -> AsyncIterator[Client
     await client.caller.close()
     await wait_all_tasks_blocked()
     assert backend.open_handles == set()
+    assert (client.account.holdings.count, client.account.holdings.size) == (0, 0)
 
 
 # --- what there is --------------------------------------------------------------------------------
@@ -442,3 +443,72 @@ async def test_content_of_what_has_no_identity(
     assert await client.refused(name, "files", path, *params) == "EIO"
     assert await client.refused(name, "files", f"folder/{path}", *params) == "EIO"
     assert (await client.call("stat", "files", path))["ino"] == 0
+
+
+# --- what one user's clients keep together --------------------------------------------------------
+
+
+def memfd(size: int) -> int:
+    descriptor = os.memfd_create("memory", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    os.truncate(descriptor, size)
+    return descriptor
+
+
+async def test_what_a_user_keeps_is_counted_together(methods: Methods) -> None:
+    client = Client(methods, ClientLimits(user_kept=4))
+    holdings = client.account.holdings
+    opened = await client.call("open", "files", "Image")
+    await client.call("readdir", "files", "", {"limit": 1})
+    walk = await client.call("walk", "files", "", {"limit": 1})
+    memory = await client.caller.memories.attach(memfd(4096), 4096)
+    assert holdings.count == 4
+    assert holdings.size > 0
+    full = "as many as one user may have: close some"
+    with pytest.raises(CallError, match=full):
+        await client.call("open", "files", "Image")
+    with pytest.raises(CallError, match=full):
+        await client.call("trace", "files", {"wait": 0.0})
+    with pytest.raises(CallError, match=full):
+        await client.caller.memories.attach(memfd(4096), 4096)
+    await client.call("readdir", "files", "", {"limit": 1})  # the one before made room
+    await client.call("readdir", "files", "", {"limit": 1000})  # and a whole one needs none
+    with pytest.raises(CallError, match="no attached memory 9"):
+        await client.call("detach", 9)
+    await client.call("detach", memory)
+    await client.call("trace", "files", {"wait": 0.0})
+    await client.call("trace", "files", {"wait": 0.0})  # goes on
+    assert holdings.count == 4
+    await client.call("trace", "files", {"wait": 0.0, "end": True})
+    await client.call("trace", "files", {"wait": 0.0, "end": True})
+    await client.call("close", opened["file"])
+    with pytest.raises(CallError, match="no open file"):
+        await client.call("close", opened["file"])
+    assert holdings.count == 2
+    await client.call("walk", "files", "", {"limit": 1000, "after": walk["next"]})
+    assert holdings.count == 1
+    await client.caller.close()
+    assert (holdings.count, holdings.size) == (0, 0)
+
+
+async def test_a_page_that_failed_keeps_nothing_that_counts(
+    methods: Methods, backend: FakeBackend
+) -> None:
+    client = Client(methods, ClientLimits())
+    holdings = client.account.holdings
+    page = await client.call("readdir", "files", "", {"limit": 1})
+    walk = await client.call("walk", "files", "", {"limit": 1})
+    counted = holdings.count, holdings.size
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await client.call("walk", "files", "", {"limit": 1000, "after": walk["next"]})
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await client.call("readdir", "files", "", {"limit": 1, "after": page["next"]})
+    assert counted[0] == 2
+    assert (holdings.count, holdings.size) == (0, 0)
+    page = await client.call("readdir", "files", "", {"limit": 1})
+    backend.answer_to(Opcode.READDIR, lambda _: Answer(error=errno.EIO))
+    assert await client.refused("readdir", "files", "", {"limit": 1, "after": page["next"]})
+    assert holdings.count == 1
+    await client.caller.close()
+    assert (holdings.count, holdings.size) == (0, 0)

@@ -23,6 +23,7 @@ from vuserd.device.session import Session, SessionOptions
 from vuserd.errors import BackendError, BackendTimeout, CallError, FileError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Node, NodeTable
+from vuserd.holdings import Holdings
 from vuserd.rpc.codec import Limits, MessageDecoder, Request, encode_request
 from vuserd.rpc.methods import event_map
 from vuserd.tracing import trace as traces
@@ -355,7 +356,7 @@ async def test_a_trace_that_nobody_takes_anything_of_ends(
     monkeypatch.setattr(traces, "_PATIENCE", -1.0)
     tracing.tell(event(2))
     was_on.append(tracing.is_on)
-    table = TraceTable(1)  # who comes back goes on
+    table = TraceTable(1, Holdings(99, 1 << 20))  # who comes back goes on
     again = table.find("files", tracing)
     was_on.append(tracing.is_on)
     assert was_on == [True, False, True]
@@ -364,7 +365,7 @@ async def test_a_trace_that_nobody_takes_anything_of_ends(
 
 
 async def test_a_client_has_one_trace_of_an_export() -> None:
-    table, one, two, three = TraceTable(2), Tracing(), Tracing(), Tracing()
+    table, one, two, three = TraceTable(2, Holdings(99, 1 << 20)), Tracing(), Tracing(), Tracing()
     trace = table.find("one", one)
     assert table.find("one", one) is trace
     other = table.find("two", two)
@@ -382,7 +383,7 @@ async def test_a_client_has_one_trace_of_an_export() -> None:
 
 
 async def test_a_trace_goes_on_with_the_export_that_takes_the_name() -> None:
-    table, before, after = TraceTable(2), Tracing(), Tracing()
+    table, before, after = TraceTable(2, Holdings(99, 1 << 20)), Tracing(), Tracing()
     trace = table.find("files", before)
     assert table.find("files", after) is trace
     assert not before.is_on
@@ -391,7 +392,7 @@ async def test_a_trace_goes_on_with_the_export_that_takes_the_name() -> None:
 
 
 async def test_nobody_waits_for_a_trace_when_the_daemon_is_about_to_end() -> None:
-    table, tracing = TraceTable(2), Tracing()
+    table, tracing = TraceTable(2, Holdings(99, 1 << 20)), Tracing()
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(table.find("files", tracing).take, 1, 1000.0)

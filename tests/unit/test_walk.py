@@ -38,6 +38,7 @@ async def walked(files: FileSystem, path: bytes = b"", *, attributes: bool) -> l
         entries, problems = await walk.next_page(files, 100)
         assert problems == []
         found += [entry.path for entry in entries]
+    assert walk.remembered == 0
     walk.close()
     return found
 
@@ -232,6 +233,7 @@ async def test_an_interrupted_walk_gives_each_entry_once(
             if interrupted != "dies":
                 assert +backend.lookups == {}
                 assert backend.open_handles == set()
+    assert walk.remembered == 0
     walk.close()
     assert sorted(found) == nested.paths
 
@@ -257,6 +259,7 @@ async def test_a_directory_that_was_replaced_while_it_was_read_is_a_problem(
             if any(path.startswith(inside) for path in found) and not nested.instead:
                 nested.instead = {replaced: b"another"}
                 walk.lapse()
+        assert walk.remembered == 0
         walk.close()
         files.close()
         await wait_all_tasks_blocked()
@@ -290,3 +293,26 @@ async def test_a_top_that_was_replaced_is_told(
         await wait_all_tasks_blocked()
         assert +backend.lookups == {}
         assert backend.open_handles == set()
+
+
+@pytest.mark.usefixtures("small_portions")
+async def test_a_walk_knows_what_it_remembers(files: FileSystem, backend: FakeBackend) -> None:
+    """Entries that wait, directories that are not done, and the names that were given of each."""
+    backend.files = {b"%03d" % number: File() for number in range(100)}
+    walk = TreeWalk(b"", attributes=False)
+    await walk.next_page(files, 10)
+    assert walk.remembered > walk_module._ENTRY  # one waits at least
+    await walk.next_page(files, 80)
+    assert walk.remembered >= 8 * 80
+    walk.lapse()
+    before = walk.remembered
+    await walk.next_page(files, 1)
+    assert walk.remembered > before
+    while not walk.finished:
+        await walk.next_page(files, 100)
+    assert walk.remembered == 0
+    backend.files = {b"%03d" % number: FOLDER for number in range(10)}
+    walk = TreeWalk(b"", attributes=False)
+    await walk.next_page(files, 1)
+    assert walk.remembered > 4 * walk_module._DIRECTORY_BYTES  # three and the top
+    walk.close()

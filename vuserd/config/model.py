@@ -95,6 +95,9 @@ class ClientLimits(NamedTuple):
     user_requests: int = 4096  #: in flight
     user_payload: int = 512 << 20  #: bytes in flight
     user_frames: int = 64 << 20  #: bytes of requests that are not finished
+    #: Open files, listings, walks, traces and attached memories between calls.
+    user_kept: int = 4096
+    user_remembered: int = 512 << 20  #: bytes for those listings and walks to go on
     user_descriptors: int = 1024  #: that came from it, and are not closed yet
 
 

@@ -128,6 +128,16 @@ _LIMITS: Final[Mapping[str, Key]] = {
     "user_frames": Key(
         values.size(1 << 20), '"64M"', "bytes of unfinished requests of all of a user's connections"
     ),
+    "user_kept": Key(
+        values.integer(1, 1 << 24),
+        "4096",
+        "open files, listings, walks, traces and attached memories of all of a user's connections",
+    ),
+    "user_remembered": Key(
+        values.size(1 << 20),
+        '"512M"',
+        "bytes that the daemon remembers for one user's listings and walks to go on",
+    ),
     "user_descriptors": Key(
         values.integer(1, 1 << 20),
         "1024",

@@ -21,6 +21,7 @@ from vuserd.foreign import ForeignDescriptors
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.openfile import OpenFile
 from vuserd.gather import gather
+from vuserd.holdings import Holdings
 
 #: Seconds for a memfd to be sealed, which waits for whoever fills it or changes its length.
 _SEALING: Final = 2.0
@@ -383,10 +384,14 @@ class MemoryTable:
         most: how many memories.
         most_bytes: how many bytes of them in all.
         foreign: the descriptors of its user.
+        holdings: those of its user, among which these count.
 
     """
 
-    def __init__(self, most: int, most_bytes: int, foreign: ForeignDescriptors) -> None:
+    def __init__(
+        self, most: int, most_bytes: int, foreign: ForeignDescriptors, holdings: Holdings
+    ) -> None:
+        self._holdings = holdings
         self._most = most
         self._most_bytes = most_bytes
         self._foreign = foreign
@@ -402,7 +407,7 @@ class MemoryTable:
 
         Raises:
             CallError: BAD_REQUEST for what is no fit memfd or attached already, TOO_LARGE over the
-                client's limits, TIMEOUT while others change the memory.
+                client's limits or its user's, TIMEOUT while others change the memory.
 
         """
         try:
@@ -415,6 +420,7 @@ class MemoryTable:
             raise CallError(ErrorCode.BAD_REQUEST, f"attach: {error}") from error
         try:
             self._check(region)
+            self._holdings.take()
         except CallError:
             region.close()
             raise
@@ -443,14 +449,17 @@ class MemoryTable:
         """
         found = self.find(memory)
         del self._memories[memory]
-        await found.detach()
+        try:
+            await found.detach()
+        finally:
+            self._holdings.give_back()
 
     async def close(self) -> None:
         """Let go of all of them, at the same time: see :meth:`AttachedMemory.detach`."""
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as nursery:
-                while self._memories:
-                    nursery.start_soon(self._memories.popitem()[1].detach)
+                for memory in list(self._memories):
+                    nursery.start_soon(self.detach, memory)
 
     def _check(self, region: ForeignRegion) -> None:
         regions = [memory.region for memory in self._memories.values()]

@@ -10,6 +10,7 @@ from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.kept import Kept
 from vuserd.fs.openfile import OpenFile
 from vuserd.fs.version import Version
+from vuserd.holdings import Holdings
 
 Result = TypeVar("Result")
 
@@ -123,11 +124,13 @@ class FileTable:
 
     Args:
         most: how many.
+        holdings: those of its user, among which these count.
 
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, holdings: Holdings) -> None:
         self._most = most
+        self._holdings = holdings
         self._files: dict[int, tuple[HeldFile, str]] = {}
         self._last = 0
 
@@ -142,6 +145,7 @@ class FileTable:
             raise CallError(
                 ErrorCode.TOO_LARGE, f"a client may have {self._most} files open", limit=self._most
             )
+        self._holdings.require_room()
 
     def add(self, file: HeldFile, export: str) -> int:
         """Keep a file of an export until it is closed; return its number.
@@ -155,6 +159,7 @@ class FileTable:
         except CallError:
             file.close()
             raise
+        self._holdings.take()
         self._last += 1
         self._files[self._last] = file, export
         return self._last
@@ -183,9 +188,10 @@ class FileTable:
         file, _ = self._files.pop(number, (None, None))
         if file is None:
             raise CallError(ErrorCode.BAD_REQUEST, f"there is no open file {number}")
+        self._holdings.give_back()
         file.close()
 
     def close(self) -> None:
         """Close all of them."""
         while self._files:
-            self._files.popitem()[1][0].close()
+            self.close_one(next(iter(self._files)))

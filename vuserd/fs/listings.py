@@ -9,10 +9,15 @@ from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.kept import Kept
 from vuserd.fs.nodes import Hold, Node
 from vuserd.fs.reader import DirectoryReader
+from vuserd.holdings import Holdings
 
 
 class Continued(Protocol):
     """What a token stands for."""
+
+    @property
+    def remembered(self) -> int:
+        """Bytes of memory that it takes to go on where it was."""
 
     def close(self) -> None:
         """Let go of all that it holds."""
@@ -22,10 +27,20 @@ Going = TypeVar("Going", bound=Continued)
 
 
 class ContinuationTable(Generic[Going]):
-    """Keeps up to ``most`` of them; the one that waited longest makes room for a new one."""
+    """Keeps up to ``most`` of them; the one that waited longest makes room for a new one.
 
-    def __init__(self, most: int) -> None:
+    Args:
+        most: how many.
+        holdings: those of its user, among which each counts from when it is kept first until
+            :meth:`end`, while its next page is read as well.
+
+    """
+
+    def __init__(self, most: int, holdings: Holdings) -> None:
         self._most = most
+        self._holdings = holdings
+        #: The bytes that each was counted with.
+        self._sizes: dict[Going, int] = {}
         self._going: OrderedDict[bytes, tuple[Going, tuple[object, ...]]] = OrderedDict()
         self._last = 0
 
@@ -37,9 +52,21 @@ class ContinuationTable(Generic[Going]):
             begun: what it was begun with, which each page names again.
             token: the one that it had, where a page failed and can be asked for again.
 
+        Raises:
+            CallError: TOO_LARGE: its user has too much, and this client nothing that could make
+                room; it is closed.
+
         """
-        while len(self._going) >= self._most:
-            self._going.popitem(last=False)[1][0].close()
+        self._uncount(going)
+        size = going.remembered
+        while self._going and (len(self._going) >= self._most or not self._holdings.has_room(size)):
+            self.end(self._going.popitem(last=False)[1][0])
+        try:
+            self._holdings.take(size)
+        except CallError:
+            going.close()
+            raise
+        self._sizes[going] = size
         if token is None:
             self._last += 1
             token = self._last.to_bytes(8, "big")
@@ -47,7 +74,7 @@ class ContinuationTable(Generic[Going]):
         return token
 
     def take(self, token: bytes, begun: tuple[object, ...]) -> Going:
-        """Return what a token stands for, which is the caller's to keep again or to close.
+        """Return what a token stands for, which is the caller's to keep again or to end.
 
         Raises:
             CallError: CHANGED: it was used already, or let go for others since; BAD_REQUEST: it
@@ -68,10 +95,20 @@ class ContinuationTable(Generic[Going]):
         del self._going[token]
         return going
 
+    def end(self, going: Going) -> None:
+        """Close one that is not kept, or no more."""
+        going.close()
+        self._uncount(going)
+
     def close(self) -> None:
-        """Let go of all of them."""
+        """Let go of all of them, once no call has one."""
         while self._going:
-            self._going.popitem()[1][0].close()
+            self.end(self._going.popitem()[1][0])
+
+    def _uncount(self, going: Going) -> None:
+        size = self._sizes.pop(going, None)
+        if size is not None:
+            self._holdings.give_back(size)
 
 
 class Listing(Kept):
@@ -94,6 +131,11 @@ class Listing(Kept):
     def finished(self) -> bool:
         """Whether there is nothing more to give."""
         return self._reader.finished
+
+    @property
+    def remembered(self) -> int:
+        """Bytes of memory that it takes to go on where it was."""
+        return self._reader.remembered
 
     async def next_page(self, files: FileSystem, limit: int) -> list[DirectoryEntry]:
         """Return up to ``limit`` entries.

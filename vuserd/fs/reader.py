@@ -8,11 +8,16 @@ read from its beginning, and what was given before is left out by name.
 
 from array import array
 from collections.abc import Iterable
+from typing import Final
 
 from protocol.dirent import DirectoryEntry
 from protocol.fuse import FileHandle
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Node
+
+#: Bytes of a name that was given, and of one in a set of them.
+_GIVEN: Final = 8
+_AHEAD: Final = 96
 
 
 class DirectoryReader:
@@ -39,6 +44,11 @@ class DirectoryReader:
     def is_open(self) -> bool:
         """Whether the backend has the directory open."""
         return self._handle is not None
+
+    @property
+    def remembered(self) -> int:
+        """Bytes of memory for the names that were given."""
+        return _GIVEN * len(self._given) + _AHEAD * len(self._ahead)
 
     @property
     def has_begun(self) -> bool:

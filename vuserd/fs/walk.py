@@ -25,6 +25,9 @@ _MOST_OPEN: Final = 64
 #: Types of entries in a directory: DT_DIR and DT_UNKNOWN of dirent.h.
 _DIRECTORY: Final = stat.S_IFDIR >> 12
 _UNKNOWN: Final = 0
+#: Bytes that an entry takes which was read and not given, and a directory that is not done.
+_ENTRY: Final = 1024
+_DIRECTORY_BYTES: Final = 1024
 #: What a directory that goes away, or becomes something else, while it is walked gives.
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 
@@ -56,6 +59,11 @@ class _Directory:
         self.ino: int | None = None
         #: Itself while it is not read to its end, and the directories below it.
         self.unfinished = 1
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that it takes, without its reader's."""
+        return _DIRECTORY_BYTES + len(self.path)
 
     def found(self, node: Node) -> None:
         """Take the directory's node.
@@ -91,6 +99,14 @@ class TreeWalk(Kept):
         self._entries: list[WalkEntry] = []
         self._problems: list[WalkProblem] = []
         self._given = 0
+        #: Bytes of those entries, and of the directories that are not done and their readers.
+        self._entries_size = 0
+        self._directories_size = self._top.size
+
+    @property
+    def remembered(self) -> int:
+        """Bytes of memory that it takes to go on where it was."""
+        return self._entries_size + self._directories_size
 
     @property
     def finished(self) -> bool:
@@ -134,7 +150,7 @@ class TreeWalk(Kept):
         self._given += len(page)
         if self._given == len(self._entries):
             self._entries.clear()
-            self._given = 0
+            self._given = self._entries_size = 0
         problems, self._problems = self._problems, []
         return page, problems
 
@@ -229,7 +245,11 @@ class TreeWalk(Kept):
     async def _read_portion(self, files: FileSystem, directory: _Directory, node: Node) -> None:
         reader = directory.reader
         while True:
-            entries = await reader.read(files, node, _PORTION)
+            before = reader.remembered
+            try:
+                entries = await reader.read(files, node, _PORTION)
+            finally:
+                self._directories_size += reader.remembered - before
             waits = not reader.finished and self._open_directories() <= _MOST_OPEN
             if waits:
                 self._waiting.append(directory)
@@ -243,8 +263,10 @@ class TreeWalk(Kept):
     def _add(self, directory: _Directory, entries: list[DirectoryEntry]) -> None:
         """Take what was read; directories among it have their turn before the rest of this one."""
         prefix = directory.path + b"/" if directory.path else b""
+        size = 0
         for entry in entries:
             path = prefix + entry.name
+            size += len(path) + _ENTRY
             self._entries.append(WalkEntry(path, entry))
             if _may_be_directory(entry):
                 if len(path) >= PATH_MAX:  # nothing in it could be asked for by its path
@@ -253,6 +275,8 @@ class TreeWalk(Kept):
                 directory.unfinished += 1
                 below = _Directory(path, directory, attributes=self._attributes)
                 self._waiting.append(below)
+                self._directories_size += below.size
+        self._entries_size += size
 
     def _finish(self, directory: _Directory) -> None:
         """Note that a directory was read to its end; leave those below which nothing is left."""
@@ -262,6 +286,7 @@ class TreeWalk(Kept):
             if done.unfinished:
                 return
             self._leave(done)
+            self._directories_size -= done.size + done.reader.remembered
             done = done.parent
 
     def _leave_all(self) -> None:

@@ -143,11 +143,11 @@ class Connection:
         self._caller = Caller(
             rights,
             account,
-            MemoryTable(limits.memories, limits.memory, account.foreign),
-            ContinuationTable(limits.walks),
-            ContinuationTable(limits.listings),
-            FileTable(limits.files),
-            TraceTable(_MOST_TRACES),
+            MemoryTable(limits.memories, limits.memory, account.foreign, account.holdings),
+            ContinuationTable(limits.walks, account.holdings),
+            ContinuationTable(limits.listings, account.holdings),
+            FileTable(limits.files, account.holdings),
+            TraceTable(_MOST_TRACES, account.holdings),
         )
         #: Descriptors that came and whose request has not come yet, in order.
         self._descriptors: deque[int] = deque()

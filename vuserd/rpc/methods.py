@@ -3,7 +3,7 @@
 import errno
 import functools
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from protocol.dirent import DirectoryEntry
 from protocol.fuse import AttributeFlag, Attributes
@@ -16,6 +16,7 @@ from vuserd.fs.export import Export
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.filetype import type_name
 from vuserd.fs.heldfile import HeldFile
+from vuserd.fs.listings import ContinuationTable
 from vuserd.fs.listings import Listing as DirectoryListing
 from vuserd.fs.openfile import OpenFile
 from vuserd.fs.owners import Owners
@@ -322,13 +323,13 @@ class Methods:
             if after is not None and isinstance(error, BackendError | FileError):
                 caller.listings.keep(listing, begun, after)  # it can be asked again
             else:
-                listing.close()
+                caller.listings.end(listing)
             raise
         return await pack_listing(
             caller,
             entries,
             lambda entry: _entry_map(entry, "name", entry.name, found.owners),
-            next=None if listing.finished else caller.listings.keep(listing, begun),
+            next=_next_token(caller.listings, listing, begun),
         )
 
     async def walk(
@@ -351,7 +352,7 @@ class Methods:
         try:
             entries, problems = await found.call(lambda files: walk.next_page(files, limit))
         except BaseException:
-            walk.close()
+            caller.walks.end(walk)
             raise
         return await pack_listing(
             caller,
@@ -360,7 +361,7 @@ class Methods:
             problems=[
                 {"path": wire_name(problem.path), **problem.error.to_wire()} for problem in problems
             ],
-            next=None if walk.finished else caller.walks.keep(walk, begun),
+            next=_next_token(caller.walks, walk, begun),
         )
 
     async def read(
@@ -517,6 +518,19 @@ def event_map(event: Event) -> dict[str, Any]:
         for name, value in event.arguments.items()
     }
     return shown
+
+
+_Paged = TypeVar("_Paged", DirectoryListing, TreeWalk)
+
+
+def _next_token(
+    table: ContinuationTable[_Paged], paged: _Paged, begun: tuple[object, ...]
+) -> bytes | None:
+    """Keep what goes on and return its token; end what is finished."""
+    if paged.finished:
+        table.end(paged)
+        return None
+    return table.keep(paged, begun)
 
 
 def _entry_map(

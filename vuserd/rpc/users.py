@@ -9,6 +9,7 @@ from vuserd.budget import Budget
 from vuserd.config.model import ClientLimits
 from vuserd.errors import CallError, ErrorCode
 from vuserd.foreign import ForeignDescriptors
+from vuserd.holdings import Holdings
 from vuserd.rpc.arrivals import Arrivals
 from vuserd.rpc.turns import Turns
 
@@ -38,6 +39,7 @@ class Account:
         self.requests = Budget(limits.user_requests)
         self.payload = Budget(limits.user_payload)
         self.foreign = ForeignDescriptors(limits.user_descriptors)
+        self.holdings = Holdings(limits.user_kept, limits.user_remembered)
         #: Passed through by one connection at a time that has many values to decode.
         self.decoding = trio.Lock()
         #: Held by a call that is as much work as the user has connections.

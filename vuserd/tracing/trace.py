@@ -7,6 +7,7 @@ from typing import Final
 import trio
 
 from vuserd.errors import CallError, ErrorCode
+from vuserd.holdings import Holdings
 from vuserd.tracing.event import Event
 from vuserd.tracing.tap import Tracing
 
@@ -64,10 +65,17 @@ class Trace:
 
 
 class TraceTable:
-    """The traces of one client, by the exports that it follows; up to ``most`` at once."""
+    """The traces of one client, by the exports that it follows.
 
-    def __init__(self, most: int) -> None:
+    Args:
+        most: how many at once.
+        holdings: those of its user, among which these count.
+
+    """
+
+    def __init__(self, most: int, holdings: Holdings) -> None:
         self._most = most
+        self._holdings = holdings
         self._traces: dict[str, tuple[Trace, Tracing]] = {}
         self._closed = False
 
@@ -75,7 +83,7 @@ class TraceTable:
         """Return the client's trace of an export, begun now if there is none.
 
         Raises:
-            CallError: TOO_LARGE: there are too many others.
+            CallError: TOO_LARGE: there are too many others, the client's or its user's.
 
         """
         trace, followed = self._traces.get(export, (None, None))
@@ -86,6 +94,7 @@ class TraceTable:
                     f"a client may trace {self._most} exports at once",
                     limit=self._most,
                 )
+            self._holdings.take()
             trace = Trace()
             if self._closed:
                 trace.close()
@@ -100,6 +109,7 @@ class TraceTable:
         """End a trace, where there is one; who waits for it waits no more."""
         trace, followed = self._traces.pop(export, (None, None))
         if trace is not None and followed is not None:
+            self._holdings.give_back()
             followed.end(trace)
             trace.close()
 

@@ -1,0 +1,65 @@
+"""What the connections of one user keep in the daemon between their calls, counted together."""
+
+from typing import Final
+
+from vuserd.errors import CallError, ErrorCode
+
+_KINDS: Final = "open files, listings, walks, traces and attached memories"
+
+
+class Holdings:
+    """Open files, listings, walks, traces and attached memories of one user.
+
+    Args:
+        most: how many of them, of all kinds together.
+        most_bytes: how much memory listings and walks may take to go on where they were.
+
+    """
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most = most
+        self._most_bytes = most_bytes
+        self.count = 0
+        self.size = 0
+
+    def has_room(self, size: int = 0) -> bool:
+        """Tell whether there may be one more, which takes so many bytes."""
+        return self.count < self._most and self.size + size <= self._most_bytes
+
+    def require_room(self, size: int = 0) -> None:
+        """Refuse one more where the user has as many as may be.
+
+        Raises:
+            CallError: TOO_LARGE.
+
+        """
+        if self.count >= self._most:
+            raise CallError(
+                ErrorCode.TOO_LARGE,
+                f"the connections of this user have {self.count} {_KINDS}, as many as one user"
+                " may have: close some of them, or connections",
+                limit=self._most,
+            )
+        if self.size + size > self._most_bytes:
+            raise CallError(
+                ErrorCode.TOO_LARGE,
+                f"the listings and walks of this user would take {self.size + size} bytes of the"
+                " daemon's memory: finish some of them, or close their connections",
+                limit=self._most_bytes,
+            )
+
+    def take(self, size: int = 0) -> None:
+        """Count one more; :meth:`give_back` with the same size ends that.
+
+        Raises:
+            CallError: TOO_LARGE: see :meth:`require_room`.
+
+        """
+        self.require_room(size)
+        self.count += 1
+        self.size += size
+
+    def give_back(self, size: int = 0) -> None:
+        """Count one less."""
+        self.count -= 1
+        self.size -= size
