@@ -17,9 +17,10 @@ from vuserd import __version__
 from vuserd.address import SYSTEM_SOCKET, socket_address
 from vuserd.config.files import config_files, read_config
 from vuserd.config.model import DaemonConfig
+from vuserd.descriptor_limits import descriptors_allowed
 from vuserd.errors import ConfigurationErrors, UnsafePath
 from vuserd.listening import is_listened_on
-from vuserd.machine import Mark, Result, machine_results
+from vuserd.machine import Mark, Result, machine_results, user_limits_result
 from vuserd.readiness import (
     access_results,
     candidate_results,
@@ -96,6 +97,7 @@ async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) ->
     if config.metrics_file is not None:
         results.append(metrics_result(config.metrics_file))
     options = [export.options for export in config.exports if export.socket is None]
+    results.append(user_limits_result(config.limits, descriptors_allowed()))
     return results + machine_results(
         uid,
         max((each.descriptors for each in options), default=0),

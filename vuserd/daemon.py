@@ -3,7 +3,6 @@
 import itertools
 import logging
 import os
-import resource
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -14,8 +13,9 @@ import trio
 from vuserd import __version__
 from vuserd.address import socket_address
 from vuserd.backend.children import CHILDREN
-from vuserd.config.model import DaemonConfig, ListenConfig
+from vuserd.config.model import ClientLimits, DaemonConfig, ListenConfig
 from vuserd.delivery.images import ImageStore
+from vuserd.descriptor_limits import cuts, descriptors_allowed, limits_within, most_images
 from vuserd.errors import CallError, ConfigurationError, ErrorCode
 from vuserd.exporter import Exporter, Sources
 from vuserd.fs.export import ExportState
@@ -29,8 +29,6 @@ from vuserd.systemd import Notifier
 
 _LOG = logging.getLogger(__name__)
 
-#: Images that are kept, however small: each takes a page and a descriptor at least.
-_MOST_IMAGES: Final = 4096
 #: Connections of its own that a client is told of which does not manage the daemon.
 _MOST_NAMED: Final = 64
 #: Seconds for which the service manager is asked while calls end, and how often.
@@ -78,9 +76,10 @@ class Daemon:
         config = self._config
         async with trio.open_nursery() as exporting:
             self._exports = Exports(exporting)
-            self._images = ImageStore(config.image_cache, _most_images(), exporting)
+            most = most_images(descriptors_allowed())
+            self._images = ImageStore(config.image_cache, most, exporting)
             methods = Methods(self._exports, self._images, self)
-            self._server = Server(methods, config.limits)
+            self._server = Server(methods, _fitting(config.limits))
             self._exporter = Exporter(
                 Sources(
                     self._server.counters,
@@ -242,7 +241,7 @@ class Daemon:
         done = await self._exports.apply(config.exports)
         done += await self._rigs.apply(config.rigs)
         if config.limits != before.limits:
-            self._server.limits = config.limits
+            self._server.limits = _fitting(config.limits)
             done.append("limits: changed, for users who connect from now on")
         if config.image_cache != before.image_cache:
             self._images.resize(config.image_cache)
@@ -319,6 +318,12 @@ class Daemon:
             await trio.sleep(_EXTENSION_PERIOD)
 
 
-def _most_images() -> int:
-    """Return how many images may be kept: clients need descriptors, too."""
-    return min(_MOST_IMAGES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+def _fitting(limits: ClientLimits) -> ClientLimits:
+    """Return the limits as they fit into the descriptors that there are."""
+    allowed = descriptors_allowed()
+    fitting = limits_within(limits, allowed)
+    if cut := cuts(limits, fitting):
+        _LOG.warning(
+            "%s open files (LimitNOFILE=, ulimit -Hn) are for users to share: %s", allowed, cut
+        )
+    return fitting

@@ -14,6 +14,8 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from vuserd.backend import landlock
+from vuserd.config.model import ClientLimits
+from vuserd.descriptor_limits import cuts, limits_within
 from vuserd.errors import os_reason
 
 #: Open files that the daemon needs at least: a backend alone takes 610.
@@ -206,6 +208,14 @@ def descriptor_result(hard: int, wanted: int) -> Result:
         detail = f"{hard}; backends get no more, where {wanted} are wanted"
         return Result("descriptors", Mark.WARNING, detail, raise_it)
     return Result("descriptors", Mark.OK, f"{hard} for each process")
+
+
+def user_limits_result(limits: ClientLimits, hard: int | None) -> Result:
+    """Judge what one user may have, by the descriptors that there are for all."""
+    if cut := cuts(limits, limits_within(limits, hard)):
+        advice = "raise the limit of open files (ulimit -Hn, or LimitNOFILE= of a unit)"
+        return Result("user limits", Mark.WARNING, f"with {hard} open files, {cut}", advice)
+    return Result("user limits", Mark.OK, "a user at all of them leaves half of the open files")
 
 
 def _memory_locks() -> Result:

@@ -166,9 +166,14 @@ def test_what_stays_between_calls_is_bounded_for_a_user(ground: Path, rust_virti
 def asked(sock: socket.socket, method: str, arguments: list[object]) -> tuple[Any, Any]:
     """Do one call on a connection that stays; return its error and its result."""
     sock.sendall(msgpack.packb([0, 1, method, arguments]))
+    return answered(sock)
+
+
+def answered(sock: socket.socket) -> tuple[Any, Any]:
+    """Receive an answer, or what ends the connection; return its error and its result."""
     unpacker = msgpack.Unpacker()
     while received := sock.recv(65536):
         unpacker.feed(received)
         for message in unpacker:
-            return message[2], message[3]
+            return (message[2], message[3]) if message[0] == 1 else (message[2][0], None)
     return "closed", None

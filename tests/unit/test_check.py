@@ -17,7 +17,14 @@ from pyroute2 import DiagSocket, NetlinkError
 
 from vuserd import check, machine, readiness, tryout
 from vuserd.backend.process import BackendOptions
-from vuserd.config.model import Access, DaemonConfig, ExportConfig, ListenConfig, RigConfig
+from vuserd.config.model import (
+    Access,
+    ClientLimits,
+    DaemonConfig,
+    ExportConfig,
+    ListenConfig,
+    RigConfig,
+)
 from vuserd.listening import is_listened_on
 from vuserd.machine import Mark, Result
 
@@ -524,6 +531,14 @@ def test_the_limit_of_descriptors(hard: int, wanted: int, mark: Mark) -> None:
     result = machine.descriptor_result(hard, wanted)
     assert result.mark is mark
     assert bool(result.advice) is (mark is not Mark.OK)
+
+
+def test_what_users_may_have_with_few_descriptors() -> None:
+    few = machine.user_limits_result(ClientLimits(), 4096)
+    assert few.mark is Mark.WARNING
+    assert "with 4096 open files, user_connections is" in few.detail
+    for many in (524_288, None):
+        assert machine.user_limits_result(ClientLimits(), many).mark is Mark.OK
 
 
 def test_huge_pages() -> None:
