@@ -127,13 +127,16 @@ def test_an_unfinished_request_has_its_time(
         assert run_as(MALLORY, attack) == 0
 
 
-@threat(
+kept = threat(
     "kept-between-calls",
     who=Who.CLIENT,
     against="the daemon's memory, and what backends have open",
     does="opens files, begins listings and walks and attaches memory on many connections",
     promise="its user may have so many of all of them together, until the connections are closed",
 )
+
+
+@kept
 def test_what_stays_between_calls_is_bounded_for_a_user(ground: Path, rust_virtiofsd: str) -> None:
     def attack() -> object:
         socks, codes = [], []
@@ -161,6 +164,25 @@ def test_what_stays_between_calls_is_bounded_for_a_user(ground: Path, rust_virti
         with attacking(attack):
             assert run_as(VICTIM, victim) == 0
         assert run_as(MALLORY, afterwards) == 0
+
+
+@kept
+def test_what_walks_remember_is_bounded_for_a_user(ground: Path, rust_virtiofsd: str) -> None:
+    def attack() -> object:
+        socks = [connected(ground / "s") for _ in range(6)]
+        answers = [asked(sock, "walk", ["files", "", {"limit": 1}])[0] for sock in socks]
+        assert answers[0] is None
+        assert [error["code"] for error in answers[4:]] == ["TOO_LARGE"] * 2
+        return socks
+
+    def victim() -> None:
+        assert call(ground / "s", "walk", "files", "", {"limit": 1})[0] is None
+
+    for number in range(300):
+        (ground / "export" / f"{number}").touch()
+    text = '[limits]\nuser_remembered = "1M"\n' + FOR_THE_VICTIM.replace("1001", "1000, 1001")
+    with serving(ground, rust_virtiofsd, text), attacking(attack):
+        assert run_as(VICTIM, victim) == 0
 
 
 def asked(sock: socket.socket, method: str, arguments: list[object]) -> tuple[Any, Any]:
