@@ -179,7 +179,7 @@ async def test_a_session(
 # --- a call ---------------------------------------------------------------------------------------
 
 IMAGE = "vuserd.delivery.image"
-MEMFD = SystemCall(os, "memfd_create", IMAGE)
+MEMFD = SystemCall(os, "memfd_create", "vuserd.delivery.holdings")
 FOREIGN = "memory.foreign"
 
 FETCH = [

@@ -193,6 +193,7 @@ SAMPLES: Final = {
         Sample("user_kept", "77", limit("user_kept"), 77, [*NO_COUNT, ("0", RANGE)]),
         Sample("user_remembered", '"8M"', limit("user_remembered"), 8 << 20, NO_SIZE),
         Sample("user_frames", '"8M"', limit("user_frames"), 8 << 20, NO_SIZE),
+        Sample("user_images", '"8M"', limit("user_images"), 8 << 20, NO_SIZE),
         Sample("user_descriptors", "9", limit("user_descriptors"), 9, [*NO_COUNT, ("0", RANGE)]),
     ),
     "export": (

@@ -98,6 +98,7 @@ class ClientLimits(NamedTuple):
     #: Open files, listings, walks, traces and attached memories between calls.
     user_kept: int = 4096
     user_remembered: int = 512 << 20  #: bytes for those listings and walks to go on
+    user_images: int = 16 << 30  #: bytes of images that exist, also in the client's hands
     user_descriptors: int = 1024  #: that came from it, and are not closed yet
 
 

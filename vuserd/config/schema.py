@@ -138,6 +138,11 @@ _LIMITS: Final[Mapping[str, Key]] = {
         '"512M"',
         "bytes that the daemon remembers for one user's listings and walks to go on",
     ),
+    "user_images": Key(
+        values.size(1 << 20),
+        '"16G"',
+        "bytes of images of one user: being made, kept, and as long as its clients have them",
+    ),
     "user_descriptors": Key(
         values.integer(1, 1 << 20),
         "1024",

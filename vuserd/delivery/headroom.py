@@ -47,6 +47,10 @@ class Headroom:
         """
         return min((room.free for room in self._rooms(enough)), default=UNLIMITED)
 
+    def total(self) -> int:
+        """Return the bytes that the daemon could have if it had all: the least of all limits."""
+        return min((room.total for room in self._rooms(0)), default=UNLIMITED)
+
     def require(self, size: int, purpose: str) -> None:
         """Check that ``size`` bytes can be taken and leave a reserve, if what is kept gives way.
 

@@ -12,11 +12,12 @@ import trio
 from memory.arena import Buffer
 from protocol.fuse import PAGE_SIZE
 from vuserd.delivery.headroom import HEADROOM
+from vuserd.delivery.holdings import HOLDINGS, Holding
 from vuserd.delivery.whole import Delivery, FileChanged
 from vuserd.device.payloads import given_back
 from vuserd.errors import FileError, os_reason
 from vuserd.fs.nodes import Node
-from vuserd.fs.openfile import Extent, OpenFile
+from vuserd.fs.openfile import BLOCK, Extent, OpenFile
 from vuserd.fs.version import Version
 from vuserd.gather import gather
 
@@ -48,7 +49,7 @@ class SealedImage:
         #: The file's, where the image is good for all who find it in this version; else None.
         self.node = node
         #: Bytes of memory that it takes: holes take none.
-        self.cost = os.fstat(descriptor).st_blocks * 512
+        self.cost = os.fstat(descriptor).st_blocks * BLOCK
         self.version = version
         self._descriptor = descriptor
         self._holders = 1
@@ -97,6 +98,7 @@ def image_delivery() -> Delivery[SealedImage]:
     Raises:
         FileError: ENOMEM, ENOSPC, EMFILE of this machine's, EFBIG for a file of unknown size that
             does not end, or what the backend says.
+        CallError: BUSY: its user would have more of images than may be.
 
     """
     return Delivery(make_image, _agrees, SealedImage.give_back)
@@ -106,16 +108,17 @@ async def make_image(file: OpenFile) -> SealedImage:
     """Copy a whole file into a new sealed memfd: see :func:`image_delivery`."""
     descriptor = -1
     try:
-        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-        descriptor = os.memfd_create("vuserd-image", flags)
+        expected = min(file.size, file.attributes.blocks * BLOCK)
+        descriptor, holding = HOLDINGS.create("vuserd-image", expected)
         # Who is given it opens it anew for nothing else, and leaves no mark on it: to write to the
         # inode is what user attributes and utime() ask for.
         os.fchmod(descriptor, _MODE)
-        size = await _fill(file, descriptor)
+        size = await _fill(file, _Pages(descriptor, holding))
         os.ftruncate(descriptor, size)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
         node = file.node if file.settled else None
         image = SealedImage(descriptor, size, file.version, node)
+        holding.settle(image.cost)
         descriptor = -1
         return image
     except OSError as error:
@@ -126,35 +129,48 @@ async def make_image(file: OpenFile) -> SealedImage:
             os.close(descriptor)
 
 
-async def _fill(file: OpenFile, descriptor: int) -> int:
+class _Pages:
+    """The memfd while it is filled, and what it takes of its user's share."""
+
+    def __init__(self, descriptor: int, holding: Holding) -> None:
+        self.descriptor = descriptor
+        self._holding = holding
+
+    def require(self, size: int) -> None:
+        """Refuse what its user may not have, or the machine or the daemon's cgroups cannot hold."""
+        HEADROOM.require(size, "an image")
+        self._holding.grow(os.fstat(self.descriptor).st_blocks * BLOCK + size)
+
+
+async def _fill(file: OpenFile, pages: _Pages) -> int:
     """Read the file into the memfd; return where it ended."""
     if not file.size:
-        return await _fill_to_the_end(file, descriptor)
+        return await _fill_to_the_end(file, pages)
     position: int | None = 0
     while position is not None:
         extents, position = await file.extents(position, _EXTENTS)
         for extent in extents:
-            if not await _fill_extent(file, descriptor, extent):
-                return await _fill_untrue(file, descriptor)
+            if not await _fill_extent(file, pages, extent):
+                return await _fill_untrue(file, pages)
     if await _goes_on(file, file.size):
-        return await _fill_untrue(file, descriptor)
+        return await _fill_untrue(file, pages)
     return file.size
 
 
-async def _fill_untrue(file: OpenFile, descriptor: int) -> int:
+async def _fill_untrue(file: OpenFile, pages: _Pages) -> int:
     """Read a file that ends elsewhere than its size says, unless that is because it changed."""
     if not await file.unchanged():
         raise FileChanged
-    os.ftruncate(descriptor, 0)
-    return await _fill_to_the_end(file, descriptor)
+    os.ftruncate(pages.descriptor, 0)
+    return await _fill_to_the_end(file, pages)
 
 
-async def _fill_extent(file: OpenFile, descriptor: int, extent: Extent) -> bool:
+async def _fill_extent(file: OpenFile, pages: _Pages, extent: Extent) -> bool:
     """Read a part of the file into the memfd; False where it ends before the part does."""
     end = extent.offset + extent.length
     parts = iter(range(extent.offset, end, file.max_read))
     count = min(_WINDOW, -(-extent.length // file.max_read))
-    room = _Room(descriptor, extent)
+    room = _Room(pages, extent)
     is_there = True
 
     async def copy_parts(buffer: Buffer, offsets: Iterator[int]) -> None:
@@ -167,7 +183,7 @@ async def _fill_extent(file: OpenFile, descriptor: int, extent: Extent) -> bool:
             if not is_there:
                 return
             room.allocate(offset + length)
-            _write(descriptor, buffer.view[:got], offset)
+            _write(pages.descriptor, buffer.view[:got], offset)
 
     with given_back(await file.session.payloads.take(count)) as buffers:
         await gather([functools.partial(copy_parts, buffer, parts) for buffer in buffers])
@@ -177,16 +193,16 @@ async def _fill_extent(file: OpenFile, descriptor: int, extent: Extent) -> bool:
 class _Room:
     """Allocates an extent's pages, some at a time: others are served meanwhile, and have theirs."""
 
-    def __init__(self, descriptor: int, extent: Extent) -> None:
-        self._descriptor = descriptor
+    def __init__(self, pages: _Pages, extent: Extent) -> None:
+        self._pages = pages
         self._allocated, self._end = extent.offset, extent.offset + extent.length
 
     def allocate(self, end: int) -> None:
         """See to it that there are pages up to ``end``."""
         while self._allocated < end:
-            _require_memory(self._end - self._allocated)
+            self._pages.require(self._end - self._allocated)
             step = min(_STEP, self._end - self._allocated)
-            os.posix_fallocate(self._descriptor, self._allocated, step)
+            os.posix_fallocate(self._pages.descriptor, self._allocated, step)
             self._allocated += step
 
 
@@ -196,7 +212,7 @@ async def _goes_on(file: OpenFile, offset: int) -> bool:
         return await file.read_into(buffers[0], offset, PAGE_SIZE) > 0
 
 
-async def _fill_to_the_end(file: OpenFile, descriptor: int) -> int:
+async def _fill_to_the_end(file: OpenFile, pages: _Pages) -> int:
     """Read a file whose size is not known.
 
     Raises:
@@ -209,8 +225,8 @@ async def _fill_to_the_end(file: OpenFile, descriptor: int) -> int:
             got = await file.read_on_into(buffers[0], end, file.max_read)
             if end + got > _MOST_UNKNOWN:
                 raise FileError(errno.EFBIG, "a file of unknown size that does not end")
-            _require_memory(got)
-            _write(descriptor, buffers[0].view[:got], end)
+            pages.require(got)
+            _write(pages.descriptor, buffers[0].view[:got], end)
             end += got
             if got < file.max_read:
                 return end
@@ -253,8 +269,3 @@ def _write(descriptor: int, view: memoryview, offset: int) -> None:
         written = os.pwrite(descriptor, view, offset)
         view = view[written:]
         offset += written
-
-
-def _require_memory(size: int) -> None:
-    """Refuse what the machine or the daemon's cgroups cannot hold."""
-    HEADROOM.require(size, "an image")

@@ -6,12 +6,14 @@ same memory could lock it against each other, or pass word by its locks and time
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import trio
 
 from vuserd.asker import ASKER, Asker
 from vuserd.delivery.headroom import HEADROOM
+from vuserd.delivery.holdings import HOLDINGS
 from vuserd.delivery.image import SealedImage, image_delivery
 from vuserd.delivery.whole import deliver_whole
 from vuserd.errors import CallError, ErrorCode, VuserdError
@@ -72,6 +74,7 @@ class ImageStore:
         self._kept: OrderedDict[_Place, SealedImage] = OrderedDict()
         self._making: dict[ImageKey, _Making] = {}
         HEADROOM.give_back = self._give_back
+        HOLDINGS.let_go = self._let_go
         self.bytes = 0
         self.hits = 0
         self.misses = 0
@@ -84,7 +87,8 @@ class ImageStore:
 
         Raises:
             FileError: what the file system says, or ENOMEM and its kin of this machine's.
-            CallError: CHANGED when the file went on changing.
+            CallError: CHANGED when the file went on changing; BUSY when its user has too many
+                images.
 
         """
         making = await export.call(lambda files: self._find(export, files, path))
@@ -121,6 +125,7 @@ class ImageStore:
     def close(self) -> None:
         """Let go of all images."""
         HEADROOM.give_back = lambda _: None
+        HOLDINGS.let_go = lambda _: iter(())
         while self._kept:
             self._drop(next(iter(self._kept)))
 
@@ -184,6 +189,12 @@ class ImageStore:
         enough = self.bytes - size
         while self._kept and self.bytes > enough:
             self._drop(next(iter(self._kept)))
+
+    def _let_go(self, user: Asker | None) -> Iterator[None]:
+        """Let a user's images go, the oldest first, one with each step."""
+        for place in [place for place in self._kept if place.user == user]:
+            self._drop(place)
+            yield
 
     def _drop_all(self, node: Node) -> None:
         """Let go of the images that are kept with a node."""

@@ -15,7 +15,7 @@ from vuserd.fs.operations import NodeOperations
 from vuserd.fs.version import Version
 
 #: Bytes of one of ``Attributes.blocks``.
-_BLOCK: Final = 512
+BLOCK: Final = 512
 
 
 class Extent(NamedTuple):
@@ -119,7 +119,7 @@ class OpenFile:
         Where neither its attributes nor the backend tell of holes there are none. So a file of any
         size but 0 has an extent up to its size unless it is sparse.
         """
-        if self.attributes.blocks * _BLOCK >= self.size:
+        if self.attributes.blocks * BLOCK >= self.size:
             return [Extent(begin, self.size - begin)] if begin < self.size else [], None
         found: list[Extent] = []
         position = begin

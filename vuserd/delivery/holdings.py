@@ -1,0 +1,216 @@
+"""How much memory each user has in images, from before one is made until nobody has it any more.
+
+That an image is gone the kernel tells: a watch of inotify(7) ends with its file, and a memfd has
+ended when no descriptor (one of O_PATH as well), mapping or message refers to it. A lease, which is
+the other way to ask that, overlooks O_PATH. A watch takes no descriptor, and nothing waits for its
+end: the ends are read when the next image is made.
+"""
+
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from vuserd.asker import ASKER, Asker
+from vuserd.delivery.cgroups import UNLIMITED
+from vuserd.delivery.headroom import HEADROOM
+from vuserd.errors import CallError, ErrorCode, FileError
+
+#: A watch has to be for something: what has no name is never moved.
+_IN_MOVE_SELF: Final = 0x800
+_IN_Q_OVERFLOW: Final = 0x4000
+_IN_IGNORED: Final = 0x8000
+#: struct inotify_event without a name: wd, mask, cookie, len.
+_EVENT: Final = struct.Struct("=iIII")
+_EVENTS: Final = 4096 * _EVENT.size
+_MOST_WATCHES: Final = "/proc/sys/fs/inotify/max_user_watches"
+#: Images of one user, and the part of the daemon's watches that they may take.
+_MOST: Final = 4096
+_PART: Final = 8
+
+
+class _Account:
+    """What one user has."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.bytes = 0
+
+
+class Holding:
+    """What one image takes of what its user may have."""
+
+    def __init__(self, holdings: "Holdings", user: Asker | None, most: int) -> None:
+        self.user = user
+        self.most = most
+        self.bytes = 0
+        self._holdings = holdings
+
+    def grow(self, size: int) -> None:
+        """Count ``size`` bytes at least.
+
+        Raises:
+            CallError: BUSY: the user would have too many.
+
+        """
+        if size > self.bytes:
+            self._holdings.require(self.user, size - self.bytes, self.most)
+            self.settle(size)
+
+    def settle(self, size: int) -> None:
+        """Count ``size`` bytes: it takes no more and no less."""
+        self._holdings.count(self.user, size - self.bytes)
+        self.bytes = size
+
+
+class Holdings:
+    """Counts the images of each user that exist, whoever holds them."""
+
+    def __init__(self) -> None:
+        #: Bytes that one user may have, unless that is more than half of the daemon's memory.
+        self.limit = UNLIMITED
+        #: Lets images of a user's go that are kept for a next time, one with each step.
+        self.let_go: Callable[[Asker | None], Iterator[None]] = lambda _: iter(())
+        self._most_images = _most_images()
+        self._accounts: dict[Asker | None, _Account] = {}
+        self._watched: dict[int, Holding] = {}
+        self._inotify = -1
+
+    def bytes_of(self, user: Asker | None) -> int:
+        """Return the bytes of a user's images, of those as well that nobody holds by now."""
+        account = self._accounts.get(user)
+        return account.bytes if account else 0
+
+    def create(self, name: str, size: int) -> tuple[int, Holding]:
+        """Return a new memfd that may be sealed, and the holding that ends with it.
+
+        Args:
+            name: what /proc shows.
+            size: bytes that it is expected to take; they are its user's from now on. More than a
+                user may have is not believed: some files say so that have less.
+
+        Raises:
+            CallError: BUSY: the user has as many, or as much, as may be.
+            FileError: there are no watches left for the daemon.
+            OSError: there is no memfd.
+
+        """
+        user = ASKER.get()
+        holding = Holding(self, user, min(self.limit, HEADROOM.total() // 2))
+        expected = size if size <= holding.most else 0
+        self._sweep()
+        self.require(user, expected, holding.most, images=1)
+        descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            watch = self._watch(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._watched[watch] = holding
+        self._accounts.setdefault(user, _Account()).images += 1
+        holding.settle(expected)
+        return descriptor, holding
+
+    def require(self, user: Asker | None, size: int, most: int, images: int = 0) -> None:
+        """Check that a user may have so much more, if what is kept for them gives way.
+
+        Raises:
+            CallError: BUSY.
+
+        """
+        if self._fits(user, size, most, images):
+            return
+        self._sweep()
+        for _ in self.let_go(user):
+            self._sweep()
+            if self._fits(user, size, most, images):
+                return
+        if self._fits(user, size, most, images):
+            return
+        account = self._accounts.get(user, _Account())
+        raise CallError(
+            ErrorCode.BUSY,
+            f"{user or 'the daemon'} has {account.images} images of {account.bytes} bytes, and"
+            f" {size} more are too many: close some",
+            limit=most if account.bytes + size > most else self._most_images,
+        )
+
+    def count(self, user: Asker | None, size: int) -> None:
+        """Count bytes of a user that has an image; what is negative is gone."""
+        self._accounts[user].bytes += size
+
+    def _fits(self, user: Asker | None, size: int, most: int, images: int) -> bool:
+        account = self._accounts.get(user)
+        if account is None:
+            return size <= most
+        return account.bytes + size <= most and account.images + images <= self._most_images
+
+    def _watch(self, descriptor: int) -> int:
+        """Return the watch of a memfd.
+
+        Raises:
+            FileError: the system allows the daemon's user no more of them.
+
+        """
+        libc = ctypes.CDLL(None, use_errno=True)
+        if self._inotify < 0:
+            self._inotify = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+            if self._inotify < 0:
+                raise _refusal("max_user_instances")
+        path = b"/proc/self/fd/%d" % descriptor
+        watch: int = libc.inotify_add_watch(self._inotify, path, _IN_MOVE_SELF)
+        if watch < 0:
+            raise _refusal("max_user_watches")
+        return watch
+
+    def _sweep(self) -> None:
+        """Read which images are gone."""
+        while self._watched:
+            try:
+                events = os.read(self._inotify, _EVENTS)
+            except BlockingIOError:
+                return
+            for watch, mask, _, _ in _EVENT.iter_unpack(events):
+                if mask & _IN_IGNORED:
+                    self._end(watch)
+                elif mask & _IN_Q_OVERFLOW:
+                    self._look_through()
+
+    def _look_through(self) -> None:
+        """Find those that are gone by what is watched still: more ended than the kernel tells."""
+        text = Path(f"/proc/self/fdinfo/{self._inotify}").read_text()
+        lines = (line.partition("inotify wd:")[2] for line in text.splitlines())
+        watched = {int(line.split(None, 1)[0], 16) for line in lines if line}
+        for watch in self._watched.keys() - watched:
+            self._end(watch)
+
+    def _end(self, watch: int) -> None:
+        holding = self._watched.pop(watch, None)
+        if holding is not None:
+            account = self._accounts[holding.user]
+            account.bytes -= holding.bytes
+            account.images -= 1
+            if not account.images:
+                del self._accounts[holding.user]
+
+
+def _most_images() -> int:
+    """Return how many images one user may have: there are watches for others, too."""
+    try:
+        watches = int(Path(_MOST_WATCHES).read_text())
+    except (OSError, ValueError):  # a container without it
+        return _MOST
+    return max(min(_MOST, watches // _PART), 1)
+
+
+def _refusal(setting: str) -> FileError:
+    number = ctypes.get_errno()
+    words = f"no room for the file's image: {os.strerror(number)} (fs.inotify.{setting})"
+    return FileError(number or errno.ENOSPC, words)
+
+
+#: Those of this process.
+HOLDINGS: Final = Holdings()
