@@ -14,7 +14,7 @@ from vuserd import __version__
 from vuserd.address import socket_address
 from vuserd.backend.children import CHILDREN
 from vuserd.config.model import ClientLimits, DaemonConfig, ListenConfig
-from vuserd.delivery.holdings import HOLDINGS
+from vuserd.delivery.census import CENSUS
 from vuserd.delivery.images import ImageStore
 from vuserd.descriptor_limits import cuts, descriptors_allowed, limits_within, most_images
 from vuserd.errors import CallError, ConfigurationError, ErrorCode
@@ -79,7 +79,7 @@ class Daemon:
             self._exports = Exports(exporting)
             most = most_images(descriptors_allowed())
             self._images = ImageStore(config.image_cache, most, exporting)
-            HOLDINGS.limit = config.limits.user_images
+            CENSUS.limit = config.limits.user_images
             methods = Methods(self._exports, self._images, self)
             self._server = Server(methods, _fitting(config.limits))
             self._exporter = Exporter(
@@ -244,7 +244,7 @@ class Daemon:
         done += await self._rigs.apply(config.rigs)
         if config.limits != before.limits:
             self._server.limits = _fitting(config.limits)
-            HOLDINGS.limit = config.limits.user_images
+            CENSUS.limit = config.limits.user_images
             done.append("limits: changed, for users who connect from now on")
         if config.image_cache != before.image_cache:
             self._images.resize(config.image_cache)

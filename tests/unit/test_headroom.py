@@ -370,3 +370,13 @@ class TestGivingBack:
         assert machine.headroom.bytes_to_give_back() == 5 * MIB
         write(root / "a", v2(4 << 30, (4 << 30) - 56 * MIB))
         assert machine.headroom.bytes_to_give_back() == 200 * MIB
+
+
+def test_the_total_is_the_least_limit(machine: Machine) -> None:
+    machine.has(free=1 << 30, total=4 << 30)
+    assert machine.headroom.total() == 4 << 30
+    cgroups = machine.mount("cgroup2", "unified")
+    write(cgroups, v2(2 << 30, 0))
+    machine.is_member("0::/")
+    assert machine.headroom.total() == 4 << 30  # for some seconds
+    assert Headroom(str(machine.proc)).total() == 2 << 30

@@ -4,6 +4,7 @@ Shared memory has no other limit than these: who goes beyond is killed, not told
 """
 
 import errno
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -37,6 +38,7 @@ class Headroom:
         self._cgroups: list[Cgroup] = []
         self._memberships: bytes | None = None
         self._looked = 0.0
+        self._total, self._totalled = UNLIMITED, -math.inf
         #: Frees about so many bytes of what is kept for a next time, as far as there are any.
         self.give_back: Callable[[int], None] = lambda _: None
 
@@ -48,8 +50,12 @@ class Headroom:
         return min((room.free for room in self._rooms(enough)), default=UNLIMITED)
 
     def total(self) -> int:
-        """Return the bytes that the daemon could have if it had all: the least of all limits."""
-        return min((room.total for room in self._rooms(0)), default=UNLIMITED)
+        """Return the least of all limits, in bytes, as it was some seconds ago at most."""
+        now = time.monotonic()
+        if now - self._totalled > _LOOK_AGAIN:
+            self._total = min((room.total for room in self._rooms(0)), default=UNLIMITED)
+            self._totalled = now
+        return self._total
 
     def require(self, size: int, purpose: str) -> None:
         """Check that ``size`` bytes can be taken and leave a reserve, if what is kept gives way.

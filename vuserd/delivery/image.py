@@ -11,8 +11,8 @@ import trio
 
 from memory.arena import Buffer
 from protocol.fuse import PAGE_SIZE
+from vuserd.delivery.census import CENSUS, Holding
 from vuserd.delivery.headroom import HEADROOM
-from vuserd.delivery.holdings import HOLDINGS, Holding
 from vuserd.delivery.whole import Delivery, FileChanged
 from vuserd.device.payloads import given_back
 from vuserd.errors import FileError, os_reason
@@ -109,7 +109,7 @@ async def make_image(file: OpenFile) -> SealedImage:
     descriptor = -1
     try:
         expected = min(file.size, file.attributes.blocks * BLOCK)
-        descriptor, holding = HOLDINGS.create("vuserd-image", expected)
+        descriptor, holding = CENSUS.create("vuserd-image", expected)
         # Who is given it opens it anew for nothing else, and leaves no mark on it: to write to the
         # inode is what user attributes and utime() ask for.
         os.fchmod(descriptor, _MODE)

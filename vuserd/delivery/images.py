@@ -12,8 +12,8 @@ from typing import NamedTuple
 import trio
 
 from vuserd.asker import ASKER, Asker
+from vuserd.delivery.census import CENSUS
 from vuserd.delivery.headroom import HEADROOM
-from vuserd.delivery.holdings import HOLDINGS
 from vuserd.delivery.image import SealedImage, image_delivery
 from vuserd.delivery.whole import deliver_whole
 from vuserd.errors import CallError, ErrorCode, VuserdError
@@ -74,7 +74,7 @@ class ImageStore:
         self._kept: OrderedDict[_Place, SealedImage] = OrderedDict()
         self._making: dict[ImageKey, _Making] = {}
         HEADROOM.give_back = self._give_back
-        HOLDINGS.let_go = self._let_go
+        CENSUS.let_go = self._let_go
         self.bytes = 0
         self.hits = 0
         self.misses = 0
@@ -125,7 +125,7 @@ class ImageStore:
     def close(self) -> None:
         """Let go of all images."""
         HEADROOM.give_back = lambda _: None
-        HOLDINGS.let_go = lambda _: iter(())
+        CENSUS.let_go = lambda _: iter(())
         while self._kept:
             self._drop(next(iter(self._kept)))
 

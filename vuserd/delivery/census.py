@@ -4,10 +4,13 @@ That an image is gone the kernel tells: a watch of inotify(7) ends with its file
 ended when no descriptor (one of O_PATH as well), mapping or message refers to it. A lease, which is
 the other way to ask that, overlooks O_PATH. A watch takes no descriptor, and nothing waits for its
 end: the ends are read when the next image is made.
+
+Where the system gives the daemon's user no more watches, as for one whose other programs have them
+all, images are made all the same, and are not counted.
 """
 
 import ctypes
-import errno
+import logging
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -17,8 +20,11 @@ from typing import Final
 from vuserd.asker import ASKER, Asker
 from vuserd.delivery.cgroups import UNLIMITED
 from vuserd.delivery.headroom import HEADROOM
-from vuserd.errors import CallError, ErrorCode, FileError
+from vuserd.errors import CallError, ErrorCode
 
+_LOG = logging.getLogger(__name__)
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 #: A watch has to be for something: what has no name is never moved.
 _IN_MOVE_SELF: Final = 0x800
 _IN_Q_OVERFLOW: Final = 0x4000
@@ -43,11 +49,13 @@ class _Account:
 class Holding:
     """What one image takes of what its user may have."""
 
-    def __init__(self, holdings: "Holdings", user: Asker | None, most: int) -> None:
+    def __init__(self, census: "Census", user: Asker | None, most: int) -> None:
         self.user = user
         self.most = most
         self.bytes = 0
-        self._holdings = holdings
+        #: Whether its end will be known.
+        self.is_watched = False
+        self._census = census
 
     def grow(self, size: int) -> None:
         """Count ``size`` bytes at least.
@@ -57,16 +65,17 @@ class Holding:
 
         """
         if size > self.bytes:
-            self._holdings.require(self.user, size - self.bytes, self.most)
+            self._census.require(self.user, size - self.bytes, self.most)
             self.settle(size)
 
     def settle(self, size: int) -> None:
         """Count ``size`` bytes: it takes no more and no less."""
-        self._holdings.count(self.user, size - self.bytes)
+        if self.is_watched:
+            self._census.count(self.user, size - self.bytes)
         self.bytes = size
 
 
-class Holdings:
+class Census:
     """Counts the images of each user that exist, whoever holds them."""
 
     def __init__(self) -> None:
@@ -78,6 +87,8 @@ class Holdings:
         self._accounts: dict[Asker | None, _Account] = {}
         self._watched: dict[int, Holding] = {}
         self._inotify = -1
+        #: Whether it was said that images are not counted.
+        self._is_told = False
 
     def bytes_of(self, user: Asker | None) -> int:
         """Return the bytes of a user's images, of those as well that nobody holds by now."""
@@ -94,7 +105,6 @@ class Holdings:
 
         Raises:
             CallError: BUSY: the user has as many, or as much, as may be.
-            FileError: there are no watches left for the daemon.
             OSError: there is no memfd.
 
         """
@@ -104,13 +114,11 @@ class Holdings:
         self._sweep()
         self.require(user, expected, holding.most, images=1)
         descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            watch = self._watch(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._watched[watch] = holding
-        self._accounts.setdefault(user, _Account()).images += 1
+        watch = self._watch(descriptor)
+        if watch is not None:
+            holding.is_watched = True
+            self._watched[watch] = holding
+            self._accounts.setdefault(user, _Account()).images += 1
         holding.settle(expected)
         return descriptor, holding
 
@@ -148,23 +156,25 @@ class Holdings:
             return size <= most
         return account.bytes + size <= most and account.images + images <= self._most_images
 
-    def _watch(self, descriptor: int) -> int:
-        """Return the watch of a memfd.
-
-        Raises:
-            FileError: the system allows the daemon's user no more of them.
-
-        """
-        libc = ctypes.CDLL(None, use_errno=True)
+    def _watch(self, descriptor: int) -> int | None:
+        """Return the watch of a memfd; None where the system allows the daemon's user no more."""
         if self._inotify < 0:
-            self._inotify = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+            self._inotify = _LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
             if self._inotify < 0:
-                raise _refusal("max_user_instances")
+                self._tell_of("max_user_instances")
+                return None
         path = b"/proc/self/fd/%d" % descriptor
-        watch: int = libc.inotify_add_watch(self._inotify, path, _IN_MOVE_SELF)
+        watch: int = _LIBC.inotify_add_watch(self._inotify, path, _IN_MOVE_SELF)
         if watch < 0:
-            raise _refusal("max_user_watches")
+            self._tell_of("max_user_watches")
+            return None
         return watch
+
+    def _tell_of(self, setting: str) -> None:
+        if not self._is_told:
+            why = os.strerror(ctypes.get_errno())
+            _LOG.warning("images are not counted: %s (fs.inotify.%s)", why, setting)
+        self._is_told = True
 
     def _sweep(self) -> None:
         """Read which images are gone."""
@@ -206,11 +216,5 @@ def _most_images() -> int:
     return max(min(_MOST, watches // _PART), 1)
 
 
-def _refusal(setting: str) -> FileError:
-    number = ctypes.get_errno()
-    words = f"no room for the file's image: {os.strerror(number)} (fs.inotify.{setting})"
-    return FileError(number or errno.ENOSPC, words)
-
-
 #: Those of this process.
-HOLDINGS: Final = Holdings()
+CENSUS: Final = Census()
