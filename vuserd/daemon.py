@@ -16,7 +16,13 @@ from vuserd.backend.children import CHILDREN
 from vuserd.config.model import ClientLimits, DaemonConfig, ListenConfig
 from vuserd.delivery.census import CENSUS
 from vuserd.delivery.images import ImageStore
-from vuserd.descriptor_limits import cuts, descriptors_allowed, limits_within, most_images
+from vuserd.descriptor_limits import (
+    cuts,
+    descriptors_allowed,
+    limits_within,
+    most_connections,
+    most_images,
+)
 from vuserd.errors import CallError, ConfigurationError, ErrorCode
 from vuserd.exporter import Exporter, Sources
 from vuserd.fs.export import ExportState
@@ -81,7 +87,9 @@ class Daemon:
             self._images = ImageStore(config.image_cache, most, exporting)
             CENSUS.limit = config.limits.user_images
             methods = Methods(self._exports, self._images, self)
-            self._server = Server(methods, _fitting(config.limits))
+            self._server = Server(
+                methods, _fitting(config.limits), most_connections(descriptors_allowed())
+            )
             self._exporter = Exporter(
                 Sources(
                     self._server.counters,

@@ -39,6 +39,11 @@ def most_images(allowed: int | None) -> int:
     return _MOST_IMAGES if allowed is None else min(_MOST_IMAGES, allowed // 16)
 
 
+def most_connections(allowed: int | None) -> int | None:
+    """Return how many connections all users may have together; None for any number."""
+    return None if allowed is None else allowed // 2
+
+
 def limits_within(limits: ClientLimits, allowed: int | None) -> ClientLimits:
     """Return the limits, cut so that a user at all of them leaves half of the descriptors.
 

@@ -19,6 +19,8 @@ from vuserd.client import Client
 
 #: So few that the limits of connections, descriptors and requests follow from them.
 _DESCRIPTORS: Final = 1024
+#: The first of the uids that useradd(8) gives people beside their own, for containers.
+_SUBORDINATE: Final = 100_000
 _CONFIGURATION: Final = """
 image_cache = 0
 [limits]
@@ -47,8 +49,7 @@ _HALF: Final = b"\x94\x00\x01\xa4read\x91\xc6\x00\x07\xff\xff" + bytes(500_000)
     promise="others connect and are served everything; nothing is left when it is gone",
 )
 def test_a_user_at_all_its_limits_leaves_room(ground: Path, rust_virtiofsd: str) -> None:
-    for number in range(20):
-        (ground / "export" / f"{number}").write_bytes(b"%d" % number * 100_000)
+    make_files(ground)
     configuration = ground / "vuserd.toml"
     configuration.write_text(_CONFIGURATION.format(ground=ground, backend=rust_virtiofsd))
     path = ground / "s"
@@ -62,6 +63,7 @@ def test_a_user_at_all_its_limits_leaves_room(ground: Path, rust_virtiofsd: str)
             assert before["descriptors"] + 97 < taken < _DESCRIPTORS // 2
             assert run_as(VICTIM, lambda: is_served(path)) == 0
             is_served(path)
+            assert run_as(VICTIM, lambda: fills_a_message(path)) == 0
         deadline = time.monotonic() + 20
         while (now := standing(daemon)) != before:
             assert time.monotonic() < deadline, f"{before} became {now}"
@@ -78,6 +80,10 @@ def is_served(path: Path) -> None:
             assert bytes(image.buffer()) == b"hello\n"
         with client.attach(size=1 << 20) as memory:
             assert memory.load("files", "4", 0) == 100_000
+
+
+def fills_a_message(path: Path) -> None:
+    """Send all the descriptors that one message carries; they are received, and then refused."""
     with connected(path) as sock:
         descriptors = [sock.fileno()] * MOST_DESCRIPTORS
         socket.send_fds(sock, [b"\x94"], descriptors)
@@ -148,3 +154,50 @@ def attach(sock: socket.socket) -> str:
     os.close(memfd)
     error, _ = answered(sock)
     return str(error["code"]) if error else ""
+
+
+@threat(
+    "many-users",
+    who=Who.CLIENT,
+    against="other users and root",
+    does="connects as many users, as who has subordinate uids is, each as often as a user may",
+    promise="half of the descriptors stay for root, the daemon's user and who has no connection",
+)
+def test_many_users_leave_room(ground: Path, rust_virtiofsd: str) -> None:
+    make_files(ground)
+    configuration = ground / "vuserd.toml"
+    configuration.write_text(_CONFIGURATION.format(ground=ground, backend=rust_virtiofsd))
+    path = ground / "s"
+    with (
+        RunningDaemon(
+            {},
+            path,
+            None,
+            "--config",
+            str(configuration),
+            configured=True,
+            descriptors=_DESCRIPTORS,
+        ),
+        contextlib.ExitStack() as stack,
+    ):
+        for user in range(_SUBORDINATE, _SUBORDINATE + 12):
+            stack.enter_context(attacking(lambda: connect_often(path), user))
+        assert run_as(VICTIM, lambda: is_served(path)) == 0
+        is_served(path)
+
+
+def make_files(ground: Path) -> None:
+    for number in range(20):
+        (ground / "export" / f"{number}").write_bytes(b"%d" % number * 100_000)
+
+
+def connect_often(path: Path) -> list[socket.socket]:
+    """Connect until that is refused; a refusal is a word and the end."""
+    kept = []
+    for _ in range(_DESCRIPTORS):
+        sock = connected(path)
+        kept.append(sock)
+        sock.sendall(msgpack.packb([0, 1, "api_info", []]))
+        if msgpack.unpackb(sock.recv(1 << 16))[0] != 1:
+            break
+    return kept

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import logging
+import os
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -10,7 +11,7 @@ from typing import Final
 import trio
 
 from vuserd.config.model import ClientLimits
-from vuserd.errors import CallError, os_reason
+from vuserd.errors import CallError, ErrorCode, os_reason
 from vuserd.foreign import ForeignDescriptors
 from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.codec import encode_notification
@@ -18,7 +19,7 @@ from vuserd.rpc.connection import Connection
 from vuserd.rpc.counters import Counters
 from vuserd.rpc.listener import Listener
 from vuserd.rpc.methods import Methods
-from vuserd.rpc.users import Accounts
+from vuserd.rpc.users import Account, Accounts
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,9 +31,21 @@ _LOG_PAUSE: Final = 60.0
 
 
 class Server:
-    """Serves the methods to the clients of any number of listeners."""
+    """Serves the methods to the clients of any number of listeners.
 
-    def __init__(self, methods: Methods, limits: ClientLimits) -> None:
+    Args:
+        methods: what may be called.
+        limits: of each client and user.
+        most_connections: of all users; beyond them root, the daemon's user and those who have none
+            may connect, so that nobody is shut out by somebody who is many users.
+
+
+    """
+
+    def __init__(
+        self, methods: Methods, limits: ClientLimits, most_connections: int | None = None
+    ) -> None:
+        self._most_connections = most_connections
         self.counters = Counters()
         #: For those who connect from now on.
         self.limits = limits
@@ -146,6 +159,24 @@ class Server:
             self._next_complaint = now + _LOG_PAUSE
             _LOG.warning("no client can be accepted for now: %s", os_reason(error))
 
+    def _require_room(self, peer: Peer, account: Account) -> None:
+        """Leave the last connections to those who manage the daemon, or have none.
+
+        Raises:
+            CallError: BUSY.
+
+        """
+        most = self._most_connections
+        if most is None or len(self._connections) < most or not account.connections:
+            return
+        if peer.uid not in (0, os.geteuid()) or account.rig is not None:
+            raise CallError(
+                ErrorCode.BUSY,
+                f"all users together have {len(self._connections)} connections, and the rest is"
+                " for those who have none",
+                limit=most,
+            )
+
     async def _serve_client(self, sock: socket.socket, listener: Listener) -> None:
         sock.setblocking(False)  # noqa: FBT003 - the name is the standard library's
         try:
@@ -156,6 +187,7 @@ class Server:
             return
         account = self._accounts.of(peer.uid, listener.rig, self.limits)
         try:
+            self._require_room(peer, account)
             account.enter()
         except CallError as refusal:
             self._methods.refusals.note(peer, str(refusal))
