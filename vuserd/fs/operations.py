@@ -24,6 +24,9 @@ _RACED: Final = frozenset({errno.EAGAIN, errno.EXDEV})
 _ATTEMPTS: Final = 10
 #: Replies without an entry to show, one after the other: "." and ".." may have one each.
 _MOST_BARREN: Final = 16
+#: Bytes of a directory that are asked for at once: to decode them takes a few milliseconds, in
+#: which nobody else has a turn. It is bulk, of which the backend has few at a time.
+_BATCH_SIZE: Final = 128 << 10
 
 
 def _was_raced(answer: "Outcome[bytes | int]") -> bool:
@@ -225,7 +228,7 @@ class NodeOperations:
         # Room for the entries that are wanted with names of the usual length, not for many more:
         # with READDIRPLUS each more is a descriptor in the backend.
         size = max(LONGEST_RECORD, limit * (192 if plus else 64))
-        size = min(size, self._session.max_read)
+        size = min(size, self._session.max_read, _BATCH_SIZE)
         request = (fuse.readdirplus if plus else fuse.readdir)(node.id, handle, offset, size)
         decode = functools.partial(decode_directory, plus=plus, after=offset)
 
