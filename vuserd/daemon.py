@@ -334,7 +334,7 @@ def _fitting(limits: ClientLimits) -> ClientLimits:
     allowed = descriptors_allowed()
     fitting = limits_within(limits, allowed)
     if cut := cuts(limits, fitting):
-        _LOG.warning(
+        _LOG.info(
             "%s open files (LimitNOFILE=, ulimit -Hn) are for users to share: %s", allowed, cut
         )
     return fitting
