@@ -3,8 +3,10 @@
 BIN := .venv/bin
 COVERED := vuserd/*,protocol/*,memory/*
 MINIMUM := 95
-# The tests whose coverage counts. The others run daemons of their own, which a tracer slows down to half.
-COVERING := $(addprefix tests/,unit property fuzz faults conformance mutants)
+# The tests whose coverage counts. The others run daemons of their own, which a tracer slows down to half;
+# these two attacks show errors that nothing else does.
+COVERING := $(addprefix tests/,unit property fuzz faults conformance mutants \
+    attacks/test_socket_folders.py attacks/test_descriptors.py)
 NAME ?= files
 SUITE ?= trixie
 FUZZ_TIME ?= 60
