@@ -29,7 +29,12 @@ def _root() -> Iterator[None]:
     if os.geteuid() != 0:
         without("only root mounts file systems")
 
-    def end(_number: int, _frame: object) -> None:
+    us = os.getpid()
+
+    def end(number: int, _frame: object) -> None:
+        if os.getpid() != us:  # a child that was forked, and has nothing to unmount
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         pytest.exit("terminated")
 
     before = signal.signal(signal.SIGTERM, end)
