@@ -84,6 +84,7 @@ class RingSession:
         self._undo = contextlib.ExitStack()
         try:
             self._socket, self.process = self._start(_identify(program), directory)
+            self._socket.setblocking(True)  # noqa: FBT003 - the name is the standard library's
             self._layout = SharedLayout(_PAYLOADS)
             self._undo.callback(self._layout.close)
             self._rings: dict[int, Virtqueue[_InFlight]] = {}

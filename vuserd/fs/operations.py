@@ -24,9 +24,8 @@ _RACED: Final = frozenset({errno.EAGAIN, errno.EXDEV})
 _ATTEMPTS: Final = 10
 #: Replies without an entry to show, one after the other: "." and ".." may have one each.
 _MOST_BARREN: Final = 16
-#: Bytes of a directory that are asked for at once: to decode them takes a few milliseconds, in
-#: which nobody else has a turn. It is bulk, of which the backend has few at a time.
-_BATCH_SIZE: Final = 128 << 10
+#: Bytes of a directory that are asked for at once: nobody else has a turn while they are decoded.
+_BATCH_SIZE: Final = 512 << 10
 
 
 def _was_raced(answer: "Outcome[bytes | int]") -> bool:
