@@ -165,17 +165,23 @@ def listener_result(config: ListenConfig) -> Result:
 
 def _folder_result(address: str, folder: str) -> Result:
     """Warn where others can replace the socket: a client by its path believes whoever they are."""
+    detail = f"{address}: others can put a socket of theirs in its place, for clients to talk to"
+    advice = f"choose one below /run, or chmod go-w {folder}"
+    warning = Result("socket", Mark.WARNING, detail, advice)
+    return _kept_result(folder, Result("socket", Mark.OK, address), warning)
+
+
+def _kept_result(folder: str, kept: Result, warning: Result) -> Result:
+    """Return ``kept`` where what is put into a folder stays there, else a warning or a problem."""
     trust = own_trust()
     try:
         with route(folder, trust) as found:
-            if keeps_entries(found, trust):
-                return Result("socket", Mark.OK, address)
+            return kept if keeps_entries(found, trust) else warning
     except UnsafePath as unsafe:
-        return Result("socket", Mark.PROBLEM, f"{address}: {unsafe.wrong}", unsafe.right)
+        return Result(kept.name, Mark.PROBLEM, f"{kept.detail}: {unsafe.wrong}", unsafe.right)
     except OSError as error:
-        return Result("socket", Mark.PROBLEM, f"{address}: {os_reason(error)}", "choose another")
-    detail = f"{address}: others can put a socket of theirs in its place, for clients to talk to"
-    return Result("socket", Mark.WARNING, detail, f"choose one below /run, or chmod go-w {folder}")
+        detail = f"{kept.detail}: {os_reason(error)}"
+        return Result(kept.name, Mark.PROBLEM, detail, "choose another")
 
 
 def listener_there(address: str) -> ListenConfig:
@@ -289,14 +295,7 @@ def metrics_result(file: str) -> Result:
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         detail = f"{name_of(os.geteuid())} may not write {folder}"
         return Result("metrics", Mark.PROBLEM, detail, "permit it, or give another metrics_file")
-    trust = own_trust()
-    try:
-        with route(folder, trust) as found:
-            if keeps_entries(found, trust):
-                return Result("metrics", Mark.OK, file)
-    except UnsafePath as unsafe:
-        return Result("metrics", Mark.PROBLEM, f"{file}: {unsafe.wrong}", unsafe.right)
-    except OSError as error:
-        return Result("metrics", Mark.PROBLEM, f"{file}: {os_reason(error)}", "choose another")
     detail = f"{file}: others can put numbers of theirs in its place"
-    return Result("metrics", Mark.WARNING, detail, f"chmod go-w {folder}, or choose another")
+    advice = f"chmod go-w {folder}, or choose another"
+    warning = Result("metrics", Mark.WARNING, detail, advice)
+    return _kept_result(folder, Result("metrics", Mark.OK, file), warning)

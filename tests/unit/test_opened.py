@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
 from vuserd.backend import process as process_module
 from vuserd.backend.find import BackendKind, Program
@@ -68,5 +69,6 @@ async def test_what_cannot_be_seen_is_not_it(
     program = Program("/bin/true", BackendKind.RUST, "1")
     with caplog.at_level(logging.WARNING):
         async with start_backend(program, "/", "none", BackendOptions(), "files") as backend:
-            assert not await backend.has_opened(*identity(tmp_path), "none")
+            limiter = trio.CapacityLimiter(1)
+            assert not await backend.has_opened(*identity(tmp_path), "none", limiter)
     assert ("not to be seen" in caplog.text) == (error is PermissionError)

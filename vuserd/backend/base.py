@@ -31,10 +31,17 @@ class Backend(ABC):
         """Return how its process ended where it was not for us: its status, or minus the signal."""
         return None
 
-    async def has_opened(self, device: int, inode: int, sandbox: str) -> bool:  # noqa: ARG002
+    async def has_opened(
+        self,
+        device: int,  # noqa: ARG002
+        inode: int,  # noqa: ARG002
+        sandbox: str,  # noqa: ARG002
+        limiter: trio.CapacityLimiter,  # noqa: ARG002
+    ) -> bool:
         """Tell whether this directory is the one that it serves; True where that is not known.
 
-        It is asked of one that has answered, and that has been asked for no file yet.
+        It is asked of one that has answered, and that has been asked for no file yet. ``limiter``
+        is of threads that may wait for this directory's file system for ever.
         """
         return True
 

@@ -206,12 +206,14 @@ class BackendProcess(Backend):
             return end - _MOST_STATUS
         return end
 
-    async def has_opened(self, device: int, inode: int, sandbox: str) -> bool:
+    async def has_opened(
+        self, device: int, inode: int, sandbox: str, limiter: trio.CapacityLimiter
+    ) -> bool:
         """Look it up in ``/proc``; False also where that does not answer in time."""
         look = partial(has_opened, self._process.pid, sandbox, device, inode)
         try:
             with trio.move_on_after(_GRACE):
-                return await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+                return await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=limiter)
         except PermissionError:
             _LOG.warning(
                 "%s: what it has opened is not to be seen in /proc/%d: has it a user of its own?",

@@ -148,7 +148,8 @@ class Lookout:
         #: The look in progress: when it began, and its end.
         self._began = -float("inf")
         self._ended: trio.Event | None = None
-        self._limiter = trio.CapacityLimiter(2)  # a look for a start, and one for calls
+        #: Of threads that wait for this path's file system: a look for a start, and one for calls.
+        self.limiter = trio.CapacityLimiter(2)
         self._scope = trio.CancelScope()  # of the look in progress
         self._stopped = False
 
@@ -202,5 +203,5 @@ class Lookout:
     async def _in_thread(self) -> Sight:
         """Look in a thread, which is left to itself where it comes to no end."""
         return await trio.to_thread.run_sync(
-            look_at, self._path, abandon_on_cancel=True, limiter=self._limiter
+            look_at, self._path, abandon_on_cancel=True, limiter=self.limiter
         )

@@ -416,7 +416,8 @@ class Export:
             there = await lookout.see()
             if there is None or there.standing != standing:
                 raise BackendDown("another directory stands there by now")
-            if not await backend.has_opened(standing.device, standing.inode, mode):
+            device, inode = standing.device, standing.inode
+            if not await backend.has_opened(device, inode, mode, lookout.limiter):
                 raise BackendDown("the other backend has opened another directory")
 
         try:
@@ -519,7 +520,8 @@ class Export:
                 # While it serves, its directory cannot end: another that looks the same is that.
                 before, sight = sight.standing, await self._lookout.see()
                 is_there = sight is not None and sight.standing == before
-                if is_there and (not serving.is_serving() or await serving.is_on(before)):
+                limiter = self._lookout.limiter
+                if is_there and (not serving.is_serving() or await serving.is_on(before, limiter)):
                     break
             except BaseException:  # cancelled, it takes the backend with it
                 serving.retire()

@@ -133,7 +133,7 @@ class Serving:
         """Let it end once the calls on it have ended."""
         self._retired.set()
 
-    async def is_on(self, standing: Standing) -> bool:
+    async def is_on(self, standing: Standing, limiter: trio.CapacityLimiter) -> bool:
         """Tell whether its backend has opened this directory; ask before any call is put to it."""
         if not self.is_serving() or self.files is None or self.backend is None:
             return False
@@ -141,7 +141,9 @@ class Serving:
             with contextlib.suppress(VuserdError):
                 return (await self.files.stat(b"/", follow=False)).ino == standing.inode
             return False
-        return await self.backend.has_opened(standing.device, standing.inode, self.mode or "")
+        return await self.backend.has_opened(
+            standing.device, standing.inode, self.mode or "", limiter
+        )
 
     async def lost(self) -> None:
         """Wait until it is lost."""

@@ -39,7 +39,6 @@ class Server:
         most_connections: of all users; beyond them root, the daemon's user and those who have none
             may connect, so that nobody is shut out by somebody who is many users.
 
-
     """
 
     def __init__(
