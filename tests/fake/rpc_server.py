@@ -102,7 +102,8 @@ class FakeDaemon:
     def __init__(self, address: str, root: Node) -> None:
         self.address = address
         self.root = root
-        #: Reply only when so many requests have come, to the last one first.
+        #: Reply only when so many requests have come, to the last one first; with 1 in their order,
+        #: however many come together.
         self.hold = 1
         #: Send in pieces of so many bytes; None for as large as they come.
         self.piece: int | None = None
@@ -194,7 +195,7 @@ class FakeDaemon:
                     held.append(message)
                 if len(held) < self.hold:
                     continue
-                for request in reversed(held):
+                for request in held if self.hold == 1 else reversed(held):
                     frame, descriptors = self._answer(request)
                     self._send(connection, frame[:left], descriptors)
                     left -= len(frame)
