@@ -15,8 +15,8 @@ from typing import Final
 from vuserd.client import Client
 from vuserd.client.errors import ClientError
 from vuserd.client.memory import AttachedMemory
-from vuserd.client.parser import number_argument, target_argument
-from vuserd.client.target import Target
+from vuserd.ctl.parser import number_argument, target_argument
+from vuserd.ctl.target import Target
 
 READ_MAX: Final = 8 << 20  #: the most that one read gives
 

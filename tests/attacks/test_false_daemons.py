@@ -253,7 +253,7 @@ def test_no_escapes_on_a_terminal(ground: Path, words: list[str]) -> None:
     master, terminal = os.openpty()
     with false_daemon(ground, answer) as path:
         subprocess.run(
-            [sys.executable, "-m", "vuserd.client.vuserctl", "--socket", path, *words],
+            [sys.executable, "-m", "vuserd.ctl.main", "--socket", path, *words],
             stdout=terminal, stderr=terminal, timeout=PATIENCE, check=False,
         )  # fmt: skip
     os.close(terminal)
@@ -285,7 +285,7 @@ def test_completion_ends(ground: Path, slowly: bool) -> None:
             time.sleep(0.2)
 
     with false_daemon(ground, answer) as path:
-        command = [sys.executable, "-m", "vuserd.client.vuserctl"]
+        command = [sys.executable, "-m", "vuserd.ctl.main"]
         words = ["__complete", "--socket", path, "ls", "x:"]
         ended = subprocess.run([*command, *words], timeout=PATIENCE, check=False)
         assert ended.returncode == -signal.SIGALRM

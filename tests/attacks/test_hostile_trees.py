@@ -11,9 +11,9 @@ import pytest
 from tests.attacks.false_daemons import false_daemon, reply
 from tests.attacks.people import VICTIM, run_as
 from tests.attacks.threats import Who, threat
-from vuserd.client import download_tree, vuserctl
+from vuserd.ctl import get_tree, main
 
-assert download_tree  # before a user who cannot read this interpreter has vuserctl load it
+assert get_tree  # before a user who cannot read this interpreter has vuserctl load it
 
 _NUMBERS: Final = (
     "size", "ino", "nlink", "uid", "gid", "rdev", "blocks", "blksize",
@@ -86,7 +86,7 @@ def test_nothing_is_written_outside(ground: Path, kind: str) -> None:
             reply(connection, number, b"evil")
 
     def victim() -> None:
-        vuserctl.run(["--socket", path, "get", "-r", "x:top", str(home / "copy")])
+        main.run(["--socket", path, "get", "-r", "x:top", str(home / "copy")])
 
     with false_daemon(ground, answer) as path:
         assert run_as(VICTIM, victim) == 0

@@ -16,10 +16,11 @@ import trio
 from tests.attacks.false_daemons import PATIENCE, reply, requests
 from tests.attacks.people import MALLORY, VICTIM, As, run_as
 from tests.attacks.threats import Who, threat
-from vuserd.client import Client, TrioClient, reaching, report, vuserctl
+from vuserd.client import Client, TrioClient, reaching
 from vuserd.client.errors import CannotConnect, NotTaken
+from vuserd.ctl import main, show
 
-assert report  # before a user who cannot read this interpreter has vuserctl load it
+assert show  # before a user who cannot read this interpreter has vuserctl load it
 
 _CLONE_NEWNET: Final = 0x40000000
 
@@ -38,7 +39,7 @@ def find_with_trio(address: str | None = None) -> None:
 
 
 def find_with_vuserctl(address: str | None = None) -> None:
-    assert vuserctl.run([*(["--socket", address] if address else []), "exports"]) == 0
+    assert main.run([*(["--socket", address] if address else []), "exports"]) == 0
 
 
 Find = Callable[..., None]

@@ -43,11 +43,11 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts, ot
 # Python may be installed where only root can read: what is needed is loaded before.
 _START: Final = """
 import locale, os, sys
-from vuserd.client import vuserctl, download, download_tree
-vuserctl.parser().format_help()
+from vuserd.ctl import get, get_tree, main
+main.parser().format_help()
 if {user}:
     os.setgroups([]); os.setgid({user}); os.setuid({user})
-sys.exit(vuserctl.main())
+sys.exit(main.main())
 """
 
 

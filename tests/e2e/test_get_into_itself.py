@@ -11,7 +11,7 @@ import pytest
 
 from tests.running import REPOSITORY, RunningDaemon
 
-_VUSERCTL: Final = "import sys; from vuserd.client.vuserctl import main; sys.exit(main())"
+_VUSERCTL: Final = "import sys; from vuserd.ctl.main import main; sys.exit(main())"
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts")
 
 

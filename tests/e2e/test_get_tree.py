@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.running import REPOSITORY, RunningDaemon
-from vuserd.client import vuserctl
+from vuserd.ctl import main
 
 _NOBODY = 65534
 
@@ -68,7 +68,7 @@ def get(running: RunningDaemon, *arguments: str) -> tuple[int, list[str]]:
     """Run ``vuserctl get -r``; return its status, and what it said on standard error."""
     said = io.StringIO()
     with redirect_stderr(said):
-        status = vuserctl.run(["--socket", running.socket, "get", "-r", *arguments])
+        status = main.run(["--socket", running.socket, "get", "-r", *arguments])
     return status, said.getvalue().splitlines()
 
 

@@ -23,7 +23,7 @@ def kernel_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def get(daemon: RunningDaemon, name: str, target: Path) -> None:
-    command = [sys.executable, "-m", "vuserd.client.vuserctl", "--socket", daemon.socket]
+    command = [sys.executable, "-m", "vuserd.ctl.main", "--socket", daemon.socket]
     subprocess.run([*command, "get", name, str(target)], check=True, cwd=REPOSITORY)
 
 

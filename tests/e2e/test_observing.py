@@ -283,7 +283,7 @@ def test_two_clients_trace_at_once(daemon: RunningDaemon, client: Client) -> Non
 
 
 def vuserctl(daemon: RunningDaemon, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "vuserd.client.vuserctl", "--socket", daemon.socket]
+    command = [sys.executable, "-m", "vuserd.ctl.main", "--socket", daemon.socket]
     return subprocess.Popen(
         [*command, *arguments],
         cwd=REPOSITORY,

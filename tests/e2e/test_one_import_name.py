@@ -188,7 +188,7 @@ def test_a_users_modules_are_found_beside_the_clients(installed: Environment, mi
 def test_it_runs_out_of_a_zip_file(wheel: Path, tmp_path: Path, rust_virtiofsd: str) -> None:
     environment = Environment(tmp_path / "environment")
     program = [environment.python, "-m", "vuserd"]
-    vuserctl = [environment.python, "-m", "vuserd.client.vuserctl"]
+    vuserctl = [environment.python, "-m", "vuserd.ctl.main"]
     check_delivery(tmp_path, rust_virtiofsd, program, vuserctl, path=wheel)
 
 

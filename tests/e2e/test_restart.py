@@ -20,9 +20,9 @@ import trio
 
 from tests.running import REPOSITORY
 from vuserd.client import Client, TrioClient, calls
-from vuserd.client.download_tree import get_tree
 from vuserd.client.errors import ClientError
-from vuserd.client.target import Target
+from vuserd.ctl.get_tree import get_tree
+from vuserd.ctl.target import Target
 
 _RESTARTS: Final = 20
 _THREADS: Final = 8

@@ -20,7 +20,7 @@ from tests.running import REPOSITORY, RunningDaemon, find_backend
 from vuserd.client import Client
 from vuserd.client.errors import CannotConnect
 
-_VUSERCTL: Final = "import sys; from vuserd.client.vuserctl import main; sys.exit(main())"
+_VUSERCTL: Final = "import sys; from vuserd.ctl.main import main; sys.exit(main())"
 _VUSERD: Final = "import sys; from vuserd.cli import main; sys.exit(main())"
 
 #: A name in German, one beyond Latin-1, one that is no UTF-8, and one that is plain.

@@ -10,8 +10,9 @@ from typing import Final, NamedTuple
 
 import trio
 
-from vuserd.client import Client, TrioClient, vuserctl
+from vuserd.client import Client, TrioClient
 from vuserd.client.records import Stat
+from vuserd.ctl import main
 
 #: The most that one ``read`` of the RPC gives.
 READ_MAX: Final = 8 << 20
@@ -159,7 +160,7 @@ def _vuserctl(served: Served, *arguments: str) -> str:
     """Do a command in this process: starting Python for each would take most of the time."""
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):
-        status = vuserctl.run(["--socket", served.socket, *arguments])
+        status = main.run(["--socket", served.socket, *arguments])
     if status:
         raise FailedCommandError(said.getvalue())
     return said.getvalue()

@@ -13,7 +13,7 @@ from tests.e2e.host_tree import host_stat
 from tests.e2e.ways import WAYS, Served, by_cat, by_get_r
 from tests.systems.grounds import GROUNDS
 from tests.systems.trees import SIZES, SPARSE_SIZE, described
-from vuserd.client import vuserctl
+from vuserd.ctl import main
 
 #: One makes pages end in the middle of what a backend sends.
 LIMITS: Final = (7, 1000)
@@ -139,7 +139,7 @@ def test_a_copy_of_it_all(served: Served, ground: Path, tmp_path: Path) -> None:
     said = io.StringIO()
     command = ["--socket", served.socket, "get", "-r", f"{served.export}:/"]
     with redirect_stderr(said):
-        assert vuserctl.run([*command, str(tmp_path / "copy")]) == 0, said.getvalue()
+        assert main.run([*command, str(tmp_path / "copy")]) == 0, said.getvalue()
     fifo = f"vuserctl: {served.export}:/odd/fifo: skipped, a fifo\n"
     assert said.getvalue() == (fifo if os.path.exists(ground / "odd/fifo") else "")
     copy, host = described(tmp_path / "copy"), described(ground)

@@ -26,8 +26,9 @@ from tests.running import RunningDaemon
 from tests.systems.mounting import shared_folder
 from tests.systems.odd_nodes import KINDS, odd_entries
 from tests.systems.oddtree import Entry, Node, OddFileSystem, directory, odd_file_system
-from vuserd.client import Client, vuserctl
+from vuserd.client import Client
 from vuserd.client.errors import RemoteError
+from vuserd.ctl import main
 
 _WAYS: Final = (by_read, by_stream, by_download, by_fetch, by_load)
 #: What an error is not to be: a file system has said nothing of the kind.
@@ -233,7 +234,7 @@ def check_copy(odd: Odd) -> None:
     """Expect get -r to bring every ordinary file, whatever it says of the others."""
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         arguments = ["--socket", odd.inside.socket, "get", "-r", "odd:/", f"{folder}/copy"]
-        assert vuserctl.run(arguments) in (0, 1)
+        assert main.run(arguments) in (0, 1)
         for name, content in _PLAIN.items():
             assert Path(folder, "copy", os.fsdecode(name)).read_bytes() == content
 

@@ -14,7 +14,8 @@ from tests.running import RunningDaemon
 from tests.systems.conftest import without
 from tests.systems.grounds import GROUNDS
 from tests.systems.mounting import make_image, mounted, mounted_image, shared_folder
-from vuserd.client import Client, vuserctl
+from vuserd.client import Client
+from vuserd.ctl import main
 
 _KINDS: Final = {
     "ext4": ("mkfs.ext4", "-q", "-b", "4096"),  # smaller blocks would keep files below 1 TiB
@@ -85,7 +86,7 @@ def vuserctl_get(client: Client, name: str, folder: Path, *options: str) -> Path
     assert address is not None
     with redirect_stderr(said):
         arguments = ["--socket", address.address, "get", *options, source, str(folder / "copy")]
-        assert vuserctl.run(arguments) == 0, said.getvalue()
+        assert main.run(arguments) == 0, said.getvalue()
     return folder / "copy" / "file" if options else folder / "copy"
 
 

@@ -20,8 +20,9 @@ import trio
 from tests.e2e.ways import Served
 from tests.running import RunningDaemon
 from tests.systems.mounting import mounted, overlay, shared_folder
-from vuserd.client import Client, TrioClient, vuserctl
+from vuserd.client import Client, TrioClient
 from vuserd.client.errors import RemoteError
+from vuserd.ctl import main
 
 _OLD: Final = 1500
 _NEW: Final = 2000
@@ -236,7 +237,7 @@ def test_by_vuserctl(served: Served, directory: Path, tmp_path: Path, command: s
     if command == "get -r":
         arguments.append(str(tmp_path / "copy"))
     with redirect_stdout(output), redirect_stderr(said), clearing(directory) as stayed:
-        status = vuserctl.run(arguments)
+        status = main.run(arguments)
     if "(CHANGED)" in said.getvalue():
         assert status == 1
         return

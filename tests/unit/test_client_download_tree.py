@@ -7,8 +7,8 @@ import pytest
 
 from tests.fake.rpc_server import FakeDaemon, FaultError, Node, directory
 from vuserd.client import Client
-from vuserd.client.download_tree import get_tree
-from vuserd.client.target import Target
+from vuserd.ctl.get_tree import get_tree
+from vuserd.ctl.target import Target
 from vuserd.rpc.codec import Request
 
 

@@ -12,13 +12,14 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon
-from vuserd.client import Client, TrioClient, transfer, vuserctl
+from vuserd.client import Client, TrioClient, transfer
 from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.image import Image
-from vuserd.client.loading import parse_number
 from vuserd.client.memory import SharedMemory
 from vuserd.client.records import ImageInfo
 from vuserd.client.ticket import Ticket
+from vuserd.ctl import main
+from vuserd.ctl.load import parse_number
 from vuserd.rpc.codec import Request, encode_response
 
 CONTENT = b"image " * 1000
@@ -340,7 +341,7 @@ class TestLoading:
 
     def load(self, fake_daemon: FakeDaemon, memory: str) -> int:
         options = ["--memory", memory, "--address", "4K"]
-        return vuserctl.run(["--socket", fake_daemon.address, "load", "kernels:image", *options])
+        return main.run(["--socket", fake_daemon.address, "load", "kernels:image", *options])
 
 
 def test_a_child_that_closes_the_client_leaves_the_connection(client: Client) -> None:

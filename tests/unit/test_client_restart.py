@@ -15,11 +15,12 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
 from vuserd.address import Candidate
-from vuserd.client import Client, TrioClient, calls, reaching, vuserctl
+from vuserd.client import Client, TrioClient, calls, reaching
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import CannotConnect, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.reaching import Approach, is_silent, queue_is_full
 from vuserd.client.transfer import Resumption
+from vuserd.ctl import main
 from vuserd.rpc.codec import Request, encode_notification, encode_response
 
 #: More than a socket holds that nobody reads from.
@@ -637,11 +638,11 @@ class TestVuserctl:
         arguments += ["--memory", str(memfd), "--address", "0"]
         try:
             os.ftruncate(memfd, 1 << 20)
-            assert vuserctl.run(arguments) == 0
+            assert main.run(arguments) == 0
             assert os.pread(memfd, len(IMAGE), 0) == IMAGE
             assert "300001 bytes" in capfd.readouterr().out
             ends += [1, 1]
-            assert vuserctl.run(arguments) == 1
+            assert main.run(arguments) == 1
             assert "this call had no effect" in capfd.readouterr().err
         finally:
             os.close(memfd)
@@ -660,7 +661,7 @@ class TestVuserctl:
         fake_daemon.results["trace"] = {"events": [], "lost": 0}
         fake_daemon.before = end
         arguments = ["--socket", fake_daemon.address, "trace", "kernels", "-n", "1"]
-        assert vuserctl.run(arguments) == 1
+        assert main.run(arguments) == 1
         assert capfd.readouterr().err == "vuserctl: the daemon closed the connection\n"
         assert (asked(fake_daemon, "trace"), fake_daemon.connections) == (2, 1)
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from tests.fake.rpc_server import FakeDaemon
-from vuserd.client import vuserctl
-from vuserd.client.top import Rates
+from vuserd.ctl import main
+from vuserd.ctl.top import Rates
 
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 
@@ -82,7 +82,7 @@ def top(daemon: FakeDaemon, *arguments: str) -> list[str]:
 
 class TestElsewhere:
     def test_snapshots(self, fake_daemon: FakeDaemon, capfd: pytest.CaptureFixture[str]) -> None:
-        assert vuserctl.run(top(fake_daemon, "-n", "2")) == 0
+        assert main.run(top(fake_daemon, "-n", "2")) == 0
         first, second = capfd.readouterr().out.split("\n\nvuserd 9.9")
         assert "REQ/S" not in first
         assert "REQ/S  MB/S" in second
@@ -90,7 +90,7 @@ class TestElsewhere:
         assert "\x1b" not in first + second
 
     def test_json(self, fake_daemon: FakeDaemon, capfd: pytest.CaptureFixture[str]) -> None:
-        assert vuserctl.run(top(fake_daemon, "-n", "3", "--json")) == 0
+        assert main.run(top(fake_daemon, "-n", "3", "--json")) == 0
         lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
         assert len(lines) == 3
         assert lines[0]["requests_per_s"] is None
@@ -104,7 +104,7 @@ class TestElsewhere:
         self, fake_daemon: FakeDaemon, capfd: pytest.CaptureFixture[str]
     ) -> None:
         fake_daemon.before = lambda _: fake_daemon.end_connections()
-        assert vuserctl.run(top(fake_daemon, "-n", "3")) == 0
+        assert main.run(top(fake_daemon, "-n", "3")) == 0
         assert capfd.readouterr().out.count("vuserd 9.9") == 3
 
 
@@ -141,7 +141,7 @@ class Shown:
 def on_a_terminal(daemon: FakeDaemon, *arguments: str, rows: int = 40) -> Iterator[Shown]:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (rows, 70))
-    code = "import sys; from vuserd.client.vuserctl import main; sys.exit(main())"
+    code = "import sys; from vuserd.ctl.main import main; sys.exit(main())"
     command = ["env", "--default-signal", sys.executable, "-c", code, *top(daemon, *arguments)]
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         try:
@@ -178,7 +178,7 @@ class TestOnATerminal:
             assert max(map(len, lines)) <= 70
 
     def test_without_a_keyboard(self, fake_daemon: FakeDaemon) -> None:
-        code = "import sys; from vuserd.client.vuserctl import main; sys.exit(main())"
+        code = "import sys; from vuserd.ctl.main import main; sys.exit(main())"
         ours, theirs = pty.openpty()
         command = [sys.executable, "-c", code, *top(fake_daemon, "-n", "2")]
         try:

@@ -14,9 +14,9 @@ import pytest
 
 from tests.running import REPOSITORY
 from vuserd import cli
-from vuserd.client import vuserctl
 from vuserd.config.files import read_config
 from vuserd.config.schema import SHARED, TABLES, Key, heading
+from vuserd.ctl import main
 
 PAGES: Final = sorted((REPOSITORY / "docs" / "man").iterdir())
 HELP: Final = {"-h", "--help"}
@@ -111,7 +111,7 @@ def test_the_values_that_options_of_the_daemon_take() -> None:
 
 def test_the_commands_and_options_of_the_client() -> None:
     page = source("vuserctl.1")
-    parser = vuserctl.parser()
+    parser = main.parser()
     common = set().union(*(flags(item.head) for item in items(section(page, "Options"))))
     assert common == options(parser)
     found: dict[str, tuple[str, set[str]]] = {}

@@ -379,8 +379,6 @@ def test_the_package_gives_its_names_when_they_are_used() -> None:
     assert issubclass(RemoteError, ClientError)
     import subprocess
 
-    code = (
-        "import sys, vuserd.client.vuserctl; print({'trio', 'protocol', 'memory'} & {*sys.modules})"
-    )
+    code = "import sys, vuserd.ctl.main; print({'trio', 'protocol', 'memory'} & {*sys.modules})"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert output.stdout == b"set()\n"

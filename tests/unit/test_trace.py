@@ -15,10 +15,10 @@ from protocol.fuse import NodeId, Opcode
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
 from tests.fake.bare_daemon import bare_methods
 from tests.faults.harness import exported, read
-from vuserd.client import capture, vuserctl
 from vuserd.client.errors import BadReply
-from vuserd.client.output import printable
 from vuserd.client.trace import TraceEvent, TracePage
+from vuserd.ctl import main, trace
+from vuserd.ctl.output import printable
 from vuserd.device.session import Session, SessionOptions
 from vuserd.errors import BackendError, BackendTimeout, CallError, FileError
 from vuserd.fs.filesystem import FileSystem
@@ -487,7 +487,7 @@ def test_a_line_that_is_no_event(change: dict[str, object]) -> None:
 
 def test_the_lines_of_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "localtime", time.gmtime)
-    lines = [capture.line(one) for one in TracePage.from_wire(wire(EVENTS)).events]
+    lines = [trace.line(one) for one in TracePage.from_wire(wire(EVENTS)).events]
     columns = [(text[:15], text[15:39].split(), text[39:]) for text in lines]
     assert columns == [
         ("01:46:40.000000", [unique, "1.5"], rest)
@@ -505,7 +505,7 @@ def test_the_lines_of_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_line_has_what_a_terminal_would_obey() -> None:
     (one,) = TracePage.from_wire(wire(EVENTS[:1])).events
     for strange in ("\x1b[31m", "a\rb", "\udcff\n"):
-        text = capture.line(
+        text = trace.line(
             one._replace(
                 opcode=strange, outcome=strange, path=strange, arguments={strange: strange}
             )
@@ -543,16 +543,16 @@ def test_a_capture_is_printed_as_its_requests_were(
         return Pages(TracePage([], 0), first, TracePage.from_wire(wire(EVENTS[2:], lost=17)))
 
     with pytest.raises(KeyboardInterrupt):
-        capture.trace(pages(), "files", count=None, write=None, as_json=as_json)  # type: ignore[arg-type]
+        trace.trace(pages(), "files", count=None, write=None, as_json=as_json)  # type: ignore[arg-type]
     live = printed()
     assert "17" in live
     file = str(tmp_path / "capture")
     with pytest.raises(KeyboardInterrupt):
-        capture.trace(pages(), "files", count=None, write=file, as_json=as_json)  # type: ignore[arg-type]
+        trace.trace(pages(), "files", count=None, write=file, as_json=as_json)  # type: ignore[arg-type]
     assert printed() == ""
-    capture.read(file, count=None, as_json=as_json)
+    trace.read(file, count=None, as_json=as_json)
     assert printed() == live
-    capture.read(file, count=2, as_json=as_json)
+    trace.read(file, count=2, as_json=as_json)
     head = 0 if as_json else 1
     assert printed().splitlines() == live.splitlines()[: head + 2]
 
@@ -560,7 +560,7 @@ def test_a_capture_is_printed_as_its_requests_were(
 def test_a_count_ends_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = TracePage.from_wire(wire(EVENTS))
     file = tmp_path / "capture"
-    capture.trace(Pages(page), "files", count=3, write=str(file), as_json=False)  # type: ignore[arg-type]
+    trace.trace(Pages(page), "files", count=3, write=str(file), as_json=False)  # type: ignore[arg-type]
     assert len(file.read_text().splitlines()) == 4
     assert capsys.readouterr().err == f"vuserctl: 3 requests in {file}\n"
 
@@ -570,17 +570,17 @@ def test_a_capture_that_was_cut_off_is_read_as_far_as_it_goes(
 ) -> None:
     file = tmp_path / "capture"
     page = TracePage.from_wire(wire(EVENTS))
-    capture.trace(Pages(page), "files", count=3, write=str(file), as_json=False)  # type: ignore[arg-type]
+    trace.trace(Pages(page), "files", count=3, write=str(file), as_json=False)  # type: ignore[arg-type]
     file.write_bytes(file.read_bytes()[:-20])
-    capture.read(str(file), count=None, as_json=True)
+    trace.read(str(file), count=None, as_json=True)
     assert len(printed().splitlines()) == 2
 
 
 def test_the_head_of_a_trace_is_plain(tmp_path: Path, printed: Printed) -> None:
     """It is printed whatever the terminal's encoding is."""
     file = str(tmp_path / "capture")
-    capture.trace(Pages(TracePage([], 0)), "files", count=0, write=file, as_json=False)  # type: ignore[arg-type]
-    capture.read(file, count=None, as_json=False)
+    trace.trace(Pages(TracePage([], 0)), "files", count=0, write=file, as_json=False)  # type: ignore[arg-type]
+    trace.read(file, count=None, as_json=False)
     head = printed()
     assert head.startswith("TIME ")
     assert head.isascii()
@@ -595,12 +595,12 @@ def test_a_capture_with_a_number_out_of_range(
     file = tmp_path / "capture"
     page = TracePage.from_wire(wire(EVENTS[:1], lost=5))
     for number in (-1, 1 << 2000):
-        capture.trace(Pages(page), "files", count=1, write=str(file), as_json=False)  # type: ignore[arg-type]
+        trace.trace(Pages(page), "files", count=1, write=str(file), as_json=False)  # type: ignore[arg-type]
         header, one = file.read_text().splitlines()
         changed = json.dumps(json.loads(one) | {field: number})
         file.write_text(f"{header}\n{changed}\n")
         capsys.readouterr()
-        assert vuserctl.run(["trace", "--read", str(file)]) == 1
+        assert main.run(["trace", "--read", str(file)]) == 1
         words = f"vuserctl: {file}:2: an event of a trace with {field} {number}\n"
         assert capsys.readouterr().err == words
 
@@ -623,7 +623,7 @@ def test_a_file_that_is_no_capture(
 ) -> None:
     file = tmp_path / "capture"
     file.write_bytes(content)
-    with pytest.raises(capture.BadCapture, match=words):
-        capture.read(str(file), count=None, as_json=False)
+    with pytest.raises(trace.BadCapture, match=words):
+        trace.read(str(file), count=None, as_json=False)
     if ":2: " not in words:
         assert printed() == ""

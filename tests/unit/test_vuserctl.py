@@ -18,12 +18,13 @@ import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node, directory
 from tests.running import REPOSITORY
-from vuserd.client import completion, output, transfer, vuserctl
-from vuserd.client.completion import candidates, script
+from vuserd.client import transfer
 from vuserd.client.records import Entry, Stat
-from vuserd.client.status import lines
 from vuserd.client.sync_client import Client
-from vuserd.client.target import Target
+from vuserd.ctl import completion, main, output
+from vuserd.ctl.completion import candidates, script
+from vuserd.ctl.status import lines
+from vuserd.ctl.target import Target
 from vuserd.rpc.codec import Request
 
 Run = Callable[..., tuple[int, str, str]]
@@ -42,7 +43,7 @@ def run(fake_daemon: FakeDaemon, capfdbinary: pytest.CaptureFixture[bytes]) -> R
     def run_it(*arguments: str, socket: bool = True) -> tuple[int, str, str]:
         address = ("--socket", fake_daemon.address) if socket else ()
         try:
-            code = vuserctl.run([*address, *arguments])
+            code = main.run([*address, *arguments])
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else 99
         out, err = capfdbinary.readouterr()
@@ -57,7 +58,7 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 @pytest.fixture
 def start(fake_daemon: FakeDaemon) -> Iterator[Start]:
     """Start vuserctl as a process of its own, which ends with the test."""
-    code = "import sys; from vuserd.client.vuserctl import main; sys.exit(main())"
+    code = "import sys; from vuserd.ctl.main import main; sys.exit(main())"
     # Signals end it, even if whoever started the tests ignores them.
     command = ["env", "--default-signal", sys.executable, "-c", code]
     command += ["--socket", fake_daemon.address]
@@ -153,7 +154,7 @@ class TestUsage:
         code, out, _ = run("--help")
         assert code == 0
         assert "__complete" not in out
-        for command in (*vuserctl._COMMANDS, "completion"):
+        for command in (*main._COMMANDS, "completion"):
             assert f"\n    {command} " in out
 
     @pytest.mark.parametrize("columns", [40, 100])
@@ -166,7 +167,7 @@ class TestUsage:
 
     def test_a_start_loads_little(self) -> None:
         code = (
-            "import sys; from vuserd.client.vuserctl import parser;"
+            "import sys; from vuserd.ctl.main import parser;"
             "parser().parse_args(['get', 'k:x']); print(*sys.modules)"
         )
         # What measures coverage loads most of these by itself.
@@ -221,7 +222,7 @@ class TestFaults:
         self, fake_daemon: FakeDaemon, here: Path, closed: str
     ) -> None:
         """Nothing of vuserctl's own gets their numbers, and what cannot be told is a failure."""
-        code = "import sys; from vuserd.client.vuserctl import main; sys.exit(main())"
+        code = "import sys; from vuserd.ctl.main import main; sys.exit(main())"
         shell = f'exec "$@" {closed}'
         command = ["sh", "-c", shell, "sh", sys.executable, "-c", code]
         command += ["--socket", fake_daemon.address]
@@ -781,7 +782,7 @@ class TestCompletion:
         assert candidates(["ri"]) == ["rigs"]
 
     def test_every_command_and_option_is_known(self) -> None:
-        parser = vuserctl.parser()
+        parser = main.parser()
         [commands] = [action.choices for action in parser._actions if action.dest == "command"]
         assert commands is not None
         known = completion._COMMANDS
@@ -810,7 +811,7 @@ class TestCompletion:
         assert "__complete" in out
 
     def test_in_bash(self, fake_daemon: FakeDaemon) -> None:
-        code = "from vuserd.client.vuserctl import main; main()"
+        code = "from vuserd.ctl.main import main; main()"
         lines = [
             script("bash"),
             f"vuserctl() {{ {sys.executable} -c '{code}' \"$@\"; }}",

@@ -1,4 +1,4 @@
-"""The client libraries of vuserd: :class:`Client`, :class:`TrioClient`, and ``vuserctl``.
+"""The client libraries of vuserd: :class:`Client` and :class:`TrioClient`.
 
 Both names are loaded when they are first used, so that nobody waits for trio who does not need it.
 """

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
-from vuserd.client.output import printable
-from vuserd.client.place import new_file, open_directory, open_existing, set_times
 from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
-from vuserd.client.target import Target
 from vuserd.client.wholefile import Progress
+from vuserd.ctl.atomic_file import new_file, open_directory, open_existing, set_times
+from vuserd.ctl.output import printable
+from vuserd.ctl.target import Target
 from vuserd.standard_streams import require_output
 
 #: Directories with a link for each descriptor of a process, /dev/fd among them.

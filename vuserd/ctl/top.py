@@ -15,9 +15,9 @@ from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Protocol
 
-from vuserd.client import status
-from vuserd.client.output import emit, emit_json
 from vuserd.client.sync_client import Client
+from vuserd.ctl import status
+from vuserd.ctl.output import emit, emit_json
 
 # ECMA-48's control sequences, as xterm has them.
 _ENTER: Final = "\x1b[?1049h\x1b[?25l"  # another screen, without a cursor

@@ -2,17 +2,9 @@
 
 import stat as modes
 
-from vuserd.client.output import (
-    emit,
-    emit_json,
-    emit_table,
-    known,
-    long_time,
-    shown,
-    size_or_device,
-)
 from vuserd.client.sync_client import Client
-from vuserd.client.target import Target
+from vuserd.ctl.output import emit, emit_json, emit_table, known, long_time, shown, size_or_device
+from vuserd.ctl.target import Target
 
 
 def exports(client: Client, *, as_json: bool) -> None:
@@ -69,7 +61,7 @@ def reload(client: Client, export: str | None, *, as_json: bool) -> None:
 
 def rigs(client: Client, *, as_json: bool) -> None:
     """Print the rigs, and what went wrong with them."""
-    from vuserd.client.status import rig_lines
+    from vuserd.ctl.status import rig_lines
 
     found = client.rigs()
     if as_json:

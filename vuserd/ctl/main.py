@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from vuserd.client.errors import ClientError, RemoteError
-from vuserd.client.output import complain, emit, local_fault, shown, take_streams
-from vuserd.client.parser import parse
-from vuserd.client.parser import parser as parser
 from vuserd.client.reaching import PATIENCE
-from vuserd.client.signals import Signalled, catch_signals, die_of, release_signals
 from vuserd.client.sync_client import Client
-from vuserd.client.target import Target
+from vuserd.ctl.output import complain, emit, local_fault, shown, take_streams
+from vuserd.ctl.parser import parse
+from vuserd.ctl.parser import parser as parser
+from vuserd.ctl.signals import Signalled, catch_signals, die_of, release_signals
+from vuserd.ctl.target import Target
 from vuserd.standard_streams import finish_output, prepare
 
 
@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
     target: Target | None = getattr(options, "target", None)
     try:
         if options is None:
-            from vuserd.client.completion import complete
+            from vuserd.ctl.completion import complete
 
             code = complete(arguments[1:])
         else:
@@ -85,32 +85,32 @@ def _dispatch(options: Namespace) -> int:
 
 
 def _exports(client: Client, options: Namespace) -> None:
-    from vuserd.client import report
+    from vuserd.ctl import show
 
-    report.exports(client, as_json=options.json)
+    show.exports(client, as_json=options.json)
 
 
 def _stat(client: Client, options: Namespace) -> None:
-    from vuserd.client import report
+    from vuserd.ctl import show
 
-    report.stat(client, options.target, follow=options.follow, as_json=options.json)
+    show.stat(client, options.target, follow=options.follow, as_json=options.json)
 
 
 def _ls(client: Client, options: Namespace) -> None:
-    from vuserd.client.listing import ls
+    from vuserd.ctl.ls import ls
 
     ls(client, options.target, long=options.long, as_json=options.json)
 
 
 def _tree(client: Client, options: Namespace) -> int:
-    from vuserd.client import tree
+    from vuserd.ctl import tree
 
     return (tree.print_json if options.json else tree.draw)(client, options.target)
 
 
 def _cat(client: Client, options: Namespace) -> int:
     """Write one file after the other; a missing one does not keep back the others."""
-    from vuserd.client.download import cat
+    from vuserd.ctl.get import cat
 
     code = 0
     for target in options.targets:
@@ -123,17 +123,17 @@ def _cat(client: Client, options: Namespace) -> int:
 
 def _get(client: Client, options: Namespace) -> int:
     if options.recursive:
-        from vuserd.client.download_tree import get_tree
+        from vuserd.ctl.get_tree import get_tree
 
         return get_tree(client, options.target, options.destination, grows=options.growing)
-    from vuserd.client.download import get
+    from vuserd.ctl.get import get
 
     get(client, options.target, options.destination, grows=options.growing)
     return 0
 
 
 def _load(client: Client, options: Namespace) -> None:
-    from vuserd.client.loading import load
+    from vuserd.ctl.load import load
 
     load(
         client,
@@ -146,25 +146,25 @@ def _load(client: Client, options: Namespace) -> None:
 
 
 def _reload(client: Client, options: Namespace) -> None:
-    from vuserd.client import report
+    from vuserd.ctl import show
 
-    report.reload(client, options.export, as_json=options.json)
+    show.reload(client, options.export, as_json=options.json)
 
 
 def _rigs(client: Client, options: Namespace) -> None:
-    from vuserd.client import report
+    from vuserd.ctl import show
 
-    report.rigs(client, as_json=options.json)
+    show.rigs(client, as_json=options.json)
 
 
 def _status(client: Client, options: Namespace) -> None:
-    from vuserd.client import status
+    from vuserd.ctl import status
 
     status.show(client, as_json=options.json)
 
 
 def _top(client: Client, options: Namespace) -> None:
-    from vuserd.client.top import top
+    from vuserd.ctl.top import top
 
     top(client, interval=options.interval, count=options.count, as_json=options.json)
 
@@ -179,9 +179,9 @@ def _metrics(client: Client, _: Namespace) -> None:
 
 
 def _trace(client: Client, options: Namespace) -> None:
-    from vuserd.client import capture
+    from vuserd.ctl import trace
 
-    capture.trace(
+    trace.trace(
         client, options.export, count=options.count, write=options.write, as_json=options.json
     )
 
@@ -189,14 +189,14 @@ def _trace(client: Client, options: Namespace) -> None:
 def _read_trace(options: Namespace) -> int | None:
     if options.read is None:
         return None
-    from vuserd.client import capture
+    from vuserd.ctl import trace
 
-    capture.read(options.read, count=options.count, as_json=options.json)
+    trace.read(options.read, count=options.count, as_json=options.json)
     return 0
 
 
 def _completion(options: Namespace) -> int:
-    from vuserd.client.completion import script
+    from vuserd.ctl.completion import script
 
     sys.stdout.write(script(options.shell))
     return 0

@@ -9,10 +9,10 @@ import signal
 from collections.abc import Iterable
 
 from vuserd.client.errors import ClientError
-from vuserd.client.listing import sorted_entries
-from vuserd.client.output import emit
 from vuserd.client.sync_client import Client
-from vuserd.client.target import Target
+from vuserd.ctl.ls import sorted_entries
+from vuserd.ctl.output import emit
+from vuserd.ctl.target import Target
 
 _COMMANDS = {
     "exports": ("--json", "--socket"),

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from vuserd import __version__
-from vuserd.client.target import Target
+from vuserd.ctl.target import Target
 
 _EPILOG = """\
 EXPORT:PATH names a file as scp does; PATH begins at the export's root, which 'EXPORT:' is.
@@ -164,8 +164,8 @@ def target_argument(text: str) -> Target:
 
 
 def number_argument(text: str) -> int:
-    """Read a number of :func:`vuserd.client.loading.parse_number` in the same way."""
-    from vuserd.client.loading import parse_number
+    """Read a number of :func:`vuserd.ctl.load.parse_number` in the same way."""
+    from vuserd.ctl.load import parse_number
 
     try:
         return parse_number(text)

@@ -9,10 +9,10 @@ import os
 from typing import Final
 
 from vuserd.client.errors import RemoteError
-from vuserd.client.place import open_below, probe
 from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
-from vuserd.client.target import Target
+from vuserd.ctl.atomic_file import open_below, probe
+from vuserd.ctl.target import Target
 
 _SECOND: Final = 1_000_000_000
 

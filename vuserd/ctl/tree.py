@@ -11,11 +11,11 @@ from enum import Enum
 from typing import NamedTuple
 
 from vuserd.client.errors import RemoteError
-from vuserd.client.listing import link_targets, sorted_entries
-from vuserd.client.output import emit, entry_fields, fits_screen, printable, shown, with_target
 from vuserd.client.records import Entry
 from vuserd.client.sync_client import Client
-from vuserd.client.target import Target
+from vuserd.ctl.ls import link_targets, sorted_entries
+from vuserd.ctl.output import emit, entry_fields, fits_screen, printable, shown, with_target
+from vuserd.ctl.target import Target
 
 
 class Turn(Enum):

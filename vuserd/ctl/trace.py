@@ -13,9 +13,9 @@ from typing import Any, TextIO
 
 from vuserd import __version__
 from vuserd.client.errors import BadReply, ClientError
-from vuserd.client.output import emit, printable
 from vuserd.client.sync_client import Client
 from vuserd.client.trace import TraceEvent, TracePage
+from vuserd.ctl.output import emit, printable
 
 _FORMAT = "vuserd-trace"
 _VERSION = 1

@@ -19,21 +19,15 @@ from typing import Any, Final, NamedTuple
 from vuserd.client import calls
 from vuserd.client.calls import Call
 from vuserd.client.core import Ticket
-from vuserd.client.download import How, fetch_new, get, local_path
 from vuserd.client.errors import RemoteError
-from vuserd.client.output import complain, local_fault, printable
-from vuserd.client.own_copies import OwnCopies
-from vuserd.client.place import (
-    new_file,
-    new_symlink,
-    open_below,
-    open_directory,
-    set_times,
-)
 from vuserd.client.records import DirectoryPage, Entry, Stat
 from vuserd.client.sinks import write_at
 from vuserd.client.sync_client import Client
-from vuserd.client.target import Target
+from vuserd.ctl.atomic_file import new_file, new_symlink, open_below, open_directory, set_times
+from vuserd.ctl.get import How, fetch_new, get, local_path
+from vuserd.ctl.output import complain, local_fault, printable
+from vuserd.ctl.own_copies import OwnCopies
+from vuserd.ctl.target import Target
 
 _WINDOW: Final = 32  # calls in flight
 _WINDOW_BYTES: Final = 8 << 20  # of files in flight

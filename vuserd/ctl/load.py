@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from typing import Final
 
 from vuserd.client.errors import NotTaken
-from vuserd.client.output import emit, shown
 from vuserd.client.sync_client import Client
-from vuserd.client.target import Target
+from vuserd.ctl.output import emit, shown
+from vuserd.ctl.target import Target
 
 _NUMBER: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([KMG]?)", re.ASCII)
 _SHIFTS: Final = {"": 0, "K": 10, "M": 20, "G": 30}

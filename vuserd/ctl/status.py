@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from vuserd.client.output import binary_size, cell, duration, emit, emit_json
 from vuserd.client.sync_client import Client
+from vuserd.ctl.output import binary_size, cell, duration, emit, emit_json
 
 _WIDTH: Final = 100
 #: A last column keeps so many characters, however wide the others are.

@@ -8,10 +8,10 @@ from contextlib import suppress
 from vuserd.client import calls
 from vuserd.client.core import Ticket
 from vuserd.client.errors import RemoteError
-from vuserd.client.output import emit, emit_json, emit_long, entry_fields, shown
 from vuserd.client.records import Entry
 from vuserd.client.sync_client import Client
-from vuserd.client.target import Target
+from vuserd.ctl.output import emit, emit_json, emit_long, entry_fields, shown
+from vuserd.ctl.target import Target
 
 _WINDOW = 16  # calls in flight
 

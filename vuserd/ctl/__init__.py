@@ -1,0 +1,1 @@
+"""``vuserctl``: what a person types, on the client libraries; nothing else here prints."""
