@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import trio
 
 from vuserd import __version__
-from vuserd.address import SYSTEM_SOCKET, socket_address
 from vuserd.config.files import config_files, read_config
 from vuserd.config.model import DaemonConfig
 from vuserd.descriptor_limits import descriptors_allowed
@@ -33,6 +32,7 @@ from vuserd.readiness import (
 )
 from vuserd.trust import own_trust, route
 from vuserd.tryout import start_results
+from vuserd.wire.address import SYSTEM_SOCKET, socket_address
 
 _NAME = "configuration"
 

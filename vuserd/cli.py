@@ -15,7 +15,6 @@ from functools import partial
 import trio
 
 from vuserd import __version__, check
-from vuserd.address import socket_address
 from vuserd.config.arguments import (
     check_names,
     parse_adopted,
@@ -33,6 +32,7 @@ from vuserd.machine import LEAST_DESCRIPTORS
 from vuserd.standard_streams import STANDARD_OUTPUT, finish_output, prepare
 from vuserd.systemd import Notifier, listen_sockets, withhold_privileges
 from vuserd.undumpable import become_undumpable
+from vuserd.wire.address import socket_address
 
 _LOG = logging.getLogger(__name__)
 

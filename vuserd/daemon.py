@@ -11,7 +11,6 @@ from typing import Any, Final
 import trio
 
 from vuserd import __version__
-from vuserd.address import socket_address
 from vuserd.backend.children import CHILDREN
 from vuserd.config.model import ClientLimits, DaemonConfig, ListenConfig
 from vuserd.delivery.census import CENSUS
@@ -33,6 +32,7 @@ from vuserd.rpc.methods import Methods
 from vuserd.rpc.rigs import Rigs
 from vuserd.rpc.server import Server
 from vuserd.systemd import Notifier
+from vuserd.wire.address import socket_address
 
 _LOG = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import resource
 from typing import Final, NamedTuple
 
 from vuserd.config.model import ClientLimits
-from vuserd.descriptors import MOST_DESCRIPTORS
+from vuserd.wire.descriptors import MOST_DESCRIPTORS
 
 #: Images that are kept, however small: each takes a page and a descriptor at least.
 _MOST_IMAGES: Final = 4096

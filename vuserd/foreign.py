@@ -25,8 +25,8 @@ from typing import Final, Generic, TypeVar
 import outcome
 import trio
 
-from vuserd.descriptors import MOST_DESCRIPTORS, ancillary_space, received_descriptors
 from vuserd.errors import CallError, ErrorCode
+from vuserd.wire.descriptors import MOST_DESCRIPTORS, ancillary_space, received_descriptors
 
 #: Threads of one sender; those that hang stay until the kernel lets them go.
 _THREADS: Final = 4

@@ -8,7 +8,6 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from vuserd.address import SYSTEM_SOCKET
 from vuserd.backend import landlock
 from vuserd.backend.find import PLACES, BackendKind, Program, find_program, identify, require_ours
 from vuserd.backend.process import command_line, sandboxes
@@ -17,6 +16,7 @@ from vuserd.errors import BackendDown, ConfigurationError, UnsafePath, os_reason
 from vuserd.listening import is_listened_on
 from vuserd.machine import Mark, Result, may_enter_namespaces
 from vuserd.trust import keeps_entries, name_of, own_trust, route
+from vuserd.wire.address import SYSTEM_SOCKET
 
 _OWN_NAMESPACE: Final = "/proc/self/ns/net"
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping, MutableMapping
 from typing import Final, Self
 
-from vuserd.address import to_sockaddr
 from vuserd.errors import ConfigurationError, os_reason
+from vuserd.wire.address import to_sockaddr
 
 _LOG = logging.getLogger(__name__)
 

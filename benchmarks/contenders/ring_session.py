@@ -37,8 +37,8 @@ from protocol.virtio_fs import HIPRIO_QUEUE, QUEUES, REQUEST_QUEUE
 from protocol.virtio_ring import Feature
 from vuserd.backend.find import BackendKind, Program, parse_version
 from vuserd.backend.process import BackendOptions, command_line, connected_listener, sandboxes
-from vuserd.descriptors import ancillary_with
 from vuserd.device.layout import PAYLOAD_SIZE, REQUEST_ROOM, SharedLayout
+from vuserd.wire.descriptors import ancillary_with
 
 _FEATURES: Final = Feature.VERSION_1 | Feature.PROTOCOL_FEATURES
 _PROTOCOL_FEATURES: Final = (

@@ -23,7 +23,7 @@ from vuserd.client import Client, TrioClient
 from vuserd.client.calls import Call
 from vuserd.client.errors import RemoteError
 from vuserd.client.trace import TraceEvent
-from vuserd.rpc.codec import encode_request
+from vuserd.wire.codec import encode_request
 
 SIZE: Final = 300_001
 _CALLS: Final = ("requests_total", "method", "code")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from vuserd.rpc.codec import (
+from vuserd.wire.codec import (
     MessageDecoder,
     Request,
     encode_bin_response_head,

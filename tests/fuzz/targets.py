@@ -32,7 +32,6 @@ from vuserd.config import arguments
 from vuserd.config.files import read_config
 from vuserd.config.lines import find_lines
 from vuserd.delivery.images import ImageStore
-from vuserd.descriptors import ancillary_with, received_descriptors
 from vuserd.device.connection import VhostUserConnection
 from vuserd.errors import (
     BackendError,
@@ -43,7 +42,8 @@ from vuserd.errors import (
 )
 from vuserd.fs.nodes import Node, root_node
 from vuserd.fs.paths import MAX_SYMLINKS, components, resolve
-from vuserd.rpc.codec import (
+from vuserd.rpc.counters import Counters
+from vuserd.wire.codec import (
     NEED_DATA,
     FramingError,
     InvalidMessage,
@@ -55,7 +55,7 @@ from vuserd.rpc.codec import (
     Response,
     encode_response,
 )
-from vuserd.rpc.counters import Counters
+from vuserd.wire.descriptors import ancillary_with, received_descriptors
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import msgpack
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vuserd.rpc.codec import (
+from vuserd.wire.codec import (
     NEED_DATA,
     FramingError,
     InvalidMessage,

@@ -6,13 +6,6 @@ import msgpack
 import pytest
 
 from tests.fake.rpc_server import Node
-from vuserd.address import (
-    SYSTEM_SOCKET,
-    Candidate,
-    socket_address,
-    socket_candidates,
-    to_sockaddr,
-)
 from vuserd.client import calls
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import (
@@ -22,7 +15,14 @@ from vuserd.client.errors import (
     RemoteError,
 )
 from vuserd.client.replies import ReplyDecoder
-from vuserd.rpc.codec import (
+from vuserd.wire.address import (
+    SYSTEM_SOCKET,
+    Candidate,
+    socket_address,
+    socket_candidates,
+    to_sockaddr,
+)
+from vuserd.wire.codec import (
     NEED_DATA,
     FramingError,
     Response,

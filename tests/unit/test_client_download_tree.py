@@ -9,7 +9,7 @@ from tests.fake.rpc_server import FakeDaemon, FaultError, Node, directory
 from vuserd.client import Client
 from vuserd.ctl.get_tree import get_tree
 from vuserd.ctl.target import Target
-from vuserd.rpc.codec import Request
+from vuserd.wire.codec import Request
 
 
 def fetch(daemon: FakeDaemon, destination: Path, path: str = "/") -> int:

@@ -7,9 +7,9 @@ import struct
 
 import pytest
 
-from vuserd.address import Candidate
 from vuserd.client import listener
 from vuserd.client.listener import check_listener
+from vuserd.wire.address import Candidate
 
 GUESSES = [Candidate(name, is_guessed=True) for name in ("@vuserd", "/run/user/1/vuserd.sock")]
 NAMED = Candidate("@lab", is_guessed=False)

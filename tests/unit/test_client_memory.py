@@ -20,7 +20,7 @@ from vuserd.client.records import ImageInfo
 from vuserd.client.ticket import Ticket
 from vuserd.ctl import main
 from vuserd.ctl.load import parse_number
-from vuserd.rpc.codec import Request, encode_response
+from vuserd.wire.codec import Request, encode_response
 
 CONTENT = b"image " * 1000
 

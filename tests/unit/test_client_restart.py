@@ -14,14 +14,14 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
-from vuserd.address import Candidate
 from vuserd.client import Client, TrioClient, calls, reaching
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import CannotConnect, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.reaching import Approach, is_silent, queue_is_full
 from vuserd.client.transfer import Resumption
 from vuserd.ctl import main
-from vuserd.rpc.codec import Request, encode_notification, encode_response
+from vuserd.wire.address import Candidate
+from vuserd.wire.codec import Request, encode_notification, encode_response
 
 #: More than a socket holds that nobody reads from.
 _LONG: Final = "x" * 900_000

@@ -5,7 +5,7 @@ import itertools
 import msgpack
 import pytest
 
-from vuserd.rpc.codec import (
+from vuserd.wire.codec import (
     BIN_HEAD_MAX,
     NEED_DATA,
     BinHead,

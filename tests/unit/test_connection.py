@@ -11,8 +11,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.fake.bare_daemon import NoManager, bare_connection
-from vuserd.rpc.codec import encode_request
 from vuserd.rpc.counters import Counters
+from vuserd.wire.codec import encode_request
 
 
 class Manager:

@@ -10,8 +10,8 @@ import trio.testing
 from tests.fake.bare_daemon import bare_connection
 from vuserd.delivery.images import ImageStore
 from vuserd.rpc import connection as connection_module
-from vuserd.rpc.codec import Message, MessageDecoder, NeedData, encode_request
 from vuserd.rpc.counters import Counters
+from vuserd.wire.codec import Message, MessageDecoder, NeedData, encode_request
 
 #: What one receive takes.
 _FLOOD: Final = 64 << 10

@@ -4,7 +4,7 @@ import pytest
 
 from vuserd.config.model import ClientLimits
 from vuserd.descriptor_limits import cuts, limits_within, most_images
-from vuserd.descriptors import MOST_DESCRIPTORS
+from vuserd.wire.descriptors import MOST_DESCRIPTORS
 
 
 def worst(limits: ClientLimits) -> int:

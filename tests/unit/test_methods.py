@@ -26,13 +26,13 @@ from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.arrivals import Arrivals
 from vuserd.rpc.caller import Caller
-from vuserd.rpc.codec import MessageDecoder, Response
 from vuserd.rpc.listing import Listing
 from vuserd.rpc.methods import API_COMPATIBLE, API_LEVEL, EXTENTS_MAX, Methods
 from vuserd.rpc.signature import TIMEOUT
 from vuserd.rpc.turns import Turns
 from vuserd.rpc.users import Account
 from vuserd.tracing.trace import TraceTable
+from vuserd.wire.codec import MessageDecoder, Response
 
 CONTENT = bytes(range(251)) * 40
 NAMES = [f"file-{number}" for number in range(20)]

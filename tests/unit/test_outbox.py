@@ -12,8 +12,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from memory.arena import Buffer, BufferState
 from vuserd.delivery.inline import FileContent
-from vuserd.descriptors import received_descriptors
 from vuserd.rpc.outbox import Outbox, Reply
+from vuserd.wire.descriptors import received_descriptors
 
 LARGE = os.urandom(3 << 20)
 

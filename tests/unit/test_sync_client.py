@@ -20,7 +20,7 @@ from vuserd.client.errors import (
     RemoteError,
 )
 from vuserd.client.records import Stat
-from vuserd.rpc.codec import Request
+from vuserd.wire.codec import Request
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ class TestClient:
     ) -> None:
         monkeypatch.delenv("VUSERD_SOCKET", raising=False)
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-        monkeypatch.setattr("vuserd.address.SYSTEM_SOCKET", fake_daemon.address)
+        monkeypatch.setattr("vuserd.wire.address.SYSTEM_SOCKET", fake_daemon.address)
         with Client.connect() as client:
             assert client.exports()
 

@@ -16,7 +16,7 @@ from vuserd.client.errors import (
     ConnectionLost,
     RemoteError,
 )
-from vuserd.rpc.codec import Request
+from vuserd.wire.codec import Request
 
 
 def no_progress(there: int, total: int) -> None:

@@ -25,7 +25,7 @@ from vuserd.ctl import completion, main, output
 from vuserd.ctl.completion import candidates, script
 from vuserd.ctl.status import lines
 from vuserd.ctl.target import Target
-from vuserd.rpc.codec import Request
+from vuserd.wire.codec import Request
 
 Run = Callable[..., tuple[int, str, str]]
 

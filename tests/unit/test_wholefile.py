@@ -15,7 +15,7 @@ from vuserd.client import Client, TrioClient, calls, sinks, transfer, wholefile
 from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.memory import SharedMemory
 from vuserd.client.records import Stat
-from vuserd.rpc.codec import Request
+from vuserd.wire.codec import Request
 
 pytestmark = pytest.mark.usefixtures("small_chunks", "_nothing_is_left")
 

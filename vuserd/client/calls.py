@@ -31,7 +31,7 @@ from vuserd.client.records import (
     to_nothing,
 )
 from vuserd.client.trace import PAGE_EVENTS, TracePage
-from vuserd.rpc.codec import wire_name
+from vuserd.wire.codec import wire_name
 
 T = TypeVar("T")
 

@@ -32,7 +32,7 @@ from vuserd.client.replies import ReplyDecoder
 from vuserd.client.ticket import GIVEN_UP
 from vuserd.client.ticket import Ticket as Ticket
 from vuserd.errors import ErrorCode
-from vuserd.rpc.codec import (
+from vuserd.wire.codec import (
     BIN_HEAD_MAX,
     MSGID_MAX,
     NEED_DATA,

@@ -15,8 +15,8 @@ import errno
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vuserd.address import RIG_SOCKET
 from vuserd.errors import ErrorCode, VuserdError
+from vuserd.wire.address import RIG_SOCKET
 
 
 class ClientError(VuserdError):

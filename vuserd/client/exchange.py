@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.foreign import MOST_DESCRIPTORS
-from vuserd.descriptors import ancillary_space, ancillary_with, received_descriptors
+from vuserd.wire.descriptors import ancillary_space, ancillary_with, received_descriptors
 
 #: How often to receive without a look at anything else; a socket holds less than that.
 MOST_AT_ONCE: Final = 32

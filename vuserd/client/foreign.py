@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 from vuserd.client.errors import BadReply
-from vuserd.descriptors import ancillary_space, received_descriptors
+from vuserd.wire.descriptors import ancillary_space, received_descriptors
 
 #: The most that one message can carry (the kernel's SCM_MAX_FD): the kernel closes those that there
 #: is no room for, and waits for each.

@@ -7,7 +7,7 @@ import socket
 import struct
 from typing import Final
 
-from vuserd.address import Candidate
+from vuserd.wire.address import Candidate
 
 _UCRED = struct.Struct("=iII")
 _ROOT = 0

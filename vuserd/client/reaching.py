@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from vuserd.address import Candidate, to_sockaddr
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import CannotConnect, NotTaken, reason_of
 from vuserd.client.listener import check_listener
+from vuserd.wire.address import Candidate, to_sockaddr
 
 #: Seconds for which a client looks for the daemon's successor, unless the caller says otherwise.
 PATIENCE: Final = 10.0

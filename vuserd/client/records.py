@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 from vuserd.client.errors import BadReply, RemoteError
-from vuserd.rpc.codec import name_bytes
+from vuserd.wire.codec import name_bytes
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgpack
 
-from vuserd.rpc.codec import (
+from vuserd.wire.codec import (
     BIN_HEAD_MAX,
     NEED_DATA,
     BinHead,
@@ -33,7 +33,7 @@ _LIMITS: Final = Limits(frame_bytes=_LONGEST, depth=64, values=_MOST_VALUES)
 
 
 class ReplyDecoder:
-    """Does what :class:`~vuserd.rpc.codec.MessageDecoder` does, for replies of a daemon."""
+    """Does what :class:`~vuserd.wire.codec.MessageDecoder` does, for replies of a daemon."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from vuserd.address import Candidate, socket_candidates
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
 from vuserd.client.core import ClientCore, Ticket
@@ -55,6 +54,7 @@ from vuserd.client.sinks import FileSink, StreamSink
 from vuserd.client.sync_link import SyncLink, set_timeout
 from vuserd.client.trace import PAGE_EVENTS, TraceEvent, TracePage
 from vuserd.client.wholefile import Options, Progress, Sink, take
+from vuserd.wire.address import Candidate, socket_candidates
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ class Client:
         timeout: float | None = None,
         reconnect: float = PATIENCE,
     ) -> "Client":
-        """Connect to the daemon at ``address``, by default where :mod:`vuserd.address` says.
+        """Connect to the daemon at ``address``, by default where :mod:`vuserd.wire.address` says.
 
         With ``timeout`` the connection counts as lost when it stands still for so many seconds. An
         address that is not named has to answer within one second, or else the next is tried.

@@ -8,7 +8,6 @@ from typing import Any, Final, Self, TypeVar
 
 import trio
 
-from vuserd.address import Candidate, socket_candidates
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
 from vuserd.client.core import ClientCore, Ticket
@@ -56,6 +55,7 @@ from vuserd.client.sinks import FileSink, StreamSink
 from vuserd.client.trace import PAGE_EVENTS, TraceEvent, TracePage
 from vuserd.client.trio_link import TrioLink
 from vuserd.client.wholefile import Options, Progress, Sink, take
+from vuserd.wire.address import Candidate, socket_candidates
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class TrioClient:
     async def connect(
         cls, address: str | None = None, *, reconnect: float = PATIENCE
     ) -> AsyncIterator[Self]:
-        """Connect to the daemon at ``address``, by default where :mod:`vuserd.address` says.
+        """Connect to the daemon at ``address``, by default where :mod:`vuserd.wire.address` says.
 
         ``reconnect`` is how many seconds a call may take to find the daemon's successor; with 0 it
         does not look for one. An address that is not named has to answer within one second, or

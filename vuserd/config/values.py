@@ -9,10 +9,10 @@ import stat
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
-from vuserd.address import SYSTEM_SOCKET
 from vuserd.config.arguments import DAY, NAME, SIZE, SIZE_SHIFTS
 from vuserd.config.model import Access
 from vuserd.errors import os_reason
+from vuserd.wire.address import SYSTEM_SOCKET
 
 #: Bytes of sun_path, without the NUL that ends a path or begins an abstract name: unix(7).
 _LONGEST_SOCKET: Final = 107

@@ -16,7 +16,6 @@ from protocol.vhost_user import (
     decode_u64,
     encode_message,
 )
-from vuserd.descriptors import ancillary_with
 from vuserd.errors import (
     BackendBroken,
     BackendDown,
@@ -26,6 +25,7 @@ from vuserd.errors import (
     os_reason,
 )
 from vuserd.foreign import ForeignDescriptors, accept_descriptors_inline
+from vuserd.wire.descriptors import ancillary_with
 
 #: What backends sent that waits to be closed: none of it is ever received.
 _UNRECEIVED: Final = ForeignDescriptors(1)

@@ -32,7 +32,14 @@ from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Rights
 from vuserd.rpc.allowance import Allowance
 from vuserd.rpc.caller import Caller
-from vuserd.rpc.codec import (
+from vuserd.rpc.counters import GONE, NO_METHOD, OK, Counters
+from vuserd.rpc.listing import Listing
+from vuserd.rpc.methods import Methods, fetched_map
+from vuserd.rpc.outbox import Outbox, Reply
+from vuserd.rpc.signature import TIMEOUT
+from vuserd.rpc.users import Account
+from vuserd.tracing.trace import TraceTable
+from vuserd.wire.codec import (
     FramingError,
     InvalidMessage,
     Limits,
@@ -42,13 +49,6 @@ from vuserd.rpc.codec import (
     encode_notification,
     encode_response,
 )
-from vuserd.rpc.counters import GONE, NO_METHOD, OK, Counters
-from vuserd.rpc.listing import Listing
-from vuserd.rpc.methods import Methods, fetched_map
-from vuserd.rpc.outbox import Outbox, Reply
-from vuserd.rpc.signature import TIMEOUT
-from vuserd.rpc.users import Account
-from vuserd.tracing.trace import TraceTable
 
 _LOG = logging.getLogger(__name__)
 

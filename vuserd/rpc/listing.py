@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import trio
 
 from vuserd.rpc.caller import Caller
-from vuserd.rpc.codec import encode_array_response_head, encode_values
+from vuserd.wire.codec import encode_array_response_head, encode_values
 
 #: Entries that are packed before others have their turn: half a millisecond's work.
 _BATCH: Final = 128

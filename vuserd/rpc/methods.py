@@ -24,7 +24,6 @@ from vuserd.fs.walk import TreeWalk
 from vuserd.gather import gather
 from vuserd.rpc.access import RefusalLog, Rights
 from vuserd.rpc.caller import Caller
-from vuserd.rpc.codec import wire_name
 from vuserd.rpc.listing import Listing, pack_listing
 from vuserd.rpc.signature import (
     FLAG,
@@ -40,6 +39,7 @@ from vuserd.rpc.signature import (
 )
 from vuserd.tracing.event import Event
 from vuserd.tracing.trace import CAPACITY
+from vuserd.wire.codec import wire_name
 
 #: Goes up with each addition; a client that needs level N works with every daemon of N or more...
 API_LEVEL: Final = 2

@@ -15,7 +15,7 @@ import trio
 
 from vuserd.delivery.image import SealedImage
 from vuserd.delivery.inline import FileContent
-from vuserd.descriptors import ancillary_with
+from vuserd.wire.descriptors import ancillary_with
 
 #: One sendmsg takes this many pieces (UIO_MAXIOV is 1,024).
 _PIECES: Final = 256

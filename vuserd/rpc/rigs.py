@@ -14,13 +14,13 @@ from typing import Any, Final
 
 import trio
 
-from vuserd.address import to_sockaddr
 from vuserd.backend.children import CHILDREN
 from vuserd.config.model import RigConfig
 from vuserd.errors import os_reason
 from vuserd.rpc.access import Rights
 from vuserd.rpc.listener import Listener
 from vuserd.rpc.server import Server
+from vuserd.wire.address import to_sockaddr
 
 _LOG = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from vuserd.errors import CallError, ErrorCode
-from vuserd.rpc.codec import name_bytes
+from vuserd.wire.codec import name_bytes
 
 _MAX_INT = (1 << 63) - 1
 #: The option of every method that asks a backend: seconds for all of the call. It is kept by who

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgpack
 
-from vuserd.rpc.framing import NEED_DATA, FrameCutter, FramingError, Limits, NeedData
+from vuserd.wire.framing import NEED_DATA, FrameCutter, FramingError, Limits, NeedData
 
 __all__ = [
     "BIN_HEAD_MAX",
