@@ -8,12 +8,12 @@ from typing import Any
 from vuserd.config.model import ClientLimits
 from vuserd.foreign import ForeignDescriptors
 from vuserd.rpc.access import Peer, Rights
-from vuserd.rpc.arrivals import Arrivals
 from vuserd.rpc.connection import Connection
 from vuserd.rpc.counters import Counters
 from vuserd.rpc.methods import Methods
-from vuserd.rpc.turns import Turns
 from vuserd.rpc.users import Account
+from vuserd.tasks.crowd import Arrivals
+from vuserd.tasks.turns import Turns
 
 
 class ThreadlessDescriptors(ForeignDescriptors):

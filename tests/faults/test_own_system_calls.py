@@ -432,7 +432,7 @@ A_CROWD: Final = 70
         "epoll-for-a-crowd",
         "epoll_create1 for a user's many connections",
         "They are served as few are.",
-        SystemCall(select, "epoll", "vuserd.rpc.arrivals"),
+        SystemCall(select, "epoll", "vuserd.tasks.crowd"),
         NO_DESCRIPTOR,
     ),
 )

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from vuserd.rpc.arrivals import _MOST, Arrivals
+from vuserd.tasks.crowd import _MOST, Arrivals
 
 Pair = tuple[socket.socket, socket.socket]
 

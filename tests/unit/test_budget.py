@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from vuserd.budget import Budget, Share
+from vuserd.tasks.budget import Budget, Share
 
 
 class Takers:

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from vuserd.gather import gather
+from vuserd.tasks.gather import gather
 
 
 async def test_results_come_in_the_order_of_the_calls(

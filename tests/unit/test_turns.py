@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from vuserd.rpc.turns import Turns
+from vuserd.tasks.turns import Turns
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from vuserd.errors import BackendError, CallError, ErrorCode
 from vuserd.foreign import ForeignDescriptors
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.openfile import OpenFile
-from vuserd.gather import gather
 from vuserd.holdings import Holdings
+from vuserd.tasks.gather import gather
 
 #: Seconds for a memfd to be sealed, which waits for whoever fills it or changes its length.
 _SEALING: Final = 2.0

@@ -19,7 +19,7 @@ from vuserd.errors import FileError, os_reason
 from vuserd.fs.nodes import Node
 from vuserd.fs.openfile import BLOCK, Extent, OpenFile
 from vuserd.fs.version import Version
-from vuserd.gather import gather
+from vuserd.tasks.gather import gather
 
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _MODE: Final = 0o444

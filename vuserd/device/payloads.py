@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import trio
 
 from memory.arena import Buffer, Pool
-from vuserd.budget import Budget
 from vuserd.errors import BackendDown, BackendError, BackendTimeout, LossCause
+from vuserd.tasks.budget import Budget
 
 
 class PayloadPool:

@@ -14,7 +14,7 @@ from vuserd.fs.kept import Kept
 from vuserd.fs.nodes import Hold, Node
 from vuserd.fs.paths import PATH_MAX
 from vuserd.fs.reader import DirectoryReader
-from vuserd.gather import gather
+from vuserd.tasks.gather import gather
 
 #: Directories that are read at once.
 _READERS: Final = 16

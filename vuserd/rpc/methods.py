@@ -21,7 +21,6 @@ from vuserd.fs.listings import Listing as DirectoryListing
 from vuserd.fs.openfile import OpenFile
 from vuserd.fs.owners import Owners
 from vuserd.fs.walk import TreeWalk
-from vuserd.gather import gather
 from vuserd.rpc.access import RefusalLog, Rights
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.listing import Listing, pack_listing
@@ -37,6 +36,7 @@ from vuserd.rpc.signature import (
     optional,
     seconds,
 )
+from vuserd.tasks.gather import gather
 from vuserd.tracing.event import Event
 from vuserd.tracing.trace import CAPACITY
 from vuserd.wire.codec import wire_name

@@ -5,13 +5,13 @@ from typing import Final
 
 import trio
 
-from vuserd.budget import Budget
 from vuserd.config.model import ClientLimits
 from vuserd.errors import CallError, ErrorCode
 from vuserd.foreign import ForeignDescriptors
 from vuserd.holdings import Holdings
-from vuserd.rpc.arrivals import Arrivals
-from vuserd.rpc.turns import Turns
+from vuserd.tasks.budget import Budget
+from vuserd.tasks.crowd import Arrivals
+from vuserd.tasks.turns import Turns
 
 #: Connections of a user that may go on all at once; of more than these, a few at a time do.
 _MOST_AT_ONCE: Final = 64
