@@ -27,10 +27,10 @@ from vuserd.config.model import DaemonConfig, ListenConfig
 from vuserd.daemon import Daemon
 from vuserd.device.session import SessionOptions
 from vuserd.errors import ConfigurationError, VuserdError
-from vuserd.journal import journal_handler
 from vuserd.machine import LEAST_DESCRIPTORS
-from vuserd.standard_streams import STANDARD_OUTPUT, finish_output, prepare
-from vuserd.systemd import Notifier, listen_sockets, withhold_privileges
+from vuserd.service.journal import journal_handler
+from vuserd.service.standard_streams import STANDARD_OUTPUT, finish_output, prepare
+from vuserd.service.systemd import Notifier, listen_sockets, withhold_privileges
 from vuserd.undumpable import become_undumpable
 from vuserd.wire.address import socket_address
 

@@ -31,7 +31,7 @@ from vuserd.rpc.listeners import Listeners
 from vuserd.rpc.methods import Methods
 from vuserd.rpc.rigs import Rigs
 from vuserd.rpc.server import Server
-from vuserd.systemd import Notifier
+from vuserd.service.systemd import Notifier
 from vuserd.wire.address import socket_address
 
 _LOG = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from vuserd.config.model import ClientLimits, DaemonConfig, ListenConfig
 from vuserd.daemon import Daemon
 from vuserd.errors import CallError
 from vuserd.fs.export import ExportState
-from vuserd.systemd import Notifier
+from vuserd.service.systemd import Notifier
 
 
 class Heard(Notifier):

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from vuserd.errors import ConfigurationError
-from vuserd.journal import (
+from vuserd.service.journal import (
     LONGEST_VALUE,
     JournalHandler,
     encode_entry,
     journal_handler,
     priority,
 )
-from vuserd.systemd import Notifier, listen_sockets, withhold_privileges
+from vuserd.service.systemd import Notifier, listen_sockets, withhold_privileges
 
 # ---------------------------------------------------------------------------- listen_sockets
 
@@ -28,7 +28,7 @@ from vuserd.systemd import Notifier, listen_sockets, withhold_privileges
 def _given(monkeypatch: pytest.MonkeyPatch, *descriptors: int) -> int:
     """Pretend that the descriptors, which are in a row, begin where the protocol's do."""
     assert list(descriptors) == list(range(descriptors[0], descriptors[0] + len(descriptors)))
-    monkeypatch.setattr("vuserd.systemd._FIRST_DESCRIPTOR", descriptors[0])
+    monkeypatch.setattr("vuserd.service.systemd._FIRST_DESCRIPTOR", descriptors[0])
     return len(descriptors)
 
 
@@ -138,7 +138,7 @@ _SHOW = "import subprocess; subprocess.run(['grep', '^CapAmb', '/proc/self/statu
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to withhold")
 def test_what_a_rig_takes_is_kept_from_children() -> None:
-    withhold = "from vuserd.systemd import withhold_privileges; withhold_privileges();"
+    withhold = "from vuserd.service.systemd import withhold_privileges; withhold_privileges();"
     seen = [
         subprocess.run(
             [*_WITH_AMBIENT, sys.executable, "-c", before + _SHOW],

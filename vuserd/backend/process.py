@@ -22,7 +22,7 @@ from vuserd.backend.find import BackendKind, Program
 from vuserd.backend.opened import has_opened
 from vuserd.backend.words import Words
 from vuserd.errors import BackendDown, os_reason
-from vuserd.journal import about_export
+from vuserd.service.journal import about_export
 
 _LOG = logging.getLogger(__name__)
 

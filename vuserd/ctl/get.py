@@ -15,7 +15,7 @@ from vuserd.client.wholefile import Progress
 from vuserd.ctl.atomic_file import new_file, open_directory, open_existing, set_times
 from vuserd.ctl.output import printable
 from vuserd.ctl.target import Target
-from vuserd.standard_streams import require_output
+from vuserd.service.standard_streams import require_output
 
 #: Directories with a link for each descriptor of a process, /dev/fd among them.
 _OF_DESCRIPTORS: Final = re.compile(r"/proc/[0-9]+(/task/[0-9]+)?/fd")

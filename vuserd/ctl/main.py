@@ -18,7 +18,7 @@ from vuserd.ctl.parser import parse
 from vuserd.ctl.parser import parser as parser
 from vuserd.ctl.signals import Signalled, catch_signals, die_of, release_signals
 from vuserd.ctl.target import Target
-from vuserd.standard_streams import finish_output, prepare
+from vuserd.service.standard_streams import finish_output, prepare
 
 
 def main() -> int:

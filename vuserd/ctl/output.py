@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vuserd.client.records import Entry, Stat
-from vuserd.standard_streams import NAME_ERRORS
+from vuserd.service.standard_streams import NAME_ERRORS
 
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 

@@ -30,7 +30,7 @@ from vuserd.fs.hangs import Hangs
 from vuserd.fs.owners import Owners
 from vuserd.fs.serving import Serving
 from vuserd.fs.trials import Trials
-from vuserd.journal import about_export
+from vuserd.service.journal import about_export
 from vuserd.tracing.tap import Tracing
 
 _LOG = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from protocol.fuse import Opcode
 from vuserd.asker import ASKER, Asker
 from vuserd.errors import CallError, ErrorCode, HeldBack
 from vuserd.fs.nodes import NodeTable
-from vuserd.journal import about_export
+from vuserd.service.journal import about_export
 
 _LOG = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from vuserd.fs.directory import Standing
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.hangs import Hangs, NodeGate
 from vuserd.fs.owners import Owners, owners_of
-from vuserd.journal import about_export
+from vuserd.service.journal import about_export
 from vuserd.tracing.tap import Tap, Tracing
 
 _LOG = logging.getLogger(__name__)
