@@ -3,7 +3,7 @@
 import sys
 
 from vuserd.packages import forget_others
-from vuserd.undumpable import become_undumpable
+from vuserd.trust.undumpable import become_undumpable
 
 
 def main() -> int:

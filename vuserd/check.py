@@ -30,7 +30,7 @@ from vuserd.readiness import (
     metrics_result,
     rig_results,
 )
-from vuserd.trust import own_trust, route
+from vuserd.trust.path import own_trust, route
 from vuserd.tryout import start_results
 from vuserd.wire.address import SYSTEM_SOCKET, socket_address
 

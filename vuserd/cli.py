@@ -31,7 +31,7 @@ from vuserd.machine import LEAST_DESCRIPTORS
 from vuserd.service.journal import journal_handler
 from vuserd.service.standard_streams import STANDARD_OUTPUT, finish_output, prepare
 from vuserd.service.systemd import Notifier, listen_sockets, withhold_privileges
-from vuserd.undumpable import become_undumpable
+from vuserd.trust.undumpable import become_undumpable
 from vuserd.wire.address import socket_address
 
 _LOG = logging.getLogger(__name__)

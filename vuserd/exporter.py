@@ -17,7 +17,7 @@ from vuserd.errors import UnsafePath, os_reason
 from vuserd.fs.export import Export
 from vuserd.rpc.access import RefusalLog
 from vuserd.rpc.counters import Counters
-from vuserd.trust import own_trust, route
+from vuserd.trust.path import own_trust, route
 
 if TYPE_CHECKING:
     from vuserd.metrics import Metrics

@@ -15,7 +15,7 @@ from vuserd.config.model import DaemonConfig, ExportConfig, ListenConfig, RigCon
 from vuserd.errors import BackendDown, ConfigurationError, UnsafePath, os_reason
 from vuserd.listening import is_listened_on
 from vuserd.machine import Mark, Result, may_enter_namespaces
-from vuserd.trust import keeps_entries, name_of, own_trust, route
+from vuserd.trust.path import keeps_entries, name_of, own_trust, route
 from vuserd.wire.address import SYSTEM_SOCKET
 
 _OWN_NAMESPACE: Final = "/proc/self/ns/net"

@@ -16,7 +16,7 @@ from tests.running import REPOSITORY, RunningDaemon
 from vuserd.config.files import config_files, read_config
 from vuserd.errors import ConfigurationErrors
 from vuserd.exporter import _remove, _replace
-from vuserd.trust import name_of
+from vuserd.trust.path import name_of
 
 _EXPORT: Final = '[[export]]\nname = "{name}"\npath = "{path}"\nbackend = "{backend}"\n'
 _LISTEN: Final = '[[listen]]\nsocket = "{socket}"\n'

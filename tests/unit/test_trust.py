@@ -11,9 +11,9 @@ from typing import Final
 
 import pytest
 
-from vuserd import trust as trust_module
 from vuserd.errors import UnsafePath
-from vuserd.trust import Trust, keeps_entries, require_own, route, who_may_write
+from vuserd.trust import path as trust_module
+from vuserd.trust.path import Trust, keeps_entries, require_own, route, who_may_write
 
 ALICE: Final = 1000
 BOB: Final = 1001

@@ -12,7 +12,7 @@ import trio
 
 from vuserd.backend.children import CHILDREN
 from vuserd.errors import BackendNotFound, ConfigurationError, UnsafePath, os_reason
-from vuserd.trust import own_trust, require_own, route
+from vuserd.trust.path import own_trust, require_own, route
 
 #: Where distributions put the program: it is a helper of QEMU's, so mostly not on the PATH.
 PLACES: Final = (

@@ -13,7 +13,7 @@ from vuserd.config.lines import Lines, Path, find_lines
 from vuserd.config.schema import TABLES, heading, spelled
 from vuserd.config.values import WrongValue, shown
 from vuserd.errors import Problem, UnsafePath, os_reason
-from vuserd.trust import own_trust, require_own, route
+from vuserd.trust.path import own_trust, require_own, route
 
 _LARGEST: Final = 1 << 20
 _ABOVE: Final = "above the first [table]"

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import trio
 
 from vuserd.errors import UnsafePath, os_reason
-from vuserd.trust import own_trust, route
+from vuserd.trust.path import own_trust, route
 
 #: Seconds for which a look is as good as new; a crowd of calls shares one.
 _FRESH: Final = 0.1
@@ -83,7 +83,7 @@ def look_at(path: str) -> Sight:
     """Look at what stands at a path. This may wait for a file system, and so belongs in a thread.
 
     A path that another user leads to what is not that user's own leads nowhere: see
-    :mod:`vuserd.trust`.
+    :mod:`vuserd.trust.path`.
 
     Raises:
         OSError: the file system cannot tell.

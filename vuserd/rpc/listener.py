@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from vuserd.config.model import ListenConfig
 from vuserd.errors import ConfigurationError, os_reason
-from vuserd.trust import keeps_entries, name_of, own_trust, route
+from vuserd.trust.path import keeps_entries, name_of, own_trust, route
 from vuserd.wire.address import SYSTEM_SOCKET, to_sockaddr
 
 _LOG = logging.getLogger(__name__)
