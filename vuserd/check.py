@@ -16,7 +16,6 @@ import trio
 from vuserd import __version__
 from vuserd.config.files import config_files, read_config
 from vuserd.config.model import DaemonConfig
-from vuserd.descriptor_limits import descriptors_allowed
 from vuserd.errors import ConfigurationErrors, UnsafePath
 from vuserd.listening import is_listened_on
 from vuserd.machine import Mark, Result, machine_results, user_limits_result
@@ -32,6 +31,7 @@ from vuserd.readiness import (
 )
 from vuserd.trust.path import own_trust, route
 from vuserd.tryout import start_results
+from vuserd.users.descriptor_limits import descriptors_allowed
 from vuserd.wire.address import SYSTEM_SOCKET, socket_address
 
 _NAME = "configuration"

@@ -15,13 +15,6 @@ from vuserd.backend.children import CHILDREN
 from vuserd.config.model import ClientLimits, DaemonConfig, ListenConfig
 from vuserd.delivery.census import CENSUS
 from vuserd.delivery.images import ImageStore
-from vuserd.descriptor_limits import (
-    cuts,
-    descriptors_allowed,
-    limits_within,
-    most_connections,
-    most_images,
-)
 from vuserd.errors import CallError, ConfigurationError, ErrorCode
 from vuserd.exporter import Exporter, Sources
 from vuserd.fs.export import ExportState
@@ -32,6 +25,13 @@ from vuserd.rpc.methods import Methods
 from vuserd.rpc.rigs import Rigs
 from vuserd.rpc.server import Server
 from vuserd.service.systemd import Notifier
+from vuserd.users.descriptor_limits import (
+    cuts,
+    descriptors_allowed,
+    limits_within,
+    most_connections,
+    most_images,
+)
 from vuserd.wire.address import socket_address
 
 _LOG = logging.getLogger(__name__)

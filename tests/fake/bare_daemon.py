@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from vuserd.config.model import ClientLimits
-from vuserd.foreign import ForeignDescriptors
 from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.connection import Connection
 from vuserd.rpc.counters import Counters
@@ -14,6 +13,7 @@ from vuserd.rpc.methods import Methods
 from vuserd.rpc.users import Account
 from vuserd.tasks.crowd import Arrivals
 from vuserd.tasks.turns import Turns
+from vuserd.users.foreign_descriptors import ForeignDescriptors
 
 
 class ThreadlessDescriptors(ForeignDescriptors):

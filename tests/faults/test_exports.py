@@ -19,10 +19,10 @@ from tests.faults.harness import CONTENT, FOR_EVER, exported, names, read, stat
 from tests.faults.shared import EXHAUSTED, KILLED
 from vuserd.delivery.attached import MemoryTable
 from vuserd.errors import BackendDown, BackendError, CallError, FileError
-from vuserd.foreign import ForeignDescriptors
 from vuserd.fs.export import Export, ExportState
 from vuserd.fs.filesystem import FileSystem
-from vuserd.holdings import Holdings
+from vuserd.users.foreign_descriptors import ForeignDescriptors
+from vuserd.users.holdings import Holdings
 
 
 @pytest.fixture

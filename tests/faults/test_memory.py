@@ -20,7 +20,7 @@ from vuserd.delivery.attached import AttachedMemory, ChangeLocks, MemoryTable
 from vuserd.device.session import SessionOptions
 from vuserd.errors import BackendBroken, BackendDown, BackendTimeout, FileError
 from vuserd.fs.filesystem import FileSystem
-from vuserd.holdings import Holdings
+from vuserd.users.holdings import Holdings
 
 SIZE = 1 << 16
 

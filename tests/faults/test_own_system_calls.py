@@ -332,7 +332,7 @@ async def test_a_load(
 # --- a client's connection ------------------------------------------------------------------------
 
 CONNECTION = "vuserd.rpc.connection"
-DESCRIPTORS = "vuserd.foreign"
+DESCRIPTORS = "vuserd.users.foreign_descriptors"
 
 CLIENT = [
     *failing(

@@ -14,9 +14,9 @@ from vuserd.delivery.attached import AttachedMemory, ChangeLocks, MemoryTable
 from vuserd.delivery.headroom import HEADROOM, RESERVE
 from vuserd.device.session import Session
 from vuserd.errors import CallError, ErrorCode, FileError
-from vuserd.foreign import ForeignDescriptors
 from vuserd.fs.filesystem import FileSystem
-from vuserd.holdings import Holdings
+from vuserd.users.foreign_descriptors import ForeignDescriptors
+from vuserd.users.holdings import Holdings
 
 CONTENT = b"kernel" * 100
 SIZE = 1 << 16

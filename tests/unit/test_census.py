@@ -15,12 +15,12 @@ from trio.testing import wait_all_tasks_blocked
 from protocol.fuse import Opcode
 from tests.fake.backend import FakeBackend, File
 from tests.faults.harness import exported
-from vuserd.asker import ASKER, Asker
 from vuserd.delivery import image as image_module
 from vuserd.delivery.census import Census
 from vuserd.delivery.headroom import HEADROOM
 from vuserd.delivery.images import ImageStore
 from vuserd.errors import CallError
+from vuserd.users.asker import ASKER, Asker
 
 SIZE = 1 << 20
 ONE, OTHER = Asker(1000, None), Asker(1001, None)

@@ -3,7 +3,7 @@
 import pytest
 
 from vuserd.config.model import ClientLimits
-from vuserd.descriptor_limits import cuts, limits_within, most_images
+from vuserd.users.descriptor_limits import cuts, limits_within, most_images
 from vuserd.wire.descriptors import MOST_DESCRIPTORS
 
 

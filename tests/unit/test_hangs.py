@@ -10,11 +10,11 @@ from trio.testing import MockClock
 from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from tests.faults.harness import entries, read
-from vuserd.asker import ASKER, Asker
 from vuserd.device.session import Session
 from vuserd.errors import BackendError, BackendTimeout, CallError, HeldBack
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.hangs import Backoff, Hangs, NodeGate, Place
+from vuserd.users.asker import ASKER, Asker
 
 #: The session's, in seconds; what hangs is first held back for three times as long.
 TIMEOUT = 10.0

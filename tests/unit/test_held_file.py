@@ -16,7 +16,7 @@ from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.heldfile import FileTable, HeldFile
 from vuserd.fs.listings import Listing
 from vuserd.fs.openfile import OpenFile
-from vuserd.holdings import Holdings
+from vuserd.users.holdings import Holdings
 
 
 @pytest.fixture

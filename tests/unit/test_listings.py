@@ -17,7 +17,7 @@ from vuserd.fs.listings import ContinuationTable, Listing
 from vuserd.fs.nodes import Hold
 from vuserd.fs.reader import DirectoryReader
 from vuserd.fs.walk import TreeWalk
-from vuserd.holdings import Holdings
+from vuserd.users.holdings import Holdings
 
 FOLDER = File(mode=stat.S_IFDIR | 0o755)
 

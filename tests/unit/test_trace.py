@@ -23,12 +23,12 @@ from vuserd.device.session import Session, SessionOptions
 from vuserd.errors import BackendError, BackendTimeout, CallError, FileError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Node, NodeTable
-from vuserd.holdings import Holdings
 from vuserd.rpc.methods import event_map
 from vuserd.tracing import trace as traces
 from vuserd.tracing.event import Event, arguments
 from vuserd.tracing.tap import Tap, Tracing
 from vuserd.tracing.trace import Trace, TraceTable
+from vuserd.users.holdings import Holdings
 from vuserd.wire.codec import Limits, MessageDecoder, Request, encode_request
 
 CONTENT = bytes(range(256)) * 16

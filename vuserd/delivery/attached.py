@@ -17,11 +17,11 @@ from vuserd.delivery.whole import Delivery, FileChanged, deliver_whole
 from vuserd.device.payloads import given_back
 from vuserd.device.session import Session
 from vuserd.errors import BackendError, CallError, ErrorCode
-from vuserd.foreign import ForeignDescriptors
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.openfile import OpenFile
-from vuserd.holdings import Holdings
 from vuserd.tasks.gather import gather
+from vuserd.users.foreign_descriptors import ForeignDescriptors
+from vuserd.users.holdings import Holdings
 
 #: Seconds for a memfd to be sealed, which waits for whoever fills it or changes its length.
 _SEALING: Final = 2.0

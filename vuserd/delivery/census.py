@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from vuserd.asker import ASKER, Asker
 from vuserd.delivery.cgroups import UNLIMITED
 from vuserd.delivery.headroom import HEADROOM
 from vuserd.errors import CallError, ErrorCode
+from vuserd.users.asker import ASKER, Asker
 
 _LOG = logging.getLogger(__name__)
 

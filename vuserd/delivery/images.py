@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import trio
 
-from vuserd.asker import ASKER, Asker
 from vuserd.delivery.census import CENSUS
 from vuserd.delivery.headroom import HEADROOM
 from vuserd.delivery.image import SealedImage, image_delivery
@@ -21,6 +20,7 @@ from vuserd.fs.export import Export
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Node
 from vuserd.fs.version import Version
+from vuserd.users.asker import ASKER, Asker
 
 
 class _Place(NamedTuple):

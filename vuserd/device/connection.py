@@ -24,7 +24,7 @@ from vuserd.errors import (
     BackendTimeout,
     os_reason,
 )
-from vuserd.foreign import ForeignDescriptors, accept_descriptors_inline
+from vuserd.users.foreign_descriptors import ForeignDescriptors, accept_descriptors_inline
 from vuserd.wire.descriptors import ancillary_with
 
 #: What backends sent that waits to be closed: none of it is ever received.

@@ -4,7 +4,7 @@ from collections.abc import Sized
 from typing import Protocol
 
 from protocol import fuse
-from vuserd.asker import Asker
+from vuserd.users.asker import Asker
 
 
 class Gate(Protocol):

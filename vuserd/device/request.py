@@ -8,7 +8,7 @@ import trio
 
 from memory.arena import Buffer
 from protocol import fuse
-from vuserd.asker import ASKER
+from vuserd.users.asker import ASKER
 
 #: A reply's body; only its length, where it went into a target.
 Result: TypeAlias = outcome.Outcome[bytes | int]

@@ -167,7 +167,8 @@ class Export:
     async def call(self, operation: Callable[[FileSystem], Awaitable[Result]]) -> Result:
         """Do an operation on the files; again, when the backend is lost meanwhile.
 
-        It is on behalf of :data:`~vuserd.asker.ASKER`, for whom others are not to wait for ever.
+        It is on behalf of :data:`~vuserd.users.asker.ASKER`, for whom others are not to wait for
+        ever.
         All that is asked of the files are reads, so nothing is done twice that must not be. A call
         that lost a backend may be what killed it, so others wait while it is tried again. If the
         next one is lost as well, with no other call on it, it is not tried any more.

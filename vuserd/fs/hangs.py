@@ -18,10 +18,10 @@ import trio
 
 from protocol import fuse
 from protocol.fuse import Opcode
-from vuserd.asker import ASKER, Asker
 from vuserd.errors import CallError, ErrorCode, HeldBack
 from vuserd.fs.nodes import NodeTable
 from vuserd.service.journal import about_export
+from vuserd.users.asker import ASKER, Asker
 
 _LOG = logging.getLogger(__name__)
 

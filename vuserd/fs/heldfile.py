@@ -10,7 +10,7 @@ from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.kept import Kept
 from vuserd.fs.openfile import OpenFile
 from vuserd.fs.version import Version
-from vuserd.holdings import Holdings
+from vuserd.users.holdings import Holdings
 
 Result = TypeVar("Result")
 

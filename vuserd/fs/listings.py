@@ -9,7 +9,7 @@ from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.kept import Kept
 from vuserd.fs.nodes import Hold, Node
 from vuserd.fs.reader import DirectoryReader
-from vuserd.holdings import Holdings
+from vuserd.users.holdings import Holdings
 
 
 class Continued(Protocol):

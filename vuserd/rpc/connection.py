@@ -20,13 +20,11 @@ from typing import Any, Final
 
 import trio
 
-from vuserd.asker import ASKER, Asker
 from vuserd.config.model import ClientLimits
 from vuserd.delivery.attached import Loaded, MemoryTable
 from vuserd.delivery.images import Fetched
 from vuserd.delivery.inline import FileContent
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError, os_reason
-from vuserd.foreign import accept_descriptors_inline
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Rights
@@ -39,6 +37,8 @@ from vuserd.rpc.outbox import Outbox, Reply
 from vuserd.rpc.signature import TIMEOUT
 from vuserd.rpc.users import Account
 from vuserd.tracing.trace import TraceTable
+from vuserd.users.asker import ASKER, Asker
+from vuserd.users.foreign_descriptors import accept_descriptors_inline
 from vuserd.wire.codec import (
     FramingError,
     InvalidMessage,

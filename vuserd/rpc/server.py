@@ -12,13 +12,13 @@ import trio
 
 from vuserd.config.model import ClientLimits
 from vuserd.errors import CallError, ErrorCode, os_reason
-from vuserd.foreign import ForeignDescriptors
 from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.connection import Connection
 from vuserd.rpc.counters import Counters
 from vuserd.rpc.listener import Listener
 from vuserd.rpc.methods import Methods
 from vuserd.rpc.users import Account, Accounts
+from vuserd.users.foreign_descriptors import ForeignDescriptors
 from vuserd.wire.codec import encode_notification
 
 _LOG = logging.getLogger(__name__)

@@ -7,11 +7,11 @@ import trio
 
 from vuserd.config.model import ClientLimits
 from vuserd.errors import CallError, ErrorCode
-from vuserd.foreign import ForeignDescriptors
-from vuserd.holdings import Holdings
 from vuserd.tasks.budget import Budget
 from vuserd.tasks.crowd import Arrivals
 from vuserd.tasks.turns import Turns
+from vuserd.users.foreign_descriptors import ForeignDescriptors
+from vuserd.users.holdings import Holdings
 
 #: Connections of a user that may go on all at once; of more than these, a few at a time do.
 _MOST_AT_ONCE: Final = 64

@@ -7,9 +7,9 @@ from typing import Final
 import trio
 
 from vuserd.errors import CallError, ErrorCode
-from vuserd.holdings import Holdings
 from vuserd.tracing.event import Event
 from vuserd.tracing.tap import Tracing
+from vuserd.users.holdings import Holdings
 
 #: Events that may wait in one trace.
 CAPACITY: Final = 10_000
