@@ -14,7 +14,9 @@ from functools import partial
 
 import trio
 
-from vuserd import __version__, check
+from vuserd import __version__
+from vuserd.check import command
+from vuserd.check.machine import LEAST_DESCRIPTORS
 from vuserd.config.arguments import (
     check_names,
     parse_adopted,
@@ -27,7 +29,6 @@ from vuserd.config.model import DaemonConfig, ListenConfig
 from vuserd.daemon import Daemon
 from vuserd.device.session import SessionOptions
 from vuserd.errors import ConfigurationError, VuserdError
-from vuserd.machine import LEAST_DESCRIPTORS
 from vuserd.service.journal import journal_handler
 from vuserd.service.standard_streams import STANDARD_OUTPUT, finish_output, prepare
 from vuserd.service.systemd import Notifier, listen_sockets, withhold_privileges
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "check":
-        return check.run(options)
+        return command.run(options)
     become_undumpable()  # also where another program, as another user by now, calls this
     withhold_privileges()
     notifier = Notifier.from_environment(os.environ)
@@ -184,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how long a backend may take for each answer (default: 10)",
     )
     serve.add_argument("-v", "--verbose", action="store_true", help="log more")
-    check.add_arguments(
+    command.add_arguments(
         commands.add_parser(
             "check", help="tell whether the configuration and this machine are fit to serve"
         )

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from pyroute2 import DiagSocket, NetlinkError
 
-from vuserd import check, machine, readiness, tryout
 from vuserd.backend.process import BackendOptions
+from vuserd.check import backends, command, configured, machine
+from vuserd.check.machine import Mark, Result
+from vuserd.check.unix_diag import is_listened_on
 from vuserd.config.model import (
     Access,
     ClientLimits,
@@ -25,8 +27,6 @@ from vuserd.config.model import (
     ListenConfig,
     RigConfig,
 )
-from vuserd.listening import is_listened_on
-from vuserd.machine import Mark, Result
 
 RUST = "virtiofsd 1.13.2"
 C = "virtiofsd version 7.2.22 (Debian)"
@@ -42,13 +42,13 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, st
         path.chmod(0o755)
         made[name] = str(path)
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(readiness, "PLACES", (made["rust"], made["c"], made["neither"]))
+    monkeypatch.setattr(configured, "PLACES", (made["rust"], made["c"], made["neither"]))
     return made
 
 
 def options(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    check.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -79,14 +79,14 @@ def test_the_status_and_the_lines(
             for number, mark in enumerate(found)
         ]
 
-    monkeypatch.setattr(check, "examine", examine)
-    assert check.run(options()) == status
+    monkeypatch.setattr(command, "examine", examine)
+    assert command.run(options()) == status
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(found)
     assert len({line.index("detail") for line in lines}) == 1
     assert [line.endswith("; advice") for line in lines] == [mark != Mark.OK for mark in found]
 
-    assert check.run(options("--json")) == status
+    assert command.run(options("--json")) == status
     report = json.loads(capsys.readouterr().out)
     assert report["result"] == max(found, key=list(Mark).index)
     assert [each["mark"] for each in report["checks"]] == found
@@ -94,7 +94,7 @@ def test_the_status_and_the_lines(
 
 
 def test_names_that_no_terminal_should_see() -> None:
-    (line,) = check.table([Result("export e", Mark.OK, "/a\n\x1b[2J\udcff\N{BULLET}")])
+    (line,) = command.table([Result("export e", Mark.OK, "/a\n\x1b[2J\udcff\N{BULLET}")])
     assert line == "ok       export e  /a\\n\\x1b[2J\\udcff\N{BULLET}"
 
 
@@ -107,7 +107,7 @@ def test_a_whole_run(
         f'[[export]]\nname = "tree"\npath = "{tmp_path}"\nbackend = "{programs["rust"]}"\n'
         f'[[listen]]\nsocket = "{tmp_path}/d.sock"\n[[listen]]\nsocket = "@d"\n'
     )
-    assert check.run(options("--config", str(file), "--json")) == 1
+    assert command.run(options("--config", str(file), "--json")) == 1
     checks = json.loads(capsys.readouterr().out)["checks"]
     found = {each["name"]: each for each in reversed(checks)}
     assert found["configuration"]["detail"] == str(file)
@@ -125,7 +125,7 @@ def test_a_configuration_that_is_wrong(
     assert programs
     file = tmp_path / "vuserd.toml"
     file.write_text("drain = true\ntimeot = 1\n[[export]]\nname = 'e'\npath = '/no/such'\n")
-    assert check.run(options("--config", str(file))) == 1
+    assert command.run(options("--config", str(file))) == 1
     lines = capsys.readouterr().out.splitlines()
     problems = [line for line in lines if line.startswith("problem")]
     assert [
@@ -139,7 +139,7 @@ def test_a_configuration_that_is_wrong(
 
 def test_no_configuration_is_no_problem(tmp_path: Path) -> None:
     environ = {"XDG_CONFIG_HOME": str(tmp_path)}
-    config, (result,) = check.configuration_results(None, environ, 1000, "@d")
+    config, (result,) = command.configuration_results(None, environ, 1000, "@d")
     assert config == DaemonConfig((), ())
     assert result.mark is Mark.OK
 
@@ -147,7 +147,7 @@ def test_no_configuration_is_no_problem(tmp_path: Path) -> None:
 def test_a_configuration_without_exports(tmp_path: Path) -> None:
     file = tmp_path / "vuserd.toml"
     file.touch()
-    _, results = check.configuration_results(str(file), {}, 0, "@d")
+    _, results = command.configuration_results(str(file), {}, 0, "@d")
     assert marks(results) == [Mark.OK, Mark.WARNING]
     assert "nothing to serve" in results[1].detail
 
@@ -156,7 +156,7 @@ def test_a_configuration_that_everybody_may_write(tmp_path: Path) -> None:
     file = tmp_path / "vuserd.toml"
     file.touch()
     file.chmod(0o666)
-    _, (result,) = check.configuration_results(str(file), {}, 0, "@d")
+    _, (result,) = command.configuration_results(str(file), {}, 0, "@d")
     assert result == Result(
         "configuration", Mark.PROBLEM, f"{file}: everybody may write it", f"chmod go-w {file}"
     )
@@ -169,7 +169,7 @@ def test_a_configuration_in_a_folder_of_a_group(tmp_path: Path) -> None:
     (folder / "vuserd.toml").touch()
     os.chown(folder, 0, 4_000_000)
     folder.chmod(0o775)
-    _, (*_, result) = check.configuration_results(str(folder / "vuserd.toml"), {}, 0, "@d")
+    _, (*_, result) = command.configuration_results(str(folder / "vuserd.toml"), {}, 0, "@d")
     assert result.mark is Mark.WARNING
     assert f"group 4000000 may write {folder}" in result.detail
 
@@ -177,7 +177,7 @@ def test_a_configuration_in_a_folder_of_a_group(tmp_path: Path) -> None:
 def test_a_folder_of_more_files_that_cannot_be_listed(tmp_path: Path) -> None:
     (tmp_path / "conf.d").symlink_to("conf.d")
     file = str(tmp_path / "vuserd.toml")
-    _, (result,) = check.configuration_results(file, {}, 0, "@d")
+    _, (result,) = command.configuration_results(file, {}, 0, "@d")
     assert result.mark is Mark.PROBLEM
 
 
@@ -185,14 +185,14 @@ def test_a_folder_of_more_files_that_cannot_be_listed(tmp_path: Path) -> None:
 
 
 async def test_every_candidate_is_told(programs: Mapping[str, str]) -> None:
-    results = await readiness.candidate_results([], 0)
+    results = await configured.candidate_results([], 0)
     assert [(result.mark, result.detail) for result in results] == [
         (Mark.OK, f"{programs['rust']}: rust 1.13.2"),
         (Mark.OK, f"{programs['c']}: c 7.2.22"),
         (Mark.WARNING, results[2].detail),
     ]
     assert "is no virtiofsd" in results[2].detail
-    results = await readiness.candidate_results([ExportConfig("e", program=programs["c"])], 1000)
+    results = await configured.candidate_results([ExportConfig("e", program=programs["c"])], 1000)
     assert (results[0].mark, results[0].detail) == (
         Mark.WARNING,
         f"{programs['c']}: c 7.2.22, which takes root",
@@ -221,22 +221,22 @@ def export(program: str | None = None, **wanted: Any) -> ExportConfig:
 async def test_what_a_backend_cannot_do(
     kind: str, uid: int, wanted: dict[str, Any], words: str, programs: Mapping[str, str]
 ) -> None:
-    results = await readiness.fitness_results([export(programs[kind], **wanted)], uid)
+    results = await configured.fitness_results([export(programs[kind], **wanted)], uid)
     assert marks(results) == ([Mark.PROBLEM] if words else [])
     assert all(result.name == "export e" and words in result.detail for result in results)
 
 
 async def test_a_machine_without_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(readiness, "PLACES", ())
+    monkeypatch.setattr(configured, "PLACES", ())
     monkeypatch.setattr("vuserd.backend.find.find_program.__defaults__", ((),))
-    (result,) = await readiness.fitness_results([], 0)
+    (result,) = await configured.fitness_results([], 0)
     assert result.mark is Mark.PROBLEM
     assert "no virtiofsd on this machine: " in result.detail
-    assert await readiness.candidate_results([], 0) == []
+    assert await configured.candidate_results([], 0) == []
     # Who has it from somebody else needs none.
-    assert await readiness.fitness_results([ExportConfig("e", socket="/s")], 0) == []
-    several = await readiness.fitness_results([export(), export()], 0)
+    assert await configured.fitness_results([ExportConfig("e", socket="/s")], 0) == []
+    several = await configured.fitness_results([export(), export()], 0)
     assert [each.name for each in several] == ["backend"]
 
 
@@ -245,9 +245,9 @@ async def test_a_machine_without_a_backend(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_directory_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ExportConfig("e", directory=str(tmp_path))
-    assert readiness.export_result(config) == Result("export e", Mark.OK, str(tmp_path))
+    assert configured.export_result(config) == Result("export e", Mark.OK, str(tmp_path))
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
-    result = readiness.export_result(config)
+    result = configured.export_result(config)
     assert result.mark is Mark.PROBLEM
     assert f"{tmp_path} cannot be read by " in result.detail
 
@@ -255,7 +255,7 @@ def test_a_directory_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_directory_is_shown_as_the_daemon_finds_it(tmp_path: Path) -> None:
     (tmp_path / "v2").mkdir()
     (tmp_path / "current").symlink_to("v2")
-    result = readiness.export_result(ExportConfig("e", directory=f"{tmp_path}/current"))
+    result = configured.export_result(ExportConfig("e", directory=f"{tmp_path}/current"))
     assert result.detail == f"{tmp_path}/current, now {tmp_path}/v2"
 
 
@@ -287,7 +287,7 @@ def test_mounts_that_do_not_reach_a_backend(
 ) -> None:
     (tmp_path / "mountinfo").write_text(MOUNTS)
     config = ExportConfig("e", directory=directory)
-    results = list(tryout.propagation_results(config, str(tmp_path / "mountinfo")))
+    results = list(backends.propagation_results(config, str(tmp_path / "mountinfo")))
     if private is None:
         assert results == []
     else:
@@ -299,30 +299,30 @@ def test_mounts_that_do_not_reach_a_backend(
 
 def test_mounts_that_nobody_tells_of(tmp_path: Path) -> None:
     config = ExportConfig("e", directory="/")
-    assert list(tryout.propagation_results(config, str(tmp_path / "none"))) == []
+    assert list(backends.propagation_results(config, str(tmp_path / "none"))) == []
     (tmp_path / "odd").write_text("this is something else\n")
-    assert list(tryout.propagation_results(config, str(tmp_path / "odd"))) == []
+    assert list(backends.propagation_results(config, str(tmp_path / "odd"))) == []
 
 
 def test_a_socket_of_somebody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(tmp_path / "vfs.sock")
     config = ExportConfig("e", socket=path)
-    assert readiness.export_result(config).mark is Mark.WARNING
+    assert configured.export_result(config).mark is Mark.WARNING
     with socket.socket(socket.AF_UNIX) as backend:
         backend.bind(path)
-        assert readiness.export_result(config).mark is Mark.WARNING
+        assert configured.export_result(config).mark is Mark.WARNING
         backend.listen()
         backend.settimeout(0)
-        assert readiness.export_result(config).mark is Mark.OK
+        assert configured.export_result(config).mark is Mark.OK
         with pytest.raises(BlockingIOError):
             backend.accept()  # it takes one connection in its life: that was not it
         monkeypatch.setattr(os, "access", lambda *_, **__: False)
-        assert readiness.export_result(config).mark is Mark.PROBLEM
+        assert configured.export_result(config).mark is Mark.PROBLEM
         monkeypatch.undo()
-    left_behind = readiness.export_result(config)
+    left_behind = configured.export_result(config)
     nobody = f"nobody in this network namespace listens on {path}"
     assert (left_behind.mark, left_behind.detail) == (Mark.WARNING, nobody)
-    assert readiness.export_result(ExportConfig("e", socket="/etc/hosts")).mark is Mark.PROBLEM
+    assert configured.export_result(ExportConfig("e", socket="/etc/hosts")).mark is Mark.PROBLEM
 
 
 # -- sockets ---------------------------------------------------------------------------------------
@@ -353,14 +353,14 @@ def test_a_kernel_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(path)
         assert is_listened_on(path) is None
-    assert readiness.export_result(ExportConfig("e", socket=path)).mark is Mark.OK
+    assert configured.export_result(ExportConfig("e", socket=path)).mark is Mark.OK
 
 
 def test_where_to_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "d.sock"
 
     def result(address: Path | str) -> Result:
-        return readiness.listener_result(ListenConfig(str(address)))
+        return configured.listener_result(ListenConfig(str(address)))
 
     assert result("@d") == Result("socket", Mark.OK, "@d")
     assert result(path) == Result("socket", Mark.OK, str(path))
@@ -387,7 +387,7 @@ def test_whom_an_export_s_path_trusts(tmp_path: Path) -> None:
     """What others can do about it is told, with what to do against that."""
 
     def result(path: str) -> Result:
-        return readiness.export_result(ExportConfig("e", directory=str(tmp_path / path)))
+        return configured.export_result(ExportConfig("e", directory=str(tmp_path / path)))
 
     for name in ("theirs", "theirs/own", "theirs/roots", "lab", "lab/export", "tmp", "tmp/export"):
         (tmp_path / name).mkdir()
@@ -414,7 +414,7 @@ def test_a_folder_where_others_may_write(tmp_path: Path) -> None:
     """They can take the socket's place; in a sticky one like /tmp they cannot."""
     for mode, mark in ((0o777, Mark.WARNING), (0o1777, Mark.OK), (0o755, Mark.OK)):
         tmp_path.chmod(mode)
-        result = readiness.listener_result(ListenConfig(str(tmp_path / "s")))
+        result = configured.listener_result(ListenConfig(str(tmp_path / "s")))
         assert result.mark is mark
         assert (f"chmod go-w {tmp_path}" in result.advice) == (mark is Mark.WARNING)
 
@@ -423,10 +423,10 @@ def test_the_system_s_folder_is_made_by_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(tmp_path / "run" / "vuserd.sock")
-    monkeypatch.setattr(readiness, "SYSTEM_SOCKET", path)
+    monkeypatch.setattr(configured, "SYSTEM_SOCKET", path)
     for uid, mark in ((0, Mark.OK), (1000, Mark.PROBLEM)):
         monkeypatch.setattr(os, "geteuid", lambda uid=uid: uid)
-        assert readiness.listener_result(ListenConfig(path)).mark is mark
+        assert configured.listener_result(ListenConfig(path)).mark is mark
 
 
 @pytest.mark.parametrize(
@@ -453,33 +453,33 @@ def test_users_whom_no_socket_lets_in(
 ) -> None:
     exports = (ExportConfig("e", directory="/", access=access),)
     listeners = listeners or (ListenConfig("/s"),)
-    results = list(readiness.access_results(DaemonConfig((), exports), listeners))
+    results = list(configured.access_results(DaemonConfig((), exports), listeners))
     assert marks(results) == ([] if shut_out is None else [Mark.WARNING])
     assert all(f"it is for {shut_out}" in result.detail for result in results)
     in_a_rig = DaemonConfig((), exports, (RigConfig("r", ("e",)),))
-    assert list(readiness.access_results(in_a_rig, listeners)) == []
+    assert list(configured.access_results(in_a_rig, listeners)) == []
 
 
 def test_a_socket_that_is_there_already_is_looked_at(tmp_path: Path) -> None:
     """As where systemd holds it: it is what the unit says, whatever we would make."""
     path = tmp_path / "s"
-    assert readiness.listener_there(str(path)) == ListenConfig(str(path))
-    assert readiness.listener_there("@s") == ListenConfig("@s")
+    assert configured.listener_there(str(path)) == ListenConfig(str(path))
+    assert configured.listener_there("@s") == ListenConfig("@s")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         path.chmod(0o666)
-        assert readiness.listener_there(str(path)) == ListenConfig(str(path))
+        assert configured.listener_there(str(path)) == ListenConfig(str(path))
         listening.listen()
-        assert readiness.listener_there(str(path)) == ListenConfig(
+        assert configured.listener_there(str(path)) == ListenConfig(
             str(path), 0o666, path.stat().st_gid
         )
 
 
 def test_where_metrics_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = str(tmp_path / "vuserd.prom")
-    assert readiness.metrics_result(file) == Result("metrics", Mark.OK, file)
+    assert configured.metrics_result(file) == Result("metrics", Mark.OK, file)
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
-    assert readiness.metrics_result(file).mark is Mark.PROBLEM
+    assert configured.metrics_result(file).mark is Mark.PROBLEM
 
 
 # -- rigs ------------------------------------------------------------------------------------------
@@ -487,14 +487,14 @@ def test_where_metrics_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_namespaces_of_rigs(monkeypatch: pytest.MonkeyPatch) -> None:
     rigs = [RigConfig(netns, ("e", "f")) for netns in ("/proc/self/ns/net", "no-such", "/dev/null")]
-    monkeypatch.setattr(readiness, "may_enter_namespaces", lambda: True)
-    results = list(readiness.rig_results(rigs))
+    monkeypatch.setattr(configured, "may_enter_namespaces", lambda: True)
+    results = list(configured.rig_results(rigs))
     assert marks(results) == [Mark.OK, Mark.WARNING, Mark.PROBLEM]
     assert results[0].detail == "/proc/self/ns/net: e, f on @vuserd"
     assert results[1].advice == "ip netns add no-such: it is waited for"
-    monkeypatch.setattr(readiness, "may_enter_namespaces", lambda: False)
-    assert marks(list(readiness.rig_results(rigs[:1]))) == [Mark.PROBLEM, Mark.OK]
-    assert list(readiness.rig_results([])) == []
+    monkeypatch.setattr(configured, "may_enter_namespaces", lambda: False)
+    assert marks(list(configured.rig_results(rigs[:1]))) == [Mark.PROBLEM, Mark.OK]
+    assert list(configured.rig_results([])) == []
 
 
 # -- the machine -----------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ from typing import Final
 from vuserd.backend import landlock
 from vuserd.backend.find import PLACES, BackendKind, Program, find_program, identify, require_ours
 from vuserd.backend.process import command_line, sandboxes
+from vuserd.check.machine import Mark, Result, may_enter_namespaces
+from vuserd.check.unix_diag import is_listened_on
 from vuserd.config.model import DaemonConfig, ExportConfig, ListenConfig, RigConfig
 from vuserd.errors import BackendDown, ConfigurationError, UnsafePath, os_reason
-from vuserd.listening import is_listened_on
-from vuserd.machine import Mark, Result, may_enter_namespaces
 from vuserd.trust.path import keeps_entries, name_of, own_trust, route
 from vuserd.wire.address import SYSTEM_SOCKET
 

@@ -14,12 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import trio
 
 from vuserd import __version__
-from vuserd.config.files import config_files, read_config
-from vuserd.config.model import DaemonConfig
-from vuserd.errors import ConfigurationErrors, UnsafePath
-from vuserd.listening import is_listened_on
-from vuserd.machine import Mark, Result, machine_results, user_limits_result
-from vuserd.readiness import (
+from vuserd.check.backends import start_results
+from vuserd.check.configured import (
     access_results,
     candidate_results,
     export_result,
@@ -29,8 +25,12 @@ from vuserd.readiness import (
     metrics_result,
     rig_results,
 )
+from vuserd.check.machine import Mark, Result, machine_results, user_limits_result
+from vuserd.check.unix_diag import is_listened_on
+from vuserd.config.files import config_files, read_config
+from vuserd.config.model import DaemonConfig
+from vuserd.errors import ConfigurationErrors, UnsafePath
 from vuserd.trust.path import own_trust, route
-from vuserd.tryout import start_results
 from vuserd.users.descriptor_limits import descriptors_allowed
 from vuserd.wire.address import SYSTEM_SOCKET, socket_address
 
