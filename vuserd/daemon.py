@@ -16,9 +16,10 @@ from vuserd.config.model import ClientLimits, DaemonConfig, ListenConfig
 from vuserd.delivery.census import CENSUS
 from vuserd.delivery.images import ImageStore
 from vuserd.errors import CallError, ConfigurationError, ErrorCode
-from vuserd.exporter import Exporter, Sources
 from vuserd.fs.export import ExportState
 from vuserd.fs.exports import Exports
+from vuserd.metrics.exporter import Exporter
+from vuserd.metrics.sources import Sources
 from vuserd.rpc.access import Rights
 from vuserd.rpc.listeners import Listeners
 from vuserd.rpc.methods import Methods

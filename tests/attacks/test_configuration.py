@@ -15,7 +15,7 @@ from tests.attacks.threats import Who, threat
 from tests.running import REPOSITORY, RunningDaemon
 from vuserd.config.files import config_files, read_config
 from vuserd.errors import ConfigurationErrors
-from vuserd.exporter import _remove, _replace
+from vuserd.metrics.exporter import _remove, _replace
 from vuserd.trust.path import name_of
 
 _EXPORT: Final = '[[export]]\nname = "{name}"\npath = "{path}"\nbackend = "{backend}"\n'

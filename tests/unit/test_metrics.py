@@ -32,9 +32,10 @@ from vuserd.errors import (
     ErrorCode,
     LossCause,
 )
-from vuserd.exporter import Exporter, Sources
 from vuserd.fs.export import Export, ExportState
 from vuserd.fs.serving import Serving
+from vuserd.metrics.exporter import Exporter
+from vuserd.metrics.sources import Sources
 from vuserd.rpc.access import RefusalLog
 from vuserd.rpc.counters import SECONDS, Counters
 from vuserd.tracing.tap import Tracing
@@ -436,7 +437,7 @@ async def test_a_file_that_cannot_be_written_is_complained_of_once(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = folder / "missing" / "vuserd.prom"
-    caplog.set_level(logging.INFO, "vuserd.exporter")
+    caplog.set_level(logging.INFO, "vuserd.metrics.exporter")
     async with keeping(path, 0.01):
         await trio.sleep(0.5)
         path.parent.mkdir()

@@ -19,8 +19,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from vuserd import __version__
-from vuserd.exporter import Sources
 from vuserd.fs.export import Export, ExportState
+from vuserd.metrics.sources import Sources
 from vuserd.rpc.counters import SECONDS, MethodCounts
 
 _BOUNDS = [*map(floatToGoString, SECONDS), "+Inf"]

@@ -7,35 +7,21 @@ first asked for, in a thread.
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from vuserd.delivery.images import ImageStore
 from vuserd.errors import UnsafePath, os_reason
-from vuserd.fs.export import Export
-from vuserd.rpc.access import RefusalLog
-from vuserd.rpc.counters import Counters
+from vuserd.metrics.sources import Sources
 from vuserd.trust.path import own_trust, route
 
 if TYPE_CHECKING:
-    from vuserd.metrics import Metrics
+    from vuserd.metrics.families import Metrics
 
 _LOG = logging.getLogger(__name__)
 
 #: For everybody to read: node_exporter runs as a user of its own.
 _MODE: Final = 0o644
-
-
-class Sources(NamedTuple):
-    """What metrics are read from."""
-
-    counters: Counters
-    exports: Mapping[str, Export]
-    images: ImageStore
-    refusals: RefusalLog
-    clients: Callable[[], int]
 
 
 class Exporter:
@@ -96,7 +82,7 @@ class Exporter:
 
 
 def _loaded(sources: Sources) -> "Metrics":
-    from vuserd.metrics import Metrics
+    from vuserd.metrics.families import Metrics
 
     return Metrics(sources)
 

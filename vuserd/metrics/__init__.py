@@ -1,0 +1,1 @@
+"""The daemon's numbers, in Prometheus' text format."""

@@ -1,0 +1,19 @@
+"""Where the metrics are read from."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from vuserd.delivery.images import ImageStore
+from vuserd.fs.export import Export
+from vuserd.rpc.access import RefusalLog
+from vuserd.rpc.counters import Counters
+
+
+class Sources(NamedTuple):
+    """What metrics are read from."""
+
+    counters: Counters
+    exports: Mapping[str, Export]
+    images: ImageStore
+    refusals: RefusalLog
+    clients: Callable[[], int]
