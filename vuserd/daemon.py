@@ -18,12 +18,12 @@ from vuserd.delivery.images import ImageStore
 from vuserd.errors import CallError, ConfigurationError, ErrorCode
 from vuserd.fs.export import ExportState
 from vuserd.fs.exports import Exports
+from vuserd.listen.listeners import Listeners
+from vuserd.listen.rigs import Rigs
 from vuserd.metrics.exporter import Exporter
 from vuserd.metrics.sources import Sources
 from vuserd.rpc.access import Rights
-from vuserd.rpc.listeners import Listeners
 from vuserd.rpc.methods import Methods
-from vuserd.rpc.rigs import Rigs
 from vuserd.rpc.server import Server
 from vuserd.service.systemd import Notifier
 from vuserd.users.descriptor_limits import (

@@ -17,7 +17,7 @@ from tests.attacks.threats import Who, threat
 from tests.running import RunningDaemon
 from vuserd.config.model import ListenConfig
 from vuserd.errors import ConfigurationError
-from vuserd.rpc.listener import listening
+from vuserd.listen.sockets import listening
 
 _LAB: Final = 2001
 _ROUNDS: Final = 40

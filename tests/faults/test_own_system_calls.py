@@ -30,7 +30,7 @@ from vuserd.config.model import ExportConfig, ListenConfig
 from vuserd.delivery.census import CENSUS
 from vuserd.errors import BackendDown, ConfigurationError
 from vuserd.fs.export import Export
-from vuserd.rpc.listener import listening
+from vuserd.listen.sockets import listening
 
 #: What any call gives that makes a descriptor.
 NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -456,7 +456,7 @@ async def test_a_crowd(
 
 # --- the daemon's socket --------------------------------------------------------------------------
 
-LISTENER = "vuserd.rpc.listener"
+LISTENER = "vuserd.listen.sockets"
 BIND = (errno.EADDRINUSE, errno.EACCES, errno.ENOSPC, errno.EROFS, errno.ENOMEM, errno.ENOENT)
 
 SOCKET = [

@@ -15,9 +15,9 @@ import trio.testing
 from tests.fake.bare_daemon import bare_methods
 from vuserd.config.model import ClientLimits, ListenConfig
 from vuserd.errors import ConfigurationError
-from vuserd.rpc import listener as listener_module
-from vuserd.rpc.listener import Listener, listening
-from vuserd.rpc.listeners import Listeners
+from vuserd.listen import sockets as listener_module
+from vuserd.listen.listeners import Listeners
+from vuserd.listen.sockets import Listener, listening
 from vuserd.rpc.server import Server
 
 

@@ -11,9 +11,9 @@ import trio.testing
 
 from tests.fake.bare_daemon import bare_methods
 from vuserd.config.model import ClientLimits, RigConfig
-from vuserd.rpc import rigs as rigs_module
+from vuserd.listen import rigs as rigs_module
+from vuserd.listen.rigs import Rigs
 from vuserd.rpc.access import Peer, Rights
-from vuserd.rpc.rigs import Rigs
 from vuserd.rpc.server import Server
 
 MANAGER = Rights(Peer(os.getpid(), 0, frozenset()))

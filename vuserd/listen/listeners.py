@@ -8,7 +8,7 @@ import trio
 
 from vuserd.config.model import ListenConfig
 from vuserd.errors import ConfigurationError, os_reason
-from vuserd.rpc.listener import Bound, Listener, listening
+from vuserd.listen.sockets import Bound, Listener, listening
 from vuserd.rpc.server import Server
 
 _LOG = logging.getLogger(__name__)

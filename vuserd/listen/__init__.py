@@ -1,0 +1,1 @@
+"""Where the daemon listens: its sockets, and those of rigs in their network namespaces."""
