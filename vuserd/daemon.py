@@ -16,8 +16,8 @@ from vuserd.config.model import ClientLimits, DaemonConfig, ListenConfig
 from vuserd.delivery.census import CENSUS
 from vuserd.delivery.images import ImageStore
 from vuserd.errors import CallError, ConfigurationError, ErrorCode
-from vuserd.fs.export import ExportState
-from vuserd.fs.exports import Exports
+from vuserd.exports.export import ExportState
+from vuserd.exports.table import Exports
 from vuserd.listen.listeners import Listeners
 from vuserd.listen.rigs import Rigs
 from vuserd.metrics.exporter import Exporter

@@ -24,8 +24,8 @@ from vuserd.backend.find import BackendKind, find_program
 from vuserd.backend.process import BackendOptions
 from vuserd.config.model import ExportConfig
 from vuserd.errors import BackendDown
-from vuserd.fs.directory import Sight, look_at
-from vuserd.fs.export import Export, ExportState
+from vuserd.exports.directory import Sight, look_at
+from vuserd.exports.export import Export, ExportState
 from vuserd.fs.filesystem import FileSystem
 
 _LAB: Final = 2001
@@ -310,7 +310,7 @@ class PerfectTiming:
         self._folder, self._was = folder, folder.with_name("was")
         self._secret = secret
         self.attacks = True
-        monkeypatch.setattr("vuserd.fs.directory.look_at", self._look_at)
+        monkeypatch.setattr("vuserd.exports.directory.look_at", self._look_at)
 
     def _look_at(self, path: str) -> Sight:
         if self._folder.is_symlink():

@@ -29,7 +29,7 @@ from vuserd.client.trio_client import TrioClient
 from vuserd.config.model import ExportConfig, ListenConfig
 from vuserd.delivery.census import CENSUS
 from vuserd.errors import BackendDown, ConfigurationError
-from vuserd.fs.export import Export
+from vuserd.exports.export import Export
 from vuserd.listen.sockets import listening
 
 #: What any call gives that makes a descriptor.

@@ -22,7 +22,7 @@ from vuserd.config.model import ExportConfig
 from vuserd.device.payloads import given_back
 from vuserd.device.session import SessionOptions
 from vuserd.errors import BackendDown, BackendTimeout
-from vuserd.fs.export import Export
+from vuserd.exports.export import Export
 from vuserd.fs.filesystem import FileSystem
 
 CONTENT = os.urandom(1 << 20)

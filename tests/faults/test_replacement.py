@@ -26,10 +26,10 @@ from vuserd.config.model import ExportConfig
 from vuserd.device.payloads import given_back
 from vuserd.device.session import SessionOptions
 from vuserd.errors import BackendDown, FileError, LossCause
-from vuserd.fs import directory
-from vuserd.fs.directory import Sight, Standing
-from vuserd.fs.export import Export, ExportState
-from vuserd.fs.exports import Exports
+from vuserd.exports import directory
+from vuserd.exports.directory import Sight, Standing
+from vuserd.exports.export import Export, ExportState
+from vuserd.exports.table import Exports
 from vuserd.fs.filesystem import FileSystem
 
 PROGRAM: Final = Program("/usr/libexec/virtiofsd", BackendKind.RUST, "1")
@@ -94,8 +94,10 @@ class Backends:
 def backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backends:
     made = Backends(tmp_path)
     made.may_start[0].set()
-    monkeypatch.setattr("vuserd.fs.serving.start_backend", made.start)
-    monkeypatch.setattr("vuserd.fs.directory.look_at", lambda path: Sight(made.standing, "", path))
+    monkeypatch.setattr("vuserd.exports.serving.start_backend", made.start)
+    monkeypatch.setattr(
+        "vuserd.exports.directory.look_at", lambda path: Sight(made.standing, "", path)
+    )
     return made
 
 
@@ -399,7 +401,7 @@ async def test_an_export_of_another_directory_serves_all_the_time(
     with trio.fail_after(FOR_EVER):
         async with trio.open_nursery() as nursery:
             exports = Exports(nursery)
-            monkeypatch.setattr("vuserd.fs.exports.find_program", find)
+            monkeypatch.setattr("vuserd.exports.table.find_program", find)
             found.set()
             await exports.apply([FIRST])
             first, found = exports["files"], trio.Event()
@@ -427,7 +429,7 @@ async def test_a_changed_configuration_goes_before_the_next_try(
     async def find(*_: object) -> Program:
         return PROGRAM
 
-    monkeypatch.setattr("vuserd.fs.exports.find_program", find)
+    monkeypatch.setattr("vuserd.exports.table.find_program", find)
     with trio.fail_after(FOR_EVER):
         async with trio.open_nursery() as nursery:
             exports = Exports(nursery)
@@ -671,7 +673,7 @@ async def test_a_directory_that_cannot_be_looked_at(
             raise OSError(errno.EIO, "Input/output error")
         return look_at(path)
 
-    monkeypatch.setattr("vuserd.fs.directory.look_at", look)
+    monkeypatch.setattr("vuserd.exports.directory.look_at", look)
     async with exported() as export:
         assert export.state is ExportState.GONE
         assert "does not answer" in export.reason

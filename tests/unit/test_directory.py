@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from vuserd.fs.directory import Lookout, Sight, Standing, look_at
+from vuserd.exports.directory import Lookout, Sight, Standing, look_at
 
 HERE = Standing(1, 0, 1, 2)
 
@@ -61,7 +61,7 @@ def test_an_old_kernel_or_a_filter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """Without statx, or with a statx without mounts: as much as stat tells."""
-    monkeypatch.setattr("vuserd.fs.directory.ctypes.CDLL", lambda *_, **__: Libc(number))
+    monkeypatch.setattr("vuserd.exports.directory.ctypes.CDLL", lambda *_, **__: Libc(number))
     status = os.stat(tmp_path)
     sight = look_at(str(tmp_path))
     assert sight.standing is not None
@@ -70,7 +70,7 @@ def test_an_old_kernel_or_a_filter(
 
 
 def test_a_file_system_that_cannot_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vuserd.fs.directory.ctypes.CDLL", lambda *_, **__: Libc(errno.EIO))
+    monkeypatch.setattr("vuserd.exports.directory.ctypes.CDLL", lambda *_, **__: Libc(errno.EIO))
     with pytest.raises(OSError, match="Input/output error"):
         look_at(str(tmp_path))
 
@@ -84,7 +84,7 @@ class Looks:
         self.may_end = threading.Event()
         self.may_end.set()
         self.error: OSError | None = None
-        monkeypatch.setattr("vuserd.fs.directory.look_at", self._look)
+        monkeypatch.setattr("vuserd.exports.directory.look_at", self._look)
 
     def _look(self, path: str) -> Sight:
         self.count += 1

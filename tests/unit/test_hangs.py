@@ -12,8 +12,8 @@ from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from tests.faults.harness import entries, read
 from vuserd.device.session import Session
 from vuserd.errors import BackendError, BackendTimeout, CallError, HeldBack
+from vuserd.exports.hangs import Backoff, Hangs, NodeGate, Place
 from vuserd.fs.filesystem import FileSystem
-from vuserd.fs.hangs import Backoff, Hangs, NodeGate, Place
 from vuserd.users.asker import ASKER, Asker
 
 #: The session's, in seconds; what hangs is first held back for three times as long.

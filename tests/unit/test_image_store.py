@@ -18,7 +18,7 @@ from tests.faults.catalogue import fault
 from tests.faults.harness import exported
 from vuserd.delivery.images import ImageStore
 from vuserd.errors import CallError, FileError
-from vuserd.fs.export import Export
+from vuserd.exports.export import Export
 
 PAGE = 4096
 

@@ -32,8 +32,8 @@ from vuserd.errors import (
     ErrorCode,
     LossCause,
 )
-from vuserd.fs.export import Export, ExportState
-from vuserd.fs.serving import Serving
+from vuserd.exports.export import Export, ExportState
+from vuserd.exports.serving import Serving
 from vuserd.metrics.exporter import Exporter
 from vuserd.metrics.sources import Sources
 from vuserd.rpc.access import RefusalLog

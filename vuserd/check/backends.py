@@ -13,8 +13,8 @@ from vuserd.backend.process import sandboxes
 from vuserd.check.machine import Mark, Result, start_advice
 from vuserd.config.model import ExportConfig
 from vuserd.errors import ConfigurationError, os_reason
-from vuserd.fs.directory import look_at
-from vuserd.fs.serving import Serving
+from vuserd.exports.directory import look_at
+from vuserd.exports.serving import Serving
 from vuserd.tracing.tap import Tracing
 
 #: Seconds for one start in all sandboxes: one that takes longer keeps the daemon waiting, too.

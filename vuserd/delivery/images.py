@@ -16,7 +16,7 @@ from vuserd.delivery.headroom import HEADROOM
 from vuserd.delivery.image import SealedImage, image_delivery
 from vuserd.delivery.whole import deliver_whole
 from vuserd.errors import CallError, ErrorCode, VuserdError
-from vuserd.fs.export import Export
+from vuserd.exports.export import Export
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Node
 from vuserd.fs.version import Version

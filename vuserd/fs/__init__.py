@@ -1,4 +1,4 @@
-"""The file system behind a session: nodes, paths, operations, and an export's life."""
+"""The file system behind a session: nodes, paths, operations, listings and trees."""
 
 from vuserd.packages import claim_packages
 

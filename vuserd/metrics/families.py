@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from vuserd import __version__
-from vuserd.fs.export import Export, ExportState
+from vuserd.exports.export import Export, ExportState
 from vuserd.metrics.sources import Sources
 from vuserd.rpc.counters import SECONDS, MethodCounts
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from vuserd.delivery.images import ImageStore
-from vuserd.fs.export import Export
+from vuserd.exports.export import Export
 from vuserd.rpc.access import RefusalLog
 from vuserd.rpc.counters import Counters
 

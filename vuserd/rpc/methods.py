@@ -12,7 +12,7 @@ from vuserd.delivery.attached import Loaded
 from vuserd.delivery.images import Fetched, ImageStore
 from vuserd.delivery.inline import FileContent, read_inline, read_open
 from vuserd.errors import BackendError, CallError, ErrorCode, FileError
-from vuserd.fs.export import Export
+from vuserd.exports.export import Export
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.filetype import type_name
 from vuserd.fs.heldfile import HeldFile

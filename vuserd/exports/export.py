@@ -24,12 +24,12 @@ from vuserd.errors import (
     HeldBack,
     LossCause,
 )
-from vuserd.fs.directory import Lookout, Sight
+from vuserd.exports.directory import Lookout, Sight
+from vuserd.exports.hangs import Hangs
+from vuserd.exports.serving import Serving
+from vuserd.exports.trials import Trials
 from vuserd.fs.filesystem import FileSystem
-from vuserd.fs.hangs import Hangs
 from vuserd.fs.owners import Owners
-from vuserd.fs.serving import Serving
-from vuserd.fs.trials import Trials
 from vuserd.service.journal import about_export
 from vuserd.tracing.tap import Tracing
 

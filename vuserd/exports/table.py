@@ -8,7 +8,7 @@ import trio
 from vuserd.backend.find import Program, find_program
 from vuserd.config.model import ExportConfig
 from vuserd.errors import BackendDown, CallError, ConfigurationError, ErrorCode, VuserdError
-from vuserd.fs.export import Export, ExportState
+from vuserd.exports.export import Export, ExportState
 
 
 class Exports(Mapping[str, Export]):

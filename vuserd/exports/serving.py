@@ -17,9 +17,9 @@ from vuserd.backend.process import start_backend
 from vuserd.config.model import ExportConfig
 from vuserd.device.session import Session, open_session
 from vuserd.errors import BackendDown, BackendError, LossCause, VuserdError
-from vuserd.fs.directory import Standing
+from vuserd.exports.directory import Standing
+from vuserd.exports.hangs import Hangs, NodeGate
 from vuserd.fs.filesystem import FileSystem
-from vuserd.fs.hangs import Hangs, NodeGate
 from vuserd.fs.owners import Owners, owners_of
 from vuserd.service.journal import about_export
 from vuserd.tracing.tap import Tap, Tracing
