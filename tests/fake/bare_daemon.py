@@ -7,10 +7,10 @@ from typing import Any
 
 from vuserd.config.model import ClientLimits
 from vuserd.rpc.access import Peer, Rights
+from vuserd.rpc.accounts import Account
 from vuserd.rpc.connection import Connection
 from vuserd.rpc.counters import Counters
 from vuserd.rpc.methods import Methods
-from vuserd.rpc.users import Account
 from vuserd.tasks.crowd import Arrivals
 from vuserd.tasks.turns import Turns
 from vuserd.users.foreign_descriptors import ForeignDescriptors

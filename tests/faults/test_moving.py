@@ -356,6 +356,6 @@ async def test_an_index_that_is_not_so(front: Front, other: FakeBackend) -> None
 async def test_no_pipe(
     front: Front, other: FakeBackend, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    failure = Failure(SystemCall(os, "pipe2", "vuserd.device.moving"), number, monkeypatch)
+    failure = Failure(SystemCall(os, "pipe2", "vuserd.device.handover"), number, monkeypatch)
     await stays(front, other, "no pipe for the backend's state")
     assert failure.happened

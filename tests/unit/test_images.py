@@ -16,7 +16,7 @@ from vuserd.delivery import images as images_module
 from vuserd.delivery.headroom import HEADROOM, RESERVE
 from vuserd.delivery.image import SealedImage, make_image
 from vuserd.delivery.images import ImageStore
-from vuserd.delivery.whole import Delivery, deliver_whole
+from vuserd.delivery.one_version import Delivery, deliver_whole
 from vuserd.errors import FileError
 from vuserd.fs.filesystem import FileSystem
 

@@ -24,11 +24,11 @@ from vuserd.errors import CallError, FileError
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Peer, Rights
+from vuserd.rpc.accounts import Account
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.listing import Listing
 from vuserd.rpc.methods import API_COMPATIBLE, API_LEVEL, EXTENTS_MAX, Methods
 from vuserd.rpc.signature import TIMEOUT
-from vuserd.rpc.users import Account
 from vuserd.tasks.crowd import Arrivals
 from vuserd.tasks.turns import Turns
 from vuserd.tracing.trace import TraceTable

@@ -26,7 +26,7 @@ from tests.listings import page
 from vuserd.delivery.attached import AttachedMemory, ChangeLocks
 from vuserd.delivery.image import image_delivery
 from vuserd.delivery.inline import read_inline
-from vuserd.delivery.whole import deliver_whole
+from vuserd.delivery.one_version import deliver_whole
 from vuserd.device.session import Session
 from vuserd.errors import BackendBroken, BackendDown, BackendError, BackendTimeout
 from vuserd.fs.filesystem import FileSystem

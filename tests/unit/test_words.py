@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_one_way_pair
 
-from vuserd.backend.words import Words
+from vuserd.backend.stderr import Words
 
 
 class Backend:

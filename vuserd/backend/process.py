@@ -20,7 +20,7 @@ from vuserd.backend.base import Backend
 from vuserd.backend.children import CHILDREN
 from vuserd.backend.find import BackendKind, Program
 from vuserd.backend.opened import has_opened
-from vuserd.backend.words import Words
+from vuserd.backend.stderr import Words
 from vuserd.errors import BackendDown, os_reason
 from vuserd.service.journal import about_export
 

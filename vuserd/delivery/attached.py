@@ -13,7 +13,7 @@ from memory.foreign import ForeignRegion, UnfitMemoryError
 from memory.guest import GuestRegion
 from protocol.fuse import PAGE_SIZE
 from vuserd.delivery.headroom import HEADROOM
-from vuserd.delivery.whole import Delivery, FileChanged, deliver_whole
+from vuserd.delivery.one_version import Delivery, FileChanged, deliver_whole
 from vuserd.device.payloads import given_back
 from vuserd.device.session import Session
 from vuserd.errors import BackendError, CallError, ErrorCode

@@ -13,7 +13,7 @@ from memory.arena import Buffer
 from protocol.fuse import PAGE_SIZE
 from vuserd.delivery.census import CENSUS, Holding
 from vuserd.delivery.headroom import HEADROOM
-from vuserd.delivery.whole import Delivery, FileChanged
+from vuserd.delivery.one_version import Delivery, FileChanged
 from vuserd.device.payloads import given_back
 from vuserd.errors import FileError, os_reason
 from vuserd.fs.nodes import Node

@@ -14,7 +14,7 @@ import trio
 from vuserd.delivery.census import CENSUS
 from vuserd.delivery.headroom import HEADROOM
 from vuserd.delivery.image import SealedImage, image_delivery
-from vuserd.delivery.whole import deliver_whole
+from vuserd.delivery.one_version import deliver_whole
 from vuserd.errors import CallError, ErrorCode, VuserdError
 from vuserd.exports.export import Export
 from vuserd.fs.filesystem import FileSystem

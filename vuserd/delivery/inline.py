@@ -3,7 +3,7 @@
 import functools
 
 from memory.arena import Buffer
-from vuserd.delivery.whole import Delivery, deliver_whole
+from vuserd.delivery.one_version import Delivery, deliver_whole
 from vuserd.device.payloads import given_back
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.openfile import OpenFile

@@ -21,8 +21,8 @@ from protocol.vhost_user import (
 from protocol.virtio_fs import QUEUES
 from vuserd.device.channel import FuseChannel
 from vuserd.device.connection import VhostUserConnection, close_stream
+from vuserd.device.handover import move_state
 from vuserd.device.layout import PAYLOAD_SIZE, SharedLayout
-from vuserd.device.moving import move_state
 from vuserd.device.negotiation import Agreement, negotiate
 from vuserd.device.observer import Observer
 from vuserd.device.payloads import PayloadPool

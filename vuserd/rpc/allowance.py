@@ -1,9 +1,9 @@
 """What one connection has of the daemon now, and the most that it may have."""
 
 from vuserd.config.model import ClientLimits
+from vuserd.rpc.accounts import Account
 from vuserd.rpc.counters import Counters
 from vuserd.rpc.outbox import Reply
-from vuserd.rpc.users import Account
 from vuserd.tasks.budget import Share
 
 

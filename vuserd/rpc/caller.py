@@ -8,7 +8,7 @@ from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable, Listing
 from vuserd.fs.walk import TreeWalk
 from vuserd.rpc.access import Rights
-from vuserd.rpc.users import Account
+from vuserd.rpc.accounts import Account
 from vuserd.tracing.trace import TraceTable
 
 

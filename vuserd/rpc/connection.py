@@ -28,6 +28,7 @@ from vuserd.errors import CallError, ErrorCode, FileError, VuserdError, os_reaso
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Rights
+from vuserd.rpc.accounts import Account
 from vuserd.rpc.allowance import Allowance
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.counters import GONE, NO_METHOD, OK, Counters
@@ -35,7 +36,6 @@ from vuserd.rpc.listing import Listing
 from vuserd.rpc.methods import Methods, fetched_map
 from vuserd.rpc.outbox import Outbox, Reply
 from vuserd.rpc.signature import TIMEOUT
-from vuserd.rpc.users import Account
 from vuserd.tracing.trace import TraceTable
 from vuserd.users.asker import ASKER, Asker
 from vuserd.users.foreign_descriptors import accept_descriptors_inline

@@ -14,10 +14,10 @@ from vuserd.config.model import ClientLimits
 from vuserd.errors import CallError, ErrorCode, os_reason
 from vuserd.listen.sockets import Listener
 from vuserd.rpc.access import Peer, Rights
+from vuserd.rpc.accounts import Account, Accounts
 from vuserd.rpc.connection import Connection
 from vuserd.rpc.counters import Counters
 from vuserd.rpc.methods import Methods
-from vuserd.rpc.users import Account, Accounts
 from vuserd.users.foreign_descriptors import ForeignDescriptors
 from vuserd.wire.codec import encode_notification
 
