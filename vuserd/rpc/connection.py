@@ -28,8 +28,7 @@ from vuserd.errors import CallError, ErrorCode, FileError, VuserdError, os_reaso
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Rights
-from vuserd.rpc.accounts import Account
-from vuserd.rpc.allowance import Allowance
+from vuserd.rpc.accounts import Account, Allowance
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.counters import GONE, NO_METHOD, OK, Counters
 from vuserd.rpc.listing import Listing
