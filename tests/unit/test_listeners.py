@@ -17,8 +17,8 @@ from vuserd.config.model import ClientLimits, ListenConfig
 from vuserd.errors import ConfigurationError
 from vuserd.listen import sockets as listener_module
 from vuserd.listen.listeners import Listeners
-from vuserd.listen.sockets import Listener, listening
-from vuserd.rpc.server import Server
+from vuserd.listen.sockets import listening
+from vuserd.rpc.server import Listener, Server
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import trio
 
 from vuserd.config.model import ListenConfig
 from vuserd.errors import ConfigurationError, os_reason
-from vuserd.listen.sockets import Bound, Listener, listening
-from vuserd.rpc.server import Server
+from vuserd.listen.sockets import Bound, listening
+from vuserd.rpc.server import Listener, Server
 
 _LOG = logging.getLogger(__name__)
 

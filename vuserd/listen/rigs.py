@@ -17,9 +17,8 @@ import trio
 from vuserd.backend.children import CHILDREN
 from vuserd.config.model import RigConfig
 from vuserd.errors import os_reason
-from vuserd.listen.sockets import Listener
 from vuserd.rpc.access import Rights
-from vuserd.rpc.server import Server
+from vuserd.rpc.server import Listener, Server
 from vuserd.wire.address import to_sockaddr
 
 _LOG = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
@@ -26,19 +26,6 @@ _LOCK_PAUSE: Final = 0.01
 _AS_IT_IS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 #: The name of a socket's file before it has its own.
 _HIDDEN: Final = "s"
-
-
-class Listener(NamedTuple):
-    """A socket that clients connect to, and what is behind it."""
-
-    address: str
-    socket: socket.socket
-    #: The network namespace that it is in; None for the daemon's own.
-    rig: str | None = None
-    #: The exports that may be seen through it; None for all.
-    exports: Container[str] | None = None
-    #: Whether it is the service manager's, which goes on listening when this process ends.
-    inherited: bool = False
 
 
 class Bound(NamedTuple):

@@ -5,14 +5,13 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Container, Sequence
+from typing import Final, NamedTuple
 
 import trio
 
 from vuserd.config.model import ClientLimits
 from vuserd.errors import CallError, ErrorCode, os_reason
-from vuserd.listen.sockets import Listener
 from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.accounts import Account, Accounts
 from vuserd.rpc.connection import Connection
@@ -28,6 +27,19 @@ _USELESS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EO
 #: Seconds for it to pass: for descriptors to come back, say. Clients wait in the socket's queue.
 _PAUSE: Final = 0.1
 _LOG_PAUSE: Final = 60.0
+
+
+class Listener(NamedTuple):
+    """A socket that clients connect to, and what is behind it."""
+
+    address: str
+    socket: socket.socket
+    #: The network namespace that it is in; None for the daemon's own.
+    rig: str | None = None
+    #: The exports that may be seen through it; None for all.
+    exports: Container[str] | None = None
+    #: Whether it is the service manager's, which goes on listening when this process ends.
+    inherited: bool = False
 
 
 class Server:
