@@ -12,6 +12,13 @@ import trio
 
 from vuserd import __version__
 from vuserd.backend.children import CHILDREN
+from vuserd.config.descriptor_limits import (
+    cuts,
+    descriptors_allowed,
+    limits_within,
+    most_connections,
+    most_images,
+)
 from vuserd.config.model import ClientLimits, DaemonConfig, ListenConfig
 from vuserd.delivery.census import CENSUS
 from vuserd.delivery.images import ImageStore
@@ -26,13 +33,6 @@ from vuserd.rpc.access import Rights
 from vuserd.rpc.methods import Methods
 from vuserd.rpc.server import Server
 from vuserd.service.systemd import Notifier
-from vuserd.users.descriptor_limits import (
-    cuts,
-    descriptors_allowed,
-    limits_within,
-    most_connections,
-    most_images,
-)
 from vuserd.wire.address import socket_address
 
 _LOG = logging.getLogger(__name__)

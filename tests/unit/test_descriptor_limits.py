@@ -2,8 +2,8 @@
 
 import pytest
 
+from vuserd.config.descriptor_limits import cuts, limits_within, most_images
 from vuserd.config.model import ClientLimits
-from vuserd.users.descriptor_limits import cuts, limits_within, most_images
 from vuserd.wire.descriptors import MOST_DESCRIPTORS
 
 

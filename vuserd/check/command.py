@@ -27,11 +27,11 @@ from vuserd.check.configured import (
 )
 from vuserd.check.machine import Mark, Result, machine_results, user_limits_result
 from vuserd.check.unix_diag import is_listened_on
+from vuserd.config.descriptor_limits import descriptors_allowed
 from vuserd.config.files import config_files, read_config
 from vuserd.config.model import DaemonConfig
 from vuserd.errors import ConfigurationErrors, UnsafePath
 from vuserd.trust.path import own_trust, route
-from vuserd.users.descriptor_limits import descriptors_allowed
 from vuserd.wire.address import SYSTEM_SOCKET, socket_address
 
 _NAME = "configuration"

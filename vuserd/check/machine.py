@@ -14,9 +14,9 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from vuserd.backend import landlock
+from vuserd.config.descriptor_limits import cuts, limits_within
 from vuserd.config.model import ClientLimits
 from vuserd.errors import os_reason
-from vuserd.users.descriptor_limits import cuts, limits_within
 
 #: Open files that the daemon needs at least: a backend alone takes 610.
 LEAST_DESCRIPTORS: Final = 1024
