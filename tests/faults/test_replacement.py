@@ -632,6 +632,7 @@ async def test_a_directory_that_is_gone_and_comes_again(backends: Backends) -> N
         await wait_all_tasks_blocked(QUIET)
         assert backends.running == set()
         backends.standing = there
+        await trio.sleep(0.11)  # a look is good for a tenth of a second
         await serves(export)
         assert (export.state, export.generation) == (ExportState.UP, 2)
 

@@ -9,7 +9,7 @@ import trio.testing
 
 from tests.fake.bare_daemon import bare_connection
 from vuserd.delivery.images import ImageStore
-from vuserd.rpc import connection as connection_module
+from vuserd.rpc import intake
 from vuserd.rpc.counters import Counters
 from vuserd.wire.codec import Message, MessageDecoder, NeedData, encode_request
 
@@ -44,7 +44,7 @@ async def turns_of(flood: bytes, monkeypatch: pytest.MonkeyPatch) -> Turns:
             turns.count()
             return super().next_message()
 
-    monkeypatch.setattr(connection_module, "MessageDecoder", CountingDecoder)
+    monkeypatch.setattr(intake, "MessageDecoder", CountingDecoder)
     ours, theirs = socket.socketpair()
     with theirs:
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)

@@ -25,9 +25,10 @@ from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.accounts import Account
+from vuserd.rpc.answers import Listing
 from vuserd.rpc.caller import Caller
-from vuserd.rpc.listing import Listing
-from vuserd.rpc.methods import API_COMPATIBLE, API_LEVEL, EXTENTS_MAX, Methods
+from vuserd.rpc.file_methods import EXTENTS_MAX
+from vuserd.rpc.methods import API_COMPATIBLE, API_LEVEL, Methods
 from vuserd.rpc.signature import TIMEOUT
 from vuserd.tasks.crowd import Arrivals
 from vuserd.tasks.turns import Turns

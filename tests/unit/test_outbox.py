@@ -32,7 +32,7 @@ class Sender:
     def gone(self, reply: Reply) -> None:
         self.replies_gone.append(reply)
 
-    def is_alone(self) -> bool:
+    def is_only_client(self) -> bool:
         return self.alone
 
     def received(self, size: int = 16 << 20) -> bytes:

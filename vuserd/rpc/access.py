@@ -4,13 +4,15 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Container
+from collections.abc import Container, Iterator, Mapping
 from typing import Final, NamedTuple, Self
 
 import trio
 
 from vuserd.config.model import Access
-from vuserd.errors import os_reason
+from vuserd.errors import CallError, ErrorCode, os_reason
+from vuserd.exports.export import Export
+from vuserd.tasks.gather import gather
 
 _LOG = logging.getLogger(__name__)
 
@@ -60,8 +62,8 @@ class Peer(NamedTuple):
 class Rights:
     """What a client may see and do: by who it is, and by the listener that it came through.
 
-    Root and the daemon's own user see everything and may manage the daemon; in a rig nobody sees
-    more than the rig has, and nobody manages anything.
+    Root and the daemon's own user see everything and may manage the daemon. A client in a rig sees
+    what the rig has, and manages nothing, whoever it is.
 
     Args:
         peer: who it is.
@@ -77,7 +79,7 @@ class Rights:
         self.manages = exports is None and self._is_trusted
 
     def sees(self, name: str, access: Access) -> bool:
-        """Tell whether an export exists for this client."""
+        """Return whether an export exists for this client."""
         if self.exports is not None and name not in self.exports:
             return False
         return (
@@ -88,7 +90,7 @@ class Rights:
         )
 
     def is_same_user(self, other: "Rights") -> bool:
-        """Tell whether both are one user in one place: in each rig a user is another one."""
+        """Return whether both are the same user in the same place: each rig has users of its own."""
         return self.peer.uid == other.peer.uid and self.exports is other.exports
 
 
@@ -101,7 +103,7 @@ class RefusalLog:
         self.count = 0
 
     def note(self, peer: Peer, what: str) -> None:
-        """Take note of one refusal."""
+        """Count one refusal, and log it if a line is due."""
         self.count += 1
         now = trio.current_time()
         due, unsaid = self._users.get(peer.uid, (now, 0))
@@ -120,3 +122,40 @@ class RefusalLog:
             before,
             extra={"fields": {"VUSERD_UID": str(peer.uid), "VUSERD_PID": str(peer.pid)}},
         )
+
+
+class VisibleExports:
+    """The exports, as each client sees them.
+
+    Args:
+        exports: by name, as they are at any time.
+
+    """
+
+    def __init__(self, exports: Mapping[str, Export]) -> None:
+        self._exports = exports
+        self.refusals = RefusalLog()
+
+    def find(self, rights: Rights, name: str) -> Export:
+        """Return the export of this name.
+
+        Raises:
+            CallError: UNKNOWN_EXPORT: there is none, or the client may not know of it.
+
+        """
+        found = self._exports.get(name)
+        if found is None or not rights.sees(name, found.config.access):
+            if found is not None:
+                self.refusals.note(rights.peer, f"export {name}")
+            raise CallError(ErrorCode.UNKNOWN_EXPORT, f"there is no export {name!r}")
+        return found
+
+    def of(self, rights: Rights) -> Iterator[Export]:
+        """Return those that the client sees."""
+        for export in self._exports.values():
+            if rights.sees(export.config.name, export.config.access):
+                yield export
+
+    async def look(self) -> None:
+        """Look where all paths lead to: a directory may be gone, and no call have found out."""
+        await gather([export.look for export in self._exports.values()])

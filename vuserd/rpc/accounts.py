@@ -98,8 +98,8 @@ class Account:
                 limit=most,
             )
 
-    def is_alone(self) -> bool:
-        """Tell whether no other user wants anything: then there is no need to take a turn."""
+    def is_only_user(self) -> bool:
+        """Return whether no other user wants anything, so that no turn has to be taken."""
         return self._turns.is_free(self)
 
     async def take_turn(self) -> None:
@@ -153,7 +153,7 @@ class Allowance:
         self._account = account
         self._counters = counters
 
-    async def take_turn(self) -> None:
+    async def begin_request(self) -> None:
         """Wait until the client may have one more request in the daemon; its reply ends that."""
         if not self.requests.try_take(1):
             await self.requests.take(1)
@@ -176,8 +176,8 @@ class Allowance:
         self.unread = size
         self._account.refuse_unread()
 
-    def is_alone(self) -> bool:
-        """Tell whether no other client has requests in the daemon."""
+    def is_only_client(self) -> bool:
+        """Return whether no other client has requests in the daemon."""
         return self._counters.in_flight == self.requests.taken
 
     def close(self) -> None:

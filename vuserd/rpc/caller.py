@@ -35,21 +35,21 @@ class Caller:
 
     @asynccontextmanager
     async def one_at_a_time(self) -> AsyncIterator[None]:
-        """Have the calls of this client's user that do so go on one after the other, in turns."""
+        """Run the block alone among those of this client's user, and in that user's turn."""
         async with self._account.reporting:
             await self.take_turn()
             yield
 
     async def take_turn(self) -> None:
-        """Wait until it is this client's user's turn to keep the daemon busy."""
+        """Wait for the turn of this client's user to keep the daemon busy."""
         await self._account.take_turn()
 
     def hurry(self) -> None:
-        """Have calls end that only wait for something to happen."""
+        """End the calls that only wait for something to happen."""
         self.traces.close()
 
     async def close(self) -> None:
-        """Give back what the client had; it is gone."""
+        """Release all that the client had; it is gone."""
         self.walks.close()
         self.listings.close()
         self.files.close()

@@ -14,25 +14,23 @@ import logging
 import math
 import socket
 import time
-from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final
 
 import trio
 
 from vuserd.config.model import ClientLimits
-from vuserd.delivery.attached import Loaded, MemoryTable
-from vuserd.delivery.images import Fetched
-from vuserd.delivery.inline import FileContent
-from vuserd.errors import CallError, ErrorCode, FileError, VuserdError, os_reason
+from vuserd.delivery.attached import MemoryTable
+from vuserd.errors import CallError, ErrorCode, VuserdError, os_reason
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Rights
 from vuserd.rpc.accounts import Account, Allowance
+from vuserd.rpc.answers import Asked
 from vuserd.rpc.caller import Caller
-from vuserd.rpc.counters import GONE, NO_METHOD, OK, Counters
-from vuserd.rpc.listing import Listing
-from vuserd.rpc.methods import Methods, fetched_map
+from vuserd.rpc.counters import GONE, NO_METHOD, OK, ClientCounters, Counters
+from vuserd.rpc.intake import Intake
+from vuserd.rpc.methods import Methods
 from vuserd.rpc.outbox import Outbox, Reply
 from vuserd.rpc.signature import TIMEOUT
 from vuserd.tracing.trace import TraceTable
@@ -41,10 +39,7 @@ from vuserd.users.foreign_descriptors import accept_descriptors_inline
 from vuserd.wire.codec import (
     FramingError,
     InvalidMessage,
-    Limits,
-    MessageDecoder,
     Request,
-    encode_bin_response_head,
     encode_notification,
     encode_response,
 )
@@ -59,20 +54,18 @@ _TURN: Final = 16
 #: Values in messages, whatever these are, that are a turn's worth, too: a millisecond's work.
 _DENSE: Final = 512
 #: What the kernel may hold of replies that a client has not read yet; for the first connections
-#: of a user: with thousands of them nobody is faster, and it is memory that nobody counts.
+#: of a user: thousands of them gain nothing from it, and no limit counts that memory.
 _SEND_BUFFER: Final = 2 << 20
 _MOST_WIDE: Final = 64
 _SO_SNDBUFFORCE: Final = 32
-#: Descriptors that may wait for the request that they came with.
-_MOST_DESCRIPTORS: Final = 16
-#: Bytes of a request that is not read yet and that no account has to know.
-_UNCOUNTED: Final = 4096
 #: Exports that a client may trace at once.
 _MOST_TRACES: Final = 8
 
 
-def _notice(error: CallError) -> Reply:
-    """Say what concerns the connection, and no request of it."""
+def _notice(error: CallError | FramingError) -> Reply:
+    """Return a notification about the connection itself, rather than one of its requests."""
+    if isinstance(error, FramingError):
+        error = CallError(ErrorCode(error.code), str(error))
     return Reply([encode_notification("error", [error.to_wire()])])
 
 
@@ -97,11 +90,11 @@ def _limit(seconds: float) -> Iterator[None]:
 
 
 def _widen(sock: socket.socket) -> None:
-    """Let one send carry a whole payload buffer: each send less is a wake-up of both sides less."""
+    """Let one send carry a whole payload buffer, which saves both sides wake-ups."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
     except OSError:  # only root may exceed net.core.wmem_max
-        with contextlib.suppress(OSError):  # it is as good with less
+        with contextlib.suppress(OSError):  # less will do
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
 
@@ -123,10 +116,8 @@ class Connection:
     ) -> None:
         self.rights = rights
         self.since = time.time()
-        self.requests = 0
-        #: Bytes of files that it was given, in whatever way.
-        self.bytes_read = 0
-        #: The name of its process, once somebody wants to know.
+        self.counters = ClientCounters(counters)
+        #: The name of the client's process, looked up for the first status.
         self._command: str | None = None
         self._socket = sock
         accept_descriptors_inline(sock)
@@ -148,8 +139,7 @@ class Connection:
             FileTable(limits.files, account.holdings),
             TraceTable(_MOST_TRACES, account.holdings),
         )
-        #: Descriptors that came and whose request has not come yet, in order.
-        self._descriptors: deque[int] = deque()
+        self._intake = Intake(limits, self._allowance, account.foreign)
         self._last_request_read = trio.Event()
         #: Why the daemon ends the connection.
         self._farewell: CallError | None = None
@@ -171,9 +161,9 @@ class Connection:
             "pid": peer.pid,
             "uid": peer.uid,
             "command": self._command or None,
-            "requests": self.requests,
+            "requests": self.counters.requests,
             "in_flight": self._allowance.requests.taken,
-            "bytes_read": self.bytes_read,
+            "bytes_read": self.counters.bytes_read,
             "since": self.since,
         }
 
@@ -188,104 +178,90 @@ class Connection:
                 await self._last_request_read.wait()
                 await self._allowance.requests.wait_unused()  # all replies have left
                 if self._farewell is not None:
-                    await self._allowance.take_turn()
+                    await self._allowance.begin_request()
                     self._outbox.send(_notice(self._farewell))
                 nursery.cancel_scope.cancel()
         finally:
             self._foreign.close_socket(self._socket)
             self._outbox.close()
             self._allowance.close()
-            self._drop_descriptors()
+            self._intake.drop_descriptors()
             with trio.CancelScope(shield=True):  # no backend keeps memory longer than it may
                 await self._caller.close()
 
     async def _read_requests(self, nursery: trio.Nursery) -> None:
-        decoder = MessageDecoder(Limits(self._limits.frame, self._limits.depth))
-        #: Bytes of a request that has begun, and when all of it has to have come.
-        unread, finish_by = 0, math.inf
+        """Start a task for each request, until the client ends or may not go on."""
+        try:
+            while await self._receive():
+                self._intake.settle(await self._start_requests(nursery))
+        except (CallError, FramingError) as error:
+            await self._allowance.begin_request()
+            self._outbox.send(_notice(error))
+        except OSError:
+            nursery.cancel_scope.cancel()
+            return
+        else:
+            if self._is_gone():
+                nursery.cancel_scope.cancel()
+                return
+        self._last_request_read.set()  # it may still read what it asked for
+
+    async def _receive(self) -> bool:
+        """Wait for the client's next bytes and take them; return False at their end.
+
+        Raises:
+            CallError: TIMEOUT: a request is not finished in time; BUSY: the user has too many
+                descriptors or unfinished requests in the daemon.
+            FramingError: too many descriptors came.
+            OSError: the connection is broken.
+
+        """
         while True:
             try:
-                if unread:
-                    with trio.fail_at(finish_by):
-                        await self._account.wait_readable(self._socket)
-                else:
+                if self._intake.finish_by == math.inf:
                     await self._account.wait_readable(self._socket)
-                if not self._account.is_alone():
+                else:
+                    with trio.fail_at(self._intake.finish_by):
+                        await self._account.wait_readable(self._socket)
+                if not self._account.is_only_user():
                     await self._account.take_turn()
                 received, descriptors = self._foreign.receive(self._socket, _RECEIVE_SIZE)
             except BlockingIOError:
                 continue
-            except CallError as refusal:
-                await self._end_reading(refusal)
-                return
             except trio.TooSlowError:
                 late = f"a request was not finished within {self._limits.stall:g} s"
-                await self._end_reading(CallError(ErrorCode.TIMEOUT, late))
-                return
-            except OSError:
-                nursery.cancel_scope.cancel()
-                return
-            if not received:
-                if self._is_gone():
-                    nursery.cancel_scope.cancel()
-                else:  # it has shut its side, and still reads what it asked for
-                    self._last_request_read.set()
-                return
-            try:
-                if descriptors:
-                    self._descriptors.extend(descriptors)
-                    if len(self._descriptors) > _MOST_DESCRIPTORS:
-                        raise FramingError("TOO_LARGE", "too many descriptors came with a request")
-                decoder.feed(received)
-                if unread + len(received) > _UNCOUNTED:
-                    self._allowance.count_unread(unread + len(received))
-                is_begun = True
-                looked_at = decoder.values
-                for number, message in enumerate(decoder, 1):
-                    is_dense = decoder.values - looked_at >= _DENSE
-                    if is_dense:
-                        looked_at = decoder.values
-                        async with self._account.decoding:  # one of the user's in each pass
-                            pass
-                    elif number % _MOST_ALONE == 0:
-                        await trio.lowlevel.checkpoint()
-                    is_new_turn = is_dense or (number > 1 and isinstance(message, Request))
-                    if (is_new_turn or number % _TURN == 0) and not self._account.is_alone():
-                        await self._account.take_turn()
-                    if isinstance(message, Request):
-                        await self._allowance.take_turn()
-                        self.requests += 1
-                        self._counters.requests += 1
-                        nursery.start_soon(self._answer, message, self._claimed(message))
-                    elif isinstance(message, InvalidMessage):
-                        await self._allowance.take_turn()
-                        self._refuse(message)
-                    # A notification wants no answer and none of the methods is of use without one.
-                    is_begun = False
-                unread = decoder.buffered
-                if self._allowance.unread:
-                    self._allowance.count_unread(unread)
-                if unread:
-                    if not is_begun or finish_by == math.inf:
-                        finish_by = trio.current_time() + self._limits.stall
-                else:
-                    finish_by = math.inf
-                    self._drop_descriptors()  # they came with requests that take none
-            except CallError as refusal:
-                await self._end_reading(refusal)
-                return
-            except FramingError as error:
-                await self._end_reading(CallError(ErrorCode(error.code), str(error)))
-                return
+                raise CallError(ErrorCode.TIMEOUT, late) from None
+            if received:
+                self._intake.feed(received, descriptors)
+            return bool(received)
 
-    async def _end_reading(self, refusal: CallError) -> None:
-        """Say why no more is read, and let the connection end."""
-        await self._allowance.take_turn()
-        self._outbox.send(_notice(refusal))
-        self._last_request_read.set()
+    async def _start_requests(self, nursery: trio.Nursery) -> int:
+        """Start a task for each request that is whole, in turns; return the count of messages."""
+        decoder = self._intake.decoder
+        number, looked_at = 0, decoder.values
+        for number, message in enumerate(decoder, 1):
+            is_dense = decoder.values - looked_at >= _DENSE
+            if is_dense:
+                looked_at = decoder.values
+                async with self._account.decoding:  # one of the user's in each pass
+                    pass
+            elif number % _MOST_ALONE == 0:
+                await trio.lowlevel.checkpoint()
+            is_new_turn = is_dense or (number > 1 and isinstance(message, Request))
+            if (is_new_turn or number % _TURN == 0) and not self._account.is_only_user():
+                await self._account.take_turn()
+            if isinstance(message, Request):
+                await self._allowance.begin_request()
+                self.counters.count_request()
+                nursery.start_soon(self._answer, message, self._claimed(message))
+            elif isinstance(message, InvalidMessage):
+                await self._allowance.begin_request()
+                self._refuse(message)
+            # A notification wants no answer and none of the methods is of use without one.
+        return number
 
     def _is_gone(self) -> bool:
-        """Tell whether the client has closed its socket, and not only shut it for sending."""
+        """Return whether the client has closed its socket, rather than only its sending side."""
         try:
             self._socket.send(b"", socket.MSG_NOSIGNAL)
         except BlockingIOError:
@@ -297,13 +273,8 @@ class Connection:
     def _claimed(self, request: Request) -> int | None:
         """Return the descriptor that came with a request which takes one."""
         method = self._methods.table.get(request.method)
-        if method is not None and method.descriptor and self._descriptors:
-            return self._descriptors.popleft()
-        return None
-
-    def _drop_descriptors(self) -> None:
-        while self._descriptors:
-            self._foreign.close(self._descriptors.popleft())
+        takes_one = method is not None and method.descriptor
+        return self._intake.claim_descriptor() if takes_one else None
 
     def _refuse(self, message: InvalidMessage) -> None:
         self._counters.errors += 1
@@ -341,7 +312,7 @@ class Connection:
                         )
                     options["descriptor"], descriptor = descriptor, None
                 result = await method.handler(self._caller, *arguments, **options)
-            reply = self._reply_to(request, result, reserved)
+            reply = method.answer(result, Asked(request.msgid, reserved, self.counters))
         except VuserdError as error:
             end = error.code
             self._refuse_request(request, error.to_wire(), reserved)
@@ -366,47 +337,6 @@ class Connection:
     def _refuse_request(self, request: Request, error: dict[str, Any], reserved: int) -> None:
         self._counters.errors += 1
         self._outbox.send(Reply([encode_response(request.msgid, error, None)], payload=reserved))
-
-    def _reply_to(self, request: Request, result: Any, reserved: int) -> Reply:
-        """Encode a result.
-
-        Raises:
-            FileError: there is no descriptor for the image.
-
-        """
-        if isinstance(result, FileContent):
-            head = encode_bin_response_head(request.msgid, result.length)
-            self.bytes_read += result.length
-            self._counters.bytes_read += result.length
-            return Reply([head, *result.views()], content=result, payload=reserved)
-        if isinstance(result, Fetched):
-            return self._image_reply(request, result)
-        if isinstance(result, Listing):
-            return Reply(result.pieces(request.msgid), payload=reserved)
-        if isinstance(result, Loaded):
-            self.bytes_read += result.length
-            self._counters.bytes_loaded += result.length
-            result = result._asdict()
-        return Reply([encode_response(request.msgid, None, result)], payload=reserved)
-
-    def _image_reply(self, request: Request, fetched: Fetched) -> Reply:
-        try:
-            head = encode_response(request.msgid, None, fetched_map(fetched))
-            descriptor = fetched.image.reopen()
-        except BaseException as error:
-            fetched.image.give_back()
-            if isinstance(error, OSError):
-                raise FileError(
-                    error.errno or 0, f"no descriptor for the image: {error.strerror}"
-                ) from error
-            raise
-        self.bytes_read += fetched.image.size
-        self._counters.bytes_of_images += fetched.image.size
-        refusal = CallError(
-            ErrorCode.BUSY, "clients have not received as many descriptors as may be under way"
-        )
-        instead = encode_response(request.msgid, refusal.to_wire(), None)
-        return Reply([head], descriptor, fetched.image, instead=instead)
 
     async def _write_replies(self, cancel: trio.CancelScope) -> None:
         try:

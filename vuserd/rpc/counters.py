@@ -48,7 +48,7 @@ class Counters:
         self.methods: dict[str, MethodCounts] = {}
 
     def count(self, method: str, end: str, seconds: float) -> None:
-        """Count a call that has ended. The names of methods are ours, never a client's."""
+        """Count a call that has ended; ``method`` comes from the daemon's table, not from a client."""
         try:
             counts = self.methods[method]
         except KeyError:
@@ -60,3 +60,33 @@ class Counters:
             counts.ends[end] = counts.ends.get(end, 0) + 1
         counts.by_second[bisect_left(SECONDS, seconds)] += 1
         counts.seconds += seconds
+
+
+class ClientCounters:
+    """What one client did and was given, counted among what all did."""
+
+    def __init__(self, together: Counters) -> None:
+        self.requests = 0
+        #: Bytes of files, in whatever way.
+        self.bytes_read = 0
+        self._together = together
+
+    def count_request(self) -> None:
+        """Count a request that was read."""
+        self.requests += 1
+        self._together.requests += 1
+
+    def count_read(self, size: int) -> None:
+        """Count bytes of a file in a reply."""
+        self.bytes_read += size
+        self._together.bytes_read += size
+
+    def count_image(self, size: int) -> None:
+        """Count bytes of a file as an image."""
+        self.bytes_read += size
+        self._together.bytes_of_images += size
+
+    def count_loaded(self, size: int) -> None:
+        """Count bytes of a file in the client's own memory."""
+        self.bytes_read += size
+        self._together.bytes_loaded += size

@@ -63,14 +63,14 @@ class Reply:
         self.since = 0.0
 
     def unload(self) -> None:
-        """Give the backend's buffers back and keep a copy, which the client's budget counts."""
+        """Return the backend's buffers, and keep a copy that counts against the client's budget."""
         if isinstance(self._content, FileContent):
             self.pieces = deque(bytes(piece) for piece in self.pieces)
             self._content.give_back()
             self._content = None
 
     def close(self) -> None:
-        """Give back what it held."""
+        """Release what the reply holds."""
         self.close_descriptor()
         self.pieces.clear()
         if self._content is not None:
@@ -78,7 +78,7 @@ class Reply:
             self._content = None
 
     def do_without_descriptor(self) -> None:
-        """Say that there is none to be had."""
+        """Close the descriptor and send the refusal in its place."""
         self.close_descriptor()
         self.pieces = deque([self._instead])
 
@@ -90,13 +90,13 @@ class Reply:
 
 
 class ReplyCounter(Protocol):
-    """Who counts the replies of a connection, and those of all others."""
+    """Counts the replies of a connection, and those of all others."""
 
     def gone(self, reply: Reply) -> None:
-        """Take note of a reply that has left or never will, after it is closed."""
+        """Uncount a reply that was closed, sent or not."""
 
-    def is_alone(self) -> bool:
-        """Tell whether no other client waits for the daemon now."""
+    def is_only_client(self) -> bool:
+        """Return whether no other client has requests in the daemon."""
 
 
 class Outbox:
@@ -146,7 +146,7 @@ class Outbox:
                 self._send_some()
 
     def close(self) -> None:
-        """Give up what was not sent."""
+        """Drop what was not sent."""
         while self._waiting:
             self._drop_first()
 
@@ -157,7 +157,7 @@ class Outbox:
             now = trio.current_time()
             if look_at <= now:
                 look_at = now + _PATIENCE
-                if not self._counter.is_alone():
+                if not self._counter.is_only_client():
                     for reply in self._waiting:
                         reply.unload()
             with trio.move_on_at(look_at):
@@ -167,7 +167,7 @@ class Outbox:
                 return
 
     def _is_held_back(self) -> bool:
-        """Tell whether the next reply has a descriptor, and enough is unread already."""
+        """Return whether the next reply has a descriptor, and the client has enough unread already."""
         if self._waiting[0].descriptor is None:
             return False
         answer = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(_INT.size))
@@ -206,7 +206,7 @@ class Outbox:
 
     def _shorten(self, pieces: list[bytes | memoryview]) -> None:
         """Leave no more than one client's share, where others wait while the kernel copies it."""
-        if self._counter.is_alone():
+        if self._counter.is_only_client():
             return
         room = _SHARE
         for index, piece in enumerate(pieces):

@@ -49,7 +49,7 @@ class Server:
         methods: what may be called.
         limits: of each client and user.
         most_connections: of all users; beyond them root, the daemon's user and those who have none
-            may connect, so that nobody is shut out by somebody who is many users.
+            may connect, so that one person with many uids cannot shut the others out.
 
     """
 
@@ -63,7 +63,7 @@ class Server:
         self._methods = methods
         self._accounts = Accounts()
         #: For clients of whom not even the user is known.
-        self._nobody = ForeignDescriptors(limits.user_descriptors)
+        self._unknown = ForeignDescriptors(limits.user_descriptors)
         self._connections: dict[Connection, Listener] = {}
         self._open = trio.Event()
         self._stopped = False
@@ -194,7 +194,7 @@ class Server:
             peer = Peer.of(sock)
         except OSError as error:
             _LOG.warning("a client was dropped whose user is not known: %s", os_reason(error))
-            self._nobody.close_socket(sock)
+            self._unknown.close_socket(sock)
             return
         account = self._accounts.of(peer.uid, listener.rig, self.limits)
         try:

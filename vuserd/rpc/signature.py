@@ -1,12 +1,14 @@
 """What a method takes and gives, checked on every call and told by ``api_info``."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from vuserd.errors import CallError, ErrorCode
+from vuserd.rpc import answers
 from vuserd.wire.codec import name_bytes
 
 _MAX_INT = (1 << 63) - 1
+_ENTRY_BYTES: Final = 512
 #: The option of every method that asks a backend: seconds for all of the call. It is kept by who
 #: calls the handler, which knows nothing of it.
 TIMEOUT: Final = "timeout"
@@ -89,6 +91,21 @@ class Option(NamedTuple):
     default: Any
 
 
+#: About how many bytes a reply has, by the arguments and options of the call.
+Weight = Callable[[list[Any], dict[str, Any]], int]
+
+
+def weightless(_: list[Any], __: dict[str, Any]) -> int:
+    """Count nothing: the reply is small."""
+    return 0
+
+
+def listing_weight(_: list[Any], options: dict[str, Any]) -> int:
+    """Count what ``limit`` entries take, nearly: all attributes and the longest name."""
+    weight: int = options["limit"] * _ENTRY_BYTES
+    return weight
+
+
 class Method(NamedTuple):
     """A method of the RPC.
 
@@ -106,8 +123,10 @@ class Method(NamedTuple):
     descriptor: bool = False
     #: Whether it is for those alone who manage the daemon.
     manages: bool = False
+    #: How a result becomes the reply.
+    answer: answers.Answer = answers.value
     #: About how many bytes the reply has, by the arguments and options: the client's budget counts.
-    weight: Callable[[list[Any], dict[str, Any]], int] = lambda _, __: 0
+    weight: Weight = weightless
 
     def describe(self) -> dict[str, Any]:
         """Return the method as ``api_info`` shows it."""
@@ -179,3 +198,49 @@ class Method(NamedTuple):
         if self.options:
             names.append("{" + ", ".join(self.options) + "}")
         return f"({', '.join(names)})"
+
+
+_Handler = TypeVar("_Handler", bound=Callable[..., Awaitable[Any]])
+_DECLARED: Final = "_rpc_method"
+
+
+def method(
+    params: Mapping[str, Kind],
+    options: Mapping[str, Option],
+    returns: str,
+    *,
+    since: int = 1,
+    descriptor: bool = False,
+    manages: bool = False,
+    answer: answers.Answer = answers.value,
+    weight: Weight = weightless,
+) -> Callable[[_Handler], _Handler]:
+    """Declare a coroutine function to be the method of its name, as :class:`Method` has it."""
+
+    def declare(handler: _Handler) -> _Handler:
+        declared = Method(
+            handler.__name__,
+            handler,
+            params,
+            options,
+            returns,
+            since,
+            descriptor,
+            manages,
+            answer,
+            weight,
+        )
+        setattr(handler, _DECLARED, declared)
+        return handler
+
+    return declare
+
+
+def methods_of(owner: object) -> dict[str, Method]:
+    """Return the methods that an object's class declares, bound to it, in their order there."""
+    declared = {
+        name: getattr(member, _DECLARED)
+        for name, member in vars(type(owner)).items()
+        if hasattr(member, _DECLARED)
+    }
+    return {name: found._replace(handler=getattr(owner, name)) for name, found in declared.items()}

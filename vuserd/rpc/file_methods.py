@@ -1,0 +1,295 @@
+"""The methods about files: from checked parameters to what the export that serves now does."""
+
+import functools
+from typing import Any, Final, TypeVar
+
+from vuserd.delivery.attached import Loaded
+from vuserd.delivery.images import Fetched, ImageStore
+from vuserd.delivery.inline import FileContent, read_inline, read_open
+from vuserd.errors import BackendError, CallError, ErrorCode, FileError
+from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.heldfile import HeldFile
+from vuserd.fs.listings import ContinuationTable
+from vuserd.fs.listings import Listing as DirectoryListing
+from vuserd.fs.openfile import OpenFile
+from vuserd.fs.walk import TreeWalk
+from vuserd.rpc import answers
+from vuserd.rpc.access import VisibleExports
+from vuserd.rpc.answers import Listing, pack_listing
+from vuserd.rpc.caller import Caller
+from vuserd.rpc.maps import entry_map, stat_map
+from vuserd.rpc.signature import (
+    FLAG,
+    PATH,
+    TEXT,
+    TIMEOUT,
+    TOKEN,
+    Option,
+    integer,
+    listing_weight,
+    method,
+    optional,
+    seconds,
+)
+from vuserd.wire.codec import wire_name
+
+#: The most bytes that one read returns.
+READ_MAX: Final = 8 << 20
+#: The most entries of one page.
+PAGE_MAX: Final = 10_000
+#: The most extents that one call returns.
+EXTENTS_MAX: Final = 1000
+#: The most seconds that a client may give a call.
+TIMEOUT_MAX: Final = 86_400.0
+
+#: Parameters and options that many of the methods have.
+_FILE: Final = {"export": TEXT, "path": PATH}
+_TIMED: Final = {TIMEOUT: Option(optional(seconds(TIMEOUT_MAX)), None)}
+_OPENED: Final = {"file": Option(optional(integer()), None)}
+_PAGE: Final = {
+    "attrs": Option(FLAG, default=False),
+    "limit": Option(integer(1, PAGE_MAX), 1000),
+    "after": Option(TOKEN, None),
+}
+
+
+class FileMethods:
+    """What a client can ask of the files of an export.
+
+    Args:
+        exports: as each client sees them.
+        images: where ``fetch`` gets them.
+
+    """
+
+    def __init__(self, exports: VisibleExports, images: ImageStore) -> None:
+        self._exports = exports
+        self._images = images
+
+    @method(_FILE, {"follow": Option(FLAG, default=True)} | _OPENED | _TIMED, "map")
+    async def stat(
+        self, caller: Caller, export: str, path: bytes, *, follow: bool, file: int | None
+    ) -> dict[str, Any]:
+        """Return the attributes of what is at a path, or of an open file."""
+        found = self._exports.find(caller.rights, export)
+        if file is not None:
+            held = caller.files.find(file, export)
+            attributes = await found.call(lambda files: held.use(files, OpenFile.look_again))
+        else:
+            attributes = await found.call(lambda files: files.stat(path, follow=follow))
+        return stat_map(attributes, found.owners)
+
+    @method(_FILE, _TIMED, "str or bin")
+    async def readlink(self, caller: Caller, export: str, path: bytes) -> str | bytes:
+        """Return a symlink's target."""
+        return wire_name(
+            await self._exports.find(caller.rights, export).call(lambda files: files.readlink(path))
+        )
+
+    @method(
+        _FILE, _PAGE | _TIMED, "map of entries, next", answer=answers.listing, weight=listing_weight
+    )
+    async def readdir(
+        self,
+        caller: Caller,
+        export: str,
+        path: bytes,
+        *,
+        attrs: bool,
+        limit: int,
+        after: bytes | None,
+    ) -> Listing:
+        """Return a page of a directory; a listing that goes on stays this connection's."""
+        found = self._exports.find(caller.rights, export)
+        begun = (export, path, attrs)
+        if after is None:
+            listing = DirectoryListing(path, attributes=attrs)
+        else:
+            listing = caller.listings.take(after, begun)
+        try:
+            entries = await found.call(lambda files: listing.next_page(files, limit))
+        except BaseException as error:
+            if after is not None and isinstance(error, BackendError | FileError):
+                caller.listings.keep(listing, begun, after)  # it can be asked again
+            else:
+                caller.listings.end(listing)
+            raise
+        return await pack_listing(
+            caller,
+            entries,
+            lambda entry: entry_map(entry, "name", entry.name, found.owners),
+            next=_next_token(caller.listings, listing, begun),
+        )
+
+    @method(
+        _FILE,
+        _PAGE | _TIMED,
+        "map of entries, problems, next",
+        answer=answers.listing,
+        weight=listing_weight,
+    )
+    async def walk(
+        self,
+        caller: Caller,
+        export: str,
+        path: bytes,
+        *,
+        attrs: bool,
+        limit: int,
+        after: bytes | None,
+    ) -> Listing:
+        """Return a page of the tree below a directory; the walk stays this connection's."""
+        found = self._exports.find(caller.rights, export)
+        begun = (export, path)
+        if after is None:
+            walk = TreeWalk(path, attributes=attrs)
+        else:
+            walk = caller.walks.take(after, begun)
+        try:
+            entries, problems = await found.call(lambda files: walk.next_page(files, limit))
+        except BaseException:
+            caller.walks.end(walk)
+            raise
+        return await pack_listing(
+            caller,
+            entries,
+            lambda each: entry_map(each.entry, "path", each.path, found.owners),
+            problems=[
+                {"path": wire_name(problem.path), **problem.error.to_wire()} for problem in problems
+            ],
+            next=_next_token(caller.walks, walk, begun),
+        )
+
+    @method(_FILE, _TIMED, "map", since=2)
+    async def open(self, caller: Caller, export: str, path: bytes) -> dict[str, Any]:
+        """Open a regular file for several calls, which are all about what it is now."""
+        found = self._exports.find(caller.rights, export)
+        caller.files.require_room()
+
+        async def opened(files: FileSystem) -> HeldFile:
+            return HeldFile(path, await files.open(path), files)
+
+        held = await found.call(opened)
+        return stat_map(held.attributes, found.owners) | {
+            "file": caller.files.add(held, export),
+            "settled": held.settled,
+            "by_attributes": held.is_known_by_attributes,
+        }
+
+    @method({"file": integer()}, {}, "nil", since=2)
+    async def close(self, caller: Caller, file: int) -> None:
+        """Close an open file."""
+        caller.files.close_one(file)
+
+    @method(
+        _FILE | {"offset": integer(), "length": integer()},
+        _OPENED | _TIMED,
+        "bin",
+        answer=answers.content,
+        weight=lambda arguments, _: min(arguments[-1], READ_MAX),
+    )
+    async def read(
+        self,
+        caller: Caller,
+        export: str,
+        path: bytes,
+        offset: int,
+        length: int,
+        *,
+        file: int | None,
+    ) -> FileContent:
+        """Return bytes of a regular file; the receiver gives their buffers back."""
+        if length > READ_MAX:
+            raise CallError(
+                ErrorCode.TOO_LARGE, f"read gives {READ_MAX} bytes at most", limit=READ_MAX
+            )
+        found = self._exports.find(caller.rights, export)
+        if file is None:
+            return await found.call(lambda files: read_inline(files, path, offset, length))
+        held = caller.files.find(file, export)
+        read = functools.partial(read_open, offset=offset, length=length)
+        return await found.call(lambda files: held.use(files, read))
+
+    @method(
+        _FILE | {"file": integer(), "offset": integer()},
+        {"limit": Option(integer(1, EXTENTS_MAX), EXTENTS_MAX)} | _TIMED,
+        "map of extents, next",
+        since=2,
+    )
+    async def extents(
+        self, caller: Caller, export: str, _: bytes, file: int, offset: int, *, limit: int
+    ) -> dict[str, Any]:
+        """Return where an open file has data, and no hole."""
+        held = caller.files.find(file, export)
+
+        async def ask(opened: OpenFile) -> dict[str, Any]:
+            extents, following = await opened.extents(offset, limit)
+            return {"extents": [[*extent] for extent in extents], "next": following}
+
+        return await self._exports.find(caller.rights, export).call(
+            lambda files: held.use(files, ask)
+        )
+
+    @method({"export": TEXT}, _TIMED, "map")
+    async def statfs(self, caller: Caller, export: str) -> dict[str, Any]:
+        """Return the statistics of the export's file system."""
+        return (await self._exports.find(caller.rights, export).call(FileSystem.statfs))._asdict()
+
+    @method(_FILE, _TIMED, "map, and a descriptor", answer=answers.image)
+    async def fetch(self, caller: Caller, export: str, path: bytes) -> Fetched:
+        """Return a sealed image of a file; the receiver gives it back."""
+        return await self._images.fetch(self._exports.find(caller.rights, export), path)
+
+    @method({"size": integer(1)}, {}, "int", descriptor=True)
+    async def attach(self, caller: Caller, size: int, *, descriptor: int) -> int:
+        """Take a client's memory; return the id to load files into it."""
+        return await caller.memories.attach(descriptor, size)
+
+    @method(
+        {"memory": integer(), "address": integer()} | _FILE,
+        {"offset": Option(integer(), 0), "length": Option(optional(integer()), None)}
+        | _OPENED
+        | _TIMED,
+        "map of length",
+        answer=answers.loaded,
+    )
+    async def load(
+        self,
+        caller: Caller,
+        memory: int,
+        address: int,
+        export: str,
+        path: bytes,
+        *,
+        offset: int,
+        length: int | None,
+        file: int | None,
+    ) -> Loaded:
+        """Put a file's bytes into attached memory."""
+        attached = caller.memories.find(memory)
+        found = self._exports.find(caller.rights, export)
+        if file is None:
+            return Loaded(
+                await found.call(lambda files: attached.load(files, path, address, offset, length))
+            )
+        held = caller.files.find(file, export)
+        load = functools.partial(attached.load_open, address=address, offset=offset, length=length)
+        return Loaded(await found.call(lambda files: held.use(files, load)))
+
+    @method({"memory": integer()}, {}, "nil")
+    async def detach(self, caller: Caller, memory: int) -> None:
+        """Let go of attached memory, once loads into it have ended."""
+        await caller.memories.detach(memory)
+
+
+_Paged = TypeVar("_Paged", DirectoryListing, TreeWalk)
+
+
+def _next_token(
+    table: ContinuationTable[_Paged], paged: _Paged, begun: tuple[object, ...]
+) -> bytes | None:
+    """Keep what goes on and return its token; end what is finished."""
+    if paged.finished:
+        table.end(paged)
+        return None
+    return table.keep(paged, begun)
