@@ -90,7 +90,7 @@ class Rights:
         )
 
     def is_same_user(self, other: "Rights") -> bool:
-        """Return whether both are the same user in the same place: each rig has users of its own."""
+        """Return whether both are one user in one place; each rig has users of its own."""
         return self.peer.uid == other.peer.uid and self.exports is other.exports
 
 

@@ -167,7 +167,7 @@ class Outbox:
                 return
 
     def _is_held_back(self) -> bool:
-        """Return whether the next reply has a descriptor, and the client has enough unread already."""
+        """Return whether the next reply has a descriptor, and enough is unread already."""
         if self._waiting[0].descriptor is None:
             return False
         answer = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(_INT.size))
