@@ -6,49 +6,19 @@ __complete``, which prints what the last one can become, a candidate a line.
 
 import posixpath
 import signal
+from argparse import Action, ArgumentParser
 from collections.abc import Iterable
 
 from vuserd.client.errors import ClientError
 from vuserd.client.sync_client import Client
 from vuserd.ctl.ls import sorted_entries
 from vuserd.ctl.output import emit
+from vuserd.ctl.parser import EXPORT, parser, target_argument
 from vuserd.ctl.target import Target
 
-_COMMANDS = {
-    "exports": ("--json", "--socket"),
-    "ls": ("--json", "--socket", "-l"),
-    "tree": ("--json", "--socket"),
-    "stat": ("--follow", "--json", "--socket", "-L"),
-    "cat": ("--socket",),
-    "get": ("--growing", "--socket", "-r"),
-    "load": ("--address", "--length", "--memory", "--offset", "--socket"),
-    "reload": ("--json", "--socket"),
-    "rigs": ("--json", "--socket"),
-    "status": ("--json", "--socket"),
-    "top": ("--interval", "--json", "--socket", "-n"),
-    "metrics": ("--socket",),
-    "trace": ("--json", "--read", "--socket", "--write", "-n"),
-    "completion": (),
-}
-_TOP_OPTIONS = ("--help", "--json", "--socket", "--version")
-_SHELLS = ("bash", "fish", "zsh")
-_WITH_TARGET = ("ls", "tree", "stat", "cat", "get", "load")
-_WITH_EXPORT = ("reload", "trace")
-_WITH_VALUE = (
-    "--socket",
-    "--address",
-    "--interval",
-    "--length",
-    "--memory",
-    "--offset",
-    "--read",
-    "--write",
-    "-n",
-)
-
-#: A shell waits for this: no longer than a person would.
+#: How long the shell waits for each answer of the daemon.
 _TIMEOUT_SECONDS = 2.0
-#: And for this at most, where a daemon says ever more.
+#: How long the shell waits in all, even if the daemon goes on sending.
 _MOST_SECONDS = 3.0
 
 # bash takes ':' for the end of a word, so what stands before the last one is cut from candidates.
@@ -93,14 +63,14 @@ complete -c vuserctl -n '__fish_seen_subcommand_from get' -F
 
 
 def script(shell: str) -> str:
-    """Give the completion script for bash, zsh or fish."""
+    """Return the completion script for bash, zsh or fish."""
     return {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}[shell]
 
 
 def complete(words: list[str]) -> int:
-    """Print what the last of ``words`` can become; nothing where nobody can tell.
+    """Print what the last of ``words`` can become, a candidate a line.
 
-    SIGALRM ends this process where a daemon says ever more and comes to no end.
+    SIGALRM ends this process if a daemon goes on sending for ever.
     """
     signal.setitimer(signal.ITIMER_REAL, _MOST_SECONDS)
     found = candidates(words)
@@ -112,47 +82,69 @@ def complete(words: list[str]) -> int:
 
 
 def candidates(words: list[str]) -> list[str]:
-    """Give the completions of the last of the words that follow ``vuserctl``."""
+    """Return the completions of the last of the words that follow ``vuserctl``."""
     *before, current = words or [""]
-    socket, command, operands = _read(before)
-    if before and before[-1] in _WITH_VALUE:
+    line = _Line(before)
+    if line.waits_for_value:
         return []
-    if command is None:
-        return _matching(current, _TOP_OPTIONS if current.startswith("-") else _COMMANDS)
     if current.startswith("-"):
-        return _matching(current, _COMMANDS.get(command, ()))
-    if command == "completion":
-        return _matching(current, _SHELLS)
-    if command not in (*_WITH_TARGET, *_WITH_EXPORT) or (operands and command != "cat"):
+        return _matching(current, sorted(line.options))
+    operand = line.operand
+    if operand is None:
+        return []
+    if operand.choices is not None:
+        return _matching(current, operand.choices)
+    if operand.type is not target_argument and operand.metavar != EXPORT:
         return []
     try:
-        with Client.connect(socket, timeout=_TIMEOUT_SECONDS, reconnect=0) as client:
-            if command in _WITH_EXPORT:
+        with Client.connect(line.socket, timeout=_TIMEOUT_SECONDS, reconnect=0) as client:
+            if operand.metavar == EXPORT:
                 return _matching(current, [found.name for found in client.exports()])
             return _targets(client, current)
     except ClientError:
         return []
 
 
-def _read(words: list[str]) -> tuple[str | None, str | None, int]:
-    """Find the socket, the command and how many operands it has got."""
-    socket = command = None
-    operands = 0
-    rest = iter(words)
-    for word in rest:
-        if word == "--socket":
-            socket = next(rest, None)
-        elif word.startswith("--socket="):
-            socket = word.partition("=")[2]
-        elif word in _WITH_VALUE:
-            next(rest, None)
-        elif word.startswith("-"):
-            continue
-        elif command is None:
-            command = word
-        else:
-            operands += 1
-    return socket, command, operands
+class _Line:
+    """The words before the one to complete, read by vuserctl's own parser."""
+
+    def __init__(self, words: list[str]) -> None:
+        self._read_by(parser())
+        self.socket: str | None = None
+        self.waits_for_value = False
+        rest = iter(words)
+        for word in rest:
+            name, equals, value = word.partition("=")
+            option = self.options.get(name)
+            if option is None:
+                self._take(word)
+            elif option.nargs != 0:  # it has a value: after "=", or in the next word
+                value = value if equals else next(rest, None)
+                self.waits_for_value = value is None
+                self.socket = value if option.dest == "socket" else self.socket
+
+    @property
+    def operand(self) -> Action | None:
+        """What stands at the cursor; None where the command takes no more."""
+        return self._operands[0] if self._operands else None
+
+    def _read_by(self, command: ArgumentParser) -> None:
+        actions = command._actions  # noqa: SLF001 - argparse has no public way to list them
+        self.options = {name: action for action in actions for name in action.option_strings}
+        self._operands = [action for action in actions if not action.option_strings]
+
+    def _take(self, word: str) -> None:
+        """Take a word that is no option: the command, or one of its operands."""
+        operand = self.operand
+        if word.startswith("-") or operand is None:
+            return
+        if isinstance(operand.choices, dict):  # the commands, each with a parser
+            if (command := operand.choices.get(word)) is not None:
+                self._read_by(command)
+            else:
+                self.options, self._operands = {}, []
+        elif operand.nargs != "+":
+            del self._operands[0]
 
 
 def _targets(client: Client, current: str) -> list[str]:

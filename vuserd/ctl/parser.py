@@ -3,7 +3,7 @@
 import argparse
 import os
 from contextlib import suppress
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from vuserd import __version__
 from vuserd.ctl.target import Target
@@ -14,6 +14,10 @@ A number may be hexadecimal (0x...) and have a suffix K, M or G (of 1024).
 The socket is --socket, else $VUSERD_SOCKET, else @vuserd (abstract: a rig's, in its own network
 namespace), else $XDG_RUNTIME_DIR/vuserd.sock, else /run/vuserd/vuserd.sock.
 """
+
+
+#: How usage names an operand that is an export.
+EXPORT: Final = "EXPORT"
 
 
 class _Help(argparse.HelpFormatter):
@@ -129,7 +133,7 @@ def parser() -> argparse.ArgumentParser:
         "replace the backend of an export, or read the configuration again; no call is lost",
     )
     reload.add_argument(
-        "export", metavar="EXPORT", nargs="?", help="all of the configuration without"
+        "export", metavar=EXPORT, nargs="?", help="all of the configuration without"
     )
     command("rigs", "list the rigs: network namespaces with a socket of the daemon's inside")
     command("status", "show the daemon's state")
@@ -140,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("-n", dest="count", metavar="COUNT", type=_count, help="end after so many")
     command("metrics", "print the daemon's metrics, as Prometheus reads them")
     trace = command("trace", "print the FUSE requests of an export as they happen")
-    trace.add_argument("export", metavar="EXPORT", nargs="?")
+    trace.add_argument("export", metavar=EXPORT, nargs="?")
     trace.add_argument("--write", metavar="FILE", help="write them to a file, and print nothing")
     trace.add_argument("--read", metavar="FILE", help="print what was written to a file")
     trace.add_argument(
