@@ -119,9 +119,9 @@ class _Line:
             if option is None:
                 self._take(word)
             elif option.nargs != 0:  # it has a value: after "=", or in the next word
-                value = value if equals else next(rest, None)
-                self.waits_for_value = value is None
-                self.socket = value if option.dest == "socket" else self.socket
+                given = value if equals else next(rest, None)
+                self.waits_for_value = given is None
+                self.socket = given if option.dest == "socket" else self.socket
 
     @property
     def operand(self) -> Action | None:

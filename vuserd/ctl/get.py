@@ -5,15 +5,14 @@ import os
 import re
 import stat as modes
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
 from vuserd.client.wholefile import Progress
 from vuserd.ctl.atomic_file import new_file, open_directory, open_existing, set_times
-from vuserd.ctl.output import printable
+from vuserd.ctl.progress import progress_of_file
 from vuserd.ctl.target import Target
 from vuserd.service.standard_streams import require_output
 
@@ -51,7 +50,7 @@ def get(client: Client, target: Target, destination: str | None, *, grows: bool 
     ends in a slash is a directory, and has to be there.
     """
     if destination == "-":
-        with progress_bar(target.name) as progress:
+        with progress_of_file(target.name) as progress:
             cat(client, target, progress)
         return
     local = local_path(target, destination)
@@ -60,7 +59,7 @@ def get(client: Client, target: Target, destination: str | None, *, grows: bool 
     try:
         fetch = _way_to(local)
         stat = client.stat(target.export, target.path)  # before anything is opened, or emptied
-        with progress_bar(target.name) as progress:
+        with progress_of_file(target.name) as progress:
             fetch(client, target, stat, local, How(progress, grows))
     except OSError as error:  # about the user's name for it, not that of a temporary file
         raise OSError(error.errno, error.strerror or str(error), local) from None
@@ -144,21 +143,3 @@ def fetch_new(
         found = client.download(target.export, target.path, fileno, **how._asdict())
         set_times(fileno, stat.atime_ns, found.mtime_ns)
     return found.size
-
-
-@contextmanager
-def progress_bar(name: str) -> Iterator[Progress | None]:
-    """Show progress while someone may be looking: give None where standard error is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
-
-    tqdm.monitor_interval = 0  # no thread
-    with tqdm(desc=printable(name), unit="B", unit_scale=True, unit_divisor=1024) as bar:
-
-        def show(there: int, total: int) -> None:
-            bar.total = total
-            bar.update(there - bar.n)
-
-        yield show

@@ -10,7 +10,6 @@ The destination may be below the directory that is fetched: what this run makes 
 """
 
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,8 +24,9 @@ from vuserd.client.sinks import write_at
 from vuserd.client.sync_client import Client
 from vuserd.ctl.atomic_file import new_file, new_symlink, open_below, open_directory, set_times
 from vuserd.ctl.get import How, fetch_new, get, local_path
-from vuserd.ctl.output import complain, local_fault, printable
+from vuserd.ctl.output import complain, local_fault
 from vuserd.ctl.own_copies import OwnCopies
+from vuserd.ctl.progress import Shown, progress_of_files
 from vuserd.ctl.target import Target
 
 _WINDOW: Final = 32  # calls in flight
@@ -34,9 +34,6 @@ _WINDOW_BYTES: Final = 8 << 20  # of files in flight
 _SMALL: Final = 1 << 20  # bytes of a file that is read at once
 #: What is left out with a word; whatever else is no file is an error.
 _SKIPPED: Final = frozenset({"fifo", "socket", "char", "block"})
-
-#: Called with files and bytes that are there.
-_Shown = Callable[[int, int], object]
 
 
 def get_tree(
@@ -55,7 +52,7 @@ def get_tree(
     local = destination if destination is not None and not target.name else None
     if local is None:
         local = local_path(target, destination)
-    with _progress_bar(target.name or target.export) as show:
+    with progress_of_files(target.name or target.export) as show:
         return _TreeFetch(client, local, show, How(grows=grows)).run(target, stat)
 
 
@@ -114,7 +111,7 @@ class _Made(NamedTuple):
 class _TreeFetch:
     """One run. Listings and files are asked for ahead, and answers are used in that order."""
 
-    def __init__(self, client: Client, local: str, show: _Shown | None, how: How) -> None:
+    def __init__(self, client: Client, local: str, show: Shown, how: How) -> None:
         self._how = how
         self._client = client
         self._local = local
@@ -327,21 +324,3 @@ class _TreeFetch:
         self._bytes += size
         if self._show is not None:
             self._show(self._files, self._bytes)
-
-
-@contextmanager
-def _progress_bar(name: str) -> Iterator[_Shown | None]:
-    """Show files and bytes; give None where standard error is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
-
-    tqdm.monitor_interval = 0  # no thread
-    with tqdm(desc=printable(name), unit="B", unit_scale=True, unit_divisor=1024) as bar:
-
-        def show(files: int, size: int) -> None:
-            bar.set_postfix_str(f"{files} {'file' if files == 1 else 'files'}", refresh=False)
-            bar.update(size - bar.n)
-
-        yield show

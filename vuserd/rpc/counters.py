@@ -48,7 +48,7 @@ class Counters:
         self.methods: dict[str, MethodCounts] = {}
 
     def count(self, method: str, end: str, seconds: float) -> None:
-        """Count a call that has ended; ``method`` comes from the daemon's table, not from a client."""
+        """Count a call that has ended; ``method`` is a name of the daemon's, or NO_METHOD."""
         try:
             counts = self.methods[method]
         except KeyError:
