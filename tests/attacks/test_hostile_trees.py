@@ -11,7 +11,8 @@ import pytest
 from tests.attacks.false_daemons import false_daemon, reply
 from tests.attacks.people import VICTIM, run_as
 from tests.attacks.threats import Who, threat
-from vuserd.ctl import get_tree, main
+from vuserd.ctl import main
+from vuserd.ctl.copying import get_tree
 
 assert get_tree  # before a user who cannot read this interpreter has vuserctl load it
 

@@ -43,7 +43,8 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts, ot
 # Python may be installed where only root can read: what is needed is loaded before.
 _START: Final = """
 import locale, os, sys
-from vuserd.ctl import get, get_tree, main
+from vuserd.ctl import main
+from vuserd.ctl.copying import get, get_tree
 main.parser().format_help()
 if {user}:
     os.setgroups([]); os.setgid({user}); os.setuid({user})

@@ -21,7 +21,7 @@ import trio
 from tests.running import REPOSITORY
 from vuserd.client import Client, TrioClient, calls
 from vuserd.client.errors import ClientError
-from vuserd.ctl.get_tree import get_tree
+from vuserd.ctl.copying.get_tree import get_tree
 from vuserd.ctl.target import Target
 
 _RESTARTS: Final = 20

@@ -7,7 +7,7 @@ import pytest
 
 from tests.fake.rpc_server import FakeDaemon, FaultError, Node, directory
 from vuserd.client import Client
-from vuserd.ctl.get_tree import get_tree
+from vuserd.ctl.copying.get_tree import get_tree
 from vuserd.ctl.target import Target
 from vuserd.wire.codec import Request
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vuserd.ctl.atomic_file import new_file, new_symlink, open_below, open_directory
+from vuserd.ctl.copying.atomic_file import new_file, new_symlink, open_below, open_directory
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def _tree(client: Client, options: Namespace) -> int:
 
 def _cat(client: Client, options: Namespace) -> int:
     """Write one file after the other; a missing one does not keep back the others."""
-    from vuserd.ctl.get import cat
+    from vuserd.ctl.copying.get import cat
 
     code = 0
     for target in options.targets:
@@ -123,10 +123,10 @@ def _cat(client: Client, options: Namespace) -> int:
 
 def _get(client: Client, options: Namespace) -> int:
     if options.recursive:
-        from vuserd.ctl.get_tree import get_tree
+        from vuserd.ctl.copying.get_tree import get_tree
 
         return get_tree(client, options.target, options.destination, grows=options.growing)
-    from vuserd.ctl.get import get
+    from vuserd.ctl.copying.get import get
 
     get(client, options.target, options.destination, grows=options.growing)
     return 0

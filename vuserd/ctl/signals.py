@@ -10,7 +10,7 @@ import signal
 from types import FrameType
 from typing import Final, NoReturn
 
-from vuserd.ctl.atomic_file import remove_unfinished
+from vuserd.ctl.copying.atomic_file import remove_unfinished
 
 _LEFT_ALONE: Final = frozenset(
     {

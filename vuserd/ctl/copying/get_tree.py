@@ -22,11 +22,17 @@ from vuserd.client.errors import RemoteError
 from vuserd.client.records import DirectoryPage, Entry, Stat
 from vuserd.client.sinks import write_at
 from vuserd.client.sync_client import Client
-from vuserd.ctl.atomic_file import new_file, new_symlink, open_below, open_directory, set_times
-from vuserd.ctl.get import How, fetch_new, get, local_path
+from vuserd.ctl.copying.atomic_file import (
+    new_file,
+    new_symlink,
+    open_below,
+    open_directory,
+    set_times,
+)
+from vuserd.ctl.copying.get import How, fetch_new, get, local_path
+from vuserd.ctl.copying.own_copies import OwnCopies
+from vuserd.ctl.copying.progress import Shown, progress_of_files
 from vuserd.ctl.output import complain, local_fault
-from vuserd.ctl.own_copies import OwnCopies
-from vuserd.ctl.progress import Shown, progress_of_files
 from vuserd.ctl.target import Target
 
 _WINDOW: Final = 32  # calls in flight

@@ -11,7 +11,7 @@ from typing import Final
 from vuserd.client.errors import RemoteError
 from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
-from vuserd.ctl.atomic_file import open_below, probe
+from vuserd.ctl.copying.atomic_file import open_below, probe
 from vuserd.ctl.target import Target
 
 _SECOND: Final = 1_000_000_000

@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
 from vuserd.client.wholefile import Progress
-from vuserd.ctl.atomic_file import new_file, open_directory, open_existing, set_times
-from vuserd.ctl.progress import progress_of_file
+from vuserd.ctl.copying.atomic_file import new_file, open_directory, open_existing, set_times
+from vuserd.ctl.copying.progress import progress_of_file
 from vuserd.ctl.target import Target
 from vuserd.service.standard_streams import require_output
 
