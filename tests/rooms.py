@@ -1,7 +1,7 @@
 """Draw the rooms of vuserd, and who imports whom, into docs/architecture.md.
 
-``python -m tests.rooms`` writes the drawing and its table, ``--check`` only compares them. They come
-from the import graph and from the docstrings of the folders.
+``python -m tests.rooms`` writes the drawing and its table, ``--check`` only compares them. They
+come from the import graph and from the docstrings of the folders.
 """
 
 import ast

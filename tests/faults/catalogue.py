@@ -8,11 +8,12 @@ A test, or one set of its parameters, carries a row as a mark::
     pytest.param(..., marks=fault("error-positive", done="...", must=BROKEN), id="error-positive")
 
 Several tests may carry the same row, word for word: one on the fake backend and one on the real
-ones. The table's section is the first line of the docstring of the module that comes first.
+ones. A row's section is the first line of the docstring of the module that comes first.
 """
 
 import ast
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -48,14 +49,17 @@ UNHARMED: Final = "The call is served as if nothing had happened."
 _HEAD: Final = """# Faults
 
 What a backend may do wrong, and which of the daemon's own system calls may fail; what vuserd has to
-make of it, and the test that shows it. The table is generated from the tests: `python -m
-tests.faults` writes it, and a test fails when it is stale.
+make of it, and the test that shows it. Faults stand below what must happen. The page is made from
+the tests: `python -m tests.faults` writes it, and a test fails when it is stale.
 
 In all of these cases nothing crashes and nothing waits for ever. When the session has ended, no
 descriptor is left; where it goes on, no message buffer, payload buffer, lookup reference or open
 handle is. **fake** is `tests/fake/backend.py`, a backend that misbehaves on demand; **rust** and
 **c** are the two real virtiofsd; **codec** is the parser alone; **daemon** is vuserd itself, with
 one of its system calls made to fail.
+"""
+_OWN_HEAD: Final = """
+## Outcomes of their own
 """
 _OPEN_HEAD: Final = """
 ## Not held yet
@@ -138,22 +142,34 @@ def _section(path: Path) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return the page."""
+    """Return the page: the outcomes that several faults share, then the others by section."""
+    outcomes = Counter(row.must for row in rows)
     parts = [_HEAD, f"\n{len(rows)} faults.\n"]
-    for section, group in itertools.groupby(rows, key=lambda row: row.section):
-        parts.append(f"\n## {section}\n\n")
+    for outcome, count in outcomes.most_common():
+        if count > 1:
+            parts.append(f"\n## {_sentence(outcome)}\n\n")
+            parts.append("| fault | what is done | shown by | on |\n|---|---|---|---|\n")
+            parts += [_line(row) for row in rows if row.must == outcome]
+    parts.append(_OWN_HEAD)
+    own = [row for row in rows if outcomes[row.must] == 1]
+    for section, group in itertools.groupby(own, key=lambda row: row.section):
+        parts.append(f"\n### {section}\n\n")
         parts.append("| fault | what is done | what must happen | shown by | on |\n")
         parts.append("|---|---|---|---|---|\n")
-        parts += [_line(row) for row in group]
+        parts += [_line(row, row.must) for row in group]
     if unsolved := [row for row in rows if row.open]:
         parts.append(_OPEN_HEAD)
         parts += [f"- `{row.name}`: {row.open}\n" for row in unsolved]
     return "".join(parts)
 
 
-def _line(row: Row) -> str:
+def _line(row: Row, *outcome: str) -> str:
     tests = "<br>".join(
         f"[{test.rpartition('::')[2]}](../{test.partition('::')[0]})" for test in row.tests
     )
-    done, must = (words[:1].upper() + words[1:] for words in (row.done, row.must))
-    return f"| `{row.name}` | {done} | {must} | {tests} | {', '.join(row.on)} |\n"
+    words = [_sentence(text) for text in (row.done, *outcome)]
+    return f"| {' | '.join([f'`{row.name}`', *words, tests, ', '.join(row.on)])} |\n"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
