@@ -1,4 +1,4 @@
-"""The program ``vuserd``, also as ``python -m vuserd``: a process that is the daemon's alone."""
+"""The program ``vuserd``, also as ``python -m vuserd``, in a process of the daemon's own."""
 
 import sys
 
@@ -8,7 +8,7 @@ from vuserd.trust.undumpable import become_undumpable
 
 def main() -> int:
     """Run the command line with the daemon's own packages; return the exit status."""
-    become_undumpable()  # before there is anything to see
+    become_undumpable()  # before there is anything to hide
     forget_others()
     from vuserd.cli import main as run
 

@@ -1,4 +1,4 @@
-"""The command line of the daemon: ``vuserd serve``."""
+"""The daemon's command line: ``vuserd serve`` and ``vuserd check``."""
 
 import argparse
 import contextlib
@@ -44,13 +44,14 @@ EXIT_USAGE = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 1 for a failure, 2 for wrong usage.
 
-    The daemon serves whatever becomes of its log; what prints fails where that cannot be printed.
+    A daemon keeps serving even if its log cannot be written; a command that prints fails if its
+    output cannot be.
     """
     prepare(errors_wait=False)
     failure, status = None, 0
     try:
         status = _run(arguments)
-    except SystemExit as end:  # of argparse, which has printed help or what is wrong
+    except SystemExit as end:  # raised by argparse, which has printed help or an error
         status = end.code if isinstance(end.code, int) else 0
     except OSError as error:
         if error.filename != STANDARD_OUTPUT:
@@ -67,7 +68,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "check":
         return command.run(options)
-    become_undumpable()  # also where another program, as another user by now, calls this
+    become_undumpable()  # again: another program may call this, having changed its user
     withhold_privileges()
     notifier = Notifier.from_environment(os.environ)
     prefix = _log(verbose=options.verbose)
@@ -88,12 +89,12 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _log(*, verbose: bool) -> str:
-    """Log to the journal where standard error goes there anyway, else to standard error.
+    """Log to the journal if standard error goes there, else to standard error.
 
-    Return what a line on standard error begins with: its priority for the journal, or our name.
+    Return the prefix of a line on standard error: its priority for the journal, or ``vuserd: ``.
     """
     journal = None
-    with contextlib.suppress(OSError):  # a caller's own stream has no descriptor
+    with contextlib.suppress(OSError):  # a stream that a caller put in place has no descriptor
         journal = journal_handler(os.environ, sys.stderr.fileno())
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
@@ -104,13 +105,13 @@ def _log(*, verbose: bool) -> str:
 
 
 def _complain(problem: ConfigurationError, prefix: str) -> None:
-    """Say what keeps the daemon from serving."""
+    """Print what keeps the daemon from serving."""
     for line in str(problem).splitlines():
         print(f"{prefix}{line}", file=sys.stderr)
 
 
 def _allow_descriptors() -> ConfigurationError | None:
-    """Use as many descriptors as may be: clients need them; return why they are too few."""
+    """Raise the soft limit of descriptors to the hard one; return an error if that is too low."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < LEAST_DESCRIPTORS:
         return ConfigurationError(
@@ -122,12 +123,12 @@ def _allow_descriptors() -> ConfigurationError | None:
 
 
 def _collect_seldom() -> None:
-    """Look for garbage in cycles less often.
+    """Tune the cycle collector to run less often.
 
-    What calls leave behind is freed without that. With a thousand requests in flight at once the
-    collector's default looks through the objects of all of them for every few that are answered.
-    What lives during a look at the young and dies later waits for one at the old, which a busy
-    daemon therefore has some times an hour.
+    What calls leave behind is freed by reference counting. With a thousand requests in flight, the
+    default thresholds would scan the objects of all of them each time a few are answered. An object
+    that survives a young collection waits for an old one, which a busy daemon runs a few times an
+    hour.
     """
     gc.collect()
     gc.freeze()
@@ -194,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _reader(options: argparse.Namespace) -> Callable[[], DaemonConfig]:
-    """Return what reads the configuration: from the command line, or from files, each time anew."""
+    """Return a function that reads the configuration, from the command line or anew from files."""
     if options.export or options.adopt:
         if options.config is not None:
             raise ConfigurationError("give --config, or --export and --adopt, but not both")
@@ -236,7 +237,7 @@ def _listeners(options: argparse.Namespace) -> tuple[ListenConfig, ...]:
 
 
 async def _serve(daemon: Daemon) -> ConfigurationError | None:
-    """Serve until a signal; return what prevents it."""
+    """Serve until a signal; return the error that prevents it, if there is one."""
     problem: ConfigurationError | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_obey_signals, daemon)
@@ -249,7 +250,7 @@ async def _serve(daemon: Daemon) -> ConfigurationError | None:
 
 
 async def _obey_signals(daemon: Daemon) -> None:
-    """Reload on SIGHUP; end in good order on the others."""
+    """Reload on SIGHUP; stop cleanly on SIGTERM and SIGINT."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
         async with trio.open_nursery() as nursery:
             async for number in received:
@@ -261,7 +262,7 @@ async def _obey_signals(daemon: Daemon) -> None:
 
 
 async def _reload(daemon: Daemon) -> None:
-    with contextlib.suppress(VuserdError):  # a fault of the configuration is logged
+    with contextlib.suppress(VuserdError):  # logged already
         await daemon.reload()
 
 

@@ -3,19 +3,19 @@
 ::
 
     VuserdError
-    |-- ConfigurationError      the operator's fault: what was asked for cannot be set up
+    |-- ConfigurationError      the operator's fault: what is configured cannot be set up
     |   |-- ConfigurationErrors     all that is wrong in configuration files
     |   |-- UnsafePath              another user could lead a path elsewhere
     |   `-- BackendNotFound         no virtiofsd on this machine
     |-- BackendError            the backend's fault                           BACKEND_DOWN
     |   |-- BackendDown             it did not start, ended, or went away     BACKEND_DOWN
     |   |-- BackendBroken           it broke the protocol                     BACKEND_DOWN
-    |   |   `-- BackendRefused          it refused what it offers             BACKEND_DOWN
+    |   |   `-- BackendRefused          it refused a request it must take     BACKEND_DOWN
     |   `-- BackendTimeout          it did not answer in time                 TIMEOUT
     |-- FileError               what the file system says                     an errno name
-    |   `-- HeldBack                it would hang the backend once more        ETIMEDOUT
+    |   `-- HeldBack                it has hung the backend before           ETIMEDOUT
     |-- CallError               the caller's fault, or the daemon's answer    one of ErrorCode
-    `-- ClientError             what a client of the daemon sees: see vuserd.client.errors
+    `-- ClientError             what a client library raises: see vuserd.client.errors
 
 Local misuse of an interface (a programming error) is a ``ValueError`` or ``RuntimeError`` as in the
 standard library, and reaches a client as ``INTERNAL``.
@@ -53,7 +53,7 @@ _LONGEST = 500
 
 
 class VuserdError(Exception):
-    """The base of all of them; ``code`` is what the RPC calls it, ``str()`` what a person reads."""
+    """The base of all errors; ``code`` is the RPC's name of it, ``str()`` the text for people."""
 
     code: str = ErrorCode.INTERNAL
 
@@ -63,13 +63,13 @@ class VuserdError(Exception):
 
 
 class ConfigurationError(VuserdError):
-    """What the operator asked for cannot be set up; the message says what would be right."""
+    """What the operator configured cannot be set up; the message says what would be right."""
 
     code = ErrorCode.BAD_REQUEST
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong in a configuration file; ``str()`` is a line about it."""
+    """One mistake in a configuration file; ``str()`` is a line about it."""
 
     file: str
     line: int | None
@@ -97,7 +97,7 @@ class ConfigurationErrors(ConfigurationError):  # noqa: N818 - there are several
 class UnsafePath(ConfigurationError):  # noqa: N818
     """Another user could lead a path elsewhere, or has written what it leads to.
 
-    ``wrong`` says who and where, ``right`` what to do about it.
+    ``wrong`` names the user and the place, ``right`` says what to do about it.
     """
 
     def __init__(self, path: str, wrong: str, right: str) -> None:
@@ -110,24 +110,24 @@ class BackendNotFound(ConfigurationError):  # noqa: N818 - reads as the sentence
 
 
 class LossCause(StrEnum):
-    """Why a backend was lost, in so many words as there are things to do about it."""
+    """Why a backend was lost: one member for each thing that can be done about it."""
 
-    KILLED = "killed"  #: somebody sent its process a signal: an administrator, the OOM killer
-    CRASHED = "crashed"  #: a signal of its own making: SIGSEGV, SIGABRT, SIGSYS
+    KILLED = "killed"  #: its process was sent a signal, by an administrator or the OOM killer
+    CRASHED = "crashed"  #: its process caused a signal itself: SIGSEGV, SIGABRT, SIGSYS
     EXITED = "exited"  #: its process ended with an exit status
-    CLOSED = "closed"  #: it closed its socket; of somebody else's backend no more is known
+    CLOSED = "closed"  #: it closed its socket; of an adopted backend no more is known
     PROTOCOL = "protocol"  #: it broke the protocol
-    SILENT = "silent"  #: it answered nothing any more
-    NOT_STARTED = "not_started"  #: it never came to serve
+    SILENT = "silent"  #: it stopped answering
+    NOT_STARTED = "not_started"  #: it never began to serve
 
 
 class BackendError(VuserdError):
-    """The backend's fault: the base of what a lost, broken or silent backend raises.
+    """The backend's fault: the base of the errors of a lost, broken or silent backend.
 
     Args:
         message: for people.
-        cause: why it is lost where this ends its session, unless the kind of error says so.
-        check: the :class:`protocol.Check` that its bytes failed, where it broke the protocol.
+        cause: why the backend is lost, if this ends its session and the class does not say so.
+        check: the :class:`protocol.Check` that its bytes failed, if it broke the protocol.
 
     """
 
@@ -141,7 +141,7 @@ class BackendError(VuserdError):
         self.check = check or self.check
 
     def again(self) -> "BackendError":
-        """Return another of the same kind and words: one that is shared grows a traceback."""
+        """Return a copy to raise: an instance that is raised again keeps growing its traceback."""
         return type(self)(str(self), self.cause, self.check)
 
 
@@ -153,11 +153,11 @@ class BackendBroken(BackendError):  # noqa: N818
     """The backend broke the protocol; the session with it is over."""
 
     cause = LossCause.PROTOCOL
-    check = "vhost_user"  #: unless it is said to be another
+    check = "vhost_user"  #: unless the constructor is given another
 
 
 class BackendRefused(BackendBroken):
-    """The backend refused a request that it has to take; what it did before stays as it is."""
+    """The backend refused a request that it has to take; earlier requests stay in effect."""
 
 
 class BackendTimeout(BackendError):  # noqa: N818
@@ -180,18 +180,19 @@ class FileError(VuserdError):
 
     @property
     def is_exhaustion(self) -> bool:
-        """Whether the backend has no descriptor left: each node that is known takes one."""
+        """Whether the backend has run out of descriptors: each known node takes one."""
         return self.number in (errno.EMFILE, errno.ENFILE)
 
     def to_wire(self) -> dict[str, Any]:
-        """Add ``errno``, the number on this machine."""
+        """Add ``errno``: its number on this machine."""
         return super().to_wire() | {"errno": self.number}
 
 
 class HeldBack(FileError):  # noqa: N818
-    """A request that hung the backend, and is not asked again for ``retry_after`` seconds.
+    """A request has hung the backend, and is not sent again for ``retry_after`` seconds.
 
-    It is a file's error, not the backend's: others are served, and listings go on without it.
+    This is an error of one file, not of the backend: other files are served, and listings go on
+    without this one.
     """
 
     def __init__(self, request: str, retry_after: float) -> None:
@@ -209,12 +210,12 @@ class HeldBack(FileError):  # noqa: N818
 
 
 class CallError(VuserdError):
-    """A call that cannot be answered: one of :class:`ErrorCode`, a message, fields of its own."""
+    """A call that cannot be answered, with a code, a message and fields of its own."""
 
     def __init__(self, code: ErrorCode, message: str, **fields: Any) -> None:
         self.code = code
         self.fields = fields
-        # It may repeat what a client sent, which may be long, and grows when it is escaped.
+        # The message may quote the client's text, which may be long and grows when it is escaped.
         super().__init__(message if len(message) <= _LONGEST else f"{message[:_LONGEST]}...")
 
     def to_wire(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""The packages ``protocol`` and ``memory``: always the daemon's own, wherever it was installed.
+"""Load the daemon's own ``protocol`` and ``memory``, wherever it was installed.
 
-They are top-level packages of the repository, and so they are imported; but a name as common as
-``memory`` must not be looked up on ``sys.path``, where a module of the user's or of another
-distribution may have it. What pip installs therefore carries both below ``vuserd/_packages``, which
-is on nobody's path, and each package of the daemon that uses them calls :func:`claim_packages`
-before its modules import anything. The clients use neither and claim nothing.
+They are top-level packages of the repository and are imported as such. But a name as common as
+``memory`` must not be looked up on ``sys.path``, where a module of the user or of another
+distribution may have it. An installation therefore has both below ``vuserd/_packages``, which is on
+no path, and each package of the daemon that uses them calls :func:`claim_packages` before its
+modules import anything. The clients use neither and claim nothing.
 """
 
 import os
@@ -13,14 +13,14 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec
 from typing import Final
 
-#: In the order of their imports: ``memory`` uses ``protocol``.
+#: In import order: ``memory`` uses ``protocol``.
 NAMES: Final = ("protocol", "memory")
 
 
 def claim_packages() -> None:
-    """Load the daemon's own ``protocol`` and ``memory`` under these names, past ``sys.path``.
+    """Load the daemon's own ``protocol`` and ``memory``, ignoring ``sys.path``.
 
-    Their submodules are found through them, so nothing else has to be arranged.
+    Their submodules are found through them, so nothing more is needed.
 
     Raises:
         ImportError: the process has loaded another module under one of these names, and may go on
@@ -40,10 +40,10 @@ def claim_packages() -> None:
 
 
 def forget_others() -> None:
-    """Remove from ``sys.modules`` what others loaded under the names of the daemon's packages.
+    """Remove other modules with the names of the daemon's packages from ``sys.modules``.
 
-    For a process that is the daemon's alone: a ``.pth`` file or ``sitecustomize`` may have imported
-    a module of such a name before the daemon's first line, and keeps what it refers to.
+    This is for a process that is the daemon's alone: a ``.pth`` file or ``sitecustomize`` may have
+    imported a module of such a name before the daemon's first line. It keeps its own references.
     """
     for loaded in tuple(sys.modules):
         if loaded.partition(".")[0] in NAMES:
@@ -51,9 +51,9 @@ def forget_others() -> None:
 
 
 def _own_specs() -> dict[str, ModuleSpec]:
-    """Return where each package is: below this one where it was installed, beside it in a checkout.
+    """Return the specs of both packages: below this one if installed, beside it in a checkout.
 
-    Both are tried with the path's own finder, which also looks into a zip file.
+    They are found with Python's path finder, which also looks into zip files.
     """
     here = os.path.dirname(os.path.abspath(__file__))
     for folder in (os.path.join(here, "_packages"), os.path.dirname(here)):
@@ -65,7 +65,7 @@ def _own_specs() -> dict[str, ModuleSpec]:
 
 
 def _load(spec: ModuleSpec) -> None:
-    assert spec.loader is not None  # of a package with an __init__.py, which an origin tells
+    assert spec.loader is not None  # a spec with an origin is of a package with an __init__.py
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
     try:

@@ -1,4 +1,4 @@
-"""The sockets of the daemon's own network namespace, by the configuration and its changes."""
+"""Keep the sockets of the daemon's own network namespace as the configuration wants them."""
 
 import logging
 import socket
@@ -20,7 +20,7 @@ class _Open:
     def __init__(
         self, config: ListenConfig | None, listener: Listener, bound: Bound | None = None
     ) -> None:
-        #: None for a socket of the service manager's, which stays as it is; so is ``bound``.
+        #: Like ``bound``, None for a socket of the service manager, which stays as it is.
         self.config = config
         self.bound = bound
         self.listener = listener
@@ -29,13 +29,13 @@ class _Open:
 
 
 class Listeners:
-    """Every socket that is listened on, by its address.
+    """Every socket that the daemon listens on, by its address.
 
     Args:
-        server: gets the clients.
-        nursery: where they are accepted.
-        inherited: sockets that the service manager listens on, with their names: they stay as they
-            are and stay open, whatever the configuration says.
+        server: serves the clients.
+        nursery: runs the tasks that accept them.
+        inherited: sockets that the service manager listens on, with their names: they stay open and
+            unchanged, whatever the configuration says.
 
     """
 
@@ -56,7 +56,7 @@ class Listeners:
 
     @property
     def addresses(self) -> list[str]:
-        """Where clients can connect."""
+        """The addresses that clients can connect to."""
         return list(self._open)
 
     def describe(self) -> list[dict[str, object]]:
@@ -71,11 +71,11 @@ class Listeners:
         ]
 
     async def apply(self, configs: Sequence[ListenConfig]) -> list[str]:
-        """Listen on these sockets and, but for inherited ones, no others; tell what was done.
+        """Listen on these sockets and the inherited ones, and no others; return the changes made.
 
         Raises:
-            ConfigurationError: some cannot be had, or not as they should be. All others are
-                listened on, and none was closed: whoever mends it needs one.
+            ConfigurationError: some cannot be bound, or cannot get their mode or group. All others
+                are listened on, and none was closed: the administrator needs one to mend it.
 
         """
         done = []
@@ -97,10 +97,10 @@ class Listeners:
         return done
 
     async def _apply_one(self, config: ListenConfig) -> str | None:
-        """Listen on a socket as it is configured; return what that took.
+        """Listen on a socket as it is configured; return the change made, None if there is none.
 
         Raises:
-            ConfigurationError: it cannot be had, or not so.
+            ConfigurationError: it cannot be bound, or cannot get its mode or group.
 
         """
         current = self._open.get(config.address)

@@ -1,7 +1,7 @@
-"""Rigs: network namespaces with a socket of their own inside, which come and go while we serve.
+"""Listen inside rigs: network namespaces that come and go while the daemon serves.
 
-An abstract unix socket belongs to the network namespace that it was made in (unix(7)): only
-processes of that namespace reach it, by its name alone.
+An abstract unix socket belongs to the network namespace that it was made in (unix(7)): only the
+processes of that namespace can reach it, and its name is all they need.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ _LOG = logging.getLogger(__name__)
 
 _BACKLOG: Final = 128
 _OWN_NAMESPACE: Final = "/proc/self/ns/net"
-#: Seconds between two looks where the system tells of changes, and where it does not.
+#: Seconds between two looks where inotify reports changes, and where it does not.
 _SELDOM: Final = 30.0
 _OFTEN: Final = 1.0
-#: After a change: the file of a namespace is there a moment before the namespace is mounted on it.
+#: Seconds after a change: a namespace's file exists a moment before the namespace is mounted on it.
 _SOON: Final = 0.05
 _SETTLING: Final = 2.0
 
 
 class _Rig:
-    """One rig, with its namespace or waiting for it."""
+    """One rig, in its namespace or waiting for it."""
 
     def __init__(self, config: RigConfig) -> None:
         self.config = config
@@ -45,7 +45,7 @@ class _Rig:
         self.problem = ""
         self.scope = trio.CancelScope()
         self.closed = trio.Event()
-        #: Held by whoever looks after its socket: the namespaces' watcher, or a reload.
+        #: Held by the task that opens or closes its socket: the namespaces' watcher, or a reload.
         self.lock = trio.Lock()
         self.is_wanted = True
 
@@ -60,8 +60,8 @@ class Rigs:
     """The rigs of the configuration.
 
     Args:
-        server: gets their clients.
-        nursery: where they are accepted.
+        server: serves their clients.
+        nursery: runs the tasks that accept them.
 
     """
 
@@ -72,7 +72,7 @@ class Rigs:
         self._changed = trio.Event()
 
     def describe(self, rights: Rights) -> list[dict[str, Any]]:
-        """Return the rigs as ``vuserctl rigs`` shows them; a rig's clients see their own alone."""
+        """Return the rigs as ``vuserctl rigs`` shows them; a rig's clients see only their own."""
         return [
             {
                 "netns": rig.config.netns,
@@ -87,7 +87,7 @@ class Rigs:
         ]
 
     async def apply(self, configs: Sequence[RigConfig]) -> list[str]:
-        """Make the rigs these, and touch only those that differ; tell what was done."""
+        """Have these rigs and no others, touching only those that differ; return the changes."""
         done = []
         wanted = {(config.path, config.address): config for config in configs}
         for key in [key for key in self._rigs if key not in wanted]:
@@ -104,7 +104,7 @@ class Rigs:
                 done.append(f"rig {config.netns}: added, {current.state}")
             elif current.config != config:
                 current.config = config
-                current.exports.clear()  # the rights of its clients refer to this very set
+                current.exports.clear()  # the rights of its clients refer to this set object
                 current.exports.update(config.exports)
                 done.append(f"rig {config.netns}: other exports")
         self._changed.set()
@@ -124,10 +124,10 @@ class Rigs:
                         await self._look_at(rig)
                     await look()
                     if look.is_blind:
-                        break  # perhaps it will see now
+                        break  # try inotify again
 
     async def _look_at(self, rig: _Rig) -> None:
-        """Listen in the rig's namespace, where there is one now; leave the one that is gone."""
+        """Listen in the rig's namespace if it is there; close the socket in one that is gone."""
         async with rig.lock:
             if rig.is_wanted:
                 await self._follow(rig)
@@ -170,7 +170,7 @@ class Rigs:
 
 
 def _namespace_at(path: str) -> tuple[int, int] | None:
-    """Return the identity of the network namespace that is mounted there, if one is."""
+    """Return device and inode of the namespace that is mounted at ``path``; None if none is."""
     try:
         there, own = os.stat(path), os.stat(_OWN_NAMESPACE)
     except OSError:
@@ -179,10 +179,10 @@ def _namespace_at(path: str) -> tuple[int, int] | None:
 
 
 def _listen_in(config: RigConfig) -> socket.socket:
-    """Make a listening socket in a namespace; it takes a helper process, which pyroute2 runs."""
-    from pyroute2 import netns  # it takes a tenth of a second, and few need it
+    """Return a listening socket in a rig's namespace, made by pyroute2's helper process."""
+    from pyroute2 import netns  # importing it takes a tenth of a second, and few need it
 
-    # Without flags: a namespace that has gone meanwhile is not made again.
+    # Without flags: a namespace that has gone meanwhile is not created again.
     sock = netns.create_socket(config.path, socket.AF_UNIX, socket.SOCK_STREAM, flags=0)
     assert isinstance(sock, socket.socket)
     try:
@@ -206,11 +206,11 @@ class _Look:
 
     @property
     def is_blind(self) -> bool:
-        """Whether the system does not tell of changes."""
+        """Whether inotify is not available, so that changes go unnoticed until the next look."""
         return self._inotify is None
 
     async def __call__(self) -> None:
-        """Return when something may have changed."""
+        """Wait until something may have changed."""
         now = trio.current_time()
         pause = _SOON if now < self._settled else _OFTEN if self.is_blind else _SELDOM
         with trio.move_on_after(pause):
@@ -230,9 +230,10 @@ class _Look:
 
 @asynccontextmanager
 async def _watching(folders: set[str], changed: trio.Event) -> AsyncIterator[_Look]:
-    """Watch the folders by inotify; not at all where the system does not allow that.
+    """Watch the folders by inotify, for the block's time; blindly where that is not possible.
 
-    Nor is there anything to watch before the first namespace: its folder comes with it.
+    It is not possible where the system refuses, nor before the folder exists, which ip-netns(8)
+    makes with the first namespace.
     """
     inotify = None
     try:

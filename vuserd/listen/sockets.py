@@ -1,4 +1,4 @@
-"""The daemon's unix sockets: with the mode that was asked for, never taken from the living."""
+"""Bind the daemon's unix sockets, with the right mode and never in place of one in use."""
 
 import contextlib
 import errno
@@ -24,19 +24,20 @@ _BACKLOG: Final = 128
 _LOCK_TRIES: Final = 50
 _LOCK_PAUSE: Final = 0.01
 _AS_IT_IS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-#: The name of a socket's file before it has its own.
+#: The temporary name of a socket's file.
 _HIDDEN: Final = "s"
 
 
 class Bound(NamedTuple):
-    """A socket that listens, and does not block."""
+    """A listening, non-blocking socket."""
 
     socket: socket.socket
-    #: Its file, opened with O_PATH: whatever stands at its path by now. None for an abstract one.
+    #: The socket's own file, opened with O_PATH, whatever its path leads to by now; None for an
+    #: abstract socket.
     file: int | None
 
     def permit(self, config: ListenConfig) -> None:
-        """Give the socket's file its group and its mode.
+        """Set the group and mode of the socket's file.
 
         Raises:
             OSError: the system refuses that.
@@ -52,13 +53,14 @@ class Bound(NamedTuple):
 def listening(config: ListenConfig) -> Iterator[Bound]:
     """Listen on a path (``@name`` for an abstract socket) for the block's time.
 
-    The file never has a wider mode than its own. A socket that somebody listens on is left alone,
-    one that a dead daemon of this user's left behind is replaced; the folder is locked meanwhile,
-    so two daemons that start at once cannot both replace it. Whoever else may write to the folder
-    can take the socket away, and not have another file treated as if it were the socket's.
+    The file's mode is never wider than configured, not even for a moment. A socket that a process
+    listens on is left alone; one that a dead daemon of this user left behind is replaced. The
+    folder is locked meanwhile, so that two daemons that start at once cannot both replace it.
+    Another user who may write to the folder can remove the socket, but cannot make the daemon treat
+    another file as if it were the socket's.
 
     Raises:
-        ConfigurationError: the socket cannot be had; the message says what to do.
+        ConfigurationError: the socket cannot be bound; the message says what to do.
 
     """
     path = config.address
@@ -97,8 +99,8 @@ def _bound_to_file(
     folder = stack.enter_context(route(parent or ".", trust))
     with _locked(folder.descriptor, parent):
         _remove_stale(folder.descriptor, name, path)
-        # bind() makes the file with this mode, less the umask: nobody else connects before it has
-        # the one that is wanted.
+        # bind() makes the file with this mode, less the umask: no other user can connect before the
+        # file has its final mode.
         os.fchmod(listener.fileno(), 0o600)
         if keeps_entries(folder, trust):
             bound = _bound_in(folder.descriptor, name, path, listener, config, stack)
@@ -124,7 +126,7 @@ def _bound_in(
     config: ListenConfig,
     stack: contextlib.ExitStack,
 ) -> Bound:
-    """Bind a socket in a folder where the file that has its name then is surely its own."""
+    """Bind a socket in a folder in which the file of that name is certainly the socket's."""
     listener.bind(address)
     try:
         file = os.open(name, _AS_IT_IS, dir_fd=folder)
@@ -139,9 +141,9 @@ def _bound_in(
 
 @contextmanager
 def _hidden_folder(parent: int, name: str) -> Iterator[int]:
-    """Make a folder for the block's time that is this user's alone, where the parent is not.
+    """Make a private folder for the block's time, where others may write to the parent.
 
-    In there nobody replaces a file between its making and its opening.
+    In it no other user can replace a file between its creation and its opening.
     """
     hidden = f".{name}.{secrets.token_hex(8)}"
     os.mkdir(hidden, 0o700, dir_fd=parent)
@@ -160,7 +162,7 @@ def _hidden_folder(parent: int, name: str) -> Iterator[int]:
 
 
 def _remove(folder: int, name: str, file: int) -> None:
-    """Remove a file, unless another one has its name by now."""
+    """Remove a file, unless its name belongs to another file by now."""
     with contextlib.suppress(OSError):
         if os.path.samestat(os.stat(name, dir_fd=folder, follow_symlinks=False), os.fstat(file)):
             os.unlink(name, dir_fd=folder)
@@ -175,7 +177,7 @@ def _locked(folder: int, name: str) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             time.sleep(_LOCK_PAUSE)
-        else:  # a stranger, and anybody who may read the folder can: no reason not to serve
+        else:  # any user who may read the folder can hold the lock: no reason not to serve
             _LOG.warning("%s stays locked by another process; going on without the lock", name)
         yield
     finally:
@@ -183,10 +185,10 @@ def _locked(folder: int, name: str) -> Iterator[None]:
 
 
 def _remove_stale(folder: int, name: str, path: str) -> None:
-    """Remove a socket of this user's on which nobody listens.
+    """Remove a socket that this user owns and no process listens on.
 
     Raises:
-        ConfigurationError: something else stands there.
+        ConfigurationError: the name belongs to anything else.
 
     """
     try:

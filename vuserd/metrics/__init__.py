@@ -1,1 +1,1 @@
-"""The daemon's numbers, in Prometheus' text format."""
+"""The daemon's metrics, in Prometheus' text format."""

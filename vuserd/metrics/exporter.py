@@ -1,7 +1,7 @@
-"""Metrics for whoever wants them: by the RPC, and in a file for node_exporter.
+"""Export the metrics: as text for the RPC, and in a file for node_exporter.
 
-prometheus_client takes longer to load than the daemon to start, so it is loaded when metrics are
-first asked for, in a thread.
+prometheus_client takes longer to load than the daemon takes to start, so it is loaded in a thread,
+when metrics are first asked for.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-#: For everybody to read: node_exporter runs as a user of its own.
+#: Readable by all users: node_exporter runs as a user of its own.
 _MODE: Final = 0o644
 
 
 class Exporter:
-    """Gives the metrics as text; :meth:`run` keeps a file of them, where one is wanted.
+    """Renders the metrics as text; :meth:`run` keeps a file of them if one is configured.
 
-    The file is removed in the end: node_exporter would go on showing what it says. One that a
-    daemon left behind that was killed shows by its age, ``node_textfile_mtime_seconds``.
+    The file is removed at the end, since node_exporter would go on showing its numbers. A file that
+    a killed daemon left behind is known by its age, ``node_textfile_mtime_seconds``.
     """
 
     def __init__(self, sources: Sources) -> None:
@@ -37,7 +37,7 @@ class Exporter:
         self._path: str | None = None
         self._interval = 0.0
         self._changed = trio.Event()
-        #: Why the file could not be written the last time.
+        #: Why the last attempt to write the file failed.
         self._problem = ""
 
     async def text(self) -> str:
@@ -47,12 +47,12 @@ class Exporter:
         return await trio.to_thread.run_sync(self._metrics.read())
 
     def configure(self, path: str | None, interval: float) -> None:
-        """Keep this file from here on, anew each ``interval`` seconds; None keeps none."""
+        """Write the file every ``interval`` seconds from now on; a path of None ends that."""
         self._path, self._interval = path, interval
         self._changed.set()
 
     async def run(self) -> None:
-        """Keep the file up to date until cancelled."""
+        """Keep the file up to date until cancelled, then remove it."""
         while True:
             self._changed = trio.Event()
             path = self._path
@@ -88,17 +88,17 @@ def _loaded(sources: Sources) -> "Metrics":
 
 
 def _replace(path: str, text: str) -> None:
-    """Put a new file in the place of the one before: who reads sees one of them, whole."""
+    """Replace the file atomically: a reader sees the old one or the new one, whole."""
     folder, name = os.path.split(path)
     temporary = f"{name}.tmp"  # node_exporter reads *.prom
     with route(folder, own_trust()) as found:
         with contextlib.suppress(FileNotFoundError):
-            # Whatever it is: opening a pipe would wait.
+            # Whatever it is: opening it instead could wait, if it were a pipe.
             os.unlink(temporary, dir_fd=found.descriptor)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, _MODE, dir_fd=found.descriptor)
         with open(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), _MODE)  # whatever the umask is
+            os.fchmod(file.fileno(), _MODE)  # regardless of the umask
             file.write(text)
         os.rename(temporary, name, src_dir_fd=found.descriptor, dst_dir_fd=found.descriptor)
 

@@ -1,7 +1,7 @@
-"""The daemon's own counts as Prometheus has them: names, labels, and what each of them means.
+"""The metric families: the daemon's counts with their names, labels and meanings in Prometheus.
 
-Names follow https://prometheus.io/docs/practices/naming/: base units, ``_total`` for what only
-grows. All of it is read at the time that somebody asks.
+Names follow https://prometheus.io/docs/practices/naming/: base units, and ``_total`` for counts
+that only grow. All numbers are read at the time of each request.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -29,21 +29,21 @@ _BOUNDS = [*map(floatToGoString, SECONDS), "+Inf"]
 class Metrics:
     """All metrics of one daemon.
 
-    Those about its process have the prefix ``vuserd_process_``: node_exporter, who may show them,
-    has a process of its own.
+    Those about its process have the prefix ``vuserd_process_``, since node_exporter, which may show
+    them, has metrics of its own process.
     """
 
     def __init__(self, sources: Sources) -> None:
         self._counts = DaemonCollector(sources)
 
     def read(self) -> Callable[[], str]:
-        """Read all counters; return what makes Prometheus' text of them, in any thread."""
+        """Read all counters; return a function that renders them as text, in any thread."""
         families = list(self._counts.collect())
         return lambda: _text(families)
 
 
 class _AsRead(Collector):
-    """Gives what was read."""
+    """Collects families that were read before."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
@@ -66,7 +66,7 @@ class DaemonCollector(Collector):
         self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family of metrics, as the numbers are now."""
+        """Yield every family of metrics with its present numbers."""
         yield _gauge("build_info", "The daemon's version.", ["version"], [([__version__], 1)])
         yield from self._calls()
         yield from self._clients()
@@ -77,7 +77,7 @@ class DaemonCollector(Collector):
         counters = self._sources.counters
         ends = _counter(
             "requests",
-            "Calls that have ended, by how: OK, GONE where the client went away first, or the"
+            "Calls that have ended, by outcome: OK, GONE if the client went away first, or the"
             " error's code.",
             ["method", "code"],
         )
@@ -94,14 +94,14 @@ class DaemonCollector(Collector):
         yield times
         yield _gauge(
             "requests_in_flight",
-            "Calls from when they were read to when their reply has left.",
+            "Calls that were read and whose reply has not left yet.",
             [],
             [([], counters.in_flight)],
         )
         yield _counter(
             "delivered_bytes",
-            "Bytes of files by the way that they went: in replies (inline), as memfds (image), into"
-            " memory of clients (attached).",
+            "Bytes of files by how they were delivered: in replies (inline), as memfds (image),"
+            " into memory of clients (attached).",
             ["way"],
             [
                 (["inline"], counters.bytes_read),
@@ -121,7 +121,7 @@ class DaemonCollector(Collector):
         )
         yield _counter(
             "refusals",
-            "Connections and exports that were refused to somebody.",
+            "Connections and exports that were refused to clients.",
             [],
             [([], sources.refusals.count)],
         )
@@ -132,7 +132,7 @@ class DaemonCollector(Collector):
         yield _gauge("image_bytes", "Bytes of images that are kept.", [], [([], images.bytes)])
         yield _counter(
             "image_lookups",
-            "Images that clients asked for: there already (hit), or to be made (miss).",
+            "Images that clients asked for: kept already (hit), or made anew (miss).",
             ["result"],
             [(["hit"], images.hits), (["miss"], images.misses)],
         )
@@ -162,7 +162,7 @@ class DaemonCollector(Collector):
         )
         yield _counter(
             "backend_restarts",
-            "Backends that were lost and that another had to take the place of, by why.",
+            "Backends that were lost and had to be replaced, by cause.",
             ["export", "cause"],
             [
                 ([name, cause], count)
@@ -196,8 +196,12 @@ class DaemonCollector(Collector):
         families: tuple[CounterMetricFamily | GaugeMetricFamily, ...] = (
             _counter("fuse_requests", "FUSE requests sent to the present backend.", ["export"]),
             _gauge("fuse_requests_in_flight", "FUSE requests that have no reply.", ["export"]),
-            _gauge("nodes", "Nodes that are known of the backend.", ["export"]),
-            _gauge("node_lookups", "Lookup counts that the backend is owed.", ["export"]),
+            _gauge("nodes", "Nodes of the backend that the daemon knows.", ["export"]),
+            _gauge(
+                "node_lookups",
+                "Lookup counts that the daemon has yet to give back to the backend.",
+                ["export"],
+            ),
             _gauge("payload_buffers", "Payload buffers that are in use.", ["export"]),
         )
         for name, export in exports:

@@ -1,4 +1,4 @@
-"""Where the metrics are read from."""
+"""The objects that the metrics are read from."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from vuserd.rpc.counters import Counters
 
 
 class Sources(NamedTuple):
-    """What metrics are read from."""
+    """The objects that the metrics are read from."""
 
     counters: Counters
     exports: Mapping[str, Export]

@@ -1,1 +1,1 @@
-"""What surrounds the process: the service manager, the journal and the standard streams."""
+"""The process's surroundings: the service manager, the journal and the standard streams."""

@@ -1,4 +1,4 @@
-"""The daemon's log in the journal's own protocol, so that its fields can be searched for."""
+"""Log to the journal in its native protocol, so that fields can be searched for."""
 
 import contextlib
 import logging
@@ -15,13 +15,13 @@ from vuserd import __version__
 JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
 IDENTIFIER: Final = "vuserd"
 
-#: Bytes of one value. What a datagram cannot hold would have to be sent as a file.
+#: Bytes of one value. A larger one may not fit into a datagram, and would have to go as a file.
 LONGEST_VALUE: Final = 64 << 10
 _LENGTH: Final = struct.Struct("<Q")
-#: Names that begin with an underscore are the journal's own.
+#: Names that begin with an underscore are reserved for the journal.
 _FIELD: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
-#: The least level of each syslog(3) priority: LOG_CRIT, LOG_ERR, LOG_WARNING, LOG_INFO, LOG_DEBUG.
+#: The lowest level of each syslog(3) priority: LOG_CRIT, LOG_ERR, LOG_WARNING, LOG_INFO, LOG_DEBUG.
 _PRIORITIES: Final = (
     (logging.CRITICAL, 2),
     (logging.ERROR, 3),
@@ -45,7 +45,7 @@ def encode_entry(fields: Mapping[str, str]) -> bytes:
         NAME\n  length (64 bits, little-endian)  value\n      where the value has line breaks
 
     Raises:
-        ValueError: a name is none that the journal takes.
+        ValueError: the journal does not accept a name.
 
     """
     parts = []
@@ -61,10 +61,10 @@ def encode_entry(fields: Mapping[str, str]) -> bytes:
 
 
 class JournalHandler(logging.Handler):
-    """Writes records to the journal, with the fields that ``extra={"fields": {...}}`` gave them.
+    """Writes records to the journal, with the fields given as ``extra={"fields": {...}}``.
 
-    It never waits: while the journal takes nothing, entries are counted, and the count is the
-    journal's to read afterwards.
+    It never waits: entries that the journal does not take are dropped and counted, and the count is
+    logged once the journal takes entries again.
     """
 
     def __init__(self, address: str = JOURNAL_SOCKET) -> None:
@@ -78,7 +78,7 @@ class JournalHandler(logging.Handler):
         """Send one record."""
         try:
             entry = encode_entry(self._fields(record))
-        except Exception:  # as every handler does: a bad record stops nobody
+        except Exception:  # as every handler does: a bad record must not stop the daemon
             self.handleError(record)
             return
         try:
@@ -121,15 +121,15 @@ class JournalHandler(logging.Handler):
 
 
 def about_export(log: logging.Logger, name: str) -> "logging.LoggerAdapter[logging.Logger]":
-    """Return a log whose entries can be searched for by the export."""
+    """Return a logger whose entries carry the export's name as a field."""
     return logging.LoggerAdapter(log, {"fields": {"VUSERD_EXPORT": name}})
 
 
 def journal_handler(environ: Mapping[str, str], stderr_fileno: int) -> JournalHandler | None:
-    """Return a handler where standard error goes to the journal anyway, else nothing.
+    """Return a handler if standard error goes to the journal, else None.
 
-    ``JOURNAL_STREAM`` has the device and inode of the stream that the service manager made
-    (systemd.exec(5)); a standard error that was redirected since is somebody else's wish.
+    ``JOURNAL_STREAM`` has the device and inode of the stream that the service manager opened
+    (systemd.exec(5)); a standard error that was redirected since then stays in use.
     """
     with contextlib.suppress(OSError):
         status = os.fstat(stderr_fileno)

@@ -1,8 +1,8 @@
-"""Standard streams, whatever they are: closed, full, not blocking, without a reader.
+"""Make the standard streams safe to use: closed, full, non-blocking or without a reader.
 
-Python leaves ``sys.stdout`` None where descriptor 1 is closed, gives that number to the next file,
-and ends with status 120 where the last flush fails.  A program that begins with :func:`prepare`
-depends on none of that.
+Python sets ``sys.stdout`` to None where descriptor 1 is closed, gives that number to the next file,
+and exits with status 120 where the last flush fails.  A program that begins with :func:`prepare`
+is safe from all of that.
 """
 
 import codecs
@@ -18,25 +18,25 @@ from typing import TYPE_CHECKING, Final, TextIO
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-#: What errors call it.
+#: What errors call descriptor 1.
 STANDARD_OUTPUT: Final = "standard output"
-#: The error handler that encodes a name into its bytes, whatever the encoding.
+#: The codec error handler that writes a name's own bytes, whatever the encoding.
 NAME_ERRORS: Final = "vuserd-name"
 
-#: A pipe, a terminal or a socket that takes anything takes as much without waiting.
+#: Bytes that a writable pipe, terminal or socket takes without waiting.
 _PIECE: Final = 4096
 
 
 class StandardOutput(io.FileIO):
-    """Standard output; an OSError says that this is what could not be written."""
+    """Standard output; an OSError of a write has ``STANDARD_OUTPUT`` as its file name."""
 
     def __init__(self) -> None:
         super().__init__(1, "wb", closefd=False)
-        #: Once set, what is still to be written is dropped.
+        #: Once set, everything still to be written is dropped.
         self.given_up = False
 
     def write(self, payload: "ReadableBuffer", /) -> int:
-        """Write what fits, and wait where nothing does: others may have made it not block."""
+        """Write what fits; wait where nothing does, since the descriptor may be non-blocking."""
         try:
             while not self.given_up:
                 try:
@@ -50,11 +50,11 @@ class StandardOutput(io.FileIO):
 
 
 class StandardError(io.FileIO):
-    """Standard error, which drops what it cannot write: there is nobody left to tell.
+    """Standard error, which drops what it cannot write: there is no other place to report it.
 
     Args:
-        waits: whether to wait for a reader that takes nothing. A daemon does not: it counts what
-            was lost, and says so when the reader takes something again.
+        waits: whether to wait for a reader that takes nothing. A daemon does not: it counts the
+            lost writes, and reports the count when the reader takes something again.
 
     """
 
@@ -64,7 +64,7 @@ class StandardError(io.FileIO):
         self._lost = 0
 
     def write(self, payload: "ReadableBuffer", /) -> int:
-        """Write all of it, or drop the rest; give the number of bytes that were passed."""
+        """Write all of it, or drop the rest; return the number of bytes that were passed."""
         view = memoryview(payload).cast("B")
         with suppress(OSError):
             if self._lost and self._write_all(memoryview(b"(%d lost)\n" % self._lost)):
@@ -92,10 +92,10 @@ def _writable(milliseconds: int | None, descriptor: int = 1) -> bool:
 
 
 def prepare(*, errors_wait: bool = True) -> None:
-    """Take the place of Python's own streams, and of those that are closed.
+    """Replace Python's own streams, and those that are closed.
 
-    A closed one stays one that cannot be read or written, but its number is taken. Streams that
-    somebody else put in place (a test's, say) stay.
+    A closed one still cannot be read or written, but its number is taken. Streams that another part
+    of the program has put in place (a test's, say) stay.
     """
     for number in range(3):
         _occupy(number)
@@ -109,10 +109,10 @@ def prepare(*, errors_wait: bool = True) -> None:
 
 
 def _occupy(number: int) -> None:
-    """Put something in place of a closed stream, so that no other file gets its number.
+    """Fill the number of a closed stream, so that no other file gets it.
 
-    It is the wrong end of a pipe: writing (reading, for standard input) fails with EBADF, as it
-    would have. A pipe can be had where there is no /dev.
+    It becomes the wrong end of a pipe: writing (reading, for standard input) fails with EBADF, as
+    it would have. Unlike /dev/null, a pipe needs no /dev.
     """
     try:
         os.fstat(number)
@@ -135,16 +135,16 @@ def _text(raw: io.FileIO, before: TextIO | None, errors: str, *, lines: bool = F
 
 
 def require_output() -> None:
-    """Raise OSError where standard output is closed or cannot be written, before anything is."""
+    """Raise OSError if standard output is closed or read-only, before anything is written."""
     flags = fcntl.fcntl(1, fcntl.F_GETFL)
     if flags & os.O_ACCMODE == os.O_RDONLY or flags & os.O_PATH:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF), STANDARD_OUTPUT)
 
 
 def finish_output() -> OSError | None:
-    """Write what standard output still holds; return what prevents that.
+    """Flush standard output; return the error if that fails.
 
-    What cannot be written is dropped: the interpreter would try again.
+    What cannot be written is dropped, since the interpreter would try to write it again.
     """
     try:
         sys.stdout.flush()
@@ -158,7 +158,7 @@ def finish_output() -> OSError | None:
 
 
 def name_as_bytes(error: UnicodeError) -> tuple[bytes, int]:
-    """Encode what an encoding has no code for: the byte that a surrogate stands for, or UTF-8."""
+    """Encode characters that an encoding lacks: the byte that a surrogate stands for, or UTF-8."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]

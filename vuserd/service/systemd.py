@@ -1,4 +1,4 @@
-"""What the service manager gives the daemon and hears of it: sd_listen_fds(3), sd_notify(3)."""
+"""Talk to the service manager: take its sockets (sd_listen_fds(3)), notify it (sd_notify(3))."""
 
 import contextlib
 import ctypes
@@ -17,9 +17,9 @@ _LOG = logging.getLogger(__name__)
 
 #: SD_LISTEN_FDS_START
 _FIRST_DESCRIPTOR: Final = 3
-#: What sd_listen_fds_with_names(3) calls a descriptor that nobody named.
+#: What sd_listen_fds_with_names(3) calls a descriptor without a name.
 _UNNAMED: Final = "unknown"
-#: Of these only the last one is true: one that could not be sent is not sent after another.
+#: Of these only the latest holds: one that could not be sent is dropped when another follows.
 _STATES: Final = frozenset({"READY", "RELOADING", "STOPPING"})
 
 #: <linux/prctl.h>, <linux/capability.h>
@@ -29,14 +29,15 @@ _CAP_SYS_ADMIN: Final = 21
 
 
 def listen_sockets(environ: MutableMapping[str, str], pid: int) -> list[tuple[str, socket.socket]]:
-    """Take the listening sockets that the service manager opened for process ``pid``: name, socket.
+    """Take the listening sockets that the service manager opened for process ``pid``.
 
-    They are close-on-exec and do not block. The variables are taken out of ``environ`` in any case:
-    processes that are started later would believe them. Another process's sockets are left alone.
+    Return pairs of name and socket; the sockets are close-on-exec and non-blocking. The variables
+    are always removed from ``environ``, since processes started later would believe them. Sockets
+    meant for another process are left alone.
 
     Raises:
-        ConfigurationError: the variables contradict themselves, or a descriptor is no unix stream
-            socket that listens. All of them are closed then.
+        ConfigurationError: the variables contradict each other, or a descriptor is not a listening
+            unix stream socket. All of the descriptors are closed then.
 
     """
     owner, count, names = (
@@ -66,10 +67,10 @@ def listen_sockets(environ: MutableMapping[str, str], pid: int) -> list[tuple[st
 
 
 def _listener(name: str, descriptor: int) -> socket.socket:
-    """Make a socket of a descriptor.
+    """Return a descriptor as a socket.
 
     Raises:
-        ConfigurationError: it is none to accept clients from. The descriptor stays open.
+        ConfigurationError: clients cannot be accepted from it. The descriptor stays open.
 
     """
     try:
@@ -93,15 +94,15 @@ def _listener(name: str, descriptor: int) -> socket.socket:
 
 
 def withhold_privileges() -> None:
-    """Keep CAP_SYS_ADMIN, where a unit gave it to enter rigs, from processes started later."""
-    # It fails where the kernel does not know such capabilities, and then there are none.
+    """Withhold CAP_SYS_ADMIN, which a unit grants to enter rigs, from processes started later."""
+    # This fails where the kernel has no ambient capabilities, and then there is none to withhold.
     ctypes.CDLL(None).prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_LOWER, _CAP_SYS_ADMIN, 0, 0)
 
 
 class Notifier:
-    """Tells the service manager how the daemon is; does nothing where no manager wants to know.
+    """Notifies the service manager of the daemon's state; does nothing without a manager.
 
-    No method waits or raises. What a full socket did not take goes with the next message.
+    No method waits or raises. What a full socket did not take is sent with the next message.
     """
 
     def __init__(self, address: str | None, watchdog_interval: float | None = None) -> None:
@@ -116,7 +117,10 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str]) -> Self:
-        """Take the manager's variables out of ``environ``: processes started later are not it."""
+        """Make a notifier from the manager's variables, and remove them from ``environ``.
+
+        They are for this process, not for the processes that it starts.
+        """
         address = environ.pop("NOTIFY_SOCKET", None)
         period = environ.pop("WATCHDOG_USEC", "")
         owner = environ.pop("WATCHDOG_PID", str(os.getpid()))
@@ -127,35 +131,35 @@ class Notifier:
 
     @property
     def watchdog_interval(self) -> float | None:
-        """Seconds after which :meth:`watchdog` is due again, half of what is allowed; or None."""
+        """Seconds after which :meth:`watchdog` is due again: half of the limit; None for never."""
         return self._watchdog_interval
 
     def ready(self, status: str) -> None:
-        """Say that the start, or a reload, is complete."""
+        """Report that the start, or a reload, is complete."""
         self._send({"READY": "1", "STATUS": status})
 
     def status(self, text: str) -> None:
-        """Say in one line how it goes; ``systemctl status`` shows it."""
+        """Report the daemon's state in one line; ``systemctl status`` shows it."""
         self._send({"STATUS": text})
 
     def reloading(self) -> None:
-        """Say that the configuration is read again; :meth:`ready` ends that."""
+        """Report that the configuration is being reloaded, until :meth:`ready`."""
         self._send({"RELOADING": "1", "MONOTONIC_USEC": str(time.monotonic_ns() // 1000)})
 
     def stopping(self, status: str) -> None:
-        """Say that the daemon is about to end."""
+        """Report that the daemon is about to end."""
         self._send({"STOPPING": "1", "STATUS": status})
 
     def extend_timeout(self, seconds: float) -> None:
-        """Ask for so many more seconds, from now, for the start or the end."""
+        """Ask for ``seconds`` more, from now, for the start or the end."""
         self._send({"EXTEND_TIMEOUT_USEC": str(max(1, round(seconds * 1e6)))})
 
     def watchdog(self) -> None:
-        """Say that the daemon makes progress."""
+        """Report that the daemon makes progress."""
         self._send({"WATCHDOG": "1"})
 
     def close(self) -> None:
-        """Say nothing from here on."""
+        """Report nothing from here on."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

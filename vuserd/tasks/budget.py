@@ -1,4 +1,4 @@
-"""An amount that many share: whoever wants a part waits for it in turn."""
+"""A shared amount of something: tasks that want a part of it wait for it in turn."""
 
 from collections import deque
 from collections.abc import Callable
@@ -10,8 +10,8 @@ import trio
 class Budget:
     """``total`` units to take and to give back, first come, first served.
 
-    A large part is not overtaken by small ones that come later. Unlike trio's own primitives,
-    :meth:`take` does not yield to other tasks when it need not wait.
+    Small requests never overtake an earlier large one. Unlike trio's own primitives, :meth:`take`
+    does not yield to other tasks when it need not wait.
     """
 
     def __init__(self, total: int) -> None:
@@ -21,17 +21,18 @@ class Budget:
         self._end: Callable[[], Exception] | None = None
 
     def try_take(self, amount: int) -> bool:
-        """Take ``amount`` units if nobody has to wait for them; tell whether that was so."""
+        """Take ``amount`` units if they are free and no task waits; return whether it did."""
         if self._waiting or amount > self.available or self._end is not None:
             return False
         self.available -= amount
         return True
 
     async def take(self, amount: int) -> None:
-        """Take ``amount`` units, all at once, so that nobody holds some and waits for more.
+        """Take ``amount`` units, all at once: no task holds some while it waits for more.
 
         Raises:
-            Exception: what :meth:`end` was told to raise.
+            Exception: the error that :meth:`end` was given.
+            ValueError: ``amount`` is negative or more than the total.
 
         """
         if self._end is not None:
@@ -52,12 +53,12 @@ class Budget:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     def give_back(self, amount: int) -> None:
-        """Give units back that were taken."""
+        """Give back units that were taken."""
         self.available += amount
         self._serve()
 
     def end(self, error: Callable[[], Exception]) -> None:
-        """Let nobody wait any more: whoever does, or wants a part later, has ``error()`` raised."""
+        """Fail current and future waiters with ``error()``."""
         self._end = error
         while self._waiting:
             trio.lowlevel.reschedule(self._waiting.popleft()[1], outcome.Error(error()))
@@ -70,7 +71,7 @@ class Budget:
 
 
 class Share:
-    """What one holder may use of a common budget: ``most`` units at a time."""
+    """One holder's share of a common budget: ``most`` units at a time."""
 
     def __init__(self, most: int, common: Budget) -> None:
         self._own = Budget(min(most, common.total))
@@ -78,16 +79,16 @@ class Share:
 
     @property
     def total(self) -> int:
-        """The most that can be taken."""
+        """The most units that can be taken."""
         return self._own.total
 
     @property
     def taken(self) -> int:
-        """What is taken now, or waited for."""
+        """The units that are taken now, or waited for."""
         return self._own.total - self._own.available
 
     def try_take(self, amount: int) -> bool:
-        """Take ``amount`` units if nobody has to wait for them; tell whether that was so."""
+        """Take ``amount`` units if they are free and no task waits; return whether it did."""
         if not self._own.try_take(amount):
             return False
         if self._common.try_take(amount):
@@ -96,7 +97,7 @@ class Share:
         return False
 
     async def take(self, amount: int) -> None:
-        """Take ``amount`` units, first of the holder's own ones, then of those of all."""
+        """Take ``amount`` units: from the holder's own share, then from the common budget."""
         await self._own.take(amount)
         try:
             await self._common.take(amount)
@@ -105,15 +106,15 @@ class Share:
             raise
 
     def give_back(self, amount: int) -> None:
-        """Give units back that were taken."""
+        """Give back units that were taken."""
         self._own.give_back(amount)
         self._common.give_back(amount)
 
     async def wait_unused(self) -> None:
-        """Wait until all that was taken is given back."""
+        """Wait until all units have been given back."""
         await self._own.take(self._own.total)
         self._own.give_back(self._own.total)
 
     def close(self) -> None:
-        """Give back what is still taken; no task waits for more."""
+        """Give back all units that are still taken; no task may be waiting for more."""
         self.give_back(self.taken)

@@ -1,4 +1,4 @@
-"""Which of a crowd of connections has something to read: a few of them in each pass of trio's."""
+"""Wake at most 16 readable connections per scheduler pass, however many are readable."""
 
 import select
 import socket
@@ -6,17 +6,17 @@ from typing import Any, Final
 
 import trio
 
-#: Connections that go on in one pass of trio's scheduler.
+#: Connections that are woken in one pass of trio's scheduler.
 _MOST: Final = 16
 
 
 class Arrivals:
     """Wakes the tasks of connections that have something to read, or whose client has gone.
 
-    trio goes on with every task that can, in one pass: where a thousand connections are closed at
-    once, whoever else has something to do waits for the thousand. Here they are in an epoll of
-    their own, and trio sees that one. :meth:`run` has to run; without an epoll, for want of a
-    descriptor, all goes on as trio has it.
+    trio runs every task that is ready in one pass: when a thousand connections close at once, all
+    other tasks wait for the thousand. Here the connections are in an epoll of their own, and trio
+    sees only that one. :meth:`run` has to run. Where there is no descriptor left for an epoll, each
+    connection waits with trio directly.
     """
 
     def __init__(self) -> None:
@@ -24,10 +24,10 @@ class Arrivals:
         self._waiting: dict[int, trio.lowlevel.Task] = {}
 
     async def wait_readable(self, sock: socket.socket) -> None:
-        """Wait until a socket can be read; only one task may wait for it.
+        """Wait until a socket is readable; only one task at a time may wait for a socket.
 
         Raises:
-            OSError: the kernel has no memory for one more to wait for.
+            OSError: the kernel has no memory to watch one more.
 
         """
         epoll, descriptor = self._epoll, sock.fileno()
@@ -44,7 +44,7 @@ class Arrivals:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     async def run(self) -> None:
-        """Wake who can read, until cancelled; nobody may wait by then."""
+        """Wake tasks whose sockets are readable, until cancelled; by then no task may wait."""
         try:
             epoll = select.epoll()
         except OSError:

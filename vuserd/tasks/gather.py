@@ -1,4 +1,4 @@
-"""Run a few calls at once and have their results, or the first one's exception, bare."""
+"""Run a few calls at once and return their results, or raise the first exception ungrouped."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -11,8 +11,8 @@ Result = TypeVar("Result")
 async def gather(calls: Sequence[Callable[[], Awaitable[Result]]]) -> list[Result]:
     """Run all calls in parallel; return their results in order.
 
-    When one fails, the others are cancelled and its exception is raised. A caller that is cancelled
-    has ``trio.Cancelled`` raised, and not the group that a nursery makes of those of its tasks.
+    When one fails, the others are cancelled and its exception is raised. When the caller is
+    cancelled, ``trio.Cancelled`` is raised, and not the group that a nursery makes of its tasks'.
     """
     if len(calls) == 1:
         return [await calls[0]()]
@@ -39,5 +39,5 @@ async def gather(calls: Sequence[Callable[[], Awaitable[Result]]]) -> list[Resul
         try:
             raise failure
         finally:
-            failure = None  # which else refers to itself, by its traceback and what is in there
+            failure = None  # break the cycle exception -> traceback -> frame
     return [results[index] for index in range(len(calls))]

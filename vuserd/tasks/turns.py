@@ -1,38 +1,38 @@
-"""Whose turn it is, while several users keep the daemon busy: one of each after the other."""
+"""Take turns: while several users keep the daemon busy, each has one turn a round."""
 
 from collections import deque
 from typing import Any, Final
 
 import trio
 
-#: Seconds after which a user who asks for nothing is no longer one that others share with.
+#: Seconds without a request after which a user no longer counts as sharing the daemon.
 _MEMORY: Final = 0.1
 
 
 class Turns:
-    """Gives turns: at once to whoever is alone, else one to each holder in each round.
+    """Gives turns: at once to a holder that is alone, else one to each holder in each round.
 
-    A round is a pass of trio's scheduler, in which every task that can go on does. Without turns
-    the requests of a thousand connections would all go on in one pass, and whoever comes then with
-    a single request would wait for all of them. :meth:`run` has to run.
+    A round is a pass of trio's scheduler, in which every task that is ready runs. Without turns the
+    requests of one user's thousand connections would all run in one pass, and another user's single
+    request would wait for all of them. :meth:`run` has to run.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[object, deque[trio.lowlevel.Task]] = {}
-        #: Who has had a turn in this round.
+        #: The holders that have had a turn in this round.
         self._served: set[object] = set()
         self._something = trio.lowlevel.ParkingLot()
         self._latest: object = None
-        #: Whether several holders have wanted turns of late, and when they took turns last.
+        #: Whether several holders have wanted turns lately, and when the turn last changed hands.
         self._shared = False
         self._switched = 0.0
 
     def is_free(self, holder: object) -> bool:
-        """Tell whether ``holder`` is alone, and may go on without :meth:`take`."""
+        """Return whether ``holder`` is alone and may go on without :meth:`take`."""
         return holder is self._latest and not self._shared
 
     async def take(self, holder: object) -> None:
-        """Wait for a turn; without others, go on at once, and without yielding to other tasks."""
+        """Wait for a turn; a holder that is alone goes on at once, without a checkpoint."""
         if holder is not self._latest:
             if self._latest is not None:
                 self._shared = True
@@ -57,7 +57,7 @@ class Turns:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     async def run(self) -> None:
-        """Begin one round after the other while somebody waits; until cancelled."""
+        """Begin one round after the other while any task waits, until cancelled."""
         while True:
             if not self._waiting and not self._served:
                 await self._rest()
@@ -70,16 +70,16 @@ class Turns:
                 if not queue:
                     del self._waiting[holder]
             if self._shared and len(self._waiting) <= 1 and self._is_over():
-                # Those who wait still have their turns one after the other: all at once they would
-                # be in the way of the next who comes.
+                # Tasks that wait already keep their order: all at once they would delay the next
+                # holder that comes.
                 self._shared = False
 
     def _is_over(self) -> bool:
-        """Tell whether one holder has been alone for long."""
+        """Return whether one holder has been alone for ``_MEMORY`` seconds."""
         return trio.current_time() >= self._switched + _MEMORY
 
     async def _rest(self) -> None:
-        """Wait until there is something to do, or one holder has been alone for long."""
+        """Wait until a task wants a turn, or one holder has been alone for ``_MEMORY`` seconds."""
         if self._shared:
             with trio.move_on_at(self._switched + _MEMORY) as soon:
                 await self._something.park()

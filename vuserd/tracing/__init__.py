@@ -1,4 +1,4 @@
-"""Traces of the FUSE requests that an export's backend is sent: who looks on, and what is kept."""
+"""Trace the FUSE requests that an export sends to its backend, for the clients that ask."""
 
 from vuserd.packages import claim_packages
 

@@ -1,4 +1,4 @@
-"""A FUSE request and what became of it, as a trace shows them."""
+"""The event that a trace shows: a FUSE request and its outcome."""
 
 import struct
 from collections.abc import Mapping
@@ -6,11 +6,11 @@ from typing import Final, NamedTuple, TypeAlias
 
 from protocol.fuse import Opcode, Request
 
-#: Numbers and names by the names that ``linux/fuse.h`` has for them; of BATCH_FORGET a list of
-#: pairs, node and lookup count.
+#: Numbers and file names by the field names of ``linux/fuse.h``; for BATCH_FORGET a list of pairs
+#: of node and lookup count.
 Arguments: TypeAlias = Mapping[str, "int | bytes | list[tuple[int, int]]"]
 
-#: The fields of request bodies, as far as they say anything. ``struct fuse_init_in``,
+#: The fields of request bodies that are worth showing. ``struct fuse_init_in``,
 #: ``fuse_forget_in``, ``fuse_getattr_in``, ``fuse_open_in``, ``fuse_read_in``, ``fuse_release_in``
 #: and ``fuse_interrupt_in`` begin with them.
 _READ: Final = (struct.Struct("=QQI"), ("fh", "offset", "size"))
@@ -35,24 +35,24 @@ _LAYOUTS: Final[Mapping[Opcode, tuple[struct.Struct, tuple[str, ...]]]] = {
 _FORGET_ONE: Final = struct.Struct("=QQ")
 _BATCH_FORGET_HEAD: Final = 8
 
-#: Outcomes that are no errno.
+#: Outcomes that are not an errno.
 OK: Final = "OK"
-TIMEOUT: Final = "TIMEOUT"  #: nobody waits any more; when the reply comes after all it is an event
-LOST: Final = "LOST"  #: the backend was gone first
+TIMEOUT: Final = "TIMEOUT"  #: the caller gave up waiting; a reply that comes late is another event
+LOST: Final = "LOST"  #: the backend went away before it replied
 
 
 class Event(NamedTuple):
-    """One request that has ended, or that is given up."""
+    """One request that has ended or timed out."""
 
-    unique: int  #: requests are sent in the order of these
+    unique: int  #: grows from request to request, in the order in which they are sent
     opcode: str
-    node: int  #: 0 where a request is about none
-    #: Of the node, from the export's root, ``/``, on; without a slash in front where that is not
-    #: known to its beginning, None where nothing is known.
+    node: int  #: 0 for a request that is about no node
+    #: Of the node, from the export's root ``/``; without a leading slash where only its last part
+    #: is known, None where nothing is known.
     path: bytes | None
     arguments: Arguments
-    size: int  #: of the request, in bytes, header included
-    sent_ns: int  #: when it was put on the ring, since 1970
+    size: int  #: of the request, in bytes, including the header
+    sent_ns: int  #: when it was put on the ring, in nanoseconds since 1970
     monotonic_ns: int  #: the same by CLOCK_MONOTONIC
     took_ns: int
     outcome: str  #: OK, the name of an errno, TIMEOUT or LOST
@@ -60,7 +60,7 @@ class Event(NamedTuple):
 
 
 def arguments(request: Request) -> Arguments:
-    """Return what the body of a request of ours says."""
+    """Return the fields in the body of a request that the daemon sends."""
     if request.opcode is Opcode.LOOKUP:
         return {"name": request.body.rstrip(b"\0")}
     if request.opcode is Opcode.BATCH_FORGET:

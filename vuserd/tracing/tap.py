@@ -1,4 +1,4 @@
-"""From the sessions of an export to those who trace it, however many sessions there are."""
+"""Carry events from an export's sessions, one after the other, to the traces that follow it."""
 
 import errno
 import time
@@ -17,21 +17,21 @@ class Listener(Protocol):
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether it is to be told nothing more."""
+        """Whether the trace wants no more events."""
 
     def add(self, event: Event) -> None:
         """Take an event."""
 
 
 class Places(Protocol):
-    """Who knows where nodes are: a session's table of nodes."""
+    """Knows the paths of nodes: a session's table of nodes."""
 
     def path(self, node: NodeId) -> bytes | None:
-        """Return where a node was found last."""
+        """Return the path at which a node was last found."""
 
 
 class Tracing:
-    """Who traces one export, and the sessions that the export has."""
+    """The traces that follow one export, and the taps of the export's sessions."""
 
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
@@ -39,24 +39,24 @@ class Tracing:
 
     @property
     def is_on(self) -> bool:
-        """Whether anybody traces the export now."""
+        """Whether any trace follows the export now."""
         return bool(self._listeners)
 
     def begin(self, listener: Listener) -> None:
-        """Tell somebody of each request from now on."""
+        """Add a trace: it gets every event from now on."""
         if listener not in self._listeners:
             self._listeners.append(listener)
             self._turn()
 
     def end(self, listener: Listener) -> None:
-        """Tell somebody nothing any more."""
+        """Remove a trace: it gets no more events."""
         if listener in self._listeners:
             self._listeners.remove(listener)
             self._turn()
 
     @contextmanager
     def session(self) -> Iterator["Tap"]:
-        """Give what follows one session, for the block's time."""
+        """Yield a tap for one session, for the block's time."""
         tap = Tap(self)
         self._taps.add(tap)
         try:
@@ -65,7 +65,7 @@ class Tracing:
             self._taps.discard(tap)
 
     def tell(self, event: Event) -> None:
-        """Tell all of them."""
+        """Pass an event to all traces, and drop those that are abandoned."""
         for listener in self._listeners:
             listener.add(event)
         if any(listener.is_abandoned for listener in self._listeners):
@@ -78,48 +78,48 @@ class Tracing:
 
 
 class _Sent(NamedTuple):
-    """A request that has not ended."""
+    """A request that has no reply yet."""
 
     request: Request
     path: bytes | None
     wall: int
     monotonic: int
-    late: bool = False  #: whether nobody waits for it any more
+    late: bool = False  #: whether its caller has given up waiting
 
 
 class Tap:
-    """Makes events of what one session's channel tells: an :class:`Observer` of it."""
+    """Makes events of the requests of one session's channel, as its :class:`Observer`."""
 
     def __init__(self, tracing: Tracing) -> None:
-        #: Where the nodes are, once there is a file system on the session.
+        #: The paths of nodes, once there is a file system on the session.
         self.places: Places | None = None
         self._tracing = tracing
         self._channel: FuseChannel | None = None
         self._sent: dict[int, _Sent] = {}
 
     def observer(self) -> Observer | None:
-        """Return what a new channel is to begin with."""
+        """Return the observer of a new channel; None while no trace follows the export."""
         return self if self._tracing.is_on else None
 
     def follow(self, channel: FuseChannel) -> None:
-        """Look at this channel, whenever anybody wants to know."""
+        """Observe this channel whenever a trace follows the export."""
         self._channel = channel
         self.turn()
 
     def turn(self) -> None:
-        """Look, or look away, as there are some who want to know or not."""
+        """Start or stop observing, after the first trace came or the last one went."""
         if self._channel is not None:
             self._channel.observer = self.observer()
         if not self._tracing.is_on:
             self._sent.clear()
 
     def sent(self, unique: int, request: Request) -> None:
-        """Note a request, its time, and where its node is: that may not be known any more later."""
+        """Record a request, its time and its node's path, which may be forgotten by its end."""
         path = self.places.path(request.node) if self.places is not None else None
         self._sent[unique] = _Sent(request, path, time.time_ns(), time.monotonic_ns())
 
     def ended(self, unique: int, error: int, length: int) -> None:
-        """Tell of a request's end."""
+        """Pass on the event of a request that has ended with an errno, or 0, and a length."""
         sent = self._sent.pop(unique, None)
         if sent is not None:
             self._tell(
@@ -127,14 +127,14 @@ class Tap:
             )
 
     def timed_out(self, unique: int) -> None:
-        """Tell that a request is overdue; of its end, too, where that comes after all."""
+        """Pass on that a request is overdue; if its reply still comes, that is a second event."""
         sent = self._sent.get(unique)
         if sent is not None:
             self._sent[unique] = sent._replace(late=True)
             self._tell(unique, sent, TIMEOUT, 0)
 
     def lost(self) -> None:
-        """Tell that no reply will come to any request that has none."""
+        """Pass on that no pending request will get its reply."""
         while self._sent:
             unique, sent = next(iter(self._sent.items()))
             del self._sent[unique]

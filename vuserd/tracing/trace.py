@@ -1,4 +1,4 @@
-"""What one client traces: events that wait to be taken, the oldest given up when they are many."""
+"""Keep the events that one client traces until it takes them; drop the oldest beyond a limit."""
 
 import time
 from collections import deque
@@ -13,7 +13,7 @@ from vuserd.users.holdings import Holdings
 
 #: Events that may wait in one trace.
 CAPACITY: Final = 10_000
-#: Seconds after which a trace ends that nobody takes anything of.
+#: Seconds after which a trace ends if the client takes nothing from it.
 _PATIENCE: Final = 60.0
 
 
@@ -30,11 +30,11 @@ class Trace:
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether nobody has taken anything for so long that nobody will."""
+        """Whether the client has taken nothing for so long that it probably never will."""
         return not self._takers and time.monotonic() > self._taken_at + _PATIENCE
 
     def add(self, event: Event) -> None:
-        """Keep an event until it is taken; the oldest one makes room for it."""
+        """Keep an event until it is taken; where there is no room, drop the oldest."""
         if len(self._events) == self._events.maxlen:
             self._lost += 1
         self._events.append(event)
@@ -42,9 +42,9 @@ class Trace:
             self._news.unpark_all()
 
     async def take(self, limit: int, wait: float) -> tuple[list[Event], int]:
-        """Return up to ``limit`` events, and how many before them are lost.
+        """Return up to ``limit`` events, and how many before them were lost.
 
-        Where there is none it waits ``wait`` seconds for some.
+        If there is none, wait up to ``wait`` seconds for the first.
         """
         self._takers += 1
         try:
@@ -59,7 +59,7 @@ class Trace:
         return taken, lost
 
     def close(self) -> None:
-        """Let nobody wait any more."""
+        """Wake all waiters; from now on :meth:`take` does not wait."""
         self._closed = True
         self._news.unpark_all()
 
@@ -68,8 +68,8 @@ class TraceTable:
     """The traces of one client, by the exports that it follows.
 
     Args:
-        most: how many at once.
-        holdings: those of its user, among which these count.
+        most: the limit of traces at once.
+        holdings: what the client's user holds; each trace counts in it.
 
     """
 
@@ -80,10 +80,10 @@ class TraceTable:
         self._closed = False
 
     def find(self, export: str, tracing: Tracing) -> Trace:
-        """Return the client's trace of an export, begun now if there is none.
+        """Return the client's trace of an export; begin one if there is none.
 
         Raises:
-            CallError: TOO_LARGE: there are too many others, the client's or its user's.
+            CallError: TOO_LARGE: the client or its user has too many others.
 
         """
         trace, followed = self._traces.get(export, (None, None))
@@ -106,7 +106,7 @@ class TraceTable:
         return trace
 
     def end(self, export: str) -> None:
-        """End a trace, where there is one; who waits for it waits no more."""
+        """End the trace of an export, if there is one, and wake the calls that wait for it."""
         trace, followed = self._traces.pop(export, (None, None))
         if trace is not None and followed is not None:
             self._holdings.give_back()
@@ -114,7 +114,7 @@ class TraceTable:
             trace.close()
 
     def close(self) -> None:
-        """End all of them; what is begun from here on waits for nothing."""
+        """End all traces; those begun from here on do not wait."""
         self._closed = True
         for export in list(self._traces):
             self.end(export)

@@ -1,12 +1,12 @@
-"""Keep what this process has from other processes of its own user, who may be its backends.
+"""Keep other processes of the same user, such as backends, from tracing this process.
 
-Whoever may trace a process reads its memory, takes its descriptors and sees its mappings:
-ptrace(2), ``/proc/PID/mem`` and ``fd``, pidfd_getfd(2), process_vm_readv(2). One that is not
-dumpable is traced by nobody without CAP_SYS_PTRACE (prctl(2), PR_SET_DUMPABLE), and dumps no core.
-It still sees what ``/proc/self`` has of its own.
+A process that may trace another can read its memory, take its descriptors and see its mappings:
+ptrace(2), ``/proc/PID/mem`` and ``fd``, pidfd_getfd(2), process_vm_readv(2). Tracing a process that
+is not dumpable takes CAP_SYS_PTRACE (prctl(2), PR_SET_DUMPABLE), and it dumps no core. The process
+itself can still read its own ``/proc/self``.
 
-A program that it executes is dumpable again, and so may one be that has changed its user: whoever
-changes it has to become undumpable once more.
+Executing a program makes the process dumpable again, and changing its user may: a process that does
+either has to become undumpable once more.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ _PR_SET_DUMPABLE: Final = 4
 
 
 def become_undumpable() -> None:
-    """Let nobody without CAP_SYS_PTRACE trace this process from now on.
+    """Require CAP_SYS_PTRACE for tracing this process from now on.
 
     Raises:
         OSError: the kernel refuses.

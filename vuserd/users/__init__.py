@@ -1,1 +1,1 @@
-"""What each user makes the daemon hold, and how much of it one user may have."""
+"""What the daemon holds for each user, and how much of it one user may have."""

@@ -1,11 +1,11 @@
-"""On whose behalf a task works: every task that is started for a client's call inherits it."""
+"""Name the user on whose behalf a task works; tasks started for a client's call inherit it."""
 
 from contextvars import ContextVar
 from typing import Final, NamedTuple
 
 
 class Asker(NamedTuple):
-    """A user of the daemon; in each rig a user is another one."""
+    """A user of the daemon; the same uid in another rig counts as another user."""
 
     uid: int
     rig: str | None
@@ -14,5 +14,5 @@ class Asker(NamedTuple):
         return f"uid {self.uid}" if self.rig is None else f"uid {self.uid} of rig {self.rig}"
 
 
-#: Set once for each connection; None for what the daemon does by itself.
+#: Set once for each connection; None for work of the daemon's own.
 ASKER: Final[ContextVar[Asker | None]] = ContextVar("ASKER", default=None)

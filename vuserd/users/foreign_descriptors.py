@@ -1,12 +1,12 @@
-"""System calls on descriptors that somebody else chose, each of which may block for ever.
+"""Make system calls on descriptors that another process chose; each may block for ever.
 
-close() waits for the linger time of a TCP socket, for the server of a FUSE file, and frees the
-pages of a memfd; F_ADD_SEALS waits for whoever else fills the same memfd. The same goes for what
-lies unread in a unix socket, and for descriptors that the kernel passes on where there is no room
-for them: it closes those on the thread that receives. So all of them are received, and closed in
-threads: a few of each sender, so that nobody else waits for one that hangs.
+close() waits for the linger time of a TCP socket or for the server of a FUSE file, and frees the
+pages of a memfd; F_ADD_SEALS waits for another process that fills the same memfd. Closing a unix
+socket closes the descriptors that lie unread in it, and where a receiver has no room for
+descriptors the kernel closes them on the receiving thread. So all descriptors are received, and
+closed in threads: a few for each sender, so that one that hangs delays only its own sender.
 
-What waits for nothing is F_GET_SEALS, which is about memfds alone, and fstat() of a memfd.
+Two calls never wait: F_GET_SEALS, which is for memfds alone, and fstat() of a memfd.
 """
 
 import contextlib
@@ -28,16 +28,16 @@ import trio
 from vuserd.errors import CallError, ErrorCode
 from vuserd.wire.descriptors import MOST_DESCRIPTORS, ancillary_space, received_descriptors
 
-#: Threads of one sender; those that hang stay until the kernel lets them go.
+#: Threads for each sender; a thread that hangs stays until the kernel lets it go.
 _THREADS: Final = 4
-#: Bytes of a memfd that are freed in no time.
+#: Bytes of a memfd that can be freed on the daemon's thread.
 _LIGHT: Final = 16 << 20
-#: Seconds for the last resort.
+#: Seconds between the signals that interrupt a close() of the last resort.
 _BRIEFLY: Final = 0.001
-#: All that one message can bring: the kernel would close on this thread what there is no room for.
+#: Room for all that one message can bring: the kernel would close the rest on this thread.
 _ANCILLARY_SPACE: Final = ancillary_space(MOST_DESCRIPTORS)
 _NOTHING: Final = bytes(struct.calcsize("=i"))
-#: A plain number: arithmetic on a flag of the standard library costs more than the receiving.
+#: A plain number: arithmetic on a flag of the standard library costs more than receiving.
 _TRUNCATED: Final = int(socket.MSG_CTRUNC)
 _RECEIVE: Final = int(socket.MSG_CMSG_CLOEXEC)
 
@@ -45,13 +45,13 @@ Result = TypeVar("Result")
 
 
 def accept_descriptors_inline(sock: socket.socket | trio.socket.SocketType) -> None:
-    """Have descriptors beside urgent data received: else the kernel closes them while we read."""
+    """Receive descriptors beside urgent data too, which the kernel would close as we read."""
     with contextlib.suppress(OSError):  # EOPNOTSUPP: no urgent data either
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 class ForeignDescriptors:
-    """The descriptors that one user sent, or all backends, from their arrival to their end.
+    """The descriptors that one user, or all backends, sent: from arrival until closed.
 
     Args:
         most: how many there may be before no more are received. One message may exceed it.
@@ -60,7 +60,7 @@ class ForeignDescriptors:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        #: Those that came and are not closed, and sockets that wait to be closed.
+        #: Descriptors that came and are not closed yet, and sockets that wait to be closed.
         self.held = 0
         self._jobs: deque[Callable[[], None]] = deque()
         self._threads = 0
@@ -68,21 +68,21 @@ class ForeignDescriptors:
 
     @property
     def is_full(self) -> bool:
-        """Whether there are as many as may be, so that no more may be received."""
+        """Whether the limit is reached, so that no more may be received."""
         return self.held >= self._most
 
     @property
     def is_stuck(self) -> bool:
-        """Whether twice as many are left: connections that cannot be closed."""
+        """Whether twice the limit is reached: connections pile up that cannot be closed."""
         return self.held >= 2 * self._most
 
     def receive(self, sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
-        """Receive bytes, and the descriptors beside them, which are the caller's to close here.
+        """Receive bytes and the descriptors beside them, which the caller closes by :meth:`close`.
 
         Raises:
-            CallError: BUSY: descriptors would come, and there are as many as may be; the connection
-                is of no use from here on.
-            CallError: TOO_LARGE: there was no descriptor left for them.
+            CallError: BUSY: descriptors would come, but the limit is reached; the connection is of
+                no use from here on.
+            CallError: TOO_LARGE: the process had no descriptor left for them.
             OSError: as recvmsg() does.
 
         """
@@ -108,19 +108,19 @@ class ForeignDescriptors:
         return received, descriptors
 
     def came(self, count: int) -> None:
-        """Count descriptors that were received; :meth:`close` is for each."""
+        """Count descriptors that were received; each has to be closed by :meth:`close`."""
         with self._lock:
             self.held += count
 
     def close(self, descriptor: int) -> None:
-        """Close a descriptor that came, now if that cannot block; from any thread."""
+        """Close a received descriptor, at once if that cannot block. Any thread may call this."""
         if _is_light(descriptor):
             self._close(descriptor)
         else:
             self._start(functools.partial(self._close, descriptor))
 
     def close_socket(self, sock: socket.socket | trio.socket.SocketType) -> None:
-        """Close a connected unix socket of the daemon's own, whatever lies unread in it."""
+        """Close a connected unix socket of the daemon, whatever lies unread in it."""
         trio.lowlevel.notify_closing(sock.fileno())
         with contextlib.suppress(OSError):  # ENOTCONN
             sock.shutdown(socket.SHUT_RDWR)  # so that nothing more comes
@@ -140,11 +140,11 @@ class ForeignDescriptors:
         give_up: Callable[[Result], None],
         seconds: float,
     ) -> Result:
-        """Return what a function returns that does something to a descriptor.
+        """Run a function that makes system calls on a descriptor, in a thread; return its result.
 
         Args:
-            function: is called in a thread, sooner or later, even where nobody waits any more.
-            give_up: is called there with its result where nobody does.
+            function: called sooner or later, even if the caller has stopped waiting by then.
+            give_up: called with the result, in that thread, if the caller has stopped waiting.
             seconds: how long to wait.
 
         Raises:
@@ -174,7 +174,7 @@ class ForeignDescriptors:
             self._threads += 1
         try:
             trio.lowlevel.start_thread_soon(self._work, outcome.Outcome.unwrap, "vuserd-foreign")
-        except RuntimeError:  # there are no more threads to be had: the next job tries again
+        except RuntimeError:  # no thread can be started now: the next job tries again
             with self._lock:
                 self._threads -= 1
 
@@ -188,7 +188,7 @@ class ForeignDescriptors:
             job()
 
     def _close(self, descriptor: int) -> None:
-        with contextlib.suppress(OSError):  # what a file system says of a file that it lost
+        with contextlib.suppress(OSError):  # a file system's last error about a file that it lost
             os.close(descriptor)
         self._gone()
 
@@ -198,7 +198,7 @@ class ForeignDescriptors:
 
 
 class _Call(Generic[Result]):
-    """A function for a thread, and a task that waits for its result, or does so no more."""
+    """A function to run in a thread, and the task that waits for its result or has given up."""
 
     def __init__(self, function: Callable[[], Result], give_up: Callable[[Result], None]) -> None:
         self.done = trio.Event()
@@ -222,13 +222,13 @@ class _Call(Generic[Result]):
             self._token.run_sync_soon(self.done.set)
 
     def take(self) -> Result:
-        """Return the result, or raise it."""
+        """Return the function's result, or raise its exception."""
         assert self._result is not None
         result, self._result, self._is_awaited = self._result, None, False
         return result.unwrap()
 
     def abandon(self) -> None:
-        """Wait no more; a result that was not taken is given up."""
+        """Stop waiting; a result that was not taken is passed to ``give_up``."""
         with self._lock:
             result, self._result, self._is_awaited = self._result, None, False
         if result is not None:
@@ -240,7 +240,7 @@ class _Call(Generic[Result]):
 
 
 def _close_briefly(descriptor: int) -> None:
-    """Close what there is no place for to wait, on this thread: a signal ends what it waits for."""
+    """Close a descriptor on this thread, as a last resort: signals interrupt a close that waits."""
     handler = signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, _BRIEFLY, _BRIEFLY)
     try:
@@ -252,7 +252,7 @@ def _close_briefly(descriptor: int) -> None:
 
 @functools.cache
 def _memory_device() -> int:
-    """Return the number of the device that all memfds are on, but those of huge pages."""
+    """Return the device number of all memfds but those of huge pages."""
     descriptor = os.memfd_create("vuserd-look", os.MFD_CLOEXEC)
     try:
         return os.fstat(descriptor).st_dev
@@ -261,7 +261,10 @@ def _memory_device() -> int:
 
 
 def _is_light(descriptor: int) -> bool:
-    """Tell whether it is a memfd with little to free; a file of a tmpfs may be the last of that."""
+    """Return whether it is a memfd with little to free.
+
+    A file on another tmpfs is not: closing it may free that whole file system.
+    """
     try:
         fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
         status = os.fstat(descriptor)

@@ -1,4 +1,4 @@
-"""What the connections of one user keep in the daemon between their calls, counted together."""
+"""Count what the connections of one user keep in the daemon between their calls."""
 
 from typing import Final
 
@@ -8,11 +8,11 @@ _KINDS: Final = "open files, listings, walks, traces and attached memories"
 
 
 class Holdings:
-    """Open files, listings, walks, traces and attached memories of one user.
+    """Counts the open files, listings, walks, traces and attached memories of one user.
 
     Args:
-        most: how many of them, of all kinds together.
-        most_bytes: how much memory listings and walks may take to go on where they were.
+        most: the limit of their number, all kinds together.
+        most_bytes: the limit of the memory in which listings and walks remember where they were.
 
     """
 
@@ -23,11 +23,11 @@ class Holdings:
         self.size = 0
 
     def has_room(self, size: int = 0) -> bool:
-        """Tell whether there may be one more, which takes so many bytes."""
+        """Return whether the user may have one more, which takes ``size`` bytes."""
         return self.count < self._most and self.size + size <= self._most_bytes
 
     def require_room(self, size: int = 0) -> None:
-        """Refuse one more where the user has as many as may be.
+        """Refuse one more, of ``size`` bytes, where that would exceed a limit.
 
         Raises:
             CallError: TOO_LARGE.
@@ -49,7 +49,7 @@ class Holdings:
             )
 
     def take(self, size: int = 0) -> None:
-        """Count one more; :meth:`give_back` with the same size ends that.
+        """Count one more, until :meth:`give_back` with the same size.
 
         Raises:
             CallError: TOO_LARGE: see :meth:`require_room`.
@@ -60,6 +60,6 @@ class Holdings:
         self.size += size
 
     def give_back(self, size: int = 0) -> None:
-        """Count one less."""
+        """Count one less, of the ``size`` with which it was taken."""
         self.count -= 1
         self.size -= size

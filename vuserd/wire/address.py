@@ -1,4 +1,4 @@
-"""Where the daemon's socket is, for the daemon and its clients alike.
+"""Find the address of the daemon's socket, for the daemon and its clients alike.
 
 An address is a path, or '@' and a name for a socket in Linux's abstract namespace.
 """
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 SYSTEM_SOCKET = "/run/vuserd/vuserd.sock"
-#: In a network namespace that is a rig's.
+#: Inside a rig's network namespace.
 RIG_SOCKET = "@vuserd"
 
 
@@ -20,17 +20,17 @@ class Candidate(NamedTuple):
 
     @property
     def is_abstract(self) -> bool:
-        """Whether it is no path, which has a folder and its owner."""
+        """Whether the address is abstract: not a path, whose folder and owner could be checked."""
         return self.address.startswith("@")
 
 
 def socket_candidates(
     explicit: str | None = None, environ: Mapping[str, str] = os.environ
 ) -> tuple[Candidate, ...]:
-    """Give the addresses that a client tries, in this order.
+    """Return the addresses that a client tries, in this order.
 
-    One alone where it was named, by the caller or by ``VUSERD_SOCKET``.  Else the rig's, where the
-    client's network namespace is one; the user's own daemon under ``XDG_RUNTIME_DIR``; the
+    An address that the caller or ``VUSERD_SOCKET`` names is the only one. Else: the rig's, which
+    exists only in a rig's network namespace; the user's own daemon under ``XDG_RUNTIME_DIR``; the
     system's.
     """
     if named := explicit or environ.get("VUSERD_SOCKET"):
@@ -40,7 +40,7 @@ def socket_candidates(
 
 
 def socket_address(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
-    """Give the address that a daemon listens on."""
+    """Return the address that a daemon listens on."""
     if named := explicit or environ.get("VUSERD_SOCKET"):
         return named
     if runtime_dir := environ.get("XDG_RUNTIME_DIR"):
@@ -49,5 +49,5 @@ def socket_address(explicit: str | None = None, environ: Mapping[str, str] = os.
 
 
 def to_sockaddr(address: str) -> str:
-    """Give what ``connect`` and ``bind`` take for it."""
+    """Return the address in the form that ``connect`` and ``bind`` take."""
     return "\0" + address[1:] if address.startswith("@") else address

@@ -6,9 +6,9 @@ A message is one MessagePack array (https://github.com/msgpack-rpc/msgpack-rpc/b
     response      [1, msgid, error, result]
     notification  [2, method, params]
 
-This module opens no socket and knows no method.  What the peer did wrong comes in two kinds:
+This module opens no socket and knows no method.  The peer can be wrong in two ways:
 
-- :class:`FramingError`: where the next message begins is not known, the connection is lost.
+- :class:`FramingError`: where the next message begins is unknown, so the connection is lost.
 - :class:`InvalidMessage`: MessagePack that is no RPC message; the next message follows it.
 """
 
@@ -59,7 +59,7 @@ def _pack(value: object, *, unicode_errors: str = "strict") -> bytes:
 
 
 def _unpack(frame: bytes) -> Any:
-    """Decode one whole MessagePack value; raise ValueError for what is refused inside it."""
+    """Decode one whole MessagePack value; raise ValueError where msgpack refuses it."""
     return msgpack.unpackb(
         frame, raw=False, use_list=True, strict_map_key=True, unicode_errors="surrogateescape"
     )
@@ -94,7 +94,7 @@ class Notification(NamedTuple):
 class InvalidMessage(NamedTuple):
     """Well-formed MessagePack that is no RPC message.
 
-    ``msgid`` is that of the request or response it was meant to be, None where it cannot be told.
+    ``msgid`` is that of the request or response it was meant to be, None where that is unknown.
     """
 
     msgid: int | None
@@ -108,7 +108,7 @@ Message: TypeAlias = Request | Response | Notification | InvalidMessage
 
 
 def wire_name(name: bytes) -> str | bytes:
-    """Give a file name the type it has on the wire: ``str`` where it is UTF-8, else ``bytes``."""
+    """Return a file name as it goes over the wire: a ``str`` where it is UTF-8, else ``bytes``."""
     try:
         return name.decode()
     except UnicodeDecodeError:
@@ -116,7 +116,7 @@ def wire_name(name: bytes) -> str | bytes:
 
 
 def name_bytes(value: object) -> bytes:
-    """Give the bytes of a name that came over the wire as ``str`` or ``bin``.
+    """Return the bytes of a name that came over the wire as ``str`` or ``bin``.
 
     Raises TypeError for any other type, ValueError for a str that no bytes stand for (a surrogate
     that is no escape).
@@ -144,8 +144,8 @@ def encode_notification(method: str, params: list[Any]) -> bytes:
 def encode_response(msgid: int, error: object, result: object) -> bytes:
     """Encode ``[1, msgid, error, result]``.
 
-    Text is for people: what UTF-8 cannot say in it (an escaped byte of a file name) is written as a
-    backslash escape. Names that are to come through as they are go through :func:`wire_name`.
+    Text is for people: what UTF-8 cannot express (an escaped byte of a file name) is written as a
+    backslash escape. Names that have to arrive unchanged go through :func:`wire_name`.
     """
     return b"".join(
         (
@@ -158,7 +158,7 @@ def encode_response(msgid: int, error: object, result: object) -> bytes:
 
 
 def encode_values(values: Iterable[object]) -> bytes:
-    """Encode values one after the other: elements of an array whose head was sent before."""
+    """Encode values one after the other, as elements of an array whose head was sent before."""
     packer = msgpack.Packer(use_bin_type=True, autoreset=False)
     for value in values:
         packer.pack(value)
@@ -169,9 +169,9 @@ def encode_values(values: Iterable[object]) -> bytes:
 def encode_array_response_head(
     msgid: int, others: Mapping[str, object], key: str, count: int
 ) -> bytes:
-    """Encode all of a successful response but the elements of an array, the last value of its map.
+    """Encode a successful response up to the elements of an array, the last value of its map.
 
-    The sender lets ``count`` of them follow, by :func:`encode_values`.
+    The sender adds ``count`` elements with :func:`encode_values`.
     """
     packer = msgpack.Packer(use_bin_type=True, autoreset=False)
     packer.pack_map_header(len(others) + 1)
@@ -196,7 +196,7 @@ _BIN_WIDTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 
 
 class BinHead(NamedTuple):
-    """What stands before the payload of a response whose result is a bin."""
+    """The head of a response whose result is a bin: all that stands before the payload."""
 
     msgid: int
     head_size: int  #: bytes before the payload
@@ -204,9 +204,9 @@ class BinHead(NamedTuple):
 
 
 def encode_bin_response_head(msgid: int, length: int) -> bytes:
-    """Encode all of a successful response but its payload, a bin of ``length`` bytes.
+    """Encode a successful response up to its payload, a bin of ``length`` bytes.
 
-    The sender lets the payload follow from wherever it lies.
+    The sender adds the payload from wherever it lies.
     """
     if not 0 <= length <= 0xFFFF_FFFF:
         raise ValueError(f"a bin cannot have {length} bytes")
@@ -220,10 +220,10 @@ def encode_bin_response_head(msgid: int, length: int) -> bytes:
 
 
 def parse_bin_response_head(view: bytes | bytearray | memoryview) -> BinHead | NeedData | None:
-    """Tell whether a frame begins as a successful response that carries a bin.
+    """Return the head of a frame that begins as a successful response with a bin.
 
-    None means that it does not, or that another encoder wrote it at greater length than needed:
-    :class:`MessageDecoder` understands it all the same. NEED_DATA means that it may.
+    None: the frame is something else, or another encoder wrote it longer than needed, which
+    :class:`MessageDecoder` still understands. NEED_DATA: too few bytes to decide.
     """
     size = len(view)
     if bytes(view[:2]) != b"\x94\x01"[:size]:
@@ -262,8 +262,8 @@ def parse_bin_response_head(view: bytes | bytearray | memoryview) -> BinHead | N
 class MessageDecoder:
     """Cuts a stream of bytes into messages: :meth:`feed`, then :meth:`next_message` or iterate.
 
-    It keeps what it was fed and has not yet given out, so at most one frame once it has said
-    NEED_DATA. After a :class:`FramingError` every further use raises that error again.
+    It keeps the bytes that it has not yet returned as messages: less than one frame once it has
+    returned NEED_DATA. After a :class:`FramingError` every further use raises that error again.
     """
 
     def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008 - it is immutable
@@ -271,25 +271,25 @@ class MessageDecoder:
 
     @property
     def buffered(self) -> int:
-        """How many bytes wait inside; 0 at the end of a stream means that it ended cleanly."""
+        """How many bytes are kept; 0 at the end of a stream means that it ended cleanly."""
         return self._frames.buffered
 
     @property
     def values(self) -> int:
-        """How many values the frames so far had: about the work that they were."""
+        """How many values the frames so far had: roughly the work that they took."""
         return self._frames.values
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes of the stream."""
+        """Add the next bytes of the stream."""
         self._frames.feed(data)
 
     def __iter__(self) -> Iterator[Message]:
-        """Give the messages that are complete, and stop where more bytes are needed."""
+        """Yield the messages that are complete; stop where more bytes are needed."""
         while (message := self.next_message()) is not NEED_DATA:
             yield message
 
     def next_message(self) -> Message | NeedData:
-        """Give the next message, or NEED_DATA where no whole frame is there."""
+        """Return the next message, or NEED_DATA while its frame is incomplete."""
         frame = self._frames.next_frame()
         if frame is NEED_DATA:
             return NEED_DATA
@@ -302,11 +302,11 @@ class MessageDecoder:
         return to_message(value)
 
     def peek_bin_response_head(self) -> BinHead | NeedData | None:
-        """Do what :func:`parse_bin_response_head` does, for the frame that comes next."""
+        """Return what :func:`parse_bin_response_head` returns for the next frame."""
         return parse_bin_response_head(self._frames.peek(BIN_HEAD_MAX))
 
     def take(self, size: int) -> bytes:
-        """Remove ``size`` bytes, or as many as there are; what follows them must begin a frame."""
+        """Remove and return up to ``size`` bytes; what follows them must begin a frame."""
         return self._frames.take(size)
 
 
@@ -315,7 +315,7 @@ def _is_msgid(value: object) -> bool:
 
 
 def to_message(value: object) -> Message:
-    """Give the message that a decoded value is."""
+    """Return a decoded value as a message."""
     if not isinstance(value, list) or not value:
         return InvalidMessage(None, "a message is an array")
     kind, size = value[0], len(value)
@@ -341,7 +341,7 @@ def to_message(value: object) -> Message:
 
 
 def _to_method(value: object) -> str | None:
-    """Give a method's name, which older MessagePack writes as raw bytes."""
+    """Return a method's name, which older MessagePack writes as raw bytes."""
     try:
         return name_bytes(value).decode()
     except (TypeError, ValueError):
@@ -349,7 +349,7 @@ def _to_method(value: object) -> str | None:
 
 
 def _salvage_msgid(frame: bytes) -> int | None:
-    """Give the msgid of a frame that is whole but cannot be decoded, where it can be told."""
+    """Return the msgid of a whole frame that cannot be decoded; None where it has none."""
     unpacker: Any = msgpack.Unpacker(max_buffer_size=len(frame))
     unpacker.feed(frame)
     try:

@@ -1,9 +1,9 @@
-"""Where one MessagePack value of a stream ends: frames cut, and kept within limits.
+"""Cut a stream into MessagePack values, within limits, before any of them is decoded.
 
 The first byte of a MessagePack value tells its size, or how wide the length or count is that
 follows it (https://github.com/msgpack/msgpack/blob/master/spec.md).  :class:`FrameCutter` walks
-from head to head and so knows a frame's size, depth and number of values before one object is made
-of it.  It does not know what a frame means, and looks at no payload.
+from head to head and so knows a frame's size, depth and number of values before it makes a single
+object.  It does not know what a frame means, and looks at no payload.
 """
 
 import struct
@@ -15,7 +15,7 @@ class _NeedData(Enum):
     NEED_DATA = "NEED_DATA"
 
 
-#: Stands for "the bytes so far do not tell"; compare with ``is``.
+#: Stands for "the bytes so far do not decide it"; compare with ``is``.
 NEED_DATA: Final = _NeedData.NEED_DATA
 NeedData: TypeAlias = _NeedData
 
@@ -29,23 +29,23 @@ class FramingError(Exception):
 
 
 class Limits(NamedTuple):
-    """What one frame may be. The defaults are those for requests, that is for a server."""
+    """The limits of one frame. The defaults are those for requests, that is for a server."""
 
     frame_bytes: int = 1 << 20
     depth: int = 16  #: containers inside each other, the message's own array being the first
-    #: MessagePack values in a frame: bounds the objects made of it, and the time that it takes.
+    #: MessagePack values in a frame: bounds the objects and the time that decoding takes.
     values: int = 1024
 
 
 class Frame(NamedTuple):
-    """One whole MessagePack value; ``has_ext`` tells of an extension type anywhere in it."""
+    """One whole MessagePack value; ``has_ext`` says whether it has an extension type anywhere."""
 
     data: bytes
     has_ext: bool
 
 
 def _fixed_sizes() -> tuple[int, ...]:
-    """Give, for each first byte, the size of the value where this byte alone tells it, else 0."""
+    """Return, for each first byte, the size of the value if that byte alone decides it, else 0."""
     sizes = [0] * 256
     sizes[0x00:0x80] = [1] * 0x80  # positive fixint
     sizes[0xE0:0x100] = [1] * 0x20  # negative fixint
@@ -73,22 +73,22 @@ _RESERVED: Final = 0xC1
 class FrameCutter:
     """Cuts a stream of bytes into frames: :meth:`feed`, then :meth:`next_frame` until NEED_DATA.
 
-    A frame over a limit is refused at the head that says so, which may be long before its end has
-    arrived.  After a :class:`FramingError` every further use raises that error again.
+    A frame over a limit is refused at the head that exceeds it, which may be long before its end
+    has arrived.  After a :class:`FramingError` every further use raises that error again.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        #: How many values there are in the frames so far: about the work that they were.
+        #: How many values the frames so far had: roughly the work that they took.
         self.values = 0
         self._buffer = bytearray()  # begins where a frame begins
-        #: What it failed with: code and message. The error itself has a traceback, and by that the
-        #: buffers of who fed it.
+        #: Code and message of the failure. The error itself would keep its traceback alive, and
+        #: with it the buffers of the caller.
         self._failure: tuple[str, str] | None = None
         self._begin_frame()
 
     def _begin_frame(self) -> None:
-        self._position = 0  # of the first value that was not walked over yet
+        self._position = 0  # of the first value not yet walked over
         self._missing = 1  # values still to come in the innermost open container
         self._outer: list[int] = []  # the same for the containers around it
         self._values = 1
@@ -96,16 +96,16 @@ class FrameCutter:
 
     @property
     def buffered(self) -> int:
-        """How many bytes wait inside."""
+        """How many bytes are kept."""
         return len(self._buffer)
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes of the stream."""
+        """Add the next bytes of the stream."""
         self._check_failure()
         self._buffer += data
 
     def next_frame(self) -> Frame | NeedData:
-        """Give the next frame, or NEED_DATA where it is not whole."""
+        """Return the next frame, or NEED_DATA while it is incomplete."""
         self._check_failure()
         try:
             complete = self._walk()
@@ -120,11 +120,11 @@ class FrameCutter:
         return Frame(self.take(self._position), has_ext)
 
     def peek(self, size: int) -> bytes:
-        """Give the first bytes of the frame that comes next, as many of ``size`` as there are."""
+        """Return up to ``size`` bytes from the start of the next frame, without removing them."""
         return bytes(self._buffer[:size])
 
     def take(self, size: int) -> bytes:
-        """Remove ``size`` bytes, or as many as there are; what follows them must begin a frame."""
+        """Remove and return up to ``size`` bytes; what follows them must begin a frame."""
         with memoryview(self._buffer) as view:
             taken = bytes(view[:size])
         del self._buffer[:size]
@@ -136,7 +136,7 @@ class FrameCutter:
             raise FramingError(*self._failure)
 
     def _walk(self) -> bool:
-        """Walk from head to head; True when the frame is whole, and ends at ``_position``."""
+        """Walk from head to head; return whether the frame is whole: it ends at ``_position``."""
         buffer, end = self._buffer, len(self._buffer)
         position, missing, outer = self._position, self._missing, self._outer
         while missing or outer:
@@ -168,7 +168,7 @@ class FrameCutter:
         return not missing and not outer and position <= end
 
     def _sized_value(self, head: int, position: int) -> int:
-        """Give the size of a str, bin or ext; 0 for a container, or while its length is missing."""
+        """Return the size of a str, bin or ext; 0 for a container or an incomplete length."""
         if head == _RESERVED:
             raise FramingError("BAD_REQUEST", "not MessagePack: a value begins with 0xc1")
         if head in _FIXEXT_SIZES:
