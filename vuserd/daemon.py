@@ -1,4 +1,4 @@
-"""The daemon: the one place that puts exports, methods and sockets together."""
+"""The daemon: the one place that connects exports, methods and sockets."""
 
 import itertools
 import logging
@@ -37,22 +37,22 @@ from vuserd.wire.address import socket_address
 
 _LOG = logging.getLogger(__name__)
 
-#: Connections of its own that a client is told of which does not manage the daemon.
+#: The most connections that ``status`` shows to a client that does not manage the daemon.
 _MOST_NAMED: Final = 64
-#: Seconds for which the service manager is asked while calls end, and how often.
+#: Seconds for which the service manager is asked while calls end, and between two requests.
 _EXTENSION: Final = 10.0
 _EXTENSION_PERIOD: Final = 1.0
-#: Seconds before the next look at what makes no progress: a ping is due as soon as it does.
+#: Seconds between checks while an export makes no progress: a ping is due once it does again.
 _RECOVERY: Final = 1.0
 
 
 class Daemon:
-    """Serves a configuration, and what it becomes by :meth:`reload`, until :meth:`stop`.
+    """Serves a configuration, which :meth:`reload` reads again, until :meth:`stop`.
 
     Args:
-        read: reads the configuration, now and again; raises ConfigurationError.
+        read: reads the configuration, at the start and for reloads; raises ConfigurationError.
         inherited: sockets that the service manager listens on, with their names.
-        notifier: tells the service manager how it goes.
+        notifier: reports the daemon's state to the service manager.
 
     """
 
@@ -68,17 +68,17 @@ class Daemon:
         self._started = time.monotonic()
         self._stopped = trio.Event()
         self._starting = trio.CancelScope()
-        #: Held by whoever changes exports, listeners or rigs.
+        #: Held by the task that changes exports, listeners or rigs.
         self._changing = trio.Lock()
         self._config = read()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Start every export, then serve calls; started once clients are served.
+        """Start every export and serve calls; ``task_status`` is started once clients are served.
 
-        An export that cannot be brought up is in state ``failed`` and the others serve.
+        An export that cannot be brought up is in state ``failed``, and the others serve.
 
         Raises:
-            ConfigurationError: a socket cannot be had.
+            ConfigurationError: a socket cannot be bound.
 
         """
         config = self._config
@@ -118,7 +118,7 @@ class Daemon:
                     await self._stopped.wait()
                     self._notifier.stopping("answering the calls in progress")
                     await self._drain(serving)
-                await self._changing.acquire()  # and for ever: a change would come too late
+                await self._changing.acquire()  # for good: no change may come after this
                 serving.cancel_scope.cancel()
             self._exports.stop()
             self._images.close()
@@ -126,7 +126,7 @@ class Daemon:
             raise problem
 
     async def _come_up(self, serving: trio.Nursery) -> ConfigurationError | None:
-        """Bind every socket, then start every export; return what prevents that."""
+        """Bind every socket, then start every export; return the error that prevents that."""
         serving.start_soon(self._ask_for_time, self._starting)
         async with self._changing:
             with self._starting:
@@ -141,16 +141,16 @@ class Daemon:
         return None
 
     def stop(self) -> None:
-        """End in good order: calls in progress first, then the exports."""
+        """Stop cleanly: finish calls in progress first, then stop the exports."""
         self._stopped.set()
         self._starting.cancel()
 
     async def reload(self) -> list[str]:
-        """Read the configuration again and apply what differs; tell what was done.
+        """Read the configuration again and apply what differs; return the changes made.
 
         Raises:
-            ConfigurationError: it is wrong, and nothing was done; or a socket cannot be had, and
-                all else was done, but that no socket was closed.
+            ConfigurationError: it is wrong, and nothing was done; or a socket cannot be bound, and
+                all else was done, except that no socket was closed.
             CallError: the daemon is about to end.
 
         """
@@ -163,7 +163,7 @@ class Daemon:
                 _LOG.error("the configuration was not applied: %s", error)
                 raise
             else:
-                # Whoever asked may go meanwhile: a half of it is no configuration of anybody's.
+                # The client that asked may disconnect; the configuration is applied whole anyway.
                 with trio.CancelScope(shield=True):
                     done = await self._apply(config)
             finally:
@@ -174,7 +174,7 @@ class Daemon:
         """Replace an export's backend.
 
         Raises:
-            VuserdError: it cannot be had; the old one, if there is one, goes on.
+            VuserdError: the new one does not start; the old one, if there is one, goes on.
 
         """
         async with self._changing:
@@ -186,17 +186,17 @@ class Daemon:
             raise CallError(ErrorCode.SHUTTING_DOWN, "the daemon is about to end")
 
     def rigs(self, rights: Rights) -> list[dict[str, Any]]:
-        """Return the rigs that this client may know of."""
+        """Return the rigs that a client with these rights may see."""
         return self._rigs.describe(rights)
 
     async def metrics(self) -> str:
-        """Return all metrics as Prometheus reads them."""
+        """Return all metrics in Prometheus' text format."""
         return await self._exporter.text()
 
     def status(self, rights: Rights) -> dict[str, Any]:
-        """Return what ``vuserctl status`` shows to this client.
+        """Return what ``vuserctl status`` shows to a client with these rights.
 
-        What concerns others is for those alone who manage the daemon.
+        Only a client that manages the daemon sees what concerns other users.
         """
         described = {
             "version": __version__,
@@ -242,10 +242,10 @@ class Daemon:
         }
 
     async def _apply(self, config: DaemonConfig) -> list[str]:
-        """Apply what differs, sockets last: behind them all is up by then.
+        """Apply what differs, sockets last, so that what they serve is up by then.
 
         Raises:
-            ConfigurationError: a socket cannot be had.
+            ConfigurationError: a socket cannot be bound.
 
         """
         before, self._config = self._config, config
@@ -267,9 +267,7 @@ class Daemon:
         try:
             done += await self._listeners.apply(self._wanted_listeners(config))
         except ConfigurationError as error:
-            _LOG.error(
-                "all of the configuration is applied but, and no socket is closed: %s", error
-            )
+            _LOG.error("the configuration is applied, but for sockets; none was closed: %s", error)
             raise
         finally:
             for line in done:
@@ -277,13 +275,13 @@ class Daemon:
         return done
 
     def _wanted_listeners(self, config: DaemonConfig) -> Sequence[ListenConfig]:
-        """Return what to listen on: by default one socket, unless there are inherited ones."""
+        """Return the sockets to listen on: by default one, unless there are inherited ones."""
         if config.listeners or self._inherited:
             return config.listeners
         return [ListenConfig(socket_address())]
 
     def _summary(self) -> str:
-        """Return the daemon's state in a line for ``systemctl status``."""
+        """Return the daemon's state as a line for ``systemctl status``."""
         states = [export.state for export in self._exports.values()]
         up = sum(state is ExportState.UP for state in states)
         down = [
@@ -294,7 +292,7 @@ class Daemon:
         return f"{up} of {len(states)} exports up" + (f"; {', '.join(down)}" if down else "")
 
     async def _ping(self) -> None:
-        """Tell the service manager that all makes progress, where it wants to know."""
+        """Ping the service manager's watchdog, if it has one, while all exports make progress."""
         interval = self._notifier.watchdog_interval
         if interval is None:
             return
@@ -308,7 +306,7 @@ class Daemon:
                 pause = min(interval, _RECOVERY)
 
     async def _tell_states(self) -> None:
-        """Tell the service manager how the exports are, whenever that changes."""
+        """Report the exports' states to the service manager whenever they change."""
         said = self._summary()
         while True:
             await self._exports.changed()
@@ -318,24 +316,26 @@ class Daemon:
                 said = summary
 
     async def _drain(self, serving: trio.Nursery) -> None:
-        """Let the server see its clients off; the service manager is asked to wait for it."""
+        """Let the server finish its clients' calls, and ask the service manager to wait for it."""
         serving.start_soon(self._ask_for_time, trio.CancelScope())
         self._server.stop(self._config.drain)
         await self._server.ended.wait()
 
     async def _ask_for_time(self, over: trio.CancelScope) -> None:
-        """Ask the service manager for patience until this is over."""
+        """Keep asking the service manager for more time until ``over`` is cancelled."""
         while not over.cancel_called:
             self._notifier.extend_timeout(_EXTENSION)
             await trio.sleep(_EXTENSION_PERIOD)
 
 
 def _fitting(limits: ClientLimits) -> ClientLimits:
-    """Return the limits as they fit into the descriptors that there are."""
+    """Return the limits cut to fit the descriptors that the daemon may have; log the cuts."""
     allowed = descriptors_allowed()
     fitting = limits_within(limits, allowed)
     if cut := cuts(limits, fitting):
         _LOG.info(
-            "%s open files (LimitNOFILE=, ulimit -Hn) are for users to share: %s", allowed, cut
+            "limits of users are lowered to fit %s open files (LimitNOFILE=, ulimit -Hn): %s",
+            allowed,
+            cut,
         )
     return fitting

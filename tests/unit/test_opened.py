@@ -71,4 +71,4 @@ async def test_what_cannot_be_seen_is_not_it(
         async with start_backend(program, "/", "none", BackendOptions(), "files") as backend:
             limiter = trio.CapacityLimiter(1)
             assert not await backend.has_opened(*identity(tmp_path), "none", limiter)
-    assert ("not to be seen" in caplog.text) == (error is PermissionError)
+    assert ("does not show which directory" in caplog.text) == (error is PermissionError)

@@ -1,1 +1,1 @@
-"""The other end of the vhost-user socket: find, start or adopt a virtiofsd."""
+"""The other end of the vhost-user socket: find, start, adopt and stop a virtiofsd."""

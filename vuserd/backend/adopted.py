@@ -1,4 +1,4 @@
-"""A backend that somebody else started: connect to its socket, leave the process alone."""
+"""A backend that the daemon did not start: connect to its socket, leave its process alone."""
 
 import socket
 import struct
@@ -10,13 +10,13 @@ from vuserd.errors import BackendDown, os_reason
 
 
 class AdoptedBackend(Backend):
-    """The backend behind a unix socket. A virtiofsd takes one connection in its life."""
+    """The backend behind a unix socket. A virtiofsd takes a single connection in its life."""
 
     def __init__(self, path: str) -> None:
         self._path = path
 
     async def connect(self) -> trio.SocketStream:
-        """Connect, and learn the process's id from the kernel."""
+        """Connect, and ask the kernel for the id of the backend's process."""
         try:
             stream = await trio.open_unix_socket(self._path)
         except OSError as error:
@@ -29,14 +29,14 @@ class AdoptedBackend(Backend):
         return stream
 
     def last_words(self) -> str:
-        """Return nothing: its log is its owner's."""
+        """Return nothing: the log belongs to the user who started the backend."""
         return ""
 
     def expect_end(self, *, expected: bool = True) -> None:
-        """Do nothing: its log is its owner's."""
+        """Do nothing: the log belongs to the user who started the backend."""
 
     async def wait(self) -> None:
-        """Wait for ever: what its connection does not tell is its owner's."""
+        """Wait for ever: of an adopted backend only the connection shows that it has ended."""
         await trio.sleep_forever()
 
     async def stop(self) -> None:

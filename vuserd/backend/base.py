@@ -1,4 +1,4 @@
-"""What the device asks of a backend, started or adopted."""
+"""The interface of a backend, whether the daemon started or adopted it."""
 
 from abc import ABC, abstractmethod
 
@@ -19,16 +19,16 @@ class Backend(ABC):
         """Return the one vhost-user connection; the caller closes it.
 
         Raises:
-            BackendDown: there is nobody behind the socket.
+            BackendDown: no backend listens on the socket.
 
         """
 
     @abstractmethod
     def last_words(self) -> str:
-        """Return what is known of why it went away, for people; empty when nothing is."""
+        """Return what is known about why the backend went away, for people; else an empty text."""
 
     def own_end(self) -> int | None:
-        """Return how its process ended where it was not for us: its status, or minus the signal."""
+        """Return how the process ended by itself: its exit status, or minus a signal's number."""
         return None
 
     async def has_opened(
@@ -38,21 +38,21 @@ class Backend(ABC):
         sandbox: str,  # noqa: ARG002
         limiter: trio.CapacityLimiter,  # noqa: ARG002
     ) -> bool:
-        """Tell whether this directory is the one that it serves; True where that is not known.
+        """Return whether the backend serves this directory; True where that is not known.
 
-        It is asked of one that has answered, and that has been asked for no file yet. ``limiter``
-        is of threads that may wait for this directory's file system for ever.
+        This is called once the backend has answered, before it is asked for any file. ``limiter``
+        bounds the threads that may wait for this directory's file system for ever.
         """
         return True
 
     @abstractmethod
     def expect_end(self, *, expected: bool = True) -> None:
-        """Take note that it is to end in good order; or is not, after all."""
+        """Expect a clean exit (or no longer expect one)."""
 
     @abstractmethod
     async def wait(self) -> None:
-        """Wait until its process has ended; for ever where that is not ours to know."""
+        """Wait until the process has ended; for ever if the daemon did not start it."""
 
     @abstractmethod
     async def stop(self) -> None:
-        """End it, if it is ours to end. The connection is closed already."""
+        """End the process if the daemon started it. The connection is closed already."""

@@ -1,9 +1,9 @@
-"""Child processes: those that the daemon started, and orphans that become its own to reap.
+"""Reap the orphans that the daemon inherits, and leave the children that it started alone.
 
 As the first process of a container (pid_namespaces(7)), or as a subreaper, the daemon inherits
-every process whose parent ends: what a backend forked, or what was run beside it. They stay as
-zombies until they are waited for. The processes that it started itself are waited for where they
-are used, and nobody may take their status away.
+every process whose parent ends: what a backend forked, or what was run beside it. They stay zombies
+until they are waited for. The daemon waits for the processes that it started where it uses them,
+and their exit status must not be taken away before.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _PR_GET_CHILD_SUBREAPER: Final = 37
 
 
 class Children:
-    """The processes that this one started, as far as they run longer than what starts them."""
+    """The processes that this one started and has not waited for yet."""
 
     def __init__(self) -> None:
         self._ours: set[int] = set()
@@ -30,7 +30,7 @@ class Children:
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """Start processes within the block, and wait for them there or :meth:`add` them.
+        """Start processes within the block; wait for each there, or :meth:`add` it.
 
         No orphan is reaped meanwhile: it could be one of these, whose id is not known yet.
         """
@@ -42,11 +42,11 @@ class Children:
             self._changed.set()
 
     def add(self, process: int) -> None:
-        """Leave this process to whoever waits for it."""
+        """Leave this process to the task that started it: do not reap it as an orphan."""
         self._ours.add(process)
 
     def remove(self, process: int) -> None:
-        """Reap this process like an orphan from now on, if it was not waited for."""
+        """Treat this process as an orphan from now on, to be reaped if it was not waited for."""
         self._ours.discard(process)
         self._changed.set()
 
@@ -69,14 +69,14 @@ class Children:
 
     def _reap(self) -> None:
         if self._starting:
-            return  # there is another look at the end of that
+            return  # starting() has it called again at its end
         for zombie in _zombies():
             if zombie not in self._ours:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(zombie, os.WNOHANG)
 
 
-#: The kernel knows one set of them as well.
+#: One for the process, as the kernel has one set of children for it.
 CHILDREN: Final = Children()
 
 
@@ -89,7 +89,7 @@ def _inherits_orphans() -> bool:
 
 
 def _zombies() -> Iterator[int]:
-    """Give the children of this process that have ended (proc_pid_stat(5))."""
+    """Yield the children of this process that have ended (proc_pid_stat(5))."""
     parent = os.getpid()
     with contextlib.suppress(OSError):
         for entry in filter(str.isdecimal, os.listdir("/proc")):
@@ -100,7 +100,7 @@ def _zombies() -> Iterator[int]:
 
 
 def is_stopped(process: int) -> bool:
-    """Tell whether a process stands still for a signal (SIGSTOP), or for who traces it."""
+    """Return whether a process is stopped, by a signal (SIGSTOP) or by its tracer."""
     with contextlib.suppress(OSError, ValueError):
         return _state_and_parent(process)[0] in (b"T", b"t")
     return False

@@ -1,4 +1,4 @@
-"""Find a virtiofsd on this machine and tell which of the two it is."""
+"""Find a virtiofsd on this machine and identify which of the two implementations it is."""
 
 import platform
 import re
@@ -14,7 +14,7 @@ from vuserd.backend.children import CHILDREN
 from vuserd.errors import BackendNotFound, ConfigurationError, UnsafePath, os_reason
 from vuserd.trust.path import own_trust, require_own, route
 
-#: Where distributions put the program: it is a helper of QEMU's, so mostly not on the PATH.
+#: Where distributions put the program: as a helper of QEMU it is mostly not on the PATH.
 PLACES: Final = (
     "/usr/libexec/virtiofsd",  # Debian 13, Ubuntu 24.04, Fedora
     "/usr/lib/virtiofsd",  # Arch
@@ -28,7 +28,7 @@ _VERSION_TIMEOUT: Final = 10.0
 
 
 class BackendKind(StrEnum):
-    """The two implementations, and the one behind a socket that somebody else serves."""
+    """The two implementations of virtiofsd, and the unknown one of an adopted backend."""
 
     RUST = "rust"  #: https://gitlab.com/virtio-fs/virtiofsd
     C = "c"  #: QEMU's tools/virtiofsd, up to QEMU 7.2
@@ -44,7 +44,7 @@ class Program(NamedTuple):
 
 
 async def find_program(configured: str | None, uid: int, places: Sequence[str] = PLACES) -> Program:
-    """Return the program to start as ``uid``: the configured one, else the first one that serves.
+    """Return the program to start as ``uid``: the configured one, else the first usable one.
 
     Raises:
         BackendNotFound: no such program; the message says what to install.
@@ -80,8 +80,8 @@ async def identify(path: str) -> Program:
     """Ask the program for its version.
 
     Raises:
-        ConfigurationError: it cannot be run, does not answer, is no virtiofsd, or is another
-            user's where root would run it.
+        ConfigurationError: it cannot be run, does not answer, is not a virtiofsd, or is controlled
+            by another user where root would run it.
 
     """
     if own_trust().reads_all:
@@ -101,10 +101,10 @@ async def identify(path: str) -> Program:
 
 
 def require_ours(path: str) -> None:
-    """Refuse a program that others have written, or could replace.
+    """Refuse a program that other users have written or could replace.
 
     Raises:
-        ConfigurationError: naming them.
+        ConfigurationError: they could; the message names them.
 
     """
     trust = own_trust()
@@ -120,7 +120,7 @@ def require_ours(path: str) -> None:
 
 
 def parse_version(path: str, text: str) -> Program:
-    """Tell kind and version from what ``--version`` printed."""
+    """Return the program's kind and version by what ``--version`` printed."""
     # C: "virtiofsd version 7.2.22 (Debian ...)", Rust: "virtiofsd 1.13.2"
     match = re.search(r"^virtiofsd (version )?(\d[\w.+-]*)", text, re.MULTILINE)
     if match is None:
@@ -131,7 +131,7 @@ def parse_version(path: str, text: str) -> Program:
 
 
 def install_hint(release: dict[str, str]) -> str:
-    """Say how to install a virtiofsd on the system that ``/etc/os-release`` describes."""
+    """Return how to install a virtiofsd on the system that ``/etc/os-release`` describes."""
     family = {release.get("ID", ""), *release.get("ID_LIKE", "").split()}
     version = release.get("VERSION_ID", "")
     if release.get("ID") == "debian" and version.isdigit() and int(version) <= 12:

@@ -1,17 +1,17 @@
-"""Shut a program in by Landlock, without a namespace: run as a script, it becomes that program.
+"""Confine a program by Landlock, without a namespace; run as a script, this becomes that program.
 
 A user's own backend in a user namespace sees the owners of most files as the overflow id, since the
-namespace maps its user alone. Landlock (landlock(7)) needs no namespace and no privilege: below the
-exported directory files can be read, elsewhere what the program needs to run, and nothing can be
-written. It does not cover what concerns names and attributes alone: a program that was broken into
-can look whether a file exists, and change the mode of files that are its user's.
+namespace maps its user alone. Landlock (landlock(7)) needs no namespace and no privilege. The
+program can read what is below the exported directory and what it needs to run, and can write
+nothing. Landlock does not cover names and attributes: a program that was broken into can find out
+whether a file exists, and change the mode of files that its user owns.
 
-Without a directory it takes only this from the program: to trace another one that is not shut in
-together with it, to read its memory or to take its descriptors, whatever user they have in common
-(Linux 5.13), and to send it signals (6.12).
+Without a directory, the program loses only this: to trace a process that is not confined together
+with it, to read its memory or take its descriptors, even as the same user (Linux 5.13), and to send
+it signals (6.12).
 
-Run by the interpreter alone (-I -S), it imports as little as can be: typing would take longer than
-all else.
+Run by the bare interpreter (-I -S), this imports as little as possible: typing alone would take
+longer than all the rest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Final
 
-#: The first version that keeps files from being truncated: Linux 6.2.
+#: The first version that can deny truncating files: Linux 6.2.
 LEAST_VERSION: Final = 3
 
 #: The first version there was: Linux 5.13.
@@ -46,7 +46,7 @@ _READ_FILE: Final = 1 << 2
 _READ_DIR: Final = 1 << 3
 _MAKE_BLOCK: Final = 1 << 11
 _RULE: Final = struct.Struct("=Qi")
-#: Rights concerning files by version: those of 1, REFER of 2, TRUNCATE of 3, IOCTL_DEV of 5.
+#: Rights over files by version: those of 1, REFER of 2, TRUNCATE of 3, IOCTL_DEV of 5.
 _RIGHTS: Final = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
 #: Bind and connect TCP, since version 4; abstract sockets and signals of others, since version 6.
 _NETWORK: Final = (4, 3)
@@ -56,38 +56,38 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 
 _LOOK: Final = _READ_FILE | _READ_DIR
 _RUN: Final = _LOOK | _EXECUTE
-#: What programs are made of: of the system's, which are for everybody to read.
+#: Where the system keeps what programs need to run, readable by all users.
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store")
 _LOADER: Final = ("/etc/ld.so.cache", "/etc/ld.so.preload", "/dev/urandom")
-_OWN: Final = "/proc"  #: of others' processes what Landlock lets no one trace is not shown
+_OWN: Final = "/proc"  #: shows little of processes that Landlock keeps this one from tracing
 
 
 def version() -> int:
-    """Return the kernel's version of Landlock; 0 where there is none, or none for this process."""
+    """Return the kernel's version of Landlock; 0 where there is none for this process."""
     found = _syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_ASK_VERSION))
     return max(found, 0)
 
 
 def is_available() -> bool:
-    """Tell whether a program can be shut in here."""
+    """Return whether this kernel can confine a program to a directory."""
     return os.access(sys.executable, os.X_OK) and version() >= LEAST_VERSION
 
 
 def can_set_apart() -> bool:
-    """Tell whether a program can be kept from all others here, and they from it."""
+    """Return whether this kernel can isolate a program from others."""
     return os.access(sys.executable, os.X_OK) and version() >= _FIRST_VERSION
 
 
 def command(arguments: Sequence[str], directory: str = "") -> list[str]:
-    """Return the command line that runs another one, shut in with this directory.
+    """Return the command line that runs another one, confined to this directory.
 
-    Without one it is only set apart from others.
+    Without a directory, the program is only isolated from others.
     """
     return [sys.executable, "-I", "-S", os.path.abspath(__file__), directory, *arguments]
 
 
 def restrict(directory: str, program: str) -> None:
-    """Shut this thread, and what it runs from now on, in.
+    """Confine this thread, and what it executes from now on, to a directory.
 
     Raises:
         OSError: the kernel refuses, or the directory is not there.
@@ -106,9 +106,9 @@ def restrict(directory: str, program: str) -> None:
 
 
 def set_apart() -> None:
-    """Keep this thread, and what it runs from now on, from all that is shut in apart from it.
+    """Isolate this thread, and what it executes from now on, from processes outside its domain.
 
-    Something has to be withheld for that: to make block devices, which no reader does.
+    A domain has to withhold some right: this one withholds making block devices.
 
     Raises:
         OSError: the kernel refuses.
@@ -134,7 +134,7 @@ def _enforce(ruleset: int) -> None:
 
 
 def _handled(kernel: int) -> tuple[int, bytes]:
-    """Return the rights that are withheld, and struct landlock_ruleset_attr that says so."""
+    """Return the rights to withhold, and the struct landlock_ruleset_attr for them."""
     rights = sum(bits for since, bits in _RIGHTS.items() if since <= kernel)
     attributes = struct.pack("=Q", rights)
     for since, bits in (_NETWORK, _SCOPES):
@@ -144,14 +144,14 @@ def _handled(kernel: int) -> tuple[int, bytes]:
 
 
 def _needed(program: str) -> Iterator[tuple[str, int]]:
-    """Give what a program needs to run, and with which rights."""
+    """Yield the paths that a program needs to run, each with its rights."""
     yield from ((path, _RUN) for path in _SYSTEM)
     yield from ((path, _READ_FILE) for path in _LOADER)
     yield "/dev/null", _READ_FILE | _WRITE_FILE
     yield _OWN, _LOOK
     real = os.path.realpath(program)
     yield real, _RUN
-    # What is beside it may belong to it; a home directory does not.
+    # Its folder may hold files that belong to it; a home directory does not.
     folder = os.path.dirname(real)
     home = os.path.realpath(os.path.expanduser("~"))
     if os.path.commonpath([home, folder]) != folder:
@@ -162,7 +162,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if not os.path.isdir(f"/proc/self/fd/{descriptor}"):
-            rights &= ~_READ_DIR  # of a file it is an error
+            rights &= ~_READ_DIR  # the kernel refuses it for a file
         rule = ctypes.create_string_buffer(_RULE.pack(rights, descriptor), _RULE.size)
         flags = ctypes.c_uint32(0)
         _must(_syscall(_ADD_RULE, ctypes.c_int(ruleset), _PATH_BENEATH, rule, flags))
@@ -183,9 +183,9 @@ def _must(result: int) -> int:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Become the program ``arguments[1:]``, shut in with the directory ``arguments[0]``.
+    """Become the program ``arguments[1:]``, confined to the directory ``arguments[0]``.
 
-    Where that is empty, it is only set apart.
+    If that is empty, the program is only isolated from others.
     """
     directory, program, *_ = arguments
     try:

@@ -1,21 +1,22 @@
-"""Which directory a backend has opened, as the kernel tells of its process (proc(5)).
+"""Find out from proc(5) whether a backend has opened the directory that the daemon checked.
 
-A backend opens its directory by name. Between the look at a path and that, whoever may change a
-folder on the way can lead it elsewhere: so what it came to open is compared with what was looked
-at, before anything is asked of it. Until then it has done nothing but start, and is believed.
+A backend opens its directory by name. After the daemon has checked the path, a user who may change
+a folder on the way can still lead the backend elsewhere. So the directory that it has opened is
+compared with the checked one before it is asked for anything. Until then the backend has done
+nothing but start, and is trusted.
 """
 
 import os
 
-#: Sandboxes in which the directory is the root of the process; in the others it has it open.
+#: Sandboxes in which the directory is the root of the process; in others it is a descriptor.
 _AT_ROOT = ("namespace", "chroot")
 
 
 def has_opened(process: int, sandbox: str, device: int, inode: int) -> bool:
-    """Tell whether a process serves this directory. This may wait for a file system.
+    """Return whether a process serves this directory. This may wait for a file system.
 
     Raises:
-        OSError: the process is not there any more, or is not this user's to look at.
+        OSError: the process has ended, or this user may not look at it.
 
     """
     if sandbox in _AT_ROOT:
@@ -27,6 +28,6 @@ def has_opened(process: int, sandbox: str, device: int, inode: int) -> bool:
 def _is(link: str, device: int, inode: int) -> bool:
     try:
         status = os.stat(link)
-    except FileNotFoundError:  # a descriptor that was closed meanwhile
+    except FileNotFoundError:  # the descriptor was closed meanwhile
         return False
     return (status.st_dev, status.st_ino) == (device, inode)

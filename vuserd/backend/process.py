@@ -1,4 +1,4 @@
-"""A virtiofsd of our own: started on a private socket, its words logged, stopped for certain."""
+"""Run a virtiofsd: start it on a private socket, log what it prints, and reliably stop it."""
 
 import contextlib
 import logging
@@ -26,21 +26,21 @@ from vuserd.service.journal import about_export
 
 _LOG = logging.getLogger(__name__)
 
-#: How long a backend whose connection was closed may take to end by itself, then after SIGTERM.
+#: Seconds for a backend to end by itself once its connection is closed, and then after SIGTERM.
 _GRACE: Final = 2.0
-#: The same where the session with it is lost already.
+#: The same if the session with it is lost already.
 _SHORT_GRACE: Final = 0.05
-#: How a process may end when it is told to.
+#: How a process may end when the daemon ends it.
 _ENDS_FOR_US: Final = frozenset({0, -signal.SIGTERM, -signal.SIGKILL})
 _MOST_STATUS: Final = 256
-#: Names of sockets to try: each takes another process that knew it within microseconds.
+#: Names of sockets to try: to spoil one, a process has to find and use it within microseconds.
 _MOST_NAMES: Final = 8
 
 
 class BackendOptions(NamedTuple):
     """How to start a backend."""
 
-    #: The most descriptors it may open: one for each node that is looked up.
+    #: The most descriptors that it may open: it needs one for each node that is looked up.
     descriptors: int = 65536
     #: One of :func:`sandboxes`; None for the best one that the machine grants.
     sandbox: str | None = None
@@ -54,7 +54,7 @@ class BackendOptions(NamedTuple):
     inode_file_handles: str = "never"
 
     def within_limits(self) -> "BackendOptions":
-        """Return what the machine grants: over its hard limit a backend does not start."""
+        """Return the options cut to the machine's hard limit, above which no backend starts."""
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         if hard == resource.RLIM_INFINITY:
             return self
@@ -62,12 +62,12 @@ class BackendOptions(NamedTuple):
 
 
 def sandboxes(kind: BackendKind, uid: int) -> Sequence[str]:
-    """Return the sandboxes to try, best first: the next one where the machine refuses one.
+    """Return the sandboxes to try, best first: where the machine refuses one, the next is used.
 
-    No mode lets a file outside the directory be reached through the socket; a namespace also takes
-    the host's file system away from a backend that is broken into. Landlock takes its contents
-    away, and the right to write: where there is no root, it comes first, since in a user's
-    namespace the owners of files are not those of the host.
+    In no mode can a file outside the directory be reached through the socket. A namespace also
+    hides the host's file system from a backend that is broken into; Landlock denies it the contents
+    of files, and all writing. Without root Landlock comes first, since in a user's namespace the
+    owners of files are not those of the host.
     """
     if uid == 0:
         return ("namespace", "chroot")
@@ -102,7 +102,7 @@ def command_line(
             "--readonly",
             "--log-level=warn",
         ]
-    # The C one splits its options at commas, and has no way to quote one.
+    # The C virtiofsd splits its options at commas, and has no way to quote one.
     if "," in directory:
         raise BackendDown(f"the C virtiofsd cannot share a directory with a comma: {directory}")
     if options.cache == "metadata" or options.inode_file_handles != "never":
@@ -117,15 +117,15 @@ def command_line(
 def connected_listener() -> tuple[socket.socket, socket.socket]:
     """Return a listening unix socket and a connection that already waits in its queue.
 
-    The backend takes one connection in its life, and this one is first in the queue whatever
-    happens: if this process dies, the backend finds the connection closed and ends too.
+    The backend takes a single connection in its life, and this one is always first in the queue: if
+    the daemon dies, the backend finds the connection closed and ends too.
 
     The name is abstract and needs no file system. Any process of the network namespace could
-    connect to it, so the queue has room for one connection alone: it is taken here before the
-    backend starts, or somebody else was faster and another name is tried.
+    connect to it, so the queue has room for one connection only. The daemon takes that room before
+    the backend starts; if another process was faster, another name is tried.
 
     Raises:
-        OSError: there are no sockets to be had, or each of the names was taken by others.
+        OSError: no socket can be made, or other processes were faster with each of the names.
 
     """
     for _ in range(_MOST_NAMES - 1):
@@ -135,7 +135,7 @@ def connected_listener() -> tuple[socket.socket, socket.socket]:
 
 
 def _connected_by_name(name: str) -> tuple[socket.socket, socket.socket]:
-    """Return both ends of an abstract name; BlockingIOError if its queue is full already."""
+    """Return listener and connection of an abstract name; BlockingIOError if its queue is full."""
     with contextlib.ExitStack() as undo:
         listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         connection = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
@@ -149,7 +149,7 @@ def _connected_by_name(name: str) -> tuple[socket.socket, socket.socket]:
 
 
 class _Log:
-    """Where a backend's words go: chatter once it is to end."""
+    """Logs the lines of one backend, at debug level once its end is expected."""
 
     def __init__(self, export: str) -> None:
         self.end_expected = False
@@ -178,14 +178,14 @@ class BackendProcess(Backend):
         self._own_end: int | None = None
 
     async def connect(self) -> trio.SocketStream:
-        """Hand the connection out that was made before the start."""
+        """Return the connection that was made before the start."""
         connection, self._connection = self._connection, None
         if connection is None:
             raise BackendDown("a backend takes one connection in its life")
         return trio.SocketStream(trio.socket.from_stdlib_socket(connection))
 
     def last_words(self) -> str:
-        """Return how it ended and the last lines that it wrote."""
+        """Return how the process ended and the last lines that it printed."""
         code = self._process.returncode
         if code is None:
             end = ""
@@ -196,10 +196,10 @@ class BackendProcess(Backend):
         return ": ".join(filter(None, [end, self._words.last()]))
 
     def own_end(self) -> int | None:
-        """Return how it ended by itself; None where that was for a signal of ours.
+        """Return how the process ended by itself; None if it ended by the daemon's signal.
 
-        The Rust one's sandbox has a process in front, whose status is minus the signal that ended
-        the one behind it, in eight bits.
+        The Rust virtiofsd's sandbox has a parent process, whose exit status is minus the signal
+        that ended the child, in eight bits.
         """
         end = self._own_end
         if end is not None and self.kind is BackendKind.RUST and end > _MOST_STATUS - signal.NSIG:
@@ -209,25 +209,25 @@ class BackendProcess(Backend):
     async def has_opened(
         self, device: int, inode: int, sandbox: str, limiter: trio.CapacityLimiter
     ) -> bool:
-        """Look it up in ``/proc``; False also where that does not answer in time."""
+        """Look it up in ``/proc``; return False also if that takes too long."""
         look = partial(has_opened, self._process.pid, sandbox, device, inode)
         try:
             with trio.move_on_after(_GRACE):
                 return await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=limiter)
         except PermissionError:
             _LOG.warning(
-                "%s: what it has opened is not to be seen in /proc/%d: has it a user of its own?",
+                "%s: /proc/%d does not show which directory it has opened: is it another user's?",
                 self._program,
                 self.pid,
             )
         except OSError:
-            pass  # it has ended
+            pass  # the process has ended
         return False
 
     def expect_end(self, *, expected: bool = True) -> None:
-        """Log what it says from here on as chatter: the C one never ends without some.
+        """Log what the backend prints at debug level from now on: even a clean exit has chatter.
 
-        The Rust one warns when its state is saved and nobody told it before.
+        The C virtiofsd always prints some; the Rust one warns if its state is saved without notice.
         """
         self._log.end_expected = expected
 
@@ -236,9 +236,9 @@ class BackendProcess(Backend):
         await self._process.wait()
 
     async def stop(self) -> None:
-        """End the process and all that it started: politely first, then for certain.
+        """End the process and all that it started: politely first, then by SIGKILL.
 
-        Nothing is lost with one that failed, and its successor is waited for.
+        One that failed gets little time: it has nothing to lose, and its successor is waited for.
         """
         if self._connection is not None:
             self._connection.close()
@@ -248,18 +248,18 @@ class BackendProcess(Backend):
             if request is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, request)
-            # Nobody else would wait for one that is killed, whatever keeps it from ending.
+            # A killed process is waited for as well, but not for ever, whatever delays its end.
             with trio.move_on_after(_GRACE if request == signal.SIGKILL else grace):
                 code = await self._process.wait()
                 if request is None or code not in _ENDS_FOR_US:
                     self._own_end = code
                 break
-        # What the namespace sandbox forked outlives a parent that was killed: take it along.
+        # The child of the namespace sandbox outlives a parent that was killed: kill it, too.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     async def log_words(self) -> None:
-        """Log its standard error until it ends: see :class:`Words`."""
+        """Log the backend's standard error until it ends: see :class:`Words`."""
         assert self._process.stderr is not None
         await self._words.read(self._process.stderr)
 
@@ -267,7 +267,7 @@ class BackendProcess(Backend):
 async def _start_process(
     program: Program, directory: str, sandbox: str, options: BackendOptions, name: str
 ) -> tuple[trio.Process, socket.socket]:
-    """Start a virtiofsd; return it with the one connection to it."""
+    """Start a virtiofsd; return its process and the one connection to it."""
     listener, connection = connected_listener()
     with listener, contextlib.ExitStack() as undo:
         undo.enter_context(connection)
@@ -314,5 +314,5 @@ async def start_backend(
             with trio.CancelScope(shield=True):
                 await backend.stop()
                 CHILDREN.remove(process.pid)
-            # Its stderr may be held open by a stray child; a second to read what is left.
+            # A stray child may hold stderr open: allow a second for reading what is left.
             nursery.cancel_scope.deadline = trio.current_time() + 1

@@ -1,4 +1,4 @@
-"""What a backend says on its standard error: logged, but no more than a few lines a second."""
+"""Log what a backend prints on its standard error, a few lines a second at most."""
 
 import math
 from collections import deque
@@ -7,20 +7,20 @@ from typing import Final
 
 import trio
 
-#: Lines that are logged in a second; of the others only the number is.
+#: Lines that are logged in a second; of further ones only the number is.
 _LINES_A_SECOND: Final = 20
-#: Bytes that are taken at once: others have their turn after each.
+#: Bytes that are read at once: other tasks run in between.
 _CHUNK: Final = 4096
 _LONGEST_LINE: Final = 4096
 _LAST_LINES: Final = 5
 
 
 class Words:
-    """The lines of one backend.
+    """The lines that one backend prints.
 
-    All of them are read, since a backend that cannot write may wait with all else, and the last
-    ones are kept for when it has ended. What is logged is bounded: they are its words, and the log
-    and the time are ours.
+    All of them are read, since a backend that cannot write may stop serving, and the last ones are
+    kept to explain its end. The number that is logged is bounded: a hostile backend must not fill
+    the log or use up the daemon's time.
 
     Args:
         log: called with each line to log.
@@ -30,7 +30,7 @@ class Words:
     def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
-        #: When another second begins, and the lines that this one has left.
+        #: When the next second begins, and how many lines may still be logged in this one.
         self._next = -math.inf
         self._room = 0
         self._left_out = 0
@@ -40,7 +40,7 @@ class Words:
         return " / ".join(self._last)
 
     async def read(self, stream: trio.abc.ReceiveStream) -> None:
-        """Take all lines until the stream ends."""
+        """Read all lines until the stream ends."""
         rest = b""
         try:
             while chunk := await self._receive(stream):
@@ -55,7 +55,7 @@ class Words:
             self._tell_left_out()
 
     async def _receive(self, stream: trio.abc.ReceiveStream) -> bytes | bytearray:
-        """Wait for more; tell meanwhile what was left out, once the second is over."""
+        """Wait for more; once the second is over, log how many lines were left out."""
         if self._left_out:
             with trio.move_on_at(self._next):
                 return await stream.receive_some(_CHUNK)

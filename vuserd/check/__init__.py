@@ -1,1 +1,1 @@
-"""``vuserd check``: whether all that serving needs is there, tried out rather than looked up."""
+"""``vuserd check``: try out whether all that serving needs is there."""

@@ -1,4 +1,4 @@
-"""Whether backends start: each is started as the daemon would start it, and ended again."""
+"""Check that backends start: start each as the daemon would, and stop it again."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from vuserd.exports.directory import look_at
 from vuserd.exports.serving import Serving
 from vuserd.tracing.tap import Tracing
 
-#: Seconds for one start in all sandboxes: one that takes longer keeps the daemon waiting, too.
+#: Seconds for one start, all sandboxes together: a slower one would delay the daemon, too.
 _PATIENCE: Final = 30.0
 _MOUNTS: Final = "/proc/self/mountinfo"
 
@@ -30,9 +30,9 @@ async def start_results(exports: Sequence[ExportConfig], uid: int) -> list[Resul
         try:
             program = await find_program(None if export is None else export.program, uid)
         except ConfigurationError:
-            continue  # which is told elsewhere
+            continue  # reported elsewhere
         if export is None:
-            folder = os.path.dirname(program.path)  # one that is there, and small
+            folder = os.path.dirname(program.path)  # any directory that exists and is small
             tried = await _try(ExportConfig("any", directory=folder), program, uid)
             results.append(_result("backend", tried, uid))
             continue
@@ -44,7 +44,7 @@ async def start_results(exports: Sequence[ExportConfig], uid: int) -> list[Resul
 
 
 class _Tried(NamedTuple):
-    """How a start went: in which sandbox, or why in none, and in which it should have."""
+    """How a start went: the sandbox in use or why there is none, and the best one."""
 
     mode: str | None
     failure: str
@@ -110,10 +110,10 @@ class _Mount(NamedTuple):
 
 
 def propagation_results(export: ExportConfig, mounts: str = _MOUNTS) -> Iterator[Result]:
-    """Warn where a mount that is made later, below an export, does not reach its backend.
+    """Warn where a later mount below an export would not reach its backend.
 
-    A backend in a mount namespace of its own sees what is mounted there when it starts. Later
-    mounts reach it from a mount that is shared alone (mount_namespaces(7)).
+    A backend in a mount namespace of its own sees what was mounted when it started. Later mounts
+    reach it only below a shared mount (mount_namespaces(7)).
     """
     assert export.directory is not None
     there = os.path.realpath(export.directory)
@@ -140,7 +140,7 @@ def _is_below(path: str, top: str) -> bool:
 
 
 def _mounts(path: str) -> list[_Mount]:
-    """Read what is mounted (proc_pid_mountinfo(5)); later mounts hide earlier ones."""
+    """Return the mounts of this process (proc_pid_mountinfo(5)); later ones hide earlier ones."""
     found: dict[str, _Mount] = {}
     try:
         with open(path, "rb") as lines:

@@ -1,6 +1,6 @@
-"""``vuserd check``: look at all that serving needs, and say what to do about what is missing.
+"""The command ``vuserd check``: examine all that serving needs, and advise on what is missing.
 
-The status is 0 where everything is well, warnings or not, and 1 where there is a problem.
+The exit status is 1 where there is a problem, else 0, even with warnings.
 """
 
 import argparse
@@ -38,7 +38,7 @@ _NAME = "configuration"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command's own arguments."""
+    """Add the command's own arguments."""
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def table(results: Sequence[Result]) -> Iterator[str]:
-    """Give a line for each result, one below the other."""
+    """Yield the lines of a table of results."""
     width = max(len(result.name) for result in results)
     for name, mark, detail, advice in results:
         words = _printable(f"{detail}; {advice}" if advice else detail)
@@ -69,16 +69,16 @@ def table(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _printable(text: str) -> str:
-    """Return it without what would move a terminal's cursor, or could not be written."""
+    """Return text without characters that move a terminal's cursor or cannot be encoded."""
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
 
 
 async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) -> list[Result]:
-    """Look at everything as the effective user ``uid``, which is this process's.
+    """Examine everything as the effective user ``uid``, which has to be this process's.
 
-    What backends say as they start is in the results, and not to be logged beside them.
+    What backends print as they start is in the results, so it is not logged as well.
     """
     logging.getLogger("vuserd").addHandler(logging.NullHandler())
     is_service = uid == 0 and is_listened_on(SYSTEM_SOCKET)
@@ -108,7 +108,7 @@ async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) ->
 def configuration_results(
     explicit: str | None, environ: Mapping[str, str], uid: int, socket: str
 ) -> tuple[DaemonConfig, list[Result]]:
-    """Read the configuration; where something is wrong with it, an empty one comes instead."""
+    """Return the configuration and results about it; an empty one if it has mistakes."""
     nothing = DaemonConfig((), ())
     try:
         files = config_files(explicit, environ, uid)
@@ -128,7 +128,7 @@ def configuration_results(
 
 
 def _risks(files: Sequence[str]) -> Iterator[Result]:
-    """Warn where others can take a file away, or give its name to another of the same owner's."""
+    """Warn where others can remove a file, or give its name to another file of its owner."""
     for file in files:
         with contextlib.suppress(OSError, UnsafePath), route(file, own_trust()) as found:
             for risk in found.risks:

@@ -1,4 +1,4 @@
-"""Whether what a configuration names is there and can be used: without using it."""
+"""Check that what a configuration names exists and is usable, without using it."""
 
 import grp
 import os
@@ -25,7 +25,7 @@ _OWN_NAMESPACE: Final = "/proc/self/ns/net"
 
 
 async def candidate_results(exports: Sequence[ExportConfig], uid: int) -> list[Result]:
-    """Ask every virtiofsd that is configured, or is where one may be, what it is."""
+    """Identify every virtiofsd that is configured or stands in one of the known places."""
     configured = filter(None, (export.program for export in exports))
     results = []
     for path in _different(filter(None, map(shutil.which, (*configured, "virtiofsd", *PLACES)))):
@@ -48,7 +48,7 @@ async def candidate_results(exports: Sequence[ExportConfig], uid: int) -> list[R
 
 
 async def fitness_results(exports: Sequence[ExportConfig], uid: int) -> list[Result]:
-    """Tell which exports have no virtiofsd that fits; without exports, whether there is any."""
+    """Report exports that have no fitting virtiofsd; without exports, whether there is any."""
     results = []
     own = [export for export in exports if export.directory is not None]
     for wanted in dict.fromkeys(export.program for export in own) if exports else [None]:
@@ -68,12 +68,12 @@ async def fitness_results(exports: Sequence[ExportConfig], uid: int) -> list[Res
 
 
 def _different(paths: Iterable[str]) -> Iterable[str]:
-    """Return one path of each file."""
+    """Return one path for each different file."""
     return {os.path.realpath(path): path for path in paths}.values()
 
 
 def _unfit(export: ExportConfig, program: Program, uid: int) -> str:
-    """Return what a backend cannot do of what the export wants of it."""
+    """Return what the export wants that the backend cannot do; empty where it can do all."""
     assert export.directory is not None
     options = export.options
     mode = options.sandbox or sandboxes(program.kind, uid)[0]
@@ -96,12 +96,12 @@ def _unfit(export: ExportConfig, program: Program, uid: int) -> str:
 
 
 def export_result(export: ExportConfig) -> Result:
-    """Tell whether this user can read an export's directory, or whether its socket is there."""
+    """Report whether this user can read an export's directory, or whether its socket is there."""
     name = f"export {export.name}"
     if export.directory is not None:
         return _directory_result(name, export.directory)
     assert export.socket is not None
-    # A connection would be the only one that the backend takes in its life.
+    # Not by connecting: a backend takes a single connection in its life.
     try:
         is_socket = stat.S_ISSOCK(os.stat(export.socket).st_mode)
     except OSError as error:
@@ -113,7 +113,7 @@ def export_result(export: ExportConfig) -> Result:
     if not os.access(export.socket, os.W_OK, effective_ids=True):
         detail = f"{name_of(os.geteuid())} may not connect to {export.socket}"
         return Result(name, Mark.PROBLEM, detail, "permit it, or serve as another user")
-    if is_listened_on(export.socket) is False:  # its backend leaves it there when it ends
+    if is_listened_on(export.socket) is False:  # a backend leaves its socket behind when it ends
         detail = f"nobody in this network namespace listens on {export.socket}"
         return Result(name, Mark.WARNING, detail, "start a virtiofsd there: it is waited for")
     return Result(name, Mark.OK, f"the backend on {export.socket}")
@@ -142,7 +142,7 @@ def _directory_result(name: str, directory: str) -> Result:
 
 
 def listener_result(config: ListenConfig) -> Result:
-    """Tell whether the daemon can listen there, or whether somebody does already."""
+    """Report whether the daemon can listen there, or a process does already."""
     address = config.address
     if address.startswith("@"):
         return Result("socket", Mark.OK, address)
@@ -164,7 +164,7 @@ def listener_result(config: ListenConfig) -> Result:
 
 
 def _folder_result(address: str, folder: str) -> Result:
-    """Warn where others can replace the socket: a client by its path believes whoever they are."""
+    """Warn where others can replace the socket, since clients know the daemon by its path alone."""
     detail = f"{address}: others can put a socket of theirs in its place, for clients to talk to"
     advice = f"choose one below /run, or chmod go-w {folder}"
     warning = Result("socket", Mark.WARNING, detail, advice)
@@ -172,7 +172,7 @@ def _folder_result(address: str, folder: str) -> Result:
 
 
 def _kept_result(folder: str, kept: Result, warning: Result) -> Result:
-    """Return ``kept`` where what is put into a folder stays there, else a warning or a problem."""
+    """Return ``kept`` where others cannot replace a folder's entries, else a warning or problem."""
     trust = own_trust()
     try:
         with route(folder, trust) as found:
@@ -185,7 +185,7 @@ def _kept_result(folder: str, kept: Result, warning: Result) -> Result:
 
 
 def listener_there(address: str) -> ListenConfig:
-    """Return the socket of an address as it would be: as it is, where systemd holds it already."""
+    """Return the listener of an address, with the mode and group it has where it exists already."""
     if address.startswith("@") or not is_listened_on(address):
         return ListenConfig(address)
     status = os.stat(address)
@@ -193,7 +193,7 @@ def listener_there(address: str) -> ListenConfig:
 
 
 def access_results(config: DaemonConfig, listeners: Sequence[ListenConfig]) -> Iterator[Result]:
-    """Warn of exports for users whom no socket lets in; those of rigs are theirs to reach."""
+    """Warn of exports for users whom no socket lets in; rigs have sockets of their own."""
     in_rigs = {name for rig in config.rigs for name in rig.exports}
     for export in config.exports:
         if export.name in in_rigs:
@@ -236,7 +236,7 @@ def _lets_in(listener: ListenConfig, uid: int) -> bool:
 
 
 def _lets_group_in(listener: ListenConfig, gid: int) -> bool:
-    """Tell whether a group, or every member that is known to be in it, can connect."""
+    """Return whether a group, or every known member of it, can connect."""
     if _is_open(listener):
         return True
     if listener.mode & stat.S_IWGRP and _socket_group(listener) == gid:
@@ -265,7 +265,7 @@ def _group(gid: int) -> str:
 
 
 def rig_results(rigs: Sequence[RigConfig]) -> Iterator[Result]:
-    """Tell whether the namespaces of rigs are there, and can be entered."""
+    """Report whether the namespaces of rigs exist and can be entered."""
     if rigs and not may_enter_namespaces():
         yield Result(
             "rigs",
@@ -290,7 +290,7 @@ def rig_results(rigs: Sequence[RigConfig]) -> Iterator[Result]:
 
 
 def metrics_result(file: str) -> Result:
-    """Tell whether the metrics can be written: a new file takes the place of the one before."""
+    """Report whether the metrics file can be replaced by a new one in its folder."""
     folder = os.path.dirname(file)
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         detail = f"{name_of(os.geteuid())} may not write {folder}"

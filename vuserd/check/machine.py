@@ -1,4 +1,4 @@
-"""What the machine grants the daemon and its backends, tried out rather than looked up."""
+"""Try out what the machine grants the daemon and its backends."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ from vuserd.config.descriptor_limits import cuts, limits_within
 from vuserd.config.model import ClientLimits
 from vuserd.errors import os_reason
 
-#: Open files that the daemon needs at least: a backend alone takes 610.
+#: The fewest open files that the daemon can work with: a backend alone takes 610.
 LEAST_DESCRIPTORS: Final = 1024
 
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -29,8 +29,8 @@ _CAP_SYS_CHROOT: Final = 18
 _CAP_SYS_ADMIN: Final = 21
 _PATIENCE: Final = 10.0
 
-#: Does in a process of its own what a sandbox begins with: argument 1 has the namespaces. The
-#: constants are those of linux/sched.h and linux/mount.h: MS_REC | MS_PRIVATE.
+#: A program that makes the namespaces of argument 1, as a sandbox does first. The constants are
+#: from linux/sched.h and linux/mount.h: MS_REC | MS_PRIVATE.
 _UNSHARE: Final = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -44,13 +44,13 @@ _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWUSER: Final = 0x10000000
 _CLONE_NEWPID: Final = 0x20000000
 _CLONE_NEWNET: Final = 0x40000000
-#: What a backend's sandbox begins with: root's, and others'.
+#: The namespaces that a backend's sandbox makes first: for root, and for other users.
 _NAMESPACES: Final = (
     _CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWNET,
     _CLONE_NEWNS | _CLONE_NEWUSER,
 )
 
-#: Settings that keep users from namespaces, and the value that does: sysctl, value, what to do.
+#: Settings that deny users namespaces: sysctl, the value that denies them, what to do.
 _USER_NAMESPACES: Final = (
     ("user/max_user_namespaces", "0", "set sysctl user.max_user_namespaces to 10000, say"),
     ("kernel/unprivileged_userns_clone", "0", "set sysctl kernel.unprivileged_userns_clone=1"),
@@ -63,33 +63,33 @@ _USER_NAMESPACES: Final = (
 
 
 class Mark(StrEnum):
-    """How it stands with something."""
+    """How serious a result is."""
 
     OK = "ok"
-    WARNING = "warning"  #: it works, if not as it might
+    WARNING = "warning"  #: it works, but not as well as it could
     PROBLEM = "problem"  #: something will not work
 
 
 class Result(NamedTuple):
-    """One thing that was looked at."""
+    """What was found out about one thing."""
 
     name: str
     mark: Mark
     #: What was found.
     detail: str
-    #: What to do about it; empty where nothing need be done.
+    #: What to do about it; empty if nothing.
     advice: str = ""
 
 
 def machine_results(
     uid: int, descriptors: int = 0, *, namespaces_wanted: bool = False
 ) -> list[Result]:
-    """Try out what the machine grants to ``uid``, which is this process's.
+    """Try out what the machine grants to ``uid``, which has to be this process's.
 
     Args:
         uid: the effective user.
-        descriptors: the most that a backend is to open.
-        namespaces_wanted: whether a backend is to do with namespaces or not at all.
+        descriptors: the highest limit of descriptors that is configured for a backend.
+        namespaces_wanted: whether an export accepts no sandbox but ``namespace``.
 
     """
     return [
@@ -102,7 +102,7 @@ def machine_results(
 
 
 def _kernel() -> Result:
-    """Try what the kernel has to know: sealed memory, the groups of a peer."""
+    """Try the system calls that the kernel has to have: sealed memory, the groups of a peer."""
     name = f"{platform.system()} {platform.release()} on {platform.machine()}"
     needed = "take a newer kernel, or a container that allows it"
     trials: tuple[tuple[str, Callable[[], None], Mark, str], ...] = (
@@ -137,14 +137,14 @@ def _try_peer_groups() -> None:
         try:
             ours.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
         except OSError as error:
-            if error.errno != errno.ERANGE:  # we are in very many groups
+            if error.errno != errno.ERANGE:  # it works, but this user is in very many groups
                 raise
 
 
 def sandbox_result(uid: int, settings: str = "/proc/sys", *, wanted: bool = False) -> Result:
-    """Make the namespaces that the sandbox of a backend begins with, as ``uid``.
+    """Report whether ``uid`` can make the namespaces of a backend's sandbox.
 
-    A user's backend does without where there is Landlock.
+    A user's backend needs none where there is Landlock.
     """
     if uid != 0 and not wanted and landlock.is_available():
         detail = f"backends can be shut in by Landlock (version {landlock.version()})"
@@ -170,7 +170,7 @@ def namespace_advice(uid: int, settings: str = "/proc/sys") -> str:
 
 
 def start_advice(sandbox: str, uid: int) -> str:
-    """Return what to do where a backend does not start in this sandbox, the best there is."""
+    """Return what to do where a backend does not start in ``sandbox``, the best there is."""
     if uid == 0 and not may_enter_namespaces() and not _has(_CAP_SYS_CHROOT):
         return "give this container CAP_SYS_ADMIN, or at least CAP_SYS_CHROOT"
     if sandbox == "namespace" and _unshare(_NAMESPACES[uid != 0]) is not None:
@@ -179,7 +179,7 @@ def start_advice(sandbox: str, uid: int) -> str:
 
 
 def _unshare(namespaces: int) -> str | None:
-    """Try it in another process; return what prevents it."""
+    """Make namespaces in another process; return what prevents that, None if nothing does."""
     try:
         tried = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _UNSHARE, str(namespaces)],
@@ -197,7 +197,7 @@ def _unshare(namespaces: int) -> str | None:
 
 
 def descriptor_result(hard: int, wanted: int) -> Result:
-    """Judge the hard limit of open files, by what backends are to open."""
+    """Judge the hard limit of open files against what is configured for backends."""
     raise_it = "raise the limit (ulimit -Hn, or LimitNOFILE= of a unit)"
     if hard == resource.RLIM_INFINITY:
         return Result("descriptors", Mark.OK, "without a limit")
@@ -211,7 +211,7 @@ def descriptor_result(hard: int, wanted: int) -> Result:
 
 
 def user_limits_result(limits: ClientLimits, hard: int | None) -> Result:
-    """Judge what one user may have, by the descriptors that there are for all."""
+    """Judge the limits of one user against the open files that all users share."""
     if cut := cuts(limits, limits_within(limits, hard)):
         advice = "raise the limit of open files (ulimit -Hn, or LimitNOFILE= of a unit)"
         return Result("user limits", Mark.WARNING, f"with {hard} open files, {cut}", advice)
@@ -219,14 +219,14 @@ def user_limits_result(limits: ClientLimits, hard: int | None) -> Result:
 
 
 def _memory_locks() -> Result:
-    """Tell the limit: nothing is locked, but locked memory is the first thought of who has a VM."""
+    """Report the limit: vuserd locks no memory, but readers who know VMs will look for it."""
     soft = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     limit = "without a limit" if soft == resource.RLIM_INFINITY else f"{soft >> 10} KiB"
     return Result("memory locks", Mark.OK, f"{limit}; vuserd locks none")
 
 
 def huge_pages_result(meminfo: Mapping[str, str]) -> Result:
-    """Tell what there is: vuserd takes none itself, a client's memory may be of them."""
+    """Report the huge pages: vuserd takes none itself, but a client's memory may be of them."""
     total, free = (meminfo.get(f"HugePages_{each}", "0") for each in ("Total", "Free"))
     size = meminfo.get("Hugepagesize", "an unknown size")
     there = f"{free} of {total} free, of {size}" if total != "0" else "none"
@@ -243,7 +243,7 @@ def _meminfo() -> dict[str, str]:
 
 
 def may_enter_namespaces() -> bool:
-    """Tell whether this process has CAP_SYS_ADMIN, which setns(2) wants."""
+    """Return whether this process has CAP_SYS_ADMIN, which setns(2) requires."""
     return _has(_CAP_SYS_ADMIN)
 
 

@@ -1,9 +1,11 @@
-"""Whether somebody listens on a unix socket, found out without a connection to it.
+"""Find out whether a process listens on a unix socket, without connecting to it.
 
-A virtiofsd takes one connection in its life, and systemd starts a daemon for one. The kernel tells
-by netlink (unix_diag, ``linux/unix_diag.h``), of the sockets in this process's network namespace.
-What pyroute2 needs for that is as much memory again as the daemon has, so this is for ``vuserd
-check``. The daemon connects to a socket that it adopts: where nobody listens that costs nothing.
+A connection would use up a virtiofsd, which takes a single one in its life, or make systemd start a
+daemon. Instead the kernel is asked by netlink (unix_diag, ``linux/unix_diag.h``), which knows the
+sockets of this process's network namespace.
+
+pyroute2 takes as much memory for that as the whole daemon, so only ``vuserd check`` does it. The
+daemon simply connects to a socket that it adopts: where no process listens, that costs nothing.
 """
 
 import os
@@ -11,8 +13,8 @@ import socket
 
 
 def is_listened_on(path: str) -> bool | None:
-    """Tell whether a socket in this network namespace listens on ``path``; None: nobody tells."""
-    from pyroute2 import DiagSocket, NetlinkError  # it takes a quarter of a second
+    """Return whether a socket in this network namespace listens on ``path``; None if unknown."""
+    from pyroute2 import DiagSocket, NetlinkError  # importing it takes a quarter of a second
     from pyroute2.netlink.diag import SS_LISTEN, UDIAG_SHOW_VFS
 
     try:
@@ -26,7 +28,7 @@ def is_listened_on(path: str) -> bool | None:
         return False
     except (OSError, NetlinkError):  # a kernel without unix_diag, say
         return None
-    # Of the inode there are 32 bits, of the device what the kernel has inside (linux/kdev_t.h).
+    # The inode has 32 bits here, the device the kernel's own encoding (linux/kdev_t.h).
     wanted = (
         os.major(status.st_dev) << 20 | os.minor(status.st_dev),
         status.st_ino & 0xFFFFFFFF,

@@ -1,1 +1,1 @@
-"""What the daemon is to do: the model, and how command lines and files are read into it."""
+"""The daemon's configuration: its model, and how command lines and files are read into it."""

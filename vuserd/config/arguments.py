@@ -1,4 +1,4 @@
-"""The words of the command line, checked as far as that is possible without doing it."""
+"""Parse and check the values of command-line options."""
 
 import os
 import re
@@ -11,7 +11,7 @@ SIZE: Final = re.compile(r"([0-9]{1,12})([KMG]?)")
 DAY: Final = 86_400
 SIZE_SHIFTS: Final = {"": 0, "K": 10, "M": 20, "G": 30}
 
-#: Names are spelt in front of a colon on command lines, and in logs.
+#: Export names appear before a colon on command lines, and in logs.
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
@@ -33,7 +33,7 @@ def parse_export(text: str) -> ExportConfig:
 
 
 def parse_adopted(text: str) -> ExportConfig:
-    """Read ``NAME=SOCKET``. The socket may come later than the daemon.
+    """Read ``NAME=SOCKET``. The socket need not exist yet.
 
     Raises:
         ConfigurationError: the form or the name is wrong.
@@ -48,10 +48,10 @@ def parse_adopted(text: str) -> ExportConfig:
 
 
 def parse_size(option: str, text: str) -> int:
-    """Read a number of bytes, with a suffix K, M or G (of 1024) where that is shorter.
+    """Read a number of bytes, which may have a suffix K, M or G (powers of 1024).
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: the text is not one.
 
     """
     match = SIZE.fullmatch(text)
@@ -63,10 +63,10 @@ def parse_size(option: str, text: str) -> int:
 
 
 def parse_seconds(option: str, text: str) -> float:
-    """Read a time from a millisecond to a day.
+    """Read a number of seconds, from a millisecond to a day.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: the text is not one.
 
     """
     try:
@@ -81,10 +81,10 @@ def parse_seconds(option: str, text: str) -> float:
 
 
 def check_names(exports: tuple[ExportConfig, ...]) -> None:
-    """Refuse two exports of one name.
+    """Refuse two exports with the same name.
 
     Raises:
-        ConfigurationError: naming them.
+        ConfigurationError: there are two; the message names them.
 
     """
     seen: dict[str, ExportConfig] = {}

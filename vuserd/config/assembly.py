@@ -1,4 +1,4 @@
-"""The tables of all files put together: what must hold between them, and the model they make."""
+"""Assemble the tables of all files: check them against each other, and build the model."""
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -19,15 +19,18 @@ from vuserd.config.values import shown
 from vuserd.device.session import SessionOptions
 from vuserd.errors import Problem
 
-#: Keys that are fields of the model by another name, or that are put together from several.
+#: Keys that are fields of the model under another name, or several of which make one field.
 _OPTIONS: Final = ("cache", "thread_pool", "xattr", "inode_file_handles", "descriptors")
 
 
 class Assembly:
-    """Puts sections together; what is wrong between them goes to ``problems``.
+    """Assembles sections into a configuration; adds what is wrong between them to ``problems``.
 
-    Sections are those of all files, in the order of the files. The address is where the daemon
-    listens if no section says where.
+    Args:
+        sections: those of all files, in the order of the files.
+        address: where the daemon listens if no section says where.
+        problems: gets what is wrong.
+
     """
 
     def __init__(self, sections: Sequence[Section], address: str, problems: list[Problem]) -> None:
@@ -40,7 +43,7 @@ class Assembly:
         self._rigs = [section for section in sections if section.table == "rig"]
 
     def check(self) -> None:
-        """Find what is wrong between values that are right by themselves."""
+        """Find conflicts between values that are right by themselves."""
         for export in self._exports:
             self._check_export(export)
         for listener in self._listeners:
@@ -57,7 +60,7 @@ class Assembly:
         self._check_limits()
 
     def config(self) -> DaemonConfig:
-        """Make the model; only where there are no problems."""
+        """Return the model; call this only if there are no problems."""
         listeners = tuple(
             ListenConfig(values["socket"], **_chosen(values, "mode", "group"))
             for values in map(_plain, self._listeners)
@@ -139,7 +142,7 @@ class Assembly:
                 self._add(export, "socket", wrong, "write [[listen]] with another socket")
 
     def _check_rigs(self) -> None:
-        # An export whose name is wrong is there, nevertheless.
+        # An export counts even if its name is not a valid one.
         names = {name for each in self._exports if isinstance(name := each.given.get("name"), str)}
         for rig in self._rigs:
             exports = rig.values.get("exports")
@@ -157,7 +160,7 @@ class Assembly:
         )
 
     def _check_limits(self) -> None:
-        """Refuse a connection more than its user has."""
+        """Refuse a limit of a connection that is above that of its user."""
         values = {key: value.value for key, value in self._limits.items()}
         limits = ClientLimits(**values)
         for name in ("requests", "payload"):
@@ -180,7 +183,7 @@ class Assembly:
         wrong: str,
         right: str,
     ) -> None:
-        """Refuse each value that an earlier section has, and say where that one is."""
+        """Refuse each value that an earlier section has as well, and say where that one is."""
         seen: dict[Hashable, Value] = {}
         for section, key, value in values:
             if value is None:
@@ -200,7 +203,7 @@ class Assembly:
 
 
 def _merged(sections: Iterable[Section], table: str) -> dict[str, Value]:
-    """Return the values of tables of which there is one a file: the last file's stand."""
+    """Return the values of a table that each file may have once: the last file's win."""
     merged: dict[str, Value] = {}
     for section in sections:
         if section.table == table:
@@ -213,7 +216,7 @@ def _plain(section: Section) -> dict[str, Any]:
 
 
 def _chosen(values: dict[str, Any], *same: str, **renamed: str) -> dict[str, Any]:
-    """Return those of the keys that are given; ``renamed`` has the model's name first."""
+    """Return those of the keys that have values; ``renamed`` maps names of the model to keys."""
     names = {name: name for name in same} | renamed
     return {ours: values[theirs] for ours, theirs in names.items() if theirs in values}
 
@@ -223,7 +226,7 @@ def _same_socket(address: str) -> str:
 
 
 def _rig_address(rig: Section) -> Value | None:
-    """Return the namespace and the socket in it."""
+    """Return the rig's namespace and the socket in it, as one value."""
     netns = rig.values.get("netns")
     if netns is None or ("socket" in rig.given and "socket" not in rig.values):
         return None

@@ -1,7 +1,7 @@
-"""What one user may have, by how many descriptors the daemon may open.
+"""Fit the limits of one user to the number of descriptors that the daemon may open.
 
-The kernel closes descriptors that it passes on where the table is full, on the thread that
-receives, and each may block: so nobody may fill it.
+When the descriptor table is full, the kernel closes received descriptors on the receiving thread,
+and each close may block. So no user may fill the table.
 """
 
 import resource
@@ -10,12 +10,12 @@ from typing import Final, NamedTuple
 from vuserd.config.model import ClientLimits
 from vuserd.wire.descriptors import MOST_DESCRIPTORS
 
-#: Images that are kept, however small: each takes a page and a descriptor at least.
+#: The most images that are kept, however small: each takes at least a page and a descriptor.
 _MOST_IMAGES: Final = 4096
 
 
 class _Part(NamedTuple):
-    """What one of something takes in the end, and its part of a user's room where that is short."""
+    """How many descriptors one unit of a limit takes, and its share of a user's room if short."""
 
     cost: int
     part: float
@@ -23,13 +23,13 @@ class _Part(NamedTuple):
 
 _PARTS: Final = {
     "user_connections": _Part(1, 1 / 2),
-    "user_descriptors": _Part(3, 1 / 4),  # and connections that wait to be closed: twice as many
+    "user_descriptors": _Part(3, 1 / 4),  # with twice as many connections that wait to be closed
     "user_requests": _Part(2, 1 / 4),  # a fetch has its image and the client's descriptor
 }
 
 
 def descriptors_allowed() -> int | None:
-    """Return how many descriptors this process may come to have; None where that has no limit."""
+    """Return how many descriptors this process may have; None where there is no limit."""
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return None if allowed == resource.RLIM_INFINITY else allowed
 
@@ -49,7 +49,7 @@ def limits_within(limits: ClientLimits, allowed: int | None) -> ClientLimits:
 
     Args:
         limits: as they were configured.
-        allowed: descriptors that the daemon may have; None for any number.
+        allowed: how many descriptors the daemon may have; None for any number.
 
     """
     if allowed is None:
@@ -63,7 +63,7 @@ def limits_within(limits: ClientLimits, allowed: int | None) -> ClientLimits:
 
 
 def cuts(limits: ClientLimits, cut: ClientLimits) -> str:
-    """Say what was cut; empty where nothing was."""
+    """Return which limits were cut, for people; empty if none was."""
     return ", ".join(
         f"{name} is {getattr(cut, name)} instead of {getattr(limits, name)}"
         for name in _PARTS

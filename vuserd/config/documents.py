@@ -1,4 +1,4 @@
-"""One configuration file: its tables, each value checked for itself, and where it stands."""
+"""Read one configuration file: its tables, with each value checked by itself and its line."""
 
 import difflib
 import os
@@ -17,18 +17,18 @@ from vuserd.trust.path import own_trust, require_own, route
 
 _LARGEST: Final = 1 << 20
 _ABOVE: Final = "above the first [table]"
-#: The end of a message of tomllib's.
+#: The end of a message of tomllib.
 _PLACE: Final = re.compile(r" \(at (?:line (?P<line>\d+), column \d+|end of document)\)$")
 
 
 class Place(NamedTuple):
-    """Where something stands."""
+    """A place in a configuration file."""
 
     file: str
     line: int | None
 
     def __str__(self) -> str:
-        """Return it as problems begin."""
+        """Return the place as the lines of problems begin with it."""
         return self.file if self.line is None else f"{self.file}:{self.line}"
 
 
@@ -41,17 +41,17 @@ class Value(NamedTuple):
 
 @dataclass
 class Section:
-    """One table of a file, or its top."""
+    """One table of a file, or the top of the file."""
 
     table: str
     place: Place
     values: dict[str, Value] = field(default_factory=dict)
-    #: The keys that are given, with right values and wrong ones, as the file has them.
+    #: All keys with their values as the file has them, right or wrong.
     given: Mapping[str, Any] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
 
     def place_of(self, key: str) -> Place:
-        """Return where a key stands, or the table where it is not given."""
+        """Return where a key stands; if it is not given, where the table does."""
         return self.places.get(key, self.place)
 
     def problem(self, key: str, wrong: str, right: str) -> Problem:
@@ -60,7 +60,7 @@ class Section:
 
 
 def read_document(file: str, problems: list[Problem]) -> list[Section]:
-    """Read a file's tables, in the order of the schema; say what is wrong in ``problems``."""
+    """Return a file's tables in the order of the schema; add mistakes to ``problems``."""
     name = file if file.isprintable() else ascii(file)
     try:
         text = _text(file)
@@ -79,10 +79,10 @@ def read_document(file: str, problems: list[Problem]) -> list[Section]:
 
 
 def _text(file: str) -> str:
-    """Read a file that may be anything, without waiting; nobody else has a say in what it says.
+    """Read a file that only trusted users control, without waiting, whatever kind of file it is.
 
     Raises:
-        WrongValue: it cannot be read, or others decide what it says.
+        WrongValue: it cannot be read, or other users control what it says.
 
     """
     trust = own_trust()
@@ -188,7 +188,7 @@ class _Reader:
 
 
 def _unknown(table: str, name: str) -> tuple[str, str]:
-    """Return what to say of a key that is not there."""
+    """Return what is wrong and what would be right about an unknown key."""
     wrong = "there is no such key"
     known = [*TABLES[table].keys, *(filter(None, TABLES) if not table else ())]
     elsewhere = [other for other in TABLES if other != table and name in TABLES[other].keys]

@@ -1,4 +1,4 @@
-"""Which configuration files there are, and what they say together: vuserd.toml(5)."""
+"""Find the configuration files and read them into one configuration: vuserd.toml(5)."""
 
 import os
 import pwd
@@ -16,12 +16,12 @@ DROP_INS: Final = "conf.d"
 
 
 def config_files(explicit: str | None, environ: Mapping[str, str], uid: int) -> list[str]:
-    """Return the files to read, in this order: the main one, and those of ``conf.d`` beside it.
+    """Return the files to read, in this order: the main one, then those of ``conf.d`` beside it.
 
-    The main file is ``explicit``, which is on the list whether it is there or not. Else it is
-    root's in ``/etc/vuserd``, and another user's in ``$XDG_CONFIG_HOME/vuserd``: what is the
-    system's is never a user's daemon's, so its unit names the file. It may be missing then, and so
-    may all of them.
+    The main file is ``explicit``, which is listed even if it does not exist. Without it, the main
+    file is in ``/etc/vuserd`` for root, and in ``$XDG_CONFIG_HOME/vuserd`` for another user: a
+    user's daemon never reads the system's file by itself, so the unit of a system service names it.
+    Then the main file may be missing, and so may all of them.
 
     Raises:
         ConfigurationErrors: ``conf.d`` cannot be listed.
@@ -51,7 +51,7 @@ def config_files(explicit: str | None, environ: Mapping[str, str], uid: int) -> 
 def _user_folder(environ: Mapping[str, str], uid: int) -> str:
     """Return a user's folder by the XDG Base Directory Specification."""
     base = environ.get("XDG_CONFIG_HOME", "")
-    if not os.path.isabs(base):  # which it says to ignore
+    if not os.path.isabs(base):  # the specification says to ignore it
         home = environ.get("HOME") or _home(uid)
         base = os.path.join(home, ".config")
     return os.path.join(base, "vuserd")
@@ -65,17 +65,17 @@ def _home(uid: int) -> str:
 
 
 def read_config(files: Sequence[str], socket: str) -> DaemonConfig:
-    """Return what the files say together, and of what they do not say the default.
+    """Return the configuration of all files, with defaults for what they do not give.
 
-    A value at the top or in ``[limits]`` replaces that of a file before; exports, listeners and
-    rigs of all files add up. There may be no export, and no listener: the daemon knows what then.
+    A value at the top or in ``[limits]`` replaces that of an earlier file; exports, listeners and
+    rigs of all files add up. There may be no export and no listener.
 
     Args:
-        files: in their order.
+        files: in the order in which they apply.
         socket: where the daemon listens if no file has ``[[listen]]``: no export may be there.
 
     Raises:
-        ConfigurationErrors: with all that is wrong in all of the files.
+        ConfigurationErrors: with all mistakes of all files.
 
     """
     problems: list[Problem] = []

@@ -1,8 +1,8 @@
-"""On which line of a TOML document each key stands: tomllib gives values alone.
+"""Find the line of each key in a TOML document, which tomllib does not tell.
 
-The text has been read by tomllib before, so it is known to be well-formed; what is not is passed
-over, and lines are then missing. Keys inside inline tables and arrays have the line of the key that
-those belong to.
+tomllib has read the text before, so it is known to be well-formed; anything unexpected is skipped,
+and its lines are then missing. Keys inside inline tables and arrays have the line of the key that
+the table or array belongs to.
 """
 
 import re
@@ -10,13 +10,13 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-#: Names of keys and tables, and the number of an element in an array of tables.
+#: Names of tables and keys, and after an array of tables the number of the element.
 Path = tuple[str | int, ...]
 
 _SPACE: Final = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
 _BLANK: Final = re.compile(r"[ \t]*")
 _KEY: Final = re.compile(r"""[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\[^\n])*"|'[^'\n]*'""")
-#: What a value is made of. Up to two quotes may stand before the three that end a string.
+#: The tokens of a value. Up to two quotes may stand before the three that end a string.
 _TOKEN: Final = re.compile(
     r'''
       """ (?: [^"\\]++ | \\. | "(?!"") )*+ """ "{0,2}
@@ -38,7 +38,7 @@ class Lines:
         self._found = found
 
     def line(self, path: Path) -> int | None:
-        """Return the line of a key, or of the nearest thing around it that has one."""
+        """Return the line of a key, or of the innermost table around it that has one."""
         for length in range(len(path), 0, -1):
             if (line := self._found.get(path[:length])) is not None:
                 return line
@@ -46,7 +46,7 @@ class Lines:
 
 
 def find_lines(text: str) -> Lines:
-    """Find the lines of a document that tomllib has taken."""
+    """Return the lines of a document that tomllib has read."""
     scanner = _Scanner(text)
     return Lines(scanner.scan())
 
@@ -61,7 +61,7 @@ class _Scanner:
         self._counts: dict[Path, int] = {}
 
     def scan(self) -> dict[Path, int]:
-        """Go through the statements: headers, and keys with their values."""
+        """Scan the statements, headers and keys with their values; return the line of each."""
         found: dict[Path, int] = {}
         table: Path = ()
         while self._take(_SPACE) is not None and self._at < len(self._text):
@@ -85,7 +85,7 @@ class _Scanner:
         return found
 
     def _enter(self, names: Path, *, repeated: bool) -> Path:
-        """Return the path of a table by its header: of arrays of tables the last one is meant."""
+        """Return the path that a header names; in an array of tables it means the last element."""
         path: Path = ()
         for depth, name in enumerate(names, 1):
             path = (*path, name)
@@ -96,7 +96,7 @@ class _Scanner:
         return path
 
     def _key(self) -> Iterator[str]:
-        """Give the parts of a dotted key, up to what follows it."""
+        """Yield the parts of a dotted key, and stop after the last."""
         while True:
             self._take(_BLANK)
             part = self._take(_KEY)
@@ -109,7 +109,7 @@ class _Scanner:
             self._at += 1
 
     def _skip_value(self) -> None:
-        """Go to the end of the line on which a value ends."""
+        """Skip to the end of the line on which the value ends."""
         depth = 0
         while token := self._take(_TOKEN):
             if token in ("[", "{"):

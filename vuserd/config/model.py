@@ -1,4 +1,4 @@
-"""What the daemon is to do, as values that can be compared: a reload applies the difference."""
+"""The configuration as comparable values, so that a reload applies only the differences."""
 
 import os
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ class Access:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """One export: a directory of ours with a backend of ours, or a socket of somebody's backend."""
+    """One export: a directory with a backend of the daemon's, or the socket of an adopted one."""
 
     name: str
     directory: str | None = None
@@ -29,13 +29,13 @@ class ExportConfig:
     program: str | None = None
     options: BackendOptions = field(default_factory=BackendOptions)
     session: SessionOptions = field(default_factory=SessionOptions)
-    #: Nodes that nobody uses and that stay known.
+    #: How many nodes stay known though no call uses them.
     idle_nodes: int = 4096
-    #: Seconds for which they do, and with them images and directories that a listing may go on in.
+    #: Seconds for which they do, like images and the directories of unfinished listings.
     idle_time: float = 5.0
-    #: Starts of a backend that may fail in a row before it has failed.
+    #: Starts of a backend that may fail in a row before the export has failed.
     restarts: int = 8
-    #: Seconds before the second try in a row, doubled with each more, and the longest of them.
+    #: Seconds before the second try in a row, doubled with each further try, and their maximum.
     restart_delays: tuple[float, float] = (0.05, 5.0)
 
     @property
@@ -44,11 +44,11 @@ class ExportConfig:
         return self.directory or f"unix:{self.socket}"
 
     def with_access(self, access: Access) -> "ExportConfig":
-        """Return the same export for others."""
+        """Return the same export with other rights."""
         return replace(self, access=access)
 
     def serves_like(self, other: "ExportConfig") -> bool:
-        """Tell whether the two differ in nothing but who may see them."""
+        """Return whether the two differ at most in who may see them."""
         return self.with_access(other.access) == other
 
 
@@ -64,7 +64,7 @@ class ListenConfig:
 
 @dataclass(frozen=True)
 class RigConfig:
-    """A network namespace with a socket of its own, behind which there are these exports alone."""
+    """A network namespace with a socket of its own, through which only these exports are seen."""
 
     #: A name of ``ip netns``, or a path.
     netns: str
@@ -78,18 +78,18 @@ class RigConfig:
 
 
 class ClientLimits(NamedTuple):
-    """What one connection may use, and what one user's connections may use together."""
+    """The limits of one connection, and of all connections of one user together."""
 
     requests: int = 64  #: in flight
     payload: int = 16 << 20  #: bytes in flight
     memories: int = 8  #: attached
     memory: int = 16 << 30  #: bytes of them
-    walks: int = 4  #: begun and not finished
-    listings: int = 256  #: of directories, likewise
+    walks: int = 4  #: unfinished
+    listings: int = 256  #: of directories, unfinished
     files: int = 64  #: open
     frame: int = 1 << 20  #: bytes of one request
     depth: int = 16  #: nesting of one request
-    #: Seconds for a request to come, once it has begun, and without progress of one who reads.
+    #: Seconds for a request to arrive once it has begun, and for a client to read some of a reply.
     stall: float = 30.0
     user_connections: int = 4096
     user_requests: int = 4096  #: in flight
@@ -97,22 +97,22 @@ class ClientLimits(NamedTuple):
     user_frames: int = 64 << 20  #: bytes of requests that are not finished
     #: Open files, listings, walks, traces and attached memories between calls.
     user_kept: int = 4096
-    user_remembered: int = 512 << 20  #: bytes for those listings and walks to go on
-    user_images: int = 16 << 30  #: bytes of images that exist, also in the client's hands
-    user_descriptors: int = 1024  #: that came from it, and are not closed yet
+    user_remembered: int = 512 << 20  #: bytes in which listings and walks remember where they were
+    user_images: int = 16 << 30  #: bytes of images, including those that only clients still hold
+    user_descriptors: int = 1024  #: received from the user's clients and not closed yet
 
 
 @dataclass(frozen=True)
 class DaemonConfig:
-    """All that ``vuserd serve`` needs to know."""
+    """The whole configuration of ``vuserd serve``."""
 
     listeners: tuple[ListenConfig, ...]
     exports: tuple[ExportConfig, ...]
     rigs: tuple[RigConfig, ...] = ()
     limits: ClientLimits = field(default_factory=ClientLimits)
-    #: Bytes of sealed images that are kept for a next fetch; 0 keeps none.
+    #: Bytes of sealed images that are kept for later fetches; 0 keeps none.
     image_cache: int = 1 << 30
-    #: Seconds that calls in progress may take when the daemon is told to end.
+    #: Seconds that calls in progress may still take when the daemon ends.
     drain: float = 5.0
     #: Where to write metrics for node_exporter's textfile collector, and how often, in seconds.
     metrics_file: str | None = None

@@ -1,4 +1,4 @@
-"""The keys of configuration files: each with its kind, its default and a line about it."""
+"""The keys of configuration files, each with its kind, its default and a line about it."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -8,18 +8,18 @@ from vuserd.config.values import Kind
 
 
 class Key(NamedTuple):
-    """What may be given in a table."""
+    """A key that a table may have."""
 
     kind: Kind
-    #: As a file would have it: giving that is like giving nothing. Empty where there is no such.
+    #: The default as a file would spell it; empty if there is none.
     default: str
-    #: What it says, for people.
+    #: What it means, for people.
     text: str
     required: bool = False
 
 
 class Table(NamedTuple):
-    """A part of a file: its keys, and whether there may be several of it."""
+    """A table of a file: its keys, and whether a file may have several of it."""
 
     text: str
     keys: Mapping[str, Key]
@@ -38,7 +38,7 @@ _SESSION: Final[Mapping[str, Key]] = {
     ),
 }
 
-#: What only a backend that the daemon starts itself has.
+#: Keys for backends that the daemon starts itself.
 BACKEND: Final[Mapping[str, Key]] = {
     "backend": Key(values.PROGRAM, "", "the virtiofsd to start (default: the first one found)"),
     "restarts": Key(
@@ -72,7 +72,7 @@ BACKEND: Final[Mapping[str, Key]] = {
     ),
 }
 
-#: Given at the top of a file, these are what exports have that do not say.
+#: Keys that, at the top of a file, are the defaults of all exports.
 SHARED: Final[Mapping[str, Key]] = {**_SESSION, **BACKEND}
 
 _TOP: Final[Mapping[str, Key]] = {

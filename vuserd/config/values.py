@@ -1,4 +1,4 @@
-"""The kinds of values in configuration files: what each takes, what it becomes, what to write."""
+"""The kinds of values in configuration files: how each is checked and converted."""
 
 import grp
 import json
@@ -18,7 +18,7 @@ from vuserd.wire.address import SYSTEM_SOCKET
 _LONGEST_SOCKET: Final = 107
 _LONGEST_NAME: Final = 255
 _LONGEST_SHOWN: Final = 200
-#: The kernel's "no such id" is one more.
+#: The next number is the kernel's "no such id".
 _HIGHEST_ID: Final = (1 << 32) - 2
 _MOST: Final = (1 << 63) - 1
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class WrongValue(ValueError):  # noqa: N818 - reads as the sentence it is
-    """What is wrong with a value; ``right`` where more can be said than the kind says."""
+    """What is wrong with a value; ``right`` if there is better advice than the kind's own."""
 
     def __init__(self, wrong: str, right: str = "") -> None:
         super().__init__(wrong)
@@ -34,17 +34,17 @@ class WrongValue(ValueError):  # noqa: N818 - reads as the sentence it is
 
 
 class Kind(NamedTuple):
-    """A type of value, and the check that gives what to use for it."""
+    """A kind of value, with the function that checks and converts it."""
 
     name: str
-    #: Takes the value and the folder of its file. Raises WrongValue: its text completes "KEY: ...".
+    #: Takes the value and the folder of its file. Raises WrongValue, whose text completes "KEY: ".
     check: Callable[[Any, str], Any]
     #: What would be right, for people: "give ...".
     right: str
 
 
 def shown(value: object) -> str:
-    """Return a value as a file would have it, shortened, on one line."""
+    """Return a value as a file would spell it, shortened, on one line."""
     if isinstance(value, str):
         text = json.dumps(value, ensure_ascii=not value.isprintable())
     elif isinstance(value, bool):
@@ -71,7 +71,7 @@ def _wanted(value: Any, *types: type) -> Any:
 
 
 def _each(value: Any, check: Callable[[Any], T]) -> tuple[T, ...]:
-    """Check what is in an array, and say of all of it what is wrong."""
+    """Check all elements of an array; raise one error for all that are wrong."""
     checked: list[T] = []
     wrong: list[str] = []
     rights: set[str] = set()
@@ -130,7 +130,7 @@ def seconds(least: float) -> Kind:
 
 
 def choice(*words: str) -> Kind:
-    """Return the kind of one of some words."""
+    """Return the kind of a choice between some words."""
 
     def check(value: Any, _: str) -> str:
         word: str = _wanted(value, str)
@@ -227,7 +227,7 @@ def _socket(value: Any, folder: str) -> str:
     if address.startswith("@"):
         return _abstract(address, folder)
     path = _short_enough(_path(address, folder))
-    if path != SYSTEM_SOCKET:  # whose folder is made
+    if path != SYSTEM_SOCKET:  # the daemon makes that one's folder
         _in_a_folder(path)
     return path
 
