@@ -176,7 +176,7 @@ class FileError(VuserdError):
     def __init__(self, number: int, detail: str | None = None) -> None:
         self.number = number
         self.code = errno.errorcode.get(number, f"ERRNO_{number}")
-        super().__init__(detail or _in_a_sentence(os.strerror(number)))
+        super().__init__(detail or in_a_sentence(os.strerror(number)))
 
     @property
     def is_exhaustion(self) -> bool:
@@ -225,8 +225,15 @@ class CallError(VuserdError):
 
 def os_reason(error: OSError) -> str:
     """Return the system's words for an error, without Python's decoration of them."""
-    return _in_a_sentence(os.strerror(error.errno) if error.errno else str(error))
+    return in_a_sentence(os.strerror(error.errno) if error.errno else str(error))
 
 
-def _in_a_sentence(words: str) -> str:
-    return words[:1].lower() + words[1:]
+def in_a_sentence(text: str) -> str:
+    """Return a message without its capital, for use within a sentence.
+
+    An acronym or a name with more than one capital (``AF_UNIX``, ``SELinux``) keeps it.
+    """
+    rest_of_word = text.partition(" ")[0][1:]
+    if rest_of_word != rest_of_word.lower():
+        return text
+    return text[:1].lower() + text[1:]

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from vuserd.backend import landlock
 from vuserd.config.descriptor_limits import cuts, limits_within
 from vuserd.config.model import ClientLimits
-from vuserd.errors import os_reason
+from vuserd.errors import in_a_sentence, os_reason
 
 #: The fewest open files that the daemon can work with: a backend alone takes 610.
 LEAST_DESCRIPTORS: Final = 1024
@@ -193,7 +193,7 @@ def _unshare(namespaces: int) -> str | None:
     if tried.returncode == 0:
         return None
     words = tried.stderr.decode(errors="replace").strip().splitlines() or ["it failed"]
-    return words[-1][:1].lower() + words[-1][1:]
+    return in_a_sentence(words[-1])
 
 
 def descriptor_result(hard: int, wanted: int) -> Result:

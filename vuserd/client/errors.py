@@ -15,7 +15,7 @@ import errno
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vuserd.errors import ErrorCode, VuserdError
+from vuserd.errors import ErrorCode, VuserdError, in_a_sentence
 from vuserd.wire.address import RIG_SOCKET
 
 
@@ -94,5 +94,4 @@ def describe_loss(error: OSError) -> str:
 
 def reason_of(error: OSError) -> str:
     """Give the words of an error, as a part of a sentence."""
-    text = error.strerror or str(error)
-    return text[:1].lower() + text[1:]
+    return in_a_sentence(error.strerror or str(error))

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from vuserd.config.lines import Lines, Path, find_lines
 from vuserd.config.schema import TABLES, heading, spelled
 from vuserd.config.values import WrongValue, shown
-from vuserd.errors import Problem, UnsafePath, os_reason
+from vuserd.errors import Problem, UnsafePath, in_a_sentence, os_reason
 from vuserd.trust.path import own_trust, require_own, route
 
 _LARGEST: Final = 1 << 20
@@ -123,7 +123,7 @@ def _syntax(file: str, text: str, message: str) -> Problem:
         return Problem(file, None, "", "a number has too many digits", "")
     line = int(match["line"]) if match["line"] else len(text.splitlines()) or 1
     wrong = message[: match.start()]
-    return Problem(file, line, "", f"{wrong[:1].lower()}{wrong[1:]}", "write it as TOML: toml.io")
+    return Problem(file, line, "", in_a_sentence(wrong), "write it as TOML: toml.io")
 
 
 class _Reader:

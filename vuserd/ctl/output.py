@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vuserd.client.records import Entry, Stat
+from vuserd.errors import in_a_sentence
 from vuserd.service.standard_streams import NAME_ERRORS
 
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
@@ -88,7 +89,7 @@ def local_fault(error: OSError) -> str:
         text = str(error)
     else:
         text = error.strerror or os.strerror(error.errno)
-        text = f"{text[:1].lower()}{text[1:]} ({errno.errorcode.get(error.errno)})"
+        text = f"{in_a_sentence(text)} ({errno.errorcode.get(error.errno)})"
     if not isinstance(error.filename, str | bytes):
         return text
     return f"{os.fsdecode(error.filename) or repr('')}: {text}"
