@@ -6,36 +6,45 @@ order; elsewhere a real fence is needed, and Python's nearest one is C11's, expo
 """
 
 import ctypes
-import ctypes.util
+import functools
 import platform
 import sys
 from collections.abc import Callable
+from typing import Final, TypeAlias
 
-_STRONGLY_ORDERED = frozenset({"x86_64", "AMD64", "i386", "i686"})
-_MEMORY_ORDER_SEQ_CST = 5
+Fence: TypeAlias = Callable[[], None]
+
+_STRONGLY_ORDERED: Final = frozenset({"x86_64", "AMD64", "i386", "i686"})
+#: By its soname, which has not changed since there is one: a search by name starts ldconfig.
+_LIBRARY: Final = "libatomic.so.1"
+_MEMORY_ORDER_SEQ_CST: Final = 5
 
 
-def _nothing() -> None:
-    """Order nothing: the machine does."""
+class NoFenceError(OSError):
+    """The machine cannot order accesses to shared memory; the message says what it lacks."""
 
 
-def find_fence(machine: str, byteorder: str = sys.byteorder) -> Callable[[], None]:
+def needs_fence(machine: str) -> bool:
+    """Return whether ``machine`` (as ``uname -m``) may reorder accesses that virtqueues order."""
+    return machine not in _STRONGLY_ORDERED
+
+
+def find_fence(machine: str, byteorder: str = sys.byteorder) -> Fence:
     """Return the function that orders the accesses around it on ``machine`` (as ``uname -m``).
 
     Raises:
-        OSError: the machine needs a fence and has no libatomic (the message names the package), or
-            has its bytes in the other order than virtqueues do.
+        NoFenceError: the machine needs a fence and has no libatomic (the message names the
+            package), or has its bytes in the other order than virtqueues do.
 
     """
     if byteorder != "little":
-        raise OSError(f"virtqueues are little-endian, this machine ({machine}) is not")
-    if machine in _STRONGLY_ORDERED:
+        raise NoFenceError(f"virtqueues are little-endian, this machine ({machine}) is not")
+    if not needs_fence(machine):
         return _nothing
     try:
-        library = ctypes.CDLL(ctypes.util.find_library("atomic") or "libatomic.so.1")
-        fence = library.atomic_thread_fence
+        fence = ctypes.CDLL(_LIBRARY).atomic_thread_fence
     except (OSError, AttributeError) as error:
-        raise OSError(
+        raise NoFenceError(
             f"virtqueues need memory fences on {machine}: install libatomic (libatomic1)"
         ) from error
     fence.argtypes = [ctypes.c_int]
@@ -43,5 +52,18 @@ def find_fence(machine: str, byteorder: str = sys.byteorder) -> Callable[[], Non
     return lambda: fence(_MEMORY_ORDER_SEQ_CST)
 
 
-#: Keep every access before the call before every access after it.
-fence = find_fence(platform.machine())
+@functools.cache
+def own_fence() -> Fence:
+    """Return the fence of the machine that this runs on, found the first time.
+
+    It keeps every access before a call before every access after it.
+
+    Raises:
+        NoFenceError: there is none.
+
+    """
+    return find_fence(platform.machine())
+
+
+def _nothing() -> None:
+    """Order nothing: the machine does."""

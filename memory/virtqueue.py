@@ -10,7 +10,7 @@ less than the fence that suppression needs.
 from collections.abc import Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from memory.fence import fence
+from memory.fence import own_fence
 from protocol import Check, MalformedError
 from protocol.virtio_ring import DESCRIPTOR, USED_ELEMENT, DescriptorFlag, RingLayout
 
@@ -45,12 +45,17 @@ class Virtqueue(Generic[Token]):
     """A split ring in ``memory`` (zeroed here), each chain with a token of the caller's.
 
     ``base`` is the index at which both rings begin, as told to the device by SET_VRING_BASE.
+
+    Raises:
+        NoFenceError: the machine has no memory fence.
+
     """
 
     def __init__(self, memory: memoryview, layout: RingLayout, base: int = 0) -> None:
         if len(memory) != layout.size:
             raise ValueError(f"{len(memory)} bytes for a ring of {layout.size}")
         self.layout = layout
+        self._fence = own_fence()
         memory[:] = bytes(layout.size)
         # Index words are single 16-bit accesses: struct.pack_into() zeroes its target first, and a
         # device that reads a zero index in that instant is lost.
@@ -137,7 +142,7 @@ class Virtqueue(Generic[Token]):
         self._chains |= self._unpublished
         self._unpublished.clear()
         # Pairs with the device's read fence after it reads avail.idx: chains first, then the index.
-        fence()
+        self._fence()
         self._available[1] = self._published = self._added
         return True
 
@@ -151,7 +156,7 @@ class Virtqueue(Generic[Token]):
         """
         used = self._used_words[1]
         # Pairs with the device's write fence before used.idx: the index first, then the elements.
-        fence()
+        self._fence()
         step = (used - self._reaped) % _WRAP
         if step > len(self._chains):
             raise MalformedError(

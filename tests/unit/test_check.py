@@ -1,6 +1,7 @@
 """``vuserd check``: what it says of a machine and a configuration that lack this or that."""
 
 import argparse
+import ctypes
 import errno
 import json
 import os
@@ -10,7 +11,8 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 from pyroute2 import DiagSocket, NetlinkError
@@ -132,6 +134,36 @@ def test_a_configuration_that_is_wrong(
         f"{file}:{line}: " in problem for line, problem in zip((1, 2, 5), problems, strict=True)
     ]
     assert len(lines) > len(problems)  # the machine is looked at, nevertheless
+
+
+# -- the machine's memory order --------------------------------------------------------------------
+
+
+def test_a_machine_that_keeps_the_order_itself() -> None:
+    result = machine.fence_result("x86_64")
+    assert result == Result("memory order", Mark.OK, "kept by x86_64 itself")
+
+
+def test_a_machine_with_libatomic(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = SimpleNamespace(atomic_thread_fence=SimpleNamespace())
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    result = machine.fence_result("aarch64")
+    assert result == Result("memory order", Mark.OK, "aarch64, by the fences of libatomic")
+
+
+def test_a_machine_without_libatomic(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: str) -> NoReturn:
+        raise OSError("no such file")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    result = machine.fence_result("aarch64")
+    assert result.mark is Mark.PROBLEM
+    assert "fences on aarch64: install libatomic (libatomic1)" in result.detail
+
+
+def test_a_machine_of_the_other_byte_order() -> None:
+    result = machine.fence_result("s390x", "big")
+    assert (result.mark, "little-endian" in result.detail) == (Mark.PROBLEM, True)
 
 
 # -- the configuration -----------------------------------------------------------------------------

@@ -4,12 +4,14 @@ import gc
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from memory import virtqueue
+from memory.fence import NoFenceError
 from memory.foreign import ForeignRegion
 from protocol import fuse
 from protocol.fuse import Opcode
@@ -91,6 +93,18 @@ async def test_a_backend_that_does_not_answer_is_given_up(
     backend.ignored = {silent}
     with pytest.raises(BackendTimeout, match=f"did not answer {silent.name} within 10 s"):
         async with backend.session():
+            pytest.fail("the session came up")
+
+
+async def test_a_machine_without_a_memory_fence_has_no_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def find() -> NoReturn:
+        raise NoFenceError("install libatomic")
+
+    monkeypatch.setattr(virtqueue, "own_fence", find)
+    with pytest.raises(BackendDown, match=r"^install libatomic$"):
+        async with FakeBackend().session():
             pytest.fail("the session came up")
 
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from memory import virtqueue
 from memory.virtqueue import RingFullError, Span, Virtqueue
 from protocol import MalformedError
 from protocol.virtio_ring import RingLayout
@@ -344,7 +343,7 @@ class TestFences:
     ) -> None:
         ring = Ring()
         at_fence = []
-        monkeypatch.setattr(virtqueue, "fence", lambda: at_fence.append(bytes(ring.bytes)))
+        monkeypatch.setattr(ring.queue, "_fence", lambda: at_fence.append(bytes(ring.bytes)))
         head = ring.add("first")
         assert at_fence == []
         ring.queue.publish()
@@ -363,14 +362,14 @@ class TestFences:
         ring.set_used_index(1)
         # What stood there before the fence is not the device's last word.
         ring.use(0, 0xFFFF_FFFF, length=0xFFFF_FFFF)
-        monkeypatch.setattr(virtqueue, "fence", lambda: ring.use(0, head, length=16))
+        monkeypatch.setattr(ring.queue, "_fence", lambda: ring.use(0, head, length=16))
         assert list(ring.queue.reap()) == [("first", 16)]
 
     def test_index_is_read_before_the_fence(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ring = Ring()
         head = ring.add("first")
         ring.queue.publish()
-        monkeypatch.setattr(virtqueue, "fence", lambda: ring.use(0, head, length=0, index=1))
+        monkeypatch.setattr(ring.queue, "_fence", lambda: ring.use(0, head, length=0, index=1))
         assert list(ring.queue.reap()) == []
         assert list(ring.queue.reap()) == [("first", 0)]
 

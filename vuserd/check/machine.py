@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from memory.fence import NoFenceError, find_fence, needs_fence
 from vuserd.backend import landlock
 from vuserd.config.descriptor_limits import cuts, limits_within
 from vuserd.config.model import ClientLimits
@@ -94,6 +95,7 @@ def machine_results(
     """
     return [
         _kernel(),
+        fence_result(platform.machine()),
         sandbox_result(uid, wanted=namespaces_wanted),
         descriptor_result(resource.getrlimit(resource.RLIMIT_NOFILE)[1], descriptors),
         _memory_locks(),
@@ -120,6 +122,18 @@ def _kernel() -> Result:
         except OSError as error:
             return Result("kernel", mark, f"{name}: {what}: {os_reason(error)}", advice)
     return Result("kernel", Mark.OK, name)
+
+
+def fence_result(machine: str, byteorder: str = sys.byteorder) -> Result:
+    """Look for the memory fence that virtqueues need on ``machine`` (as ``uname -m``)."""
+    name = "memory order"
+    try:
+        find_fence(machine, byteorder)
+    except NoFenceError as error:
+        return Result(name, Mark.PROBLEM, str(error), "no export can be served before")
+    if needs_fence(machine):
+        return Result(name, Mark.OK, f"{machine}, by the fences of libatomic")
+    return Result(name, Mark.OK, f"kept by {machine} itself")
 
 
 def _try_memory() -> None:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, Protocol
 
 import trio
 
+from memory.fence import NoFenceError
 from memory.guest import GuestRegion, Shareable
 from protocol import MalformedError, fuse
 from protocol.vhost_user import (
@@ -420,11 +421,15 @@ async def open_session(
     ``observer`` is the channel's from the first request on.
 
     Raises:
-        BackendError: the backend does not answer, offers too little, or breaks the protocol.
+        BackendError: the backend does not answer, offers too little, or breaks the protocol; or
+            this machine has no memory to share, or no fence to order accesses to it.
 
     """
     try:
         session = Session(stream, options)
+    except NoFenceError as error:
+        close_stream(stream)
+        raise BackendDown(str(error)) from error
     except OSError as error:
         close_stream(stream)
         raise BackendDown(f"no memory to share with the backend: {os_reason(error)}") from error
