@@ -175,7 +175,7 @@ def decode_reply_header(header: bytes, unique: int, used: int) -> int:
     return -int(error)
 
 
-# --- INIT and DESTROY -----------------------------------------------------------------------------
+# --- INIT -----------------------------------------------------------------------------------------
 
 _INIT_IN = struct.Struct("=IIIII44x")
 _INIT_OUT = struct.Struct("=IIIIHHIIHHI28x")
@@ -218,11 +218,6 @@ def decode_init(body: bytes) -> InitReply:
     if not pages:
         raise MalformedError("requests of no pages at all")
     return InitReply(minor, flags, max_write, pages)
-
-
-def destroy() -> Request:
-    """DESTROY: the file system is unmounted. The Rust virtiofsd uses the chain with 0 bytes."""
-    return Request(Opcode.DESTROY, NodeId(0), b"", 0)
 
 
 # --- nodes ----------------------------------------------------------------------------------------
@@ -307,7 +302,6 @@ def decode_lookup(body: bytes) -> Entry | None:
     return decode_entry_at(body, 0)
 
 
-_FORGET = struct.Struct("=Q")
 _FORGET_ONE = struct.Struct("=QQ")
 _BATCH_FORGET_HEAD = struct.Struct("=II")
 
@@ -323,11 +317,6 @@ def _forgettable(node: NodeId, lookups: int) -> Forget:
     if node in (0, ROOT_ID) or lookups < 1:
         raise ValueError(f"FORGET of {lookups} lookups of node {node}")
     return Forget(node, lookups)
-
-
-def forget(node: NodeId, lookups: int) -> Request:
-    """FORGET: give ``lookups`` back; never for the root, never more than were given."""
-    return Request(Opcode.FORGET, node, _FORGET.pack(_forgettable(node, lookups).lookups), None)
 
 
 def batch_forget(forgets: Sequence[Forget]) -> Request:
@@ -474,12 +463,6 @@ def decode_statfs(body: bytes) -> FileSystemStatistics:
 def interrupt(unique: int) -> Request:
     """INTERRUPT: the request of that ``unique`` is no longer wanted."""
     return Request(Opcode.INTERRUPT, NodeId(0), struct.pack("=Q", unique), None)
-
-
-def check_empty(body: bytes) -> None:
-    """Check a reply that has no body: RELEASE, RELEASEDIR, DESTROY."""
-    if body:
-        raise MalformedError(f"{len(body)} bytes in a reply that has none")
 
 
 def _unpack(layout: struct.Struct, body: bytes) -> tuple[int, ...]:

@@ -74,21 +74,6 @@ class Request(IntEnum):
     GET_SHMEM_CONFIG = 44  #: sizes of VIRTIO shared memory regions
 
 
-class BackendRequest(IntEnum):
-    """Messages from the backend on the channel that SET_BACKEND_REQ_FD gives it."""
-
-    IOTLB_MSG = 1
-    CONFIG_CHANGE_MSG = 2
-    VRING_HOST_NOTIFIER_MSG = 3
-    VRING_CALL = 4
-    VRING_ERR = 5
-    SHARED_OBJECT_ADD = 6
-    SHARED_OBJECT_REMOVE = 7
-    SHARED_OBJECT_LOOKUP = 8
-    SHMEM_MAP = 9
-    SHMEM_UNMAP = 10
-
-
 class MessageFlag(IntFlag):
     """The header's flags above the two version bits."""
 
@@ -273,23 +258,6 @@ _SINGLE_REGION = struct.Struct("=QQQQQ")
 def encode_memory_region(region: MemoryRegion) -> bytes:
     """Encode the payload of ADD_MEM_REG and REM_MEM_REG."""
     return _SINGLE_REGION.pack(0, *region)
-
-
-_CONFIG_HEAD = struct.Struct("=III")
-
-
-def encode_config_request(offset: int, size: int) -> bytes:
-    """Encode GET_CONFIG: ``size`` bytes of configuration space at ``offset``."""
-    return _CONFIG_HEAD.pack(offset, size, 0) + bytes(size)
-
-
-def decode_config(payload: bytes, offset: int, size: int) -> bytes:
-    """Decode the reply to GET_CONFIG: the bytes asked for. An empty reply means a failure."""
-    if len(payload) != _CONFIG_HEAD.size + size:
-        raise MalformedError(f"GET_CONFIG of {size} bytes was answered with {len(payload)}")
-    if _CONFIG_HEAD.unpack_from(payload)[:2] != (offset, size):
-        raise MalformedError("GET_CONFIG was answered for another part of the space")
-    return payload[_CONFIG_HEAD.size :]
 
 
 class TransferDirection(IntEnum):

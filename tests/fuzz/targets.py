@@ -20,7 +20,7 @@ import msgpack
 import trio
 
 from memory.virtqueue import Virtqueue
-from protocol import MalformedError, dirent, fuse, vhost_user, virtio_fs
+from protocol import MalformedError, dirent, fuse, vhost_user
 from protocol.fuse import Entry, NodeId
 from protocol.virtio_ring import RingLayout
 from tests.fake.bare_daemon import bare_connection, bare_methods
@@ -271,8 +271,6 @@ def vhost_user_replies(data: bytes) -> None:
         vhost_user.decode_u64,
         vhost_user.VringState.decode,
         vhost_user.decode_device_state_reply,
-        virtio_fs.DeviceConfig.decode,
-        lambda body: vhost_user.decode_config(body, _number(body), max(len(body) - 12, 0)),
     )
     for decode in decoders:
         with contextlib.suppress(MalformedError):
@@ -364,7 +362,6 @@ _FUSE_DECODERS: Final[tuple[Callable[[bytes], object], ...]] = (
     fuse.decode_open,
     fuse.decode_statfs,
     fuse.decode_lseek,
-    fuse.check_empty,
     lambda body: fuse.decode_reply_header(body, 2, 16),
     lambda body: fuse.decode_reply_header(body[:16], _first_u64(body), len(body)),
 )

@@ -24,7 +24,6 @@ forgets = st.builds(Forget, forgettable, st.integers(1, 2**64 - 1))
 
 requests = st.one_of(
     st.builds(fuse.lookup, nodes, names),
-    st.builds(fuse.forget, forgettable, st.integers(1, 2**64 - 1)),
     st.builds(fuse.batch_forget, st.lists(forgets, max_size=20)),
     st.builds(fuse.getattr, nodes, st.none() | handles),
     st.builds(fuse.readlink, nodes),
@@ -39,7 +38,6 @@ requests = st.one_of(
     st.builds(fuse.statfs, nodes),
     st.builds(fuse.interrupt, u64),
     st.builds(fuse.init, u64.map(fuse.InitFlag), u32),
-    st.builds(fuse.destroy),
 )
 
 
@@ -151,11 +149,6 @@ class TestBodies:
     @settings(deadline=None)
     def test_any_reply_to_statfs_is_a_value_or_refused(self, body: bytes) -> None:
         assert (returns_or_refuses(fuse.decode_statfs, body) is None) is (len(body) != 80)
-
-    @given(st.binary(max_size=4))
-    @settings(deadline=None)
-    def test_any_body_where_none_belongs_is_refused(self, body: bytes) -> None:
-        returns_or_refuses(fuse.check_empty, body)
 
 
 class TestRequests:

@@ -1,6 +1,6 @@
 """Whatever a backend sends over the vhost-user socket is a value or MalformedError."""
 
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import MalformedError
@@ -12,14 +12,11 @@ from protocol.vhost_user import (
     MessageFlag,
     Request,
     VringState,
-    decode_config,
     decode_device_state_reply,
     decode_reply_header,
     decode_u64,
-    encode_config_request,
     encode_u64,
 )
-from protocol.virtio_fs import DeviceConfig
 
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
@@ -90,38 +87,3 @@ def test_any_device_state_reply_is_two_answers_or_refused(payload: bytes) -> Non
         return
     assert reply.accepted is (payload[0] == 0)
     assert reply.own_descriptor is (payload[1] & 1 == 0)
-
-
-@given(st.data(), st.integers(0, 60), st.integers(0, 60))
-@settings(deadline=None)
-def test_any_config_reply_is_the_bytes_asked_for_or_refused(
-    data: st.DataObject, offset: int, size: int
-) -> None:
-    right_head = offset.to_bytes(4, "little") + size.to_bytes(4, "little")
-    near = st.binary(min_size=size + 4, max_size=size + 4).map(lambda tail: right_head + tail)
-    payload = data.draw(bytes_about(12 + size) | near)
-    try:
-        contents = decode_config(payload, offset, size)
-    except MalformedError:
-        return
-    assert len(contents) == size
-    assert payload.endswith(contents)
-
-
-@given(u32, st.integers(0, 256))
-@settings(deadline=None)
-def test_config_request_sent_back_is_a_correct_reply(offset: int, size: int) -> None:
-    assert decode_config(encode_config_request(offset, size), offset, size) == bytes(size)
-
-
-@given(bytes_about(44))
-@example(bytes(44))
-@settings(deadline=None)
-def test_any_device_configuration_is_a_value_or_refused(payload: bytes) -> None:
-    try:
-        config = DeviceConfig.decode(payload)
-    except MalformedError:
-        return
-    assert len(config.tag) <= 36
-    assert b"\0" not in config.tag
-    assert config.num_request_queues >= 1

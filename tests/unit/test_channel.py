@@ -125,7 +125,7 @@ async def test_a_channel_that_is_held_gives_the_device_nothing(
         with channel.held():
             for _ in range(IN_FLIGHT[REQUEST_QUEUE] + 10):
                 nursery.start_soon(statfs)
-            channel.post(fuse.forget(NodeId(2), 1))
+            channel.post(fuse.batch_forget([Forget(NodeId(2), 1)]))
             await wait_all_tasks_blocked()
             assert len(backend.requests) == seen + 1
             withheld.let_go()

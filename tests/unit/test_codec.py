@@ -285,18 +285,6 @@ class TestBinHead:
     def test_anything_else(self, frame: bytes) -> None:
         assert parse_bin_response_head(frame) is None
 
-    def test_peek_and_take(self) -> None:
-        decoder = MessageDecoder()
-        assert decoder.peek_bin_response_head() is NEED_DATA
-        head = encode_bin_response_head(9, 4)
-        decoder.feed(head + b"pay")
-        assert decoder.next_message() is NEED_DATA
-        assert decoder.peek_bin_response_head() == BinHead(9, len(head), 4)
-        assert decoder.take(len(head)) == head
-        assert decoder.take(4) == b"pay"
-        decoder.feed(STAT)
-        assert isinstance(decoder.next_message(), Request)
-
 
 class TestListing:
     def test_the_head_and_the_values_make_what_one_call_makes(self) -> None:

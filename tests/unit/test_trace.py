@@ -230,7 +230,6 @@ async def test_a_trace_follows_an_export_from_backend_to_backend(
     ("request_", "expected"),
     [
         (fuse.lookup(NodeId(1), b"\xffa"), {"name": b"\xffa"}),
-        (fuse.forget(NodeId(5), 3), {"nlookup": 3}),
         (
             fuse.batch_forget([fuse.Forget(NodeId(5), 3), fuse.Forget(NodeId(6), 1)]),
             {"forgets": [(5, 3), (6, 1)]},
@@ -256,7 +255,6 @@ async def test_a_trace_follows_an_export_from_backend_to_backend(
         (fuse.releasedir(NodeId(5), fuse.FileHandle(9)), {"fh": 9, "flags": 0}),
         (fuse.statfs(NodeId(1)), {}),
         (fuse.interrupt(44), {"unique": 44}),
-        (fuse.destroy(), {}),
     ],
 )
 def test_what_a_request_says(request_: fuse.Request, expected: object) -> None:

@@ -12,7 +12,6 @@ from protocol.vhost_user import (
     MAX_PAYLOAD,
     REPLIED,
     VRING_NO_DESCRIPTOR,
-    BackendRequest,
     DeviceStateReply,
     Header,
     MemoryRegion,
@@ -23,11 +22,9 @@ from protocol.vhost_user import (
     TransferPhase,
     VringAddress,
     VringState,
-    decode_config,
     decode_device_state_reply,
     decode_reply_header,
     decode_u64,
-    encode_config_request,
     encode_device_state,
     encode_memory_region,
     encode_memory_table,
@@ -88,20 +85,6 @@ FRONT_END_MESSAGES = {
     44: "GET_SHMEM_CONFIG",
 }
 
-# "Back-end message types" of the same.
-BACK_END_MESSAGES = {
-    1: "IOTLB_MSG",
-    2: "CONFIG_CHANGE_MSG",
-    3: "VRING_HOST_NOTIFIER_MSG",
-    4: "VRING_CALL",
-    5: "VRING_ERR",
-    6: "SHARED_OBJECT_ADD",
-    7: "SHARED_OBJECT_REMOVE",
-    8: "SHARED_OBJECT_LOOKUP",
-    9: "SHMEM_MAP",
-    10: "SHMEM_UNMAP",
-}
-
 # "Protocol features" of the same, by bit.
 PROTOCOL_FEATURES = {
     0: "MQ",
@@ -130,9 +113,6 @@ PROTOCOL_FEATURES = {
 class TestPublishedNumbers:
     def test_front_end_messages_are_those_of_the_specification(self) -> None:
         assert {request.value: request.name for request in Request} == FRONT_END_MESSAGES
-
-    def test_back_end_messages_are_those_of_the_specification(self) -> None:
-        assert {request.value: request.name for request in BackendRequest} == BACK_END_MESSAGES
 
     def test_protocol_features_are_those_of_the_specification_up_to_bit_19(self) -> None:
         expected = {1 << bit: name for bit, name in PROTOCOL_FEATURES.items()}
@@ -303,22 +283,6 @@ class TestPayloads:
         )
         assert encode_memory_region(MemoryRegion(*[2**64 - 1] * 4)) == bytes(8) + b"\xff" * 32
 
-    def test_config_request_makes_room_for_the_reply(self) -> None:
-        # offset 36 | size 4 | flags 0 | 4 bytes
-        expected = bytes.fromhex("24000000 04000000 00000000 00000000")
-        assert encode_config_request(36, 4) == expected
-
-    def test_config_reply_gives_the_bytes_asked_for(self) -> None:
-        # offset 36 | size 4 | flags 1, which do not matter | one request queue
-        reply = bytes.fromhex("24000000 04000000 01000000 01000000")
-        assert decode_config(reply, 36, 4) == bytes.fromhex("01000000")
-
-    def test_config_offset_has_no_sign(self) -> None:
-        # offset | size 0 | flags 0
-        wire = bytes.fromhex("ffffffff 00000000 00000000")
-        assert encode_config_request(2**32 - 1, 0) == wire
-        assert decode_config(wire, 2**32 - 1, 0) == b""
-
     def test_device_state_parameters(self) -> None:
         # direction 1 (load) | phase 0 (stopped)
         expected = bytes.fromhex("01000000 00000000")
@@ -356,21 +320,6 @@ class TestPayloads:
     ) -> None:
         with pytest.raises(MalformedError, match="bytes where 8 belong"):
             decode(bytes.fromhex(payload))
-
-    @pytest.mark.parametrize(
-        ("reply", "complaint"),
-        [
-            pytest.param("", "answered with 0", id="empty, which means a failure"),
-            pytest.param("24000000 04000000 00000000", "answered with 12", id="head only"),
-            pytest.param("24000000 04000000 00000000 010000", "with 15", id="one byte short"),
-            pytest.param("24000000 04000000 00000000 0100000000", "with 17", id="one too long"),
-            pytest.param("20000000 04000000 00000000 01000000", "another part", id="other offset"),
-            pytest.param("24000000 08000000 00000000 01000000", "another part", id="other size"),
-        ],
-    )
-    def test_malformed_config_reply_is_refused(self, reply: str, complaint: str) -> None:
-        with pytest.raises(MalformedError, match=complaint):
-            decode_config(bytes.fromhex(reply), 36, 4)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ _LAYOUTS: Final[Mapping[Opcode, tuple[struct.Struct, tuple[str, ...]]]] = {
         struct.Struct("=IIIII"),
         ("major", "minor", "max_readahead", "flags", "flags2"),
     ),
-    Opcode.FORGET: (struct.Struct("=Q"), ("nlookup",)),
     Opcode.GETATTR: (struct.Struct("=I4xQ"), ("getattr_flags", "fh")),
     Opcode.OPEN: _OPEN,
     Opcode.OPENDIR: _OPEN,

@@ -301,14 +301,6 @@ class MessageDecoder:
             return InvalidMessage(_salvage_msgid(frame.data), str(error))
         return to_message(value)
 
-    def peek_bin_response_head(self) -> BinHead | NeedData | None:
-        """Return what :func:`parse_bin_response_head` returns for the next frame."""
-        return parse_bin_response_head(self._frames.peek(BIN_HEAD_MAX))
-
-    def take(self, size: int) -> bytes:
-        """Remove and return up to ``size`` bytes; what follows them must begin a frame."""
-        return self._frames.take(size)
-
 
 def _is_msgid(value: object) -> bool:
     return type(value) is int and 0 <= value <= MSGID_MAX  # a bool is an int, and no msgid

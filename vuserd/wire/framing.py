@@ -119,10 +119,6 @@ class FrameCutter:
         self.values += self._values
         return Frame(self.take(self._position), has_ext)
 
-    def peek(self, size: int) -> bytes:
-        """Return up to ``size`` bytes from the start of the next frame, without removing them."""
-        return bytes(self._buffer[:size])
-
     def take(self, size: int) -> bytes:
         """Remove and return up to ``size`` bytes; what follows them must begin a frame."""
         with memoryview(self._buffer) as view:
