@@ -31,7 +31,7 @@ def socket(tmp_path: Path) -> str:
 
 
 async def slots(files: FileSystem) -> int:
-    return files._session._agreement.slots
+    return files._session.slots.limit
 
 
 async def lost_and_found(export: Export) -> bytes:

@@ -289,7 +289,7 @@ async def test_memory_that_was_closed_is_no_loss_of_the_backend(front: Front) ->
     region = ForeignRegion(memfd(), SIZE)
     region.close()
     with pytest.raises(ValueError, match="ADD_MEM_REG with a descriptor that is closed"):
-        await front.session.add_region(region)
+        await front.session.slots.add(region)
     assert front.session.regions == front.backend.regions == 1
     await front.serves()
 

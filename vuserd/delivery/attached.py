@@ -86,11 +86,11 @@ class _Placed:
         It has the session's timeout for that and again for each change of memory, this one and
         those asked for before it. Over that it is lost, and all who wait here go on at once.
         """
-        await self.session.wait_returned(lambda: self.lent)
+        await self.session.slots.wait_returned(lambda: self.lent)
         if self.session.lost:
             self.lent.clear()  # nothing comes back, and each refers to this
         else:
-            await self.session.remove_region(self.region)
+            await self.session.slots.remove(self.region)
 
 
 class _Window:
@@ -113,7 +113,7 @@ class _Window:
 
     def reclaim(self) -> None:
         self._placed.lent.remove(self)
-        self._placed.session.returned()
+        self._placed.session.slots.returned()
 
 
 class AttachedMemory:
@@ -217,7 +217,7 @@ class AttachedMemory:
             async with trio.open_nursery() as nursery:
                 while self._placed:
                     placed = self._placed.pop()
-                    placed.session.end_hold(placed)
+                    placed.session.slots.end_hold(placed)
                     nursery.start_soon(self._take_from_backend, placed)
         finally:
             self.region.close()
@@ -336,7 +336,7 @@ class AttachedMemory:
         awaited as in :meth:`_Placed.removed`.
         """
         for placed in list(self._placed):
-            await placed.session.wait_returned(functools.partial(placed.late, begin, end))
+            await placed.session.slots.wait_returned(functools.partial(placed.late, begin, end))
 
     async def _place(self, session: Session) -> _Placed:
         """Let the session's backend map the memory, the first time that it is loaded from there."""
@@ -349,9 +349,9 @@ class AttachedMemory:
                     break
             else:
                 async with self._changes.at(session):
-                    placed = _Placed(self, session, await session.add_region(self.region))
+                    placed = _Placed(self, session, await session.slots.add(self.region))
                 self._placed.append(placed)
-            session.hold_slot(placed)
+            session.slots.mark_used(placed)
             return placed
 
     async def leave(self, placed: _Placed) -> bool:
@@ -362,7 +362,7 @@ class AttachedMemory:
             if self._loads or placed not in self._placed:  # detach() has it
                 return False
             self._placed.remove(placed)
-            placed.session.end_hold(placed)
+            placed.session.slots.end_hold(placed)
             with (
                 trio.CancelScope(shield=True),  # nobody else would take it from the backend now
                 contextlib.suppress(BackendError),  # whoever loads next is told

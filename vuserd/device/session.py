@@ -3,27 +3,21 @@
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import trio
 
 from memory.fence import NoFenceError
-from memory.guest import GuestRegion, Shareable
 from protocol import MalformedError, fuse
-from protocol.vhost_user import (
-    Request,
-    VringState,
-    encode_memory_region,
-    encode_memory_table,
-    encode_vring_descriptor,
-)
+from protocol.vhost_user import Request, VringState, encode_vring_descriptor
 from protocol.virtio_fs import QUEUES
 from vuserd.device.channel import FuseChannel
 from vuserd.device.connection import VhostUserConnection, close_stream
 from vuserd.device.handover import move_state
 from vuserd.device.layout import PAYLOAD_SIZE, SharedLayout
+from vuserd.device.memory_slots import MemorySlots
 from vuserd.device.negotiation import Agreement, negotiate
 from vuserd.device.observer import Observer
 from vuserd.device.payloads import PayloadPool
@@ -33,10 +27,7 @@ from vuserd.errors import (
     BackendError,
     BackendRefused,
     BackendTimeout,
-    CallError,
-    ErrorCode,
     FileError,
-    LossCause,
     VuserdError,
     os_reason,
 )
@@ -64,13 +55,6 @@ class SessionOptions(NamedTuple):
     drain: float = 2.0  #: seconds for requests in flight when the session ends
 
 
-class SlotHolder(Protocol):
-    """Who has a memory slot of the backend's for memory that may not be in use all the time."""
-
-    async def leave(self) -> bool:
-        """Give the slot back; False, at once, where it is in use."""
-
-
 class Session:
     """A session whose rings run: ``channel`` for requests, ``payloads`` for what they bring."""
 
@@ -86,14 +70,9 @@ class Session:
         self.payloads = PayloadPool(self._layout.payloads, options.timeout, self.lose)
         self.init = fuse.InitReply(0, fuse.InitFlag(0), 0, 0)
         self._agreement = Agreement(slots=1, device_state=False, interrupts=True)
-        #: Held by who changes which regions the backend maps, or which backend maps them.
-        self._memory_turn = trio.Lock()
+        self.slots = MemorySlots(self._connection, self._layout.memory, options.timeout, self.lose)
         self._tasks: trio.Nursery
-        #: The one whose slot was used longest ago first.
-        self._holders: dict[SlotHolder, None] = {}
         self._lost = trio.Event()
-        #: Who waits for what the device was lent.
-        self._lenders = trio.lowlevel.ParkingLot()
         self._reason: BackendError | None = None
 
     @property
@@ -116,93 +95,6 @@ class Session:
         """Memory regions that the backend has mapped, the session's own among them."""
         return len(self._layout.memory)
 
-    async def add_region(self, region: Shareable) -> GuestRegion:
-        """Let the backend map one more region, which stays the caller's.
-
-        Where all slots are taken, an idle one is taken from its holder.
-
-        Raises:
-            CallError: BUSY when the backend has no slot left for it.
-            BackendError: the backend refused it, or is lost, be it while a slot was waited for.
-
-        """
-        while True:
-            async with self._memory_turn:
-                if self.regions < self._agreement.slots:
-                    return await self._add_region(region)
-            await self._free_slot()
-
-    async def _add_region(self, region: Shareable) -> GuestRegion:
-        placed = self._layout.memory.add(region)
-        try:
-            payload = encode_memory_region(placed.wire())
-            await self._change_memory(Request.ADD_MEM_REG, payload, [region.fileno()])
-        except BaseException:
-            self._layout.memory.remove(placed)
-            raise
-        return placed
-
-    def hold_slot(self, holder: SlotHolder) -> None:
-        """Take note that a slot is used now: its holder is the last one to be asked for it."""
-        self._holders.pop(holder, None)
-        self._holders[holder] = None
-
-    def end_hold(self, holder: SlotHolder) -> None:
-        """Ask a holder no more: it gives its slot back."""
-        self._holders.pop(holder, None)
-
-    async def _free_slot(self) -> None:
-        for holder in list(self._holders):
-            if await holder.leave():
-                return
-        if self._reason is not None:  # the next backend has slots of its own
-            raise self._reason.again()
-        raise CallError(
-            ErrorCode.BUSY,
-            f"the backend has {self._agreement.slots} memory slots, and all are in use",
-            limit=self._agreement.slots,
-        )
-
-    async def remove_region(self, placed: GuestRegion) -> None:
-        """Have the backend unmap a region; no request that is in flight may touch it.
-
-        Raises:
-            BackendError: the backend refused, or is lost.
-
-        """
-        async with self._memory_turn:
-            self._layout.memory.remove(placed)
-            with self._lost_by_an_error():  # it may still be mapped
-                payload = encode_memory_region(placed.wire())
-                await self._change_memory(Request.REM_MEM_REG, payload)
-
-    def returned(self) -> None:
-        """Let those look again who wait for what the device was lent: it returned some of it."""
-        self._lenders.unpark_all()
-
-    async def wait_returned(self, keeps: Callable[[], object]) -> None:
-        """Wait while the device ``keeps`` what it was lent; a lost backend returns nothing.
-
-        It has the session's timeout for that. Over that it is lost: what it keeps is memory that it
-        may write to at any time.
-        """
-        with trio.move_on_after(self.timeout):
-            while keeps() and not self.lost:
-                await self._lenders.park()
-        if keeps():
-            self.lose(BackendDown("the backend keeps a request", LossCause.SILENT))
-
-    async def _change_memory(
-        self, request: Request, payload: bytes, descriptors: Sequence[int] = ()
-    ) -> None:
-        try:
-            await self._connection.tell(request, payload, descriptors)
-        except BackendRefused:
-            raise
-        except BackendError as error:
-            self.lose(error)  # known here before the task that watches the connection has its turn
-            raise
-
     async def wait_lost(self) -> BackendError:
         """Wait until the backend is lost; return why."""
         await self._lost.wait()
@@ -210,12 +102,12 @@ class Session:
         return self._reason.again()
 
     def lose(self, reason: BackendError) -> None:
-        """Declare the backend lost: everybody who waits for it is told."""
+        """Declare the backend lost: all calls that wait for it fail with the reason."""
         if self._reason is None:
             self._reason = reason.again()
             self.channel.fail(reason)
             self.payloads.fail(reason)
-            self._lenders.unpark_all()
+            self.slots.fail(reason)
             self._lost.set()
 
     @property
@@ -231,7 +123,7 @@ class Session:
     ) -> None:
         """Go on with another backend, which takes over nodes, open handles and memory as they are.
 
-        Requests wait meanwhile, and who asked notices nothing.
+        Requests wait meanwhile, and no caller notices.
 
         Args:
             stream: a fresh connection to it, owned from here on.
@@ -288,20 +180,13 @@ class Session:
     async def _start(self) -> None:
         """Negotiate, share memory and start the rings, in the order that every backend takes."""
         self._agree(await negotiate(self._connection))
-        await self._share_memory(self._connection)
+        await self.slots.share(self._connection)
         await self._start_rings(self._connection)
 
     def _agree(self, agreement: Agreement) -> None:
         self._agreement = agreement
+        self.slots.limit = agreement.slots
         self.channel.interrupts = agreement.interrupts
-
-    async def _share_memory(self, connection: VhostUserConnection) -> None:
-        own, *added = self._layout.memory
-        payload = encode_memory_table([own.wire()])
-        await connection.tell(Request.SET_MEM_TABLE, payload, [own.region.fileno()])
-        for placed in added:
-            payload = encode_memory_region(placed.wire())
-            await connection.tell(Request.ADD_MEM_REG, payload, [placed.region.fileno()])
 
     async def _start_rings(self, connection: VhostUserConnection) -> None:
         tell = connection.tell
@@ -330,14 +215,14 @@ class Session:
         agreement = await negotiate(successor)
         if not (self._agreement.device_state and agreement.device_state):
             raise BackendRefused("the state of nodes and open files cannot be moved")
-        async with self._memory_turn:
+        async with self.slots.turn:
             if self.regions > agreement.slots:
                 raise BackendRefused(
                     f"the other backend maps {agreement.slots} regions, {self.regions} are in use"
                 )
             successor.deadline = trio.current_time() + _PAUSE  # others wait to change memory
-            await self._share_memory(successor)
-            # Shielded, since it ends in time: the rings are not to be left with nobody.
+            await self.slots.share(successor)
+            # Shielded, since it ends in time: the rings are not to be left without a backend.
             with trio.CancelScope(shield=True), self.channel.held():
                 former = self._connection
                 await self._switch(successor, check)
@@ -372,6 +257,7 @@ class Session:
         if self._reason is not None:
             raise self._reason.again()
         self._connection = successor
+        self.slots.move(successor)
         successor.deadline = math.inf
 
     @contextlib.contextmanager
@@ -402,7 +288,7 @@ class Session:
             return
         deadline = trio.current_time() + self._options.drain
         with contextlib.suppress(VuserdError), trio.move_on_at(deadline):
-            async with self._memory_turn:
+            async with self.slots.turn:
                 self._connection.deadline = deadline
                 await self.channel.drained()
                 await self._stop_rings()
@@ -437,8 +323,8 @@ async def open_session(
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(session._run)  # noqa: SLF001 - Session is ours
-            # The nursery would wrap exceptions in a group; who opened the session wants them bare.
+            await nursery.start(session._run)  # noqa: SLF001 - of this module
+            # The nursery would wrap exceptions in a group; the caller wants them bare.
             try:
                 await session._start()  # noqa: SLF001
                 await session._mount()  # noqa: SLF001
@@ -462,4 +348,4 @@ async def open_session(
         if failure is not None:
             raise failure
     finally:
-        failure = None  # which else refers to itself, by its traceback and what is in there
+        failure = None  # break the cycle exception -> traceback -> frame
