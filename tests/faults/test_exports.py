@@ -17,7 +17,7 @@ from tests.fake.files import Answer, FuseRequest
 from tests.faults.catalogue import ERRNO, UNHARMED, fault
 from tests.faults.harness import CONTENT, FOR_EVER, exported, names, read, stat
 from tests.faults.shared import EXHAUSTED, KILLED
-from vuserd.delivery.attached import MemoryTable
+from vuserd.delivery.memory_table import MemoryTable
 from vuserd.errors import BackendDown, BackendError, CallError, FileError
 from vuserd.exports.export import Export, ExportState
 from vuserd.fs.filesystem import FileSystem

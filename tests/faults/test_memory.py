@@ -16,7 +16,9 @@ from tests.fake.backend import CONFIGURE_MEM_SLOTS, Answer, FakeBackend, File, F
 from tests.fake.bare_daemon import ThreadlessDescriptors
 from tests.faults.catalogue import DOWN, fault
 from tests.faults.harness import CONTENT, FOR_EVER, SECRET, Front
-from vuserd.delivery.attached import AttachedMemory, ChangeLocks, MemoryTable
+from vuserd.delivery.attached import AttachedMemory
+from vuserd.delivery.memory_table import MemoryTable
+from vuserd.delivery.placements import ChangeLocks
 from vuserd.device.session import SessionOptions
 from vuserd.errors import BackendBroken, BackendDown, BackendTimeout, FileError
 from vuserd.fs.filesystem import FileSystem

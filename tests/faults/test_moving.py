@@ -27,7 +27,8 @@ from tests.fake.backend import (
 from tests.faults.catalogue import DOWN, fault
 from tests.faults.harness import CONTENT, FOR_EVER, Front, read, stat
 from tests.faults.system_calls import Failure, SystemCall
-from vuserd.delivery.attached import AttachedMemory, ChangeLocks
+from vuserd.delivery.attached import AttachedMemory
+from vuserd.delivery.placements import ChangeLocks
 from vuserd.device.payloads import given_back
 from vuserd.errors import BackendDown, BackendError, BackendTimeout
 from vuserd.fs.openfile import OpenFile

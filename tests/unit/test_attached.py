@@ -10,8 +10,10 @@ from trio.testing import wait_all_tasks_blocked
 from memory.foreign import ForeignRegion
 from protocol.fuse import Opcode
 from tests.fake.backend import CONFIGURE_MEM_SLOTS, FakeBackend, File
-from vuserd.delivery.attached import AttachedMemory, ChangeLocks, MemoryTable
+from vuserd.delivery.attached import AttachedMemory
 from vuserd.delivery.headroom import HEADROOM, RESERVE
+from vuserd.delivery.memory_table import MemoryTable
+from vuserd.delivery.placements import ChangeLocks
 from vuserd.device.session import Session
 from vuserd.errors import CallError, ErrorCode, FileError
 from vuserd.fs.filesystem import FileSystem

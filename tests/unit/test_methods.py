@@ -17,9 +17,10 @@ from tests.fake.bare_daemon import NoManager
 from tests.fake.files import coarse_now
 from tests.faults.harness import exported
 from vuserd.config.model import ClientLimits
-from vuserd.delivery.attached import Loaded, MemoryTable
+from vuserd.delivery.attached import Loaded
 from vuserd.delivery.images import ImageStore
 from vuserd.delivery.inline import FileContent
+from vuserd.delivery.memory_table import MemoryTable
 from vuserd.errors import CallError, FileError
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable

@@ -25,10 +25,11 @@ from tests.fake.backend import (
     FuseRequest,
 )
 from tests.listings import page
-from vuserd.delivery.attached import AttachedMemory, ChangeLocks
+from vuserd.delivery.attached import AttachedMemory
 from vuserd.delivery.image import image_delivery
 from vuserd.delivery.inline import read_inline
 from vuserd.delivery.one_version import deliver_whole
+from vuserd.delivery.placements import ChangeLocks
 from vuserd.device.session import Session
 from vuserd.errors import BackendBroken, BackendDown, BackendError, BackendTimeout
 from vuserd.fs.filesystem import FileSystem

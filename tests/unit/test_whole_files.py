@@ -12,10 +12,11 @@ from protocol.fuse import Opcode
 from tests.fake.backend import CONFIGURE_MEM_SLOTS, Answer, FakeBackend, File, FuseRequest
 from tests.fake.files import coarse_now
 from tests.faults.catalogue import CHANGED, fault
-from vuserd.delivery.attached import AttachedMemory, ChangeLocks
+from vuserd.delivery.attached import AttachedMemory
 from vuserd.delivery.image import image_delivery
 from vuserd.delivery.inline import read_inline
 from vuserd.delivery.one_version import deliver_whole
+from vuserd.delivery.placements import ChangeLocks
 from vuserd.device.session import Session
 from vuserd.errors import CallError, FileError
 from vuserd.fs.filesystem import FileSystem

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from vuserd.delivery.attached import MemoryTable
+from vuserd.delivery.memory_table import MemoryTable
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable, Listing
 from vuserd.fs.walk import TreeWalk

@@ -20,7 +20,7 @@ from typing import Any, Final
 import trio
 
 from vuserd.config.model import ClientLimits
-from vuserd.delivery.attached import MemoryTable
+from vuserd.delivery.memory_table import MemoryTable
 from vuserd.errors import CallError, ErrorCode, VuserdError, os_reason
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable
