@@ -224,3 +224,27 @@ def test_it_goes_whatever_was_asked_of_it(
     way: Callable[[FileSystem], Awaitable[None]], how: str
 ) -> None:
     trio.run(lose_a_session, way, how, clock=MockClock(autojump_threshold=0))
+
+
+async def lose_a_session_of_attached_memory() -> None:
+    """Load from one session, and once that is lost from the next one, as a call that goes on."""
+    descriptor = os.memfd_create("client", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, LONG)
+    memory = AttachedMemory(ForeignRegion(descriptor, LONG), ChangeLocks())
+    for _ in range(2):
+        backend = FakeBackend({b"Image": b"kernel"})
+        backend.protocol_features |= CONFIGURE_MEM_SLOTS
+        async with backend.session() as session:
+            files = FileSystem(session, idle_nodes=10)
+            assert await memory.load(files, b"Image", 0, 0, None) == len(b"kernel")
+            files.close()
+            backend.die()
+            await session.wait_lost()
+        del session, files
+        assert len([each for each in gc.get_objects() if isinstance(each, Session)]) == 1
+    await memory.detach()
+
+
+@pytest.mark.usefixtures("_memory_goes_at_once")
+def test_it_goes_while_attached_memory_is_loaded_from_the_next_one() -> None:
+    trio.run(lose_a_session_of_attached_memory)

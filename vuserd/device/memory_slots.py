@@ -122,7 +122,8 @@ class MemorySlots:
     def mark_used(self, holder: SlotHolder) -> None:
         """Mark this holder's slot most recently used."""
         self._holders.pop(holder, None)
-        self._holders[holder] = None
+        if self._reason is None:
+            self._holders[holder] = None
 
     def end_hold(self, holder: SlotHolder) -> None:
         """Ask a holder for its slot no more: it gives that back."""
@@ -147,7 +148,10 @@ class MemorySlots:
     def fail(self, reason: BackendError) -> None:
         """Wake all tasks that wait: the backend is lost, and returns nothing that it was lent."""
         self._reason = reason.again()
-        self._lost = lambda _: None  # the session knows by now, and is not kept from here
+        # Neither the session nor its memory is kept from here: the session knows by now, and there
+        # are no slots to give back.
+        self._lost = lambda _: None
+        self._holders.clear()
         self._lenders.unpark_all()
 
     async def _free_one(self) -> None:
