@@ -169,8 +169,10 @@ def test_an_unprivileged_daemon_sees_what_its_user_may(
         shutil.copytree(Path(program).parent, own, symlinks=True)
         program = str(own / Path(program).name)
     folder = tmp_path_factory.mktemp("nobody")
-    for above in [folder, *folder.parents[:2], tree, own.parent]:
-        above.chmod(stat.S_IMODE(above.stat().st_mode) | 0o011)
+    for above in [tree, own.parent, folder, *folder.parents]:
+        mode = stat.S_IMODE(above.stat().st_mode)
+        if mode & 0o011 != 0o011:
+            above.chmod(mode | 0o011)
     tree.chmod(0o755)
     os.chown(folder, nobody, nobody)
     socket = folder / "s"
