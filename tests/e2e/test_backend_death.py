@@ -15,15 +15,18 @@ from typing import Self
 import pytest
 
 from tests.e2e.processes import stop_group
+from tests.e2e.rounds import rounds
 from tests.e2e.standing import Standing, assert_settles
 from tests.running import RunningDaemon
 from vuserd.client import Client
 from vuserd.client.errors import RemoteError
 
 #: Backends killed in one storm.
-KILLS = int(os.environ.get("VUSERD_TEST_ROUNDS", "10"))
+KILLS = rounds(4)
 #: Backends stopped in one storm.
-STOPS = int(os.environ.get("VUSERD_TEST_ROUNDS", "2"))
+STOPS = rounds(2)
+#: Backends that are replaced in one storm, while they serve.
+REPLACED = rounds(3)
 CLIENTS = 32
 SIZE = 3_000_017
 
@@ -250,13 +253,14 @@ def test_one_that_hangs_is_replaced(virtiofsd: str, shared: Path, tmp_path: Path
         print(" in the median")
 
 
+@pytest.mark.timeout(120 + 4 * REPLACED)
 def test_a_planned_restart_loses_nothing(virtiofsd: str, shared: Path, tmp_path: Path) -> None:
     with (
         RunningDaemon({"files": shared}, tmp_path / "s", virtiofsd) as daemon,
         Client.connect(daemon.socket) as client,
         Crowd(daemon.socket, shared) as crowd,
     ):
-        for _ in range(6):
+        for _ in range(REPLACED):
             first = backend_pid(client)
             client.reload("files")
             assert not alive(first)
@@ -268,7 +272,7 @@ def test_a_planned_restart_loses_nothing(virtiofsd: str, shared: Path, tmp_path:
     assert "trying again" not in daemon.log
     assert backend is not None
     went_on = daemon.log.count("goes on with all that it has open")
-    assert backend.generation == 7 - went_on
+    assert backend.generation == REPLACED + 1 - went_on
     assert (went_on > 0) == (backend.kind == "rust")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.once import made_once
 from tests.running import RunningDaemon, open_descriptors
 from vuserd.client import Client
 
@@ -13,14 +14,15 @@ DESCRIPTORS = 4096
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("big")
-    (folder / "big").mkdir()
-    descriptor = os.open(folder / "big", os.O_RDONLY)
-    for number in range(ENTRIES):
-        os.mknod(f"entry-{number}", dir_fd=descriptor)
-    os.close(descriptor)
-    return folder
+def directory() -> Path:
+    def make(folder: Path) -> None:
+        (folder / "big").mkdir(parents=True)
+        descriptor = os.open(folder / "big", os.O_RDONLY)
+        for number in range(ENTRIES):
+            os.mknod(f"entry-{number}", dir_fd=descriptor)
+        os.close(descriptor)
+
+    return made_once(f"{ENTRIES}-entries", make)
 
 
 def test_it_is_listed_whole_and_leaves_nothing_in_the_backend(

@@ -137,7 +137,7 @@ def test_what_comes_is_one_version_of_it(
     request: pytest.FixtureRequest,
 ) -> None:
     path, on_host = fine.new(f"{abs(hash(request.node.name))}")
-    came = judged_rounds(served, way, path, on_host, change, rounds(8), FINE)
+    came = judged_rounds(served, way, path, on_host, change, rounds(4), FINE)
     assert came["not judged"] <= sum(came.values()) // 2
     print(way.__name__, change, dict(came))
 

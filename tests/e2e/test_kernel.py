@@ -8,18 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.running import REPOSITORY, RunningDaemon
-from tests.system.checkout import unpack_kernel
+from tests.system.checkout import kernel_package
 
 pytestmark = [
     pytest.mark.network,
     pytest.mark.skipif(shutil.which("apt-get") is None, reason="the kernel comes by apt"),
 ]
-
-
-@pytest.fixture(scope="session")
-def kernel_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Unpack the kernel package that bookworm's linux-image-arm64 stands for."""
-    return unpack_kernel(tmp_path_factory.mktemp("kernel"), "arm64", "linux-image-arm64")
 
 
 def get(daemon: RunningDaemon, name: str, target: Path) -> None:
@@ -28,16 +22,17 @@ def get(daemon: RunningDaemon, name: str, target: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_they_arrive_byte_for_byte(kernel_package: Path, virtiofsd: str, tmp_path: Path) -> None:
-    kernels = list((kernel_package / "boot").glob("vmlinuz-*"))
-    trees = sorted(kernel_package.glob("usr/lib/linux-image-*/**/*.dtb"))
+def test_they_arrive_byte_for_byte(virtiofsd: str, tmp_path: Path) -> None:
+    package = kernel_package("arm64", "linux-image-arm64")
+    kernels = list((package / "boot").glob("vmlinuz-*"))
+    trees = sorted(package.glob("usr/lib/linux-image-*/**/*.dtb"))
     assert len(kernels) == 1
     assert len(trees) > 100
     wanted = [*kernels, *trees[:: len(trees) // 20]]
-    with RunningDaemon({"kernels": kernel_package}, tmp_path / "s", virtiofsd) as daemon:
+    with RunningDaemon({"kernels": package}, tmp_path / "s", virtiofsd) as daemon:
         for host in wanted:
             fetched = tmp_path / host.name
-            get(daemon, f"kernels:{host.relative_to(kernel_package)}", fetched)
+            get(daemon, f"kernels:{host.relative_to(package)}", fetched)
             assert fetched.read_bytes() == host.read_bytes()
             assert fetched.stat().st_mtime_ns == host.stat().st_mtime_ns
     image = (tmp_path / kernels[0].name).read_bytes()

@@ -84,7 +84,7 @@ def owed(client: Client) -> dict[str, Any]:
 
 
 def done_many_times(
-    running: RunningDaemon, client: Client, once: Callable[[], object], times: int = 300
+    running: RunningDaemon, client: Client, once: Callable[[], object], times: int = 100
 ) -> None:
     """Do something often; check that from a third of the way on nothing is left of it.
 
@@ -137,7 +137,7 @@ def test_fetches_of_what_is_not(virtiofsd: str, tmp_path: Path) -> None:
                 assert buffer[:8] == b"%08d" % number
                 assert not image.cached
 
-        done_many_times(running, client, once, 100)
+        done_many_times(running, client, once, 50)
         images = client.status()["images"]
         assert (images["count"], images["bytes"]) == (4, 4 * pages)
 

@@ -23,7 +23,7 @@ from tests.running import RunningDaemon
 from vuserd.client import Client
 
 #: Seconds in every run of the suite; where somebody asks for rounds, each is a second.
-SECONDS: Final = 6
+SECONDS: Final = 3
 #: Of all that time, what it takes until caches and arenas have their size.
 _WARM: Final = 0.1
 #: How much more memory the daemon may have at the end than once it was warm: a twentieth.

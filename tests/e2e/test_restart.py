@@ -18,13 +18,14 @@ from typing import Final, Self
 import pytest
 import trio
 
+from tests.e2e.rounds import repeated, rounds
 from tests.running import REPOSITORY
 from vuserd.client import Client, TrioClient, calls
 from vuserd.client.errors import ClientError
 from vuserd.ctl.copying.get_tree import get_tree
 from vuserd.ctl.target import Target
 
-_RESTARTS: Final = 20
+_RESTARTS: Final = rounds(6)
 _THREADS: Final = 8
 _SMALL: Final = 200_000
 _LARGE: Final = 20 << 20
@@ -263,8 +264,7 @@ class Busy:
             raise BaseExceptionGroup("in the threads", self.problems)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(240)
+@repeated
 @pytest.mark.parametrize("activated", [True, False], ids=["activated", "own_socket"])
 def test_no_call_is_lost(rust_virtiofsd: str, tmp_path: Path, *, activated: bool) -> None:
     expected = Expected(tmp_path / "files")

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from tests.once import made_once
 from tests.running import REPOSITORY
 
 #: Where the repository is, in the machine.
@@ -27,9 +28,12 @@ def copy_checkout(root: Path) -> None:
             shutil.copy(source, target)
 
 
-def unpack_kernel(folder: Path, architecture: str, package: str) -> Path:
-    """Return the root of what the kernel package that ``package`` stands for has in it."""
-    unpack = REPOSITORY / "tests/debian/unpack-packages"
-    command = [str(unpack), "bookworm", architecture, str(folder), "--dependency", package]
-    subprocess.run(command, check=True, timeout=600)
-    return folder / "root"
+def kernel_package(architecture: str, package: str) -> Path:
+    """Return the root of what the kernel package that ``package`` stands for has in it: to read."""
+
+    def unpack(folder: Path) -> None:
+        unpack = REPOSITORY / "tests/debian/unpack-packages"
+        command = [str(unpack), "bookworm", architecture, str(folder), "--dependency", package]
+        subprocess.run(command, check=True, timeout=600)
+
+    return made_once(f"{package}-{architecture}", unpack) / "root"

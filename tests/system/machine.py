@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from tests.once import one_at_a_time
 from tests.running import REPOSITORY
 
 _HERE: Final = Path(__file__).parent
@@ -134,12 +135,13 @@ class Machine:
         shutil.rmtree(self._folder)
 
     def _make(self) -> None:
-        subprocess.run(
-            [str(_HERE / "new-debian"), _SUITE, str(self.root), _PACKAGES],
-            env=os.environ | {"NEW_DEBIAN_BASE": str(_BASE)},
-            stdin=subprocess.DEVNULL,
-            check=True,
-        )
+        with one_at_a_time(_BASE.name):  # another process may be about to make it, too
+            subprocess.run(
+                [str(_HERE / "new-debian"), _SUITE, str(self.root), _PACKAGES],
+                env=os.environ | {"NEW_DEBIAN_BASE": str(_BASE)},
+                stdin=subprocess.DEVNULL,
+                check=True,
+            )
 
     def _boot(self) -> None:
         log = self._folder / "boot.log"

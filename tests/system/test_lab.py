@@ -2,13 +2,12 @@
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.documents import blocks
 from tests.running import REPOSITORY
-from tests.system.checkout import SOURCE, copy_checkout, unpack_kernel
+from tests.system.checkout import SOURCE, copy_checkout, kernel_package
 from tests.system.machine import Machine, why_not
 
 pytestmark = [
@@ -20,9 +19,9 @@ pytestmark = [
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Machine]:
+def lab() -> Iterator[Machine]:
     """Give a machine with a clone of this repository, and a real kernel and device tree a board."""
-    package = unpack_kernel(tmp_path, "arm64", "linux-image-arm64")
+    package = kernel_package("arm64", "linux-image-arm64")
     [kernel] = (package / "boot").glob("vmlinuz-*")
     trees = {
         "imx8": next(package.glob("usr/lib/linux-image-*/freescale/imx8mm-evk.dtb")),
