@@ -27,7 +27,7 @@ from vuserd.device.payloads import given_back
 from vuserd.device.session import SessionOptions
 from vuserd.errors import BackendDown, FileError, LossCause
 from vuserd.exports import directory
-from vuserd.exports.directory import Sight, Standing
+from vuserd.exports.directory import Lookout, Sight, Standing
 from vuserd.exports.export import Export, ExportState
 from vuserd.exports.table import Exports
 from vuserd.fs.filesystem import FileSystem
@@ -95,9 +95,16 @@ def backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backends:
     made = Backends(tmp_path)
     made.may_start[0].set()
     monkeypatch.setattr("vuserd.exports.serving.start_backend", made.start)
+
     monkeypatch.setattr(
         "vuserd.exports.directory.look_at", lambda path: Sight(made.standing, "", path)
     )
+
+    async def look(lookout: Lookout) -> Sight:
+        # Not in a thread: so nothing goes on any more once all tasks are blocked.
+        return directory.look_at(lookout._path)
+
+    monkeypatch.setattr(Lookout, "_in_thread", look)
     return made
 
 
