@@ -1,8 +1,10 @@
 """An export's path through folders of others: where they may lead it, and where they may not."""
 
 import contextlib
+import errno
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,7 +21,7 @@ from tests.e2e.processes import family
 from tests.faults import harness
 from tests.running import RunningDaemon
 from tests.systems.conftest import without
-from tests.systems.oddtree import copied, odd_file_system
+from tests.systems.oddtree import copied, directory, odd_file_system
 from vuserd.backend.find import BackendKind, find_program
 from vuserd.backend.process import BackendOptions
 from vuserd.config.model import ExportConfig
@@ -273,6 +275,32 @@ def test_a_user_in_a_folder_of_many(ground: Path, rust_virtiofsd: str, mode: int
         (run / "s").symlink_to(f"{number}")
         with daemon:
             assert read(run) == export.replace("mine/link", "theirs").encode()
+
+
+@pytest.mark.parametrize("operation", ["ENTRY", "GETATTR"])
+@threat(
+    "interrupted-for-ever",
+    who=Who.FOLDER_OWNER,
+    against="the daemon's time",
+    does="mounts a file system there that answers EINTR to all that is asked",
+    promise="each look at the path ends with that, and nothing asks again and again",
+)
+def test_a_file_system_that_is_always_interrupted(ground: Path, operation: str) -> None:
+    """Python itself would repeat such a call for ever."""
+    outcomes: list[object] = []
+
+    def look() -> None:
+        try:
+            outcomes.append(look_at(str(ground / "odd" / "export")))
+        except OSError as error:
+            outcomes.append(error.errno)
+
+    bad = directory({}, errors={operation: errno.EINTR})
+    with odd_file_system(ground / "odd", directory({b"export": bad}), MALLORY):
+        looker = threading.Thread(target=look, daemon=True)  # the mount's end would end it, too
+        looker.start()
+        looker.join(_SOON / 2)
+        assert outcomes == [errno.EINTR]
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 import trio
 
+from vuserd.bounded_calls import status_of
 from vuserd.errors import UnsafePath, os_reason
 from vuserd.trust.path import own_trust, route
 
@@ -106,8 +107,9 @@ def _identify(directory: int) -> Standing:
     """Return what tells an open directory from all others."""
     with contextlib.suppress(NotImplementedError):
         return _identify_by_statx(directory)
-    status = os.fstat(directory)
-    return Standing(0, os.fstatvfs(directory).f_fsid, status.st_dev, status.st_ino)
+    status = status_of(directory)
+    # Unlike fstatvfs(), this does not go on for ever where it is answered with EINTR.
+    return Standing(0, os.statvfs(directory).f_fsid, status.st_dev, status.st_ino)
 
 
 def _identify_by_statx(directory: int) -> Standing:
@@ -127,7 +129,7 @@ def _identify_by_statx(directory: int) -> Standing:
     (inode,), (major, minor), (mount,) = (
         layout.unpack_from(answer, offset) for layout, offset in (_INODE, _DEVICE, _MOUNT)
     )
-    filesystem = 0 if known & _STATX_MNT_ID_UNIQUE else os.fstatvfs(directory).f_fsid
+    filesystem = 0 if known & _STATX_MNT_ID_UNIQUE else os.statvfs(directory).f_fsid
     return Standing(mount, filesystem, os.makedev(major, minor), inode)
 
 

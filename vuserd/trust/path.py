@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
+from vuserd.bounded_calls import open_entry, status_of
 from vuserd.errors import UnsafePath
 
 #: As many as the kernel follows (path_resolution(7)).
@@ -226,7 +227,7 @@ class _Walk:
     def _step(self, name: str) -> None:
         entry = _open_entry(self.here, name)
         try:
-            status = os.fstat(entry)
+            status = status_of(entry)
             if name != "..":
                 self._judge(entry, status, name)
             elif self._owner not in self._trust.users:
@@ -247,7 +248,7 @@ class _Walk:
             raise self._unsafe(f"{self._folder()} is closed to others")
 
     def _arrive(self) -> None:
-        self._status = os.fstat(self.here)
+        self._status = status_of(self.here)
         self._owner = self._owner_of(self.here, self._status)
 
     def _owner_of(self, descriptor: int, status: os.stat_result) -> int:
@@ -329,11 +330,11 @@ def _lets_in(status: os.stat_result, folder: os.stat_result) -> bool:
 
 def _open_entry(folder: int, name: str) -> int:
     """Open an entry as it is. A directory is asked for first: that mounts what is to be mounted."""
-    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_PATH | os.O_NOFOLLOW
     try:
-        return os.open(name, flags | os.O_DIRECTORY, dir_fd=folder)
+        return open_entry(folder, name, flags | os.O_DIRECTORY)
     except NotADirectoryError:
-        return os.open(name, flags, dir_fd=folder)
+        return open_entry(folder, name, flags)
 
 
 def _mounter(descriptor: int) -> int | None:
