@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ from tests.e2e.processes import family
 from tests.faults import harness
 from tests.running import RunningDaemon
 from tests.systems.conftest import without
-from tests.systems.oddtree import copied, directory, odd_file_system
+from tests.systems.oddtree import Node, copied, directory, odd_file_system
+from vuserd import trust
 from vuserd.backend.find import BackendKind, find_program
 from vuserd.backend.process import BackendOptions
 from vuserd.config.model import ExportConfig
@@ -231,9 +233,9 @@ def test_a_folder_of_many(ground: Path, alice: Path, rust_virtiofsd: str, mode: 
         expect(ground, b"own", daemon)
 
 
-@_of_a_swap
-def test_a_file_system_of_the_attackers(ground: Path, rust_virtiofsd: str) -> None:
-    """It says that all is root's: the directory that it is mounted on, and a link to a secret."""
+@pytest.fixture
+def tree(ground: Path) -> Node:
+    """Give what the attacker shows: a link to a secret, and an export, all of it root's."""
     if not os.path.exists("/dev/fuse"):
         without("no FUSE")
     (ground / "tmp").mkdir()
@@ -244,37 +246,50 @@ def test_a_file_system_of_the_attackers(ground: Path, rust_virtiofsd: str) -> No
     (tree / "link").symlink_to(ground / "secret")
     (ground / "secret").mkdir()
     (ground / "secret" / "which").write_bytes(_SECRET)
+    return copied(os.fsencode(tree))
+
+
+@_of_a_swap
+def test_a_file_system_of_the_attackers(ground: Path, rust_virtiofsd: str, tree: Node) -> None:
+    """It says that all is root's: the directory that it is mounted on, and a link to a secret."""
     text = _EXPORT.replace("alice/export", "tmp/odd/link")
-    with odd_file_system(ground / "tmp" / "odd", copied(os.fsencode(tree)), MALLORY):
+    with odd_file_system(ground / "tmp" / "odd", tree, MALLORY):
         with serving(ground, rust_virtiofsd, text) as daemon:
             expect(ground, "decides in", daemon)
         with serving(ground, rust_virtiofsd, text.replace("odd/link", "odd/export")) as daemon:
             expect(ground, b"whose?", daemon)
 
 
-@pytest.mark.parametrize("mode", [0o1777, 0o2775, 0o777])
-def test_a_user_in_a_folder_of_many(ground: Path, rust_virtiofsd: str, mode: int) -> None:
-    """Directories of the user's own, and of others, in /tmp, in a project's folder: all served."""
-    folder = ground / "project"
-    for path in (folder, folder / "mine", folder / "theirs"):
-        path.mkdir()
-        (path / "which").write_text(path.name)
-    os.chown(folder, MALLORY, VICTIM)  # a project's, of somebody else's, for the user's group
-    os.chown(folder / "mine", VICTIM, VICTIM)
-    os.chown(folder / "theirs", MALLORY, MALLORY)
-    (folder / "mine" / "s").mkdir()
-    os.chown(folder / "mine" / "s", VICTIM, VICTIM)
-    (folder / "mine" / "link").symlink_to(folder / "theirs")
-    folder.chmod(mode)
-    for number, export in enumerate(("mine", "theirs", "mine/link")):
-        run = folder / "mine" / "s"
-        daemon = RunningDaemon(
-            {"files": folder / export}, run / f"{number}", rust_virtiofsd, user=VICTIM
-        )
-        (run / "s").unlink(missing_ok=True)
-        (run / "s").symlink_to(f"{number}")
-        with daemon:
-            assert read(run) == export.replace("mine/link", "theirs").encode()
+@_of_a_swap
+@pytest.mark.parametrize("number", [errno.EINTR, errno.EIO, errno.ENOSYS])
+def test_a_file_system_that_does_not_say_what_it_is(ground: Path, tree: Node, number: int) -> None:
+    refusing = {"STATFS": number}
+    entries = [entry._replace(node=replace(entry.node, errors=refusing)) for entry in tree.entries]
+    tree = replace(tree, errors=refusing, entries=tuple(entries))
+    with odd_file_system(ground / "tmp" / "odd", tree, MALLORY):
+        sight = look_at(str(ground / "tmp" / "odd" / "link"))
+        assert sight.standing is None
+        assert "decides in" in sight.reason
+
+
+@_of_a_swap
+def test_a_file_system_that_is_gone_when_it_is_looked_for(
+    ground: Path, tree: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server has it unmounted while it is asked: it is not among the mounts, but goes on."""
+    place = ground / "tmp" / "odd"
+
+    class Libc:
+        def fstatfs(self, descriptor: int, answer: object) -> object:
+            if os.readlink(f"/proc/self/fd/{descriptor}") == str(place):
+                subprocess.run(["umount", "--lazy", place], check=True)
+            return libc.fstatfs(descriptor, answer)
+
+    libc = trust._LIBC
+    monkeypatch.setattr(trust, "_LIBC", Libc())
+    with odd_file_system(place, tree, MALLORY):
+        sight = look_at(f"{place}/link")
+        assert (sight.standing, sight.reason) == (None, f"{place}/link: stale file handle")
 
 
 @pytest.mark.parametrize("operation", ["ENTRY", "GETATTR"])

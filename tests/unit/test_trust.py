@@ -215,19 +215,28 @@ def test_what_a_users_own_file_system_says(
 
 
 class Libc:
-    """A libc for which every file is on a file system in user space."""
+    """A libc for which every file is on a file system in user space, which may tell nothing."""
+
+    def __init__(self, result: int = 0) -> None:
+        self._result = result
 
     def fstatfs(self, _: int, answer: ctypes.Array[ctypes.c_char]) -> int:
-        ctypes.c_long.from_buffer(answer).value = 0x65735546
-        return 0
+        if not self._result:
+            ctypes.c_long.from_buffer(answer).value = 0x65735546
+        return self._result
 
 
+@pytest.mark.parametrize("result", [0, -1])
 @pytest.mark.parametrize(
     ("options", "mounter"),
     [("rw,user_id=1000,group_id=1000", 1000), ("rw,user_id=0,group_id=0", None), ("rw", None)],
 )
 def test_who_has_mounted_a_file_system(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, mounter: int | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: str,
+    mounter: int | None,
+    result: int,
 ) -> None:
     """By the mount's options; virtiofs, say, has no such user."""
     texts = {
@@ -235,9 +244,12 @@ def test_who_has_mounted_a_file_system(
         "/proc/self/mountinfo": f"1 0 0:1 / / rw - ext4 /dev/x rw,user_id=5\n41 1 0:50 / {tmp_path}"
         f" rw shared:1 - fuse.sshfs host: {options}\n",
     }
-    monkeypatch.setattr(trust_module, "_LIBC", Libc())
+    monkeypatch.setattr(trust_module, "_LIBC", Libc(result))
     monkeypatch.setattr("builtins.open", lambda path: io.StringIO(texts[path]))
     assert trust_module._mounter(7) == mounter
+    texts["/proc/self/fdinfo/7"] = "mnt_id:\t42\n"  # which was unmounted since
+    with pytest.raises(OSError, match="Stale"):
+        trust_module._mounter(7)
 
 
 def test_whose_file_it_is(tmp_path: Path) -> None:

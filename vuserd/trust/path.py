@@ -338,17 +338,23 @@ def _open_entry(folder: int, name: str) -> int:
 
 
 def _mounter(descriptor: int) -> int | None:
-    """Return the user whose own file system (FUSE) a file is on; None where it is root's."""
+    """Return the user whose own file system (FUSE) a file is on; None where it is root's.
+
+    Raises:
+        OSError: it is not mounted any more, so that nothing tells.
+
+    """
     answer = ctypes.create_string_buffer(_STATFS_SIZE)
-    if _LIBC.fstatfs(descriptor, answer):
+    # This asks the file system itself. One that does not answer is looked for among the mounts.
+    is_answered = not _LIBC.fstatfs(descriptor, answer)
+    if is_answered and ctypes.c_long.from_buffer(answer).value != _FUSE_SUPER_MAGIC:
         return None
-    if ctypes.c_long.from_buffer(answer).value != _FUSE_SUPER_MAGIC:
-        return None
-    with suppress(OSError, ValueError, StopIteration):
-        with open(f"/proc/self/fdinfo/{descriptor}") as lines:
-            mount = next(line.split()[1] for line in lines if line.startswith("mnt_id:"))
-        with open("/proc/self/mountinfo") as lines:
-            options = next(line for line in lines if line.split(" ", 1)[0] == mount).split()[-1]
-        user = next(each for each in options.split(",") if each.startswith("user_id="))
-        return int(user.partition("=")[2]) or None
-    return None
+    with open(f"/proc/self/fdinfo/{descriptor}") as lines:
+        mount = next((line.split()[1] for line in lines if line.startswith("mnt_id:")), "")
+    with open("/proc/self/mountinfo") as lines:
+        line = next((line for line in lines if line.split(" ", 1)[0] == mount), "")
+    if not line:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    options = line.split()[-1].split(",")
+    user = next((each for each in options if each.startswith("user_id=")), "user_id=0")
+    return int(user.partition("=")[2]) or None
