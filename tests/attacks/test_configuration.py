@@ -13,8 +13,13 @@ from tests.attacks.daemons import call
 from tests.attacks.people import MALLORY, VICTIM, run_as
 from tests.attacks.threats import Who, threat
 from tests.running import REPOSITORY, RunningDaemon
+from tests.systems.oddtree import directory, odd_file_system
+from vuserd.check.configured import listener_result, metrics_result
+from vuserd.check.machine import Mark
 from vuserd.config.files import config_files, read_config
-from vuserd.errors import ConfigurationErrors
+from vuserd.config.model import ListenConfig
+from vuserd.errors import ConfigurationErrors, UnsafePath
+from vuserd.listen.sockets import listening
 from vuserd.metrics.exporter import _remove, _replace
 from vuserd.trust.path import name_of
 
@@ -236,6 +241,29 @@ def test_metrics_in_a_folder_of_others(ground: Path) -> None:
     _remove(str(file))
     assert os.listdir(secret) == ["file"]
     assert (secret / "file").read_text() == "root's"
+
+
+@threat(
+    "file-system-of-others",
+    who=Who.FOLDER_OWNER,
+    against="the daemon's thread, and its end",
+    does="mounts a file system that answers nothing where the daemon's socket or metrics are to be",
+    promise="nothing is made there: the daemon says whose it is, and what to do",
+)
+def test_a_folder_on_a_file_system_of_others(ground: Path) -> None:
+    """That a path is walked that far is bounded, as it has to be for exports."""
+    theirs = ground / "theirs"
+    file = str(theirs / "file")
+    with odd_file_system(theirs, directory({}), MALLORY):
+        with pytest.raises(UnsafePath, match=f"a file system of {name_of(MALLORY)}'s"):
+            _replace(file, "metrics")
+        with (
+            pytest.raises(UnsafePath, match=f"a file system of {name_of(MALLORY)}'s"),
+            listening(ListenConfig(file)),
+        ):
+            pass
+        for result in (metrics_result(file), listener_result(ListenConfig(file))):
+            assert result.mark is Mark.PROBLEM
 
 
 def lead_away(theirs: Path, secret: Path) -> None:

@@ -23,7 +23,6 @@ from tests.faults import harness
 from tests.running import RunningDaemon
 from tests.systems.conftest import without
 from tests.systems.oddtree import Node, copied, directory, odd_file_system
-from vuserd import trust
 from vuserd.backend.find import BackendKind, find_program
 from vuserd.backend.process import BackendOptions
 from vuserd.config.model import ExportConfig
@@ -31,6 +30,7 @@ from vuserd.errors import BackendDown
 from vuserd.exports.directory import Sight, look_at
 from vuserd.exports.export import Export, ExportState
 from vuserd.fs.filesystem import FileSystem
+from vuserd.trust import path as trust
 
 _LAB: Final = 2001
 _SECRET: Final = b"SECRET"

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ from vuserd.errors import (
 )
 from vuserd.exports.export import Export, ExportState
 from vuserd.exports.serving import Serving
+from vuserd.metrics import exporter as exporter_module
 from vuserd.metrics.exporter import Exporter
 from vuserd.metrics.sources import Sources
 from vuserd.rpc.access import RefusalLog
@@ -446,6 +448,31 @@ async def test_a_file_that_cannot_be_written_is_complained_of_once(
     assert [record.getMessage() for record in caplog.records] == [
         f"metrics cannot be written: {path}: no such file or directory",
         f"metrics are written to {path} again",
+    ]
+
+
+async def test_a_folder_whose_file_system_does_not_answer(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds up neither what else is to be done nor the end; one thread or two wait for it."""
+    path, answers, asked = folder / "vuserd.prom", threading.Event(), []
+
+    def ask(*arguments: str) -> None:
+        asked.append(arguments)
+        answers.wait(10)
+
+    for function in ("_replace", "_remove"):
+        monkeypatch.setattr(exporter_module, function, ask)
+    monkeypatch.setattr(exporter_module, "_PATIENCE", 0.05)
+    try:
+        with trio.fail_after(20):
+            async with keeping(path, 0.01):
+                await trio.sleep(0.5)
+    finally:
+        answers.set()
+    assert len(asked) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"metrics cannot be written: {path}: connection timed out"
     ]
 
 

@@ -15,7 +15,7 @@ from vuserd.check.machine import Mark, Result, may_enter_namespaces
 from vuserd.check.unix_diag import is_listened_on
 from vuserd.config.model import DaemonConfig, ExportConfig, ListenConfig, RigConfig
 from vuserd.errors import BackendDown, ConfigurationError, UnsafePath, os_reason
-from vuserd.trust.path import keeps_entries, name_of, own_trust, route
+from vuserd.trust.path import keeps_entries, name_of, own_trust, require_answers, route
 from vuserd.wire.address import SYSTEM_SOCKET
 
 _OWN_NAMESPACE: Final = "/proc/self/ns/net"
@@ -176,6 +176,7 @@ def _kept_result(folder: str, kept: Result, warning: Result) -> Result:
     trust = own_trust()
     try:
         with route(folder, trust) as found:
+            require_answers(found, folder, trust)
             return kept if keeps_entries(found, trust) else warning
     except UnsafePath as unsafe:
         return Result(kept.name, Mark.PROBLEM, f"{kept.detail}: {unsafe.wrong}", unsafe.right)

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from vuserd.config.model import ListenConfig
 from vuserd.errors import ConfigurationError, os_reason
-from vuserd.trust.path import keeps_entries, name_of, own_trust, route
+from vuserd.trust.path import keeps_entries, name_of, own_trust, require_answers, route
 from vuserd.wire.address import SYSTEM_SOCKET, to_sockaddr
 
 _LOG = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ def _bound_to_file(
     if path == SYSTEM_SOCKET:
         os.makedirs(parent, mode=0o755, exist_ok=True)
     folder = stack.enter_context(route(parent or ".", trust))
+    require_answers(folder, parent, trust)
     with _locked(folder.descriptor, parent):
         _remove_stale(folder.descriptor, name, path)
         # bind() makes the file with this mode, less the umask: no other user can connect before the

@@ -5,15 +5,17 @@ when metrics are first asked for.
 """
 
 import contextlib
+import errno
 import logging
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from vuserd.errors import UnsafePath, os_reason
 from vuserd.metrics.sources import Sources
-from vuserd.trust.path import own_trust, route
+from vuserd.trust.path import own_trust, require_answers, route
 
 if TYPE_CHECKING:
     from vuserd.metrics.families import Metrics
@@ -22,6 +24,8 @@ _LOG = logging.getLogger(__name__)
 
 #: Readable by all users: node_exporter runs as a user of its own.
 _MODE: Final = 0o644
+#: Seconds for writing or removing the file.
+_PATIENCE: Final = 2.0
 
 
 class Exporter:
@@ -39,6 +43,8 @@ class Exporter:
         self._changed = trio.Event()
         #: Why the last attempt to write the file failed.
         self._problem = ""
+        #: Of threads that wait for the folder's file system.
+        self._limiter = trio.CapacityLimiter(2)
 
     async def text(self) -> str:
         """Return all metrics in Prometheus' text format."""
@@ -64,11 +70,12 @@ class Exporter:
                         await self._changed.wait()
             finally:
                 if path is not None and (path != self._path or not self._changed.is_set()):
-                    _remove(path)
+                    with contextlib.suppress(TimeoutError):
+                        await self._in_time(_remove, path)
 
     async def _write(self, path: str) -> None:
         try:
-            await trio.to_thread.run_sync(_replace, path, await self.text())
+            await self._in_time(_replace, path, await self.text())
         except (OSError, UnsafePath) as error:
             why = os_reason(error) if isinstance(error, OSError) else error.wrong
             problem = f"{path}: {why}"
@@ -79,6 +86,21 @@ class Exporter:
             if self._problem:
                 _LOG.info("metrics are written to %s again", path)
             self._problem = ""
+
+    async def _in_time(self, function: Callable[..., None], *arguments: str) -> None:
+        """Do it in a thread, also when cancelled: what was begun comes to its end first.
+
+        Raises:
+            TimeoutError: the folder's file system does not answer. The thread is left to itself.
+
+        """
+        with trio.move_on_after(_PATIENCE) as scope:
+            scope.shield = True
+            await trio.to_thread.run_sync(
+                function, *arguments, abandon_on_cancel=True, limiter=self._limiter
+            )
+        if scope.cancelled_caught:
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
 
 def _loaded(sources: Sources) -> "Metrics":
@@ -91,7 +113,9 @@ def _replace(path: str, text: str) -> None:
     """Replace the file atomically: a reader sees the old one or the new one, whole."""
     folder, name = os.path.split(path)
     temporary = f"{name}.tmp"  # node_exporter reads *.prom
-    with route(folder, own_trust()) as found:
+    trust = own_trust()
+    with route(folder, trust) as found:
+        require_answers(found, folder, trust)
         with contextlib.suppress(FileNotFoundError):
             # Whatever it is: opening it instead could wait, if it were a pipe.
             os.unlink(temporary, dir_fd=found.descriptor)
@@ -105,5 +129,7 @@ def _replace(path: str, text: str) -> None:
 
 def _remove(path: str) -> None:
     folder, name = os.path.split(path)
-    with contextlib.suppress(OSError, UnsafePath), route(folder, own_trust()) as found:
+    trust = own_trust()
+    with contextlib.suppress(OSError, UnsafePath), route(folder, trust) as found:
+        require_answers(found, folder, trust)
         os.unlink(name, dir_fd=found.descriptor)

@@ -55,6 +55,8 @@ class Route(NamedTuple):
     resolved: str
     #: The other user who decides where it leads, if to nothing that is not that user's own.
     keeper: int | None
+    #: The user whose own file system (FUSE) it is on.
+    mounter: int | None
     #: What others could do about it, a sentence each: for people.
     risks: tuple[str, ...]
 
@@ -148,6 +150,18 @@ def require_own(found: Route, path: str, trust: Trust) -> None:
         raise UnsafePath(path, f"{others} may write it", f"chmod go-w {path}")
 
 
+def require_answers(found: Route, path: str, trust: Trust) -> None:
+    """Refuse a folder where another user decides when, and whether, a system call ends.
+
+    Raises:
+        UnsafePath: naming that user.
+
+    """
+    if found.mounter is not None and found.mounter not in trust.users:
+        wrong = f"it is on a file system of {name_of(found.mounter)}'s, which may answer nothing"
+        raise UnsafePath(path, wrong, "choose a folder that the kernel has on a disk or in memory")
+
+
 def who_may_write(descriptor: int, status: os.stat_result, trust: Trust) -> str:
     """Return who beside its owner may write a file or folder; nothing where it is trusted ones."""
     if status.st_mode & stat.S_IWOTH:
@@ -220,9 +234,9 @@ class _Walk:
     def route(self) -> Route:
         """Return where it led."""
         resolved = "/" + "/".join(self._names)
-        return Route(
-            self.here, self._status, self._owner, resolved, self._keeper, tuple(self._risks)
-        )
+        mounter = self._mounters[self._status.st_dev]
+        risks = tuple(self._risks)
+        return Route(self.here, self._status, self._owner, resolved, self._keeper, mounter, risks)
 
     def _step(self, name: str) -> None:
         entry = _open_entry(self.here, name)
