@@ -28,8 +28,9 @@ from vuserd.config.files import config_files, read_config
 from vuserd.config.model import DaemonConfig, ListenConfig
 from vuserd.daemon import Daemon
 from vuserd.device.session import SessionOptions
-from vuserd.errors import ConfigurationError, VuserdError
+from vuserd.errors import ConfigurationError, VuserdError, printable
 from vuserd.service.journal import journal_handler
+from vuserd.service.log_lines import PrintableFormatter
 from vuserd.service.standard_streams import STANDARD_OUTPUT, finish_output, prepare
 from vuserd.service.systemd import Notifier, listen_sockets, withhold_privileges
 from vuserd.trust.undumpable import become_undumpable
@@ -96,18 +97,18 @@ def _log(*, verbose: bool) -> str:
     journal = None
     with contextlib.suppress(OSError):  # a stream that a caller put in place has no descriptor
         journal = journal_handler(os.environ, sys.stderr.fileno())
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="vuserd: %(message)s" if journal is None else "%(message)s",
-        handlers=[journal or logging.StreamHandler(sys.stderr)],
+    handler = journal or logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        PrintableFormatter("vuserd: %(message)s" if journal is None else "%(message)s")
     )
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
     return "vuserd: " if journal is None else "<3>"
 
 
 def _complain(problem: ConfigurationError, prefix: str) -> None:
     """Print what keeps the daemon from serving."""
-    for line in str(problem).splitlines():
-        print(f"{prefix}{line}", file=sys.stderr)
+    for line in str(problem).split("\n"):
+        print(f"{prefix}{printable(line)}", file=sys.stderr)
 
 
 def _allow_descriptors() -> ConfigurationError | None:

@@ -101,8 +101,8 @@ class UnsafePath(ConfigurationError):  # noqa: N818
     """
 
     def __init__(self, path: str, wrong: str, right: str) -> None:
-        super().__init__(f"{path}: {wrong}; {right}")
-        self.wrong, self.right = wrong, right
+        super().__init__(printable(f"{path}: {wrong}; {right}"))
+        self.wrong, self.right = printable(wrong), printable(right)
 
 
 class BackendNotFound(ConfigurationError):  # noqa: N818 - reads as the sentence it is
@@ -237,3 +237,16 @@ def in_a_sentence(text: str) -> str:
     if rest_of_word != rest_of_word.lower():
         return text
     return text[:1].lower() + text[1:]
+
+
+def printable(text: str) -> str:
+    """Escape what ends a line, moves a terminal's cursor or is no text, as Python spells it.
+
+    Names of files and words of backends may be anything. Text that is printable stays as it is, so
+    escaping twice changes nothing.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )

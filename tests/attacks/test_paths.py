@@ -233,6 +233,32 @@ def test_a_folder_of_many(ground: Path, alice: Path, rust_virtiofsd: str, mode: 
         expect(ground, b"own", daemon)
 
 
+@threat(
+    "names-in-a-log",
+    who=Who.FOLDER_OWNER,
+    against="who reads the log, or vuserctl's output",
+    does="gives folders that the path leads through names with escapes and line breaks",
+    promise="the log has its own lines alone, and neither has such a character",
+)
+def test_names_in_a_log(ground: Path, alice: Path, rust_virtiofsd: str) -> None:
+    def lead_through_a_bad_name() -> None:
+        bad = alice / "\x1b]0;title\x07\nvuserd: export files is well\u202e"
+        os.rename(alice / "roots", bad)
+        moved(alice, "export")
+        (alice / "export").symlink_to(bad / "export")
+
+    (alice / "roots").chmod(0o700)
+    with serving(ground, rust_virtiofsd, _EXPORT) as daemon:
+        assert run_as(MALLORY, lead_through_a_bad_name) == 0
+        reload(ground)
+        assert "is closed to others" in read(ground)
+        (export,) = call(ground / "s", "exports")[1]
+    assert export["reason"].isprintable()
+    lines = daemon.log.splitlines()
+    assert all(map(str.isprintable, lines))
+    assert not [line for line in lines if line.startswith("vuserd: export files is well")]
+
+
 @pytest.fixture
 def tree(ground: Path) -> Node:
     """Give what the attacker shows: a link to a secret, and an export, all of it root's."""

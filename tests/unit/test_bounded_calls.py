@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vuserd import bounded_calls
-from vuserd.bounded_calls import open_entry, status_of
+from vuserd.trust import bounded_calls
+from vuserd.trust.bounded_calls import open_entry, status_of
 
 
 class Interrupted:

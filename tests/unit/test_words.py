@@ -34,9 +34,9 @@ def backend() -> Backend:
 
 
 async def test_lines_are_logged_however_they_come(backend: Backend) -> None:
-    await backend.says(b"one\ntw", b"o\n\n  \n", b"\xffthree \nand a rest")
-    assert backend.logged == ["one", "two", "\ufffdthree", "and a rest"]
-    assert backend.words.last() == "one / two / \ufffdthree / and a rest"
+    await backend.says(b"one\ntw", b"o\n\n  \n", b"\xffthree \nand\x1b[2Ja rest")
+    assert backend.logged == ["one", "two", "\ufffdthree", "and\\x1b[2Ja rest"]
+    assert backend.words.last() == "one / two / \ufffdthree / and\\x1b[2Ja rest"
 
 
 async def test_a_line_that_never_ends_is_logged_in_parts(backend: Backend) -> None:

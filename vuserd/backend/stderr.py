@@ -7,7 +7,9 @@ from typing import Final
 
 import trio
 
-#: Lines that are logged in a second; of further ones only the number is.
+from vuserd.errors import printable
+
+#: Lines that are logged in a second; of the others only the number is.
 _LINES_A_SECOND: Final = 20
 #: Bytes that are read at once: other tasks run in between.
 _CHUNK: Final = 4096
@@ -63,7 +65,7 @@ class Words:
         return await stream.receive_some(_CHUNK)
 
     def _take(self, line: bytes) -> None:
-        words = line.decode(errors="replace").strip()
+        words = printable(line.decode(errors="replace").strip())
         if not words:
             return
         self._last.append(words)

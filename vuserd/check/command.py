@@ -30,7 +30,7 @@ from vuserd.check.unix_diag import is_listened_on
 from vuserd.config.descriptor_limits import descriptors_allowed
 from vuserd.config.files import config_files, read_config
 from vuserd.config.model import DaemonConfig
-from vuserd.errors import ConfigurationErrors, UnsafePath
+from vuserd.errors import ConfigurationErrors, UnsafePath, printable
 from vuserd.trust.path import own_trust, route
 from vuserd.wire.address import SYSTEM_SOCKET, socket_address
 
@@ -64,15 +64,8 @@ def table(results: Sequence[Result]) -> Iterator[str]:
     """Yield the lines of a table of results."""
     width = max(len(result.name) for result in results)
     for name, mark, detail, advice in results:
-        words = _printable(f"{detail}; {advice}" if advice else detail)
+        words = printable(f"{detail}; {advice}" if advice else detail)
         yield f"{mark:<7}  {name:<{width}}  {words}"
-
-
-def _printable(text: str) -> str:
-    """Return text without characters that move a terminal's cursor or cannot be encoded."""
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )
 
 
 async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) -> list[Result]:

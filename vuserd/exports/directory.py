@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 
 import trio
 
-from vuserd.bounded_calls import status_of
-from vuserd.errors import UnsafePath, os_reason
+from vuserd.errors import UnsafePath, os_reason, printable
+from vuserd.trust.bounded_calls import status_of
 from vuserd.trust.path import own_trust, route
 
 #: Seconds for which a look is as good as new; a crowd of calls shares one.
@@ -74,7 +74,7 @@ class Sight(NamedTuple):
 
     #: None where there is no directory.
     standing: Standing | None
-    #: Why there is none, for people.
+    #: Why there is none, for people: printable.
     reason: str
     #: The path without symbolic links.
     resolved: str
@@ -93,13 +93,13 @@ def look_at(path: str) -> Sight:
     try:
         with route(path, own_trust()) as found:
             if not stat.S_ISDIR(found.status.st_mode):
-                return Sight(None, f"{path} is not a directory", path)
+                return Sight(None, printable(f"{path} is not a directory"), path)
             return Sight(_identify(found.descriptor), "", found.resolved)
     except UnsafePath as unsafe:
         return Sight(None, str(unsafe), path)
     except OSError as error:
         if error.errno in _GONE:
-            return Sight(None, f"{path}: {os_reason(error)}", path)
+            return Sight(None, printable(f"{path}: {os_reason(error)}"), path)
         raise
 
 

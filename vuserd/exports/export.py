@@ -23,6 +23,7 @@ from vuserd.errors import (
     FileError,
     HeldBack,
     LossCause,
+    printable,
 )
 from vuserd.exports.directory import Lookout, Sight
 from vuserd.exports.hangs import Hangs
@@ -647,7 +648,7 @@ class Export:
             self._waiting.cancel()
 
     def _change(self, state: ExportState, reason: str) -> None:
-        self.state, self.reason = state, reason
+        self.state, self.reason = state, printable(reason)
         self._changed.unpark_all()
         self._on_change()
 

@@ -18,7 +18,7 @@ import trio
 
 from protocol import fuse
 from protocol.fuse import Opcode
-from vuserd.errors import CallError, ErrorCode, HeldBack
+from vuserd.errors import CallError, ErrorCode, HeldBack, printable
 from vuserd.fs.nodes import NodeTable
 from vuserd.service.journal import about_export
 from vuserd.users.asker import ASKER, Asker
@@ -146,7 +146,7 @@ class Hangs:
                 "export %s: %s of %s hung the backend, asked for by %s: it is held back for %g s",
                 self._name,
                 place.opcode.name,
-                _shown(place.path),
+                printable(place.path.decode(errors="backslashreplace")),
                 asker or "the daemon",
                 pause,
             )
@@ -195,12 +195,6 @@ class Hangs:
         if remaining:
             raise HeldBack(place.opcode.name, remaining)
         self.places.begin_trial(place, _TRIAL * timeout)
-
-
-def _shown(path: bytes) -> str:
-    """Return a path as one line of the log: no user is to write others into it."""
-    text = path.decode(errors="backslashreplace")
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 class NodeGate:

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
-from vuserd.bounded_calls import open_entry, status_of
 from vuserd.errors import UnsafePath
+from vuserd.trust.bounded_calls import open_entry, status_of
 
 #: As many as the kernel follows (path_resolution(7)).
 _MOST_LINKS: Final = 40
