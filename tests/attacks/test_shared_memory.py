@@ -151,6 +151,8 @@ async def test_a_backend_is_given_the_memory_of_its_own_clients_alone(tmp_path: 
                         backends["good"].die()
                         with suppress(RemoteError):
                             await client.stat("good", "Image")
+                    assert await memory.load("good", "Image", 0) == len(CONTENT)
+                    assert _regions(backends) == {"good": 2, "evil": 1}
                 assert _regions(backends) == {"good": 1, "evil": 1}
         assert Request.ADD_MEM_REG in backends["good"].messages
         assert Request.ADD_MEM_REG not in backends["evil"].messages
