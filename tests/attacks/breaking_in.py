@@ -15,14 +15,25 @@ _PTRACE_SEIZE: Final = 0x4206
 #: linux/capability.h, and what a virtiofsd of root's keeps: to chown, to read and write whatever
 #: there is, to become others, to make devices. It keeps no right to trace.
 _CAPABILITIES_VERSION: Final = 0x20080522
-_KEPT: Final = sum(1 << capability for capability in (0, 1, 2, 3, 4, 6, 7, 27, 31))
+KEPT: Final = {
+    "chown": 0,
+    "dac_override": 1,
+    "dac_read_search": 2,
+    "fowner": 3,
+    "fsetid": 4,
+    "setgid": 6,
+    "setuid": 7,
+    "mknod": 27,
+    "setfcap": 31,
+}
 _REFUSALS: Final = frozenset({errno.EPERM, errno.EACCES, errno.ENOENT, errno.ESRCH})
 
 
 def keep_a_backends_capabilities() -> None:
     """Drop what a backend of root's has dropped, as one that was broken into."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION, 0)
-    sets = (ctypes.c_uint32 * 6)(_KEPT, _KEPT, 0, 0, 0, 0)
+    kept = sum(1 << capability for capability in KEPT.values())
+    sets = (ctypes.c_uint32 * 6)(kept, kept, 0, 0, 0, 0)
     assert _LIBC.capset(header, sets) == 0
 
 

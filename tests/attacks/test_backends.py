@@ -1,15 +1,16 @@
 """Backends that were broken into: what one can do to the daemon, to others' backends and memory."""
 
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.attacks.breaking_in import keep_a_backends_capabilities, ways_into
+from tests.attacks.breaking_in import KEPT, keep_a_backends_capabilities, ways_into
 from tests.attacks.daemons import call
 from tests.attacks.people import VICTIM, run_as
 from tests.attacks.threats import Who, threat
@@ -48,7 +49,12 @@ _INSIDE = threat(
 
 @contextmanager
 def _serving(
-    ground: Path, user: int | None, good: str, evil: str, sandbox: str = "auto"
+    ground: Path,
+    user: int | None,
+    good: str,
+    evil: str,
+    sandbox: str = "auto",
+    program: Sequence[str] | None = None,
 ) -> Iterator[RunningDaemon]:
     """Run a daemon as a user with two exports and a backend for each."""
     configuration = ground / "vuserd.toml"
@@ -59,7 +65,9 @@ def _serving(
     os.chown(ground / "run", user or 0, user or 0)
     socket = ground / "run" / "s"
     arguments = ("--config", str(configuration))
-    with RunningDaemon({}, socket, None, *arguments, user=user, configured=True) as daemon:
+    with RunningDaemon(
+        {}, socket, None, *arguments, user=user, configured=True, program=program
+    ) as daemon:
         yield daemon
 
 
@@ -90,16 +98,31 @@ def test_a_backend_does_not_get_into_its_daemon(ground: Path, rust_virtiofsd: st
         assert run_as(SERVICE, lambda: _get_in(process)) == 0
 
 
+def _get_in_as_a_backend(process: int) -> int:
+    return _get_in(process, keep_a_backends_capabilities)
+
+
 @_INSIDE
 def test_nor_does_one_of_root_s(ground: Path, virtiofsd: str) -> None:
+    """Nor would it into a dumpable daemon that has more capabilities than the backend."""
     with _serving(ground, None, virtiofsd, virtiofsd) as daemon:
         process = daemon.process.pid
         assert run_as(VICTIM, lambda: _fetch_and_load(daemon.socket)) == 0
+        assert run_as(0, lambda: _get_in_as_a_backend(process)) == 0
 
-        def get_in() -> int:
-            return _get_in(process, keep_a_backends_capabilities)
 
-        assert run_as(0, get_in) == 0
+@_INSIDE
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv here")
+def test_nor_into_one_of_root_s_that_has_no_more_capabilities(
+    ground: Path, rust_virtiofsd: str
+) -> None:
+    """As a unit may limit it: then all that keeps a backend out is what the daemon does itself."""
+    names = ",+".join(("-all", *KEPT))
+    limited = ["setpriv", f"--bounding-set={names}", sys.executable, "-m", "vuserd.cli"]
+    with _serving(ground, None, rust_virtiofsd, rust_virtiofsd, "none", limited) as daemon:
+        process = daemon.process.pid
+        assert call(daemon.socket, "api_info")[0] is None
+        assert run_as(0, lambda: _get_in_as_a_backend(process)) == 0
 
 
 #: A backend that was broken into before it began: it tries what the test says, then it serves.
