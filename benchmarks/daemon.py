@@ -38,7 +38,7 @@ def serve_command(
     """Return the command line."""
     options = ["--socket", socket, "--export", f"{EXPORT}={directory}", "--backend", program]
     return [
-        *(sys.executable, "-m", "vuserd.cli", "serve", *options),
+        *(sys.executable, "-m", "vuserd", "serve", *options),
         *(() if image_cache else ("--image-cache", "0")),
     ]
 

@@ -45,7 +45,7 @@ def make_source(path: str, size: int) -> None:
 @contextlib.contextmanager
 def served(folder: str, socket: str, backend: str | None) -> Iterator[str]:
     """Run ``vuserd serve`` on a folder for the block's time; give its virtiofsd's kind."""
-    command = [sys.executable, "-m", "vuserd.cli", "serve", "--socket", socket]
+    command = [sys.executable, "-m", "vuserd", "serve", "--socket", socket]
     # Every byte goes through virtio-fs: no image is kept from one round to the next.
     command += [
         "--image-cache",

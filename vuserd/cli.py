@@ -15,8 +15,7 @@ from functools import partial
 import trio
 
 from vuserd import __version__
-from vuserd.check import command
-from vuserd.check.machine import LEAST_DESCRIPTORS
+from vuserd.check.arguments import add_arguments
 from vuserd.config.arguments import (
     check_names,
     parse_adopted,
@@ -24,7 +23,7 @@ from vuserd.config.arguments import (
     parse_seconds,
     parse_size,
 )
-from vuserd.config.files import config_files, read_config
+from vuserd.config.descriptor_limits import LEAST_DESCRIPTORS
 from vuserd.config.model import DaemonConfig, ListenConfig
 from vuserd.daemon import Daemon
 from vuserd.device.session import SessionOptions
@@ -68,8 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "check":
-        return command.run(options)
-    become_undumpable()  # again: another program may call this, having changed its user
+        from vuserd.check.command import run  # serving needs none of it
+
+        return run(options)
+    become_undumpable()  # also where another program, as another user by now, calls this
     withhold_privileges()
     notifier = Notifier.from_environment(os.environ)
     prefix = _log(verbose=options.verbose)
@@ -124,14 +125,13 @@ def _allow_descriptors() -> ConfigurationError | None:
 
 
 def _collect_seldom() -> None:
-    """Tune the cycle collector to run less often.
+    """Tune the cycle collector: to run less often, and never over what was loaded, which stays.
 
     What calls leave behind is freed by reference counting. With a thousand requests in flight, the
     default thresholds would scan the objects of all of them each time a few are answered. An object
     that survives a young collection waits for an old one, which a busy daemon runs a few times an
     hour.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 10, 4)
 
@@ -187,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how long a backend may take for each answer (default: 10)",
     )
     serve.add_argument("-v", "--verbose", action="store_true", help="log more")
-    command.add_arguments(
+    add_arguments(
         commands.add_parser(
             "check", help="tell whether the configuration and this machine are fit to serve"
         )
@@ -220,6 +220,8 @@ def _config(options: argparse.Namespace) -> DaemonConfig:
 
 
 def _config_of_files(options: argparse.Namespace) -> DaemonConfig:
+    from vuserd.config.files import config_files, read_config  # a command line needs none of it
+
     files = config_files(options.config, os.environ, os.geteuid())
     if not files:
         raise ConfigurationError(

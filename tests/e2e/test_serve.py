@@ -43,6 +43,15 @@ def test_wrong_usage_is_refused_with_what_would_be_right(arguments: list[str], w
     assert "Traceback" not in ended.stderr
 
 
+def test_the_command_line_loads_nothing_that_only_others_need() -> None:
+    """Each would be a part of every daemon's start."""
+    others = {"vuserd.check.command", "vuserd.config.files", "tomllib", "difflib"}
+    program = "import sys, vuserd.cli; print(*sys.modules)"
+    command = [sys.executable, "-c", program]
+    loaded = subprocess.check_output(command, cwd=REPOSITORY, text=True, timeout=30).split()
+    assert not others.intersection(loaded)
+
+
 def test_an_export_whose_backend_is_missing_harms_no_other(
     rust_virtiofsd: str, tmp_path: Path
 ) -> None:

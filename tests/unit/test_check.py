@@ -19,6 +19,7 @@ from pyroute2 import DiagSocket, NetlinkError
 
 from vuserd.backend.process import BackendOptions
 from vuserd.check import backends, command, configured, machine
+from vuserd.check.arguments import add_arguments
 from vuserd.check.machine import Mark, Result
 from vuserd.check.unix_diag import is_listened_on
 from vuserd.config.model import (
@@ -50,7 +51,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, st
 
 def options(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
+    add_arguments(parser)
     return parser.parse_args(arguments)
 
 

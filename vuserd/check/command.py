@@ -37,16 +37,6 @@ from vuserd.wire.address import SYSTEM_SOCKET, socket_address
 _NAME = "configuration"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's own arguments."""
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="the configuration file (default: the one that vuserd serve reads)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-
 def run(options: argparse.Namespace) -> int:
     """Check, print what was found, and return the exit status."""
     results = trio.run(examine, options.config, os.environ, os.geteuid())

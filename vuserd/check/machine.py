@@ -15,12 +15,9 @@ from typing import Final, NamedTuple
 
 from memory.fence import NoFenceError, find_fence, needs_fence
 from vuserd.backend import landlock
-from vuserd.config.descriptor_limits import cuts, limits_within
+from vuserd.config.descriptor_limits import LEAST_DESCRIPTORS, cuts, limits_within
 from vuserd.config.model import ClientLimits
 from vuserd.errors import in_a_sentence, os_reason
-
-#: The fewest open files that the daemon can work with: a backend alone takes 610.
-LEAST_DESCRIPTORS: Final = 1024
 
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 #: asm-generic/socket.h

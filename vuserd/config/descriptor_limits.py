@@ -10,6 +10,9 @@ from typing import Final, NamedTuple
 from vuserd.config.model import ClientLimits
 from vuserd.wire.descriptors import MOST_DESCRIPTORS
 
+#: The fewest open files that the daemon can work with: a backend alone takes 610.
+LEAST_DESCRIPTORS: Final = 1024
+
 #: The most images that are kept, however small: each takes at least a page and a descriptor.
 _MOST_IMAGES: Final = 4096
 
