@@ -72,6 +72,16 @@ class Call(NamedTuple, Generic[T]):
     holds: Callable[[T], Hashable] | None = None
     needs: Hashable = None
     ends: bool = False  #: once this is sent, what it needs is not held any more
+    #: Where in the parameters an export and a path are, for errors to name.
+    path_at: int | None = None
+
+    @property
+    def filename(self) -> str | None:
+        """The file that it is about, as ``EXPORT:PATH``."""
+        if self.path_at is None:
+            return None
+        export, path = self.params[self.path_at : self.path_at + 2]
+        return f"{to_name(export)}:{to_name(path)}"
 
 
 def within(seconds: float, call: Call[T]) -> Call[T]:
@@ -103,12 +113,12 @@ def exports() -> Call[list[ExportInfo]]:
 
 def stat(export: str, path: RemotePath, *, follow: bool = True) -> Call[Stat]:
     """Ask for a file's attributes; with ``follow`` those of what a symlink leads to."""
-    return Call("stat", [_wire(export), _wire(path), {"follow": follow}], Stat.from_wire)
+    return Call("stat", [_wire(export), _wire(path), {"follow": follow}], Stat.from_wire, path_at=0)
 
 
 def readlink(export: str, path: RemotePath) -> Call[str]:
     """Ask for a symlink's target."""
-    return Call("readlink", [_wire(export), _wire(path)], to_name)
+    return Call("readlink", [_wire(export), _wire(path)], to_name, path_at=0)
 
 
 def readdir(
@@ -126,6 +136,7 @@ def readdir(
         [_wire(export), _wire(path), options],
         DirectoryPage.from_wire,
         needs=listing_going_on(after),
+        path_at=0,
     )
 
 
@@ -137,6 +148,7 @@ def readdir_raw(export: str, path: RemotePath, *, attrs: bool, after: Any) -> Ca
         [_wire(export), _wire(path), options],
         RawPage.from_wire,
         needs=listing_going_on(after),
+        path_at=0,
     )
 
 
@@ -162,6 +174,7 @@ def walk(
         holds=lambda page: walk_going_on(page.next),
         needs=walk_going_on(after),
         ends=True,
+        path_at=0,
     )
 
 
@@ -187,8 +200,8 @@ def read_into(
         raise ValueError("the buffer to read into is read-only")
     params = [_wire(export), _wire(path), offset, len(view)]
     if file is None:
-        return Call("read", params, int, view)
-    return Call("read", [*params, {"file": file}], int, view, needs=_file(file))
+        return Call("read", params, int, view, path_at=0)
+    return Call("read", [*params, {"file": file}], int, view, needs=_file(file), path_at=0)
 
 
 def open_file(export: str, path: RemotePath) -> Call[OpenedFile]:
@@ -199,6 +212,7 @@ def open_file(export: str, path: RemotePath) -> Call[OpenedFile]:
         OpenedFile.from_wire,
         undo=lambda opened: close_file(opened.file),
         holds=lambda opened: _file(opened.file),
+        path_at=0,
     )
 
 
@@ -215,13 +229,13 @@ def close_file(file: int) -> Call[None]:
 def stat_open(export: str, path: RemotePath, file: int) -> Call[Stat]:
     """Ask for the attributes that an open file has now."""
     params = [_wire(export), _wire(path), {"file": file}]
-    return Call("stat", params, Stat.from_wire, needs=_file(file))
+    return Call("stat", params, Stat.from_wire, needs=_file(file), path_at=0)
 
 
 def extents(export: str, path: RemotePath, file: int, *, offset: int) -> Call[ExtentsPage]:
     """Ask where an open file has data, from ``offset`` on."""
     params = [_wire(export), _wire(path), file, offset]
-    return Call("extents", params, ExtentsPage.from_wire, needs=_file(file))
+    return Call("extents", params, ExtentsPage.from_wire, needs=_file(file), path_at=0)
 
 
 def _file(file: int) -> Hashable:
@@ -231,7 +245,12 @@ def _file(file: int) -> Hashable:
 def fetch(export: str, path: RemotePath) -> Call[Image]:
     """Ask for a sealed image of a file; whoever takes it closes it."""
     return Call(
-        "fetch", [_wire(export), _wire(path)], _image_from_wire, receives=True, undo=Image.close
+        "fetch",
+        [_wire(export), _wire(path)],
+        _image_from_wire,
+        receives=True,
+        undo=Image.close,
+        path_at=0,
     )
 
 
@@ -274,7 +293,7 @@ def load(
     if file is not None:
         options["file"] = file
     params = [memory, address, _wire(export), _wire(path), options]
-    return Call("load", params, to_length, needs=_memory(memory))
+    return Call("load", params, to_length, needs=_memory(memory), path_at=2)
 
 
 def detach(memory: int) -> Call[None]:

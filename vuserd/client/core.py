@@ -365,7 +365,9 @@ class ClientCore:
         if isinstance(message, InvalidMessage):
             ticket.fail(BadReply(f"the daemon's answer is not understood: {message.reason}"))
         elif message.error is not None:
-            ticket.fail(RemoteError.from_wire(message.error))
+            call = ticket.call
+            assert call is not None
+            ticket.fail(RemoteError.from_wire(message.error, call.filename))
         elif ticket.msgid in self._descriptors_due:
             self._settle_with_descriptor(ticket, message.result, begin)
         elif (buffer := ticket.buffer) is not None:

@@ -5,6 +5,7 @@
     VuserdError
     `-- ClientError
         |-- RemoteError         the daemon answered with an error
+        |   `-- RemoteOSError       ... of an errno: an OSError, too (FileNotFoundError, ...)
         |-- CannotConnect       no daemon was reached
         |-- ConnectionLost      the connection ended before the answer
         |   `-- NotTaken            ... and before the request was taken: the call had no effect
@@ -13,7 +14,8 @@
 
 import errno
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, Self, cast
 
 from vuserd.errors import ErrorCode, VuserdError, in_a_sentence
 from vuserd.wire.address import RIG_SOCKET
@@ -28,22 +30,78 @@ class RemoteError(ClientError):
 
     ``code`` is an errno name or an :class:`vuserd.errors.ErrorCode`, ``message`` the text without
     it, ``fields`` whatever else the answer held.
+
+    One whose code is an errno name is the ``OSError`` of that errno as well, so that
+    ``except FileNotFoundError`` does what it says: ``errno`` is this machine's number, ``strerror``
+    the message, and ``filename`` the file that was asked about, as ``EXPORT:PATH``.
     """
 
-    def __init__(self, code: str, message: str, fields: Mapping[str, Any] | None = None) -> None:
+    def __new__(
+        cls,
+        code: str,
+        message: str,
+        fields: Mapping[str, Any] | None = None,  # noqa: ARG004 - is for __init__
+        filename: str | None = None,
+    ) -> Self:
+        """Make one of the class that the code calls for."""
+        number = _number_of(code)
+        kind: type[Any] = cls
+        if cls is RemoteError and number is not None:
+            kind = _os_error_of(number)
+        if issubclass(kind, OSError):
+            return cast("Self", OSError.__new__(kind, number, message, filename))
+        return cast("Self", super().__new__(kind, code, message))
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        fields: Mapping[str, Any] | None = None,
+        filename: str | None = None,
+    ) -> None:
+        super().__init__(code, message)
         self.code = code
         self.message = message
         self.fields = dict(fields or {})
-        super().__init__(f"{message} ({code})")
+        #: The file that was asked about, as ``EXPORT:PATH``; None where it was about none.
+        self.filename = filename
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code})"
+
+    def __repr__(self) -> str:
+        return f"RemoteError({self.code!r}, {self.message!r}, {self.fields!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteError, (self.code, self.message, self.fields, self.filename)
 
     @classmethod
-    def from_wire(cls, error: object) -> "RemoteError":
+    def from_wire(cls, error: object, filename: str | None = None) -> "RemoteError":
         """Make it of a response's error, whatever that is."""
         if not isinstance(error, dict):
-            return cls(ErrorCode.INTERNAL, str(error))
+            return cls(ErrorCode.INTERNAL, str(error), None, filename)
         fields = {str(key): value for key, value in error.items()}
         code = str(fields.pop("code", ErrorCode.INTERNAL))
-        return cls(code, str(fields.pop("message", "no message")), fields)
+        return cls(code, str(fields.pop("message", "no message")), fields, filename)
+
+
+def _number_of(code: str) -> int | None:
+    """Return the number that an errno name has here; None for other codes."""
+    number = getattr(errno, code, None) if code[:1] == "E" else None
+    return number if isinstance(number, int) else None
+
+
+class RemoteOSError(RemoteError, OSError):
+    """The daemon answered with an errno: also the OSError that Python has for that."""
+
+
+@cache
+def _os_error_of(number: int) -> type[RemoteOSError]:
+    """Return the class for an errno: for ENOENT one that is a FileNotFoundError, too."""
+    kind = type(OSError(number, ""))
+    if kind is OSError:
+        return RemoteOSError
+    return type(f"Remote{kind.__name__}", (RemoteOSError, kind), {"__module__": __name__})
 
 
 class CannotConnect(ClientError):  # noqa: N818 - reads as the sentence it is

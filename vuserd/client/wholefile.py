@@ -412,10 +412,11 @@ def _lend(file: _Open, size: int) -> Procedure[_Loan | None]:
         return (yield from _attach(file, memory))
     except BaseException as error:
         memory.close()
-        if isinstance(error, OSError):
+        if isinstance(error, RemoteError):
+            if error.code in NOT_LENT:
+                return None
+        elif isinstance(error, OSError):
             return None  # likewise
-        if isinstance(error, RemoteError) and error.code in NOT_LENT:
-            return None
         raise
 
 

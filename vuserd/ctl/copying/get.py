@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from vuserd.client.errors import RemoteError
 from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
 from vuserd.client.wholefile import Progress
@@ -61,6 +62,8 @@ def get(client: Client, target: Target, destination: str | None, *, grows: bool 
         stat = client.stat(target.export, target.path)  # before anything is opened, or emptied
         with progress_of_file(target.name) as progress:
             fetch(client, target, stat, local, How(progress, grows))
+    except RemoteError:  # which may be an OSError, too
+        raise
     except OSError as error:  # about the user's name for it, not that of a temporary file
         raise OSError(error.errno, error.strerror or str(error), local) from None
     except (OverflowError, ValueError) as error:  # attributes that no file here can have
