@@ -1,1 +1,1 @@
-"""``vuserctl``: what a person types, on the client libraries; nothing else here prints."""
+"""``vuserctl``, the command on top of the client libraries; only this room prints."""

@@ -1,7 +1,7 @@
-"""Completion of vuserctl's command line in bash, zsh and fish.
+"""Complete vuserctl's command line in bash, zsh and fish.
 
-The scripts are small: they hand the words up to the cursor to the hidden command ``vuserctl
-__complete``, which prints what the last one can become, a candidate a line.
+The scripts are small: they pass the words up to the cursor to the hidden command ``vuserctl
+__complete``, which prints the completions of the last word, one on each line.
 """
 
 import posixpath
@@ -76,7 +76,7 @@ def complete(words: list[str]) -> int:
     found = candidates(words)
     signal.setitimer(signal.ITIMER_REAL, 0)
     for candidate in found:
-        if candidate.isprintable():  # a shell cannot take the others back
+        if candidate.isprintable():  # the scripts cannot pass on others
             emit(candidate)
     return 0
 

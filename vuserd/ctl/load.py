@@ -1,4 +1,4 @@
-"""``vuserctl load``: a file into memory that some other process shares, a rig's RAM for instance.
+"""``vuserctl load``: load a file into memory that another process shares, such as a rig's RAM.
 
 The memory is named by a descriptor that this process inherited (a shell's ``3<>``, Python's
 ``pass_fds``), or by ``/proc/PID/fd/N`` of the process that has it.
@@ -19,12 +19,17 @@ from vuserd.ctl.target import Target
 
 _NUMBER: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([KMG]?)", re.ASCII)
 _SHIFTS: Final = {"": 0, "K": 10, "M": 20, "G": 30}
-#: The last offset that a file can have.
+#: The highest offset in a file.
 _MOST: Final = (1 << 63) - 1
 
 
 def parse_number(text: str) -> int:
-    """Read a number, decimal or 0x hexadecimal, with a suffix K, M or G; ValueError for others."""
+    """Read a decimal or 0x hexadecimal number, with an optional suffix K, M or G.
+
+    Raises:
+        ValueError: the text is no such number, or more than a file's highest offset.
+
+    """
     match = _NUMBER.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a number such as 4096, 0x80000, 64K or 1G")
@@ -44,9 +49,9 @@ def load(
     offset: int = 0,
     length: int | None = None,
 ) -> None:
-    """Load a file into memory, and say how many bytes of it.
+    """Load a file into memory, and print how many bytes it had.
 
-    Once more, from the beginning, where the daemon is restarted in between.
+    If the daemon is restarted meanwhile, the load is repeated from the beginning.
     """
     with _opened(memory) as memfd:
         for last in (False, True):
@@ -64,7 +69,7 @@ def load(
 
 @contextmanager
 def _opened(memory: str) -> Iterator[int]:
-    """Give the descriptor of the memory, for the block's time; OSErrors name it."""
+    """Yield a descriptor of the memory, for the block's time; OSErrors name the memory."""
     inherited = memory.isascii() and memory.isdecimal()
     descriptor = int(memory) if inherited else os.open(memory, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -76,10 +81,10 @@ def _opened(memory: str) -> Iterator[int]:
 
 
 def _check(descriptor: int, memory: str) -> None:
-    """Refuse what is not open or not, as a memfd is, a regular file."""
+    """Refuse a descriptor that is not open, or not of a regular file, which a memfd is."""
     try:
         mode = os.fstat(descriptor).st_mode
     except (OSError, OverflowError):
         raise OSError(errno.EBADF, os.strerror(errno.EBADF), memory) from None
-    if not stat.S_ISREG(mode):  # this process's own socket has a number, too
+    if not stat.S_ISREG(mode):  # the number may be that of this process's own socket
         raise OSError(errno.EBADF, "not a memfd", memory)

@@ -1,4 +1,4 @@
-"""``vuserctl ls``, and what all listings share: entries in order, targets of symlinks."""
+"""``vuserctl ls``, and what all listings share: sorted entries and targets of symlinks."""
 
 import os
 from collections import deque
@@ -17,19 +17,19 @@ _WINDOW = 16  # calls in flight
 
 
 def sorted_entries(client: Client, target: Target, *, attrs: bool = False) -> list[Entry]:
-    """Give all entries of a directory in the order of their names' bytes."""
+    """Return all entries of a directory in the order of their names' bytes."""
     entries = client.iterdir(target.export, target.path, attrs=attrs)
     return sorted(entries, key=lambda entry: os.fsencode(entry.name))
 
 
 def link_targets(client: Client, target: Target, entries: Iterable[Entry]) -> dict[str, str]:
-    """Give the targets of the symlinks among a directory's entries, by name."""
+    """Return the targets of the symlinks among a directory's entries, by name."""
     targets: dict[str, str] = {}
     in_flight: deque[tuple[str, Ticket[str]]] = deque()
 
     def finish_first() -> None:
         name, ticket = in_flight.popleft()
-        with suppress(RemoteError):  # it may have gone away since the directory was read
+        with suppress(RemoteError):  # it may have been removed since the directory was read
             targets[name] = client.finish(ticket)
 
     for entry in entries:
@@ -44,7 +44,7 @@ def link_targets(client: Client, target: Target, entries: Iterable[Entry]) -> di
 
 
 def ls(client: Client, target: Target, *, long: bool, as_json: bool) -> None:
-    """Print a directory's entries, or the file itself where it is none."""
+    """Print a directory's entries, or the file itself if it is not a directory."""
     detailed = long or as_json
     try:
         entries = sorted_entries(client, target, attrs=detailed)

@@ -1,7 +1,8 @@
 """``vuserctl``: the daemon's methods as commands.
 
-Exit codes: 0; 1 the call failed; 2 wrong usage.  Ended by a signal (also SIGPIPE, when nobody reads
-what ``cat`` writes) it removes its temporary file and dies of that signal, as shells expect it.
+Exit codes: 0 for success, 1 for a call that failed, 2 for wrong usage.  When a signal ends it (also
+SIGPIPE, when the reader of ``cat``'s output is gone), it removes its temporary file and dies of
+that signal, as shells expect.
 """
 
 import signal
@@ -28,7 +29,7 @@ def main() -> int:
         caught = catch_signals()
         try:
             code = run(sys.argv[1:])
-        except SystemExit as end:  # of argparse, which has printed help or what is wrong
+        except SystemExit as end:  # raised by argparse, which has printed help or an error
             code = end.code if isinstance(end.code, int) else 0
         if (error := finish_output()) is not None and not code:
             code = complain(local_fault(error))
@@ -43,7 +44,7 @@ def main() -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """Do one command; give the exit code.
+    """Run one command; return the exit code.
 
     KeyboardInterrupt and BrokenPipeError (of standard output) are left to the caller.
     """
@@ -70,18 +71,18 @@ def run(arguments: list[str]) -> int:
 
 
 def _dispatch(options: Namespace) -> int:
-    """Do a command, over a connection where it takes one."""
+    """Run a command, over a connection if it needs one."""
     alone = _ALONE.get(options.command)
     if alone is not None and (code := alone(options)) is not None:
         return code
-    # A trace ends with its connection: another one would begin, and what is between be missing.
+    # A trace ends with its connection: a new one would silently lack the events in between.
     reconnect = 0.0 if options.command == "trace" else PATIENCE
     with Client.connect(options.socket, reconnect=reconnect) as client:
         return _COMMANDS[options.command](client, options) or 0
 
 
-# Each loads what it needs, and only that: vuserctl starts in a shell, again and again. What they
-# give is the exit code; None is 0.
+# Each command imports only what it needs, since a shell may start vuserctl again and again. It
+# returns the exit code; None is 0.
 
 
 def _exports(client: Client, options: Namespace) -> None:
@@ -109,7 +110,7 @@ def _tree(client: Client, options: Namespace) -> int:
 
 
 def _cat(client: Client, options: Namespace) -> int:
-    """Write one file after the other; a missing one does not keep back the others."""
+    """Write one file after the other; a missing one does not hold back the others."""
     from vuserd.ctl.copying.get import cat
 
     code = 0
@@ -217,7 +218,7 @@ _COMMANDS: Final[Mapping[str, Callable[[Client, Namespace], int | None]]] = {
     "metrics": _metrics,
     "trace": _trace,
 }
-#: What does without a daemon; None where it needs one after all.
+#: Commands that may need no daemon; they return None if they need one after all.
 _ALONE: Final[Mapping[str, Callable[[Namespace], int | None]]] = {
     "trace": _read_trace,
     "completion": _completion,

@@ -1,4 +1,4 @@
-"""What vuserctl prints: names a terminal can show, faults, tables, columns of ls, sizes, times."""
+"""Print for vuserctl: names as a terminal can show them, errors, tables, sizes and times."""
 
 import errno
 import io
@@ -15,22 +15,22 @@ from vuserd.service.standard_streams import NAME_ERRORS
 
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
-#: What standard output was to be encoded in, as long as it is not UTF-8: a terminal shows no more.
+#: The encoding that standard output had, if not UTF-8: the terminal shows only its characters.
 _screens: list[str] = []
 
 
 def take_streams() -> None:
-    """Have names leave as their bytes, whatever the encoding, and messages fail for no character.
+    """Make the streams write names as their own bytes, and never fail to encode a message.
 
-    Python has decoded names from the encoding of the locale's file names, which need not be that
-    of standard output (PYTHONIOENCODING says so).
+    Python has decoded names by the locale's encoding of file names, which need not be that of
+    standard output (it may be set by PYTHONIOENCODING).
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         _screens[:] = [] if _is_utf8(sys.stdout.encoding) else [sys.stdout.encoding]
         sys.stdout.reconfigure(encoding=sys.getfilesystemencoding(), errors=NAME_ERRORS)
     if isinstance(sys.stderr, io.TextIOWrapper):
         encoding = sys.stderr.encoding
-        if "a\n".encode(encoding) != b"a\n":  # UTF-16, say: no one reads messages in that
+        if "a\n".encode(encoding) != b"a\n":  # UTF-16, say: no terminal shows that
             encoding = sys.getfilesystemencoding()
         sys.stderr.reconfigure(encoding=encoding, errors="backslashreplace")
 
@@ -40,7 +40,7 @@ def _is_utf8(encoding: str) -> bool:
 
 
 def fits_screen(text: str) -> bool:
-    """Tell whether a terminal could show a text, by the encoding that it has."""
+    """Return whether a terminal could show a text, judging by the encodings."""
     try:
         for encoding in (sys.getfilesystemencoding(), *_screens):
             text.encode(encoding)
@@ -50,7 +50,7 @@ def fits_screen(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """Escape what would not print, byte by byte, as ``ls -b`` does."""
+    """Escape unprintable characters byte by byte, as ``ls -b`` does."""
     if text.isprintable() and "\\" not in text:
         return text
     return "".join(map(_escape, text))
@@ -68,7 +68,7 @@ def _octal(character: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Give a name as it is printed: escaped on a terminal, as it is into a pipe."""
+    """Return a name as it is printed: escaped on a terminal, unchanged into a pipe."""
     if not sys.stdout.isatty():
         return text
     text = printable(text)
@@ -78,13 +78,13 @@ def shown(text: str) -> str:
 
 
 def complain(message: str) -> int:
-    """Tell on standard error what went wrong; give the exit code for that."""
+    """Print on standard error what went wrong; return the exit code for a failure."""
     sys.stderr.write(f"vuserctl: {printable(message)}\n")
     return 1
 
 
 def local_fault(error: OSError) -> str:
-    """Say what failed on this side, in the form of the daemon's errors."""
+    """Return the text of a local error, in the form of the daemon's errors."""
     if error.errno is None:
         text = str(error)
     else:
@@ -101,8 +101,8 @@ def emit(line: str = "") -> None:
 
 
 def emit_json(value: object, *, in_a_line: bool = False) -> None:
-    """Print a value as JSON; a byte that is no UTF-8 is a lone surrogate, as in Python's names."""
-    import json  # not needed by most calls, and slow to load
+    """Print a value as JSON; a byte that is not UTF-8 becomes a lone surrogate, as in Python."""
+    import json  # most calls do not need it, and it is slow to import
 
     indent = None if in_a_line else 2
     emit(json.dumps(value, indent=indent, default=_json_default, skipkeys=True))
@@ -113,7 +113,7 @@ def _json_default(value: object) -> object:
 
 
 def emit_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; columns as wide as they need to be, None as a dash."""
+    """Print a table with columns as wide as needed, and None as a dash."""
     table = [[*head], *([cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
@@ -121,14 +121,14 @@ def emit_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def cell(value: object) -> str:
-    """Give the text of one value in a table."""
+    """Return the text of one value in a table."""
     if value is None or value == "":
         return "-"
     return shown(os.fsdecode(value) if isinstance(value, bytes) else str(value))
 
 
 def entry_fields(entry: Entry, target: str | None = None) -> dict[str, Any]:
-    """Give an entry as one flat map, for JSON."""
+    """Return an entry as a flat map, for JSON."""
     fields: dict[str, Any] = {"name": entry.name, "type": entry.type, "ino": entry.ino}
     if entry.stat is not None:
         fields |= entry.stat._asdict()
@@ -138,7 +138,7 @@ def entry_fields(entry: Entry, target: str | None = None) -> dict[str, Any]:
 
 
 def emit_long(entries: Iterable[Entry], targets: Mapping[str, str]) -> None:
-    """Print entries as ``ls -l`` does, aligned; ``targets`` are those of the symlinks."""
+    """Print entries in columns as ``ls -l`` does; ``targets`` are those of the symlinks."""
     rows = [(*_long_columns(entry.stat), entry.name) for entry in entries]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for mode, links, uid, gid, size, mtime, name in rows:
@@ -155,12 +155,12 @@ def emit_long(entries: Iterable[Entry], targets: Mapping[str, str]) -> None:
 
 
 def with_target(name: str, target: str | None) -> str:
-    """Give a name, and where it points to if it does."""
+    """Return a name, followed by the target of a symlink."""
     return shown(name) if target is None else f"{shown(name)} -> {shown(target)}"
 
 
 def _long_columns(attributes: Stat | None) -> tuple[str, str, str, str, str, str]:
-    if attributes is None:  # it went away, or may not be looked at
+    if attributes is None:  # the file is gone, or this client may not see its attributes
         return ("??????????", "?", "?", "?", "?", "?")
     return (
         stat.filemode(attributes.mode & 0o177777),
@@ -173,12 +173,12 @@ def _long_columns(attributes: Stat | None) -> tuple[str, str, str, str, str, str
 
 
 def known(number: int | None) -> str:
-    """Give a number, or '?' where it is not known, as an owner is not whom no number here names."""
+    """Return a number, or '?' if it is unknown, such as an owner that this machine cannot name."""
     return "?" if number is None else str(number)
 
 
 def _clock(seconds: int, form: str) -> str:
-    """Give a time in the local zone; a number of seconds where that has no such time."""
+    """Return a time in the local zone; the number of seconds if it cannot be represented."""
     try:
         return time.strftime(form, time.localtime(seconds))
     except (OverflowError, ValueError, OSError):
@@ -186,7 +186,7 @@ def _clock(seconds: int, form: str) -> str:
 
 
 def size_or_device(attributes: Stat) -> str:
-    """Give the size in bytes, or a device's major and minor number."""
+    """Return the size in bytes, or a device's major and minor number."""
     if attributes.type in ("char", "block"):
         device = attributes.rdev & 0xFFFF_FFFF_FFFF_FFFF
         return f"{os.major(device)}, {os.minor(device)}"
@@ -194,13 +194,13 @@ def size_or_device(attributes: Stat) -> str:
 
 
 def long_time(time_ns: int) -> str:
-    """Give a time to the nanosecond, in the local zone, as ``stat`` prints it."""
+    """Return a time to the nanosecond, in the local zone, as ``stat`` prints it."""
     seconds, fraction = divmod(time_ns, 10**9)
     return f"{_clock(seconds, '%Y-%m-%d %H:%M:%S')}.{fraction:09} {_clock(seconds, '%z')}"
 
 
 def binary_size(count: object) -> str:
-    """Give a number of bytes with a binary unit."""
+    """Return a number of bytes with a binary unit."""
     if not isinstance(count, int):
         return cell(count)
     size, unit = float(count), "B"
@@ -212,7 +212,7 @@ def binary_size(count: object) -> str:
 
 
 def duration(seconds: object) -> str:
-    """Give a time span in its two largest units."""
+    """Return a time span in its two largest units."""
     if not isinstance(seconds, int | float):
         return cell(seconds)
     minutes, rest = divmod(int(seconds), 60)

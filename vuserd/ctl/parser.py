@@ -1,4 +1,4 @@
-"""The command line of ``vuserctl``: what may be said, and what is wrong with what was."""
+"""Parse the command line of ``vuserctl``, and refuse what is wrong with it."""
 
 import argparse
 import os
@@ -21,14 +21,14 @@ EXPORT: Final = "EXPORT"
 
 
 class _Help(argparse.HelpFormatter):
-    """Help as wide as the terminal, whose width argparse would load shutil and all of that for."""
+    """Formats help as wide as the terminal, without the modules that argparse imports for that."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=_columns() - 2)
 
 
 class _HelpAsWritten(_Help, argparse.RawDescriptionHelpFormatter):
-    """The same, with an epilog that has its own lines."""
+    """The same, but the epilog keeps its line breaks."""
 
 
 def _columns() -> int:
@@ -48,7 +48,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _check(usage: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Refuse, as wrong usage, what argparse has no words for."""
+    """Refuse, as wrong usage, what argparse cannot check by itself."""
     if options.command == "trace" and (options.export is None) == (options.read is None):
         usage.error("trace takes an export, or a capture to --read")
     if options.command == "trace" and options.read is not None and options.write is not None:
@@ -57,7 +57,7 @@ def _check(usage: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         usage.error("DEST is an empty string, which names no file")
     if options.command not in ("get", "load") or options.target.name:
         return
-    # A target that names no file where one is wanted.
+    # Refuse a target that names no file where a file is needed.
     if options.command == "load" or not options.recursive:
         usage.error(f"'{options.target}' names no file")
     if options.destination is None:
@@ -65,9 +65,9 @@ def _check(usage: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
-    # Accepted before and after the command: only what is given sets a value, or the default of the
-    # one place would hide what was given in the other.
+    """Return the parser of the command line."""
+    # These options are accepted before and after the command. Only an option that is given sets a
+    # value; else the default of one place would overwrite what was given in the other.
     common = argparse.ArgumentParser(
         add_help=False, argument_default=argparse.SUPPRESS, formatter_class=_Help
     )
@@ -95,34 +95,40 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=_Help,
         )
 
-    command("exports", "list the exports, their state and what is behind them")
+    command("exports", "list the exports, their state and their backends")
     ls = command("ls", "list a directory, in the order of names, hidden ones included")
     ls.add_argument("-l", dest="long", action="store_true", help="with attributes")
     _add_target(ls)
     _add_target(command("tree", "list a directory with all below it"))
     stat = command("stat", "show a file's attributes")
-    stat.add_argument("-L", "--follow", action="store_true", help="of what a symlink leads to")
+    stat.add_argument(
+        "-L", "--follow", action="store_true", help="of the file that a symlink leads to"
+    )
     _add_target(stat)
     cat = command("cat", "write files to standard output")
     cat.add_argument("targets", type=target_argument, metavar="EXPORT:PATH", nargs="+")
-    get = command("get", "fetch a file, whole, and put it in place when it is there")
+    get = command("get", "fetch a file, and put it in place once it is whole")
     get.add_argument(
-        "-r", dest="recursive", action="store_true", help="a directory, with all below"
+        "-r", dest="recursive", action="store_true", help="fetch a directory with all below it"
     )
     get.add_argument(
         "--growing",
         action="store_true",
-        help="take of a file that is appended to what it has in the beginning",
+        help="of a growing file, fetch what it has at the start",
     )
     _add_target(get)
     get.add_argument("destination", metavar="DEST", nargs="?", help="file, directory, or '-'")
-    load = command("load", "have a file written into memory that another process shares")
+    load = command("load", "load a file into memory that another process shares")
     _add_target(load)
     load.add_argument(
         "--memory", metavar="MEMFD", required=True, help="a descriptor, or /proc/PID/fd/N"
     )
     load.add_argument(
-        "--address", metavar="A", type=number_argument, required=True, help="where, in the memory"
+        "--address",
+        metavar="A",
+        type=number_argument,
+        required=True,
+        help="the address in the memory",
     )
     load.add_argument(
         "--offset", metavar="N", type=number_argument, default=0, help="the first byte of the file"
@@ -133,22 +139,30 @@ def parser() -> argparse.ArgumentParser:
         "replace the backend of an export, or read the configuration again; no call is lost",
     )
     reload.add_argument(
-        "export", metavar=EXPORT, nargs="?", help="all of the configuration without"
+        "export", metavar=EXPORT, nargs="?", help="default: the whole configuration"
     )
-    command("rigs", "list the rigs: network namespaces with a socket of the daemon's inside")
+    command("rigs", "list the rigs: network namespaces in which the daemon has a socket")
     command("status", "show the daemon's state")
-    top = command("top", "show the daemon's state and what its clients do, again and again")
+    top = command("top", "keep showing the daemon's state and what its clients do")
     top.add_argument(
-        "--interval", metavar="SECONDS", type=_seconds, default=2.0, help="between two (default: 2)"
+        "--interval",
+        metavar="SECONDS",
+        type=_seconds,
+        default=2.0,
+        help="pause between updates (default: 2)",
     )
-    top.add_argument("-n", dest="count", metavar="COUNT", type=_count, help="end after so many")
-    command("metrics", "print the daemon's metrics, as Prometheus reads them")
+    top.add_argument(
+        "-n", dest="count", metavar="COUNT", type=_count, help="end after so many updates"
+    )
+    command("metrics", "print the daemon's metrics in Prometheus' text format")
     trace = command("trace", "print the FUSE requests of an export as they happen")
     trace.add_argument("export", metavar=EXPORT, nargs="?")
-    trace.add_argument("--write", metavar="FILE", help="write them to a file, and print nothing")
-    trace.add_argument("--read", metavar="FILE", help="print what was written to a file")
+    trace.add_argument("--write", metavar="FILE", help="write them to a file and print nothing")
     trace.add_argument(
-        "-n", dest="count", metavar="COUNT", type=number_argument, help="end after so many"
+        "--read", metavar="FILE", help="print those of a file that was written before"
+    )
+    trace.add_argument(
+        "-n", dest="count", metavar="COUNT", type=number_argument, help="end after so many requests"
     )
     completion = command("completion", "print a completion script for a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
@@ -160,7 +174,7 @@ def _add_target(command: argparse.ArgumentParser) -> None:
 
 
 def target_argument(text: str) -> Target:
-    """Read EXPORT:PATH, as a ``type`` of argparse: what is wrong with it is told as wrong usage."""
+    """Read EXPORT:PATH, as a ``type`` of argparse, which reports an error as wrong usage."""
     try:
         return Target.parse(text)
     except ValueError as error:
@@ -168,7 +182,7 @@ def target_argument(text: str) -> Target:
 
 
 def number_argument(text: str) -> int:
-    """Read a number of :func:`vuserd.ctl.load.parse_number` in the same way."""
+    """Read a number by :func:`vuserd.ctl.load.parse_number`, as a ``type`` of argparse."""
     from vuserd.ctl.load import parse_number
 
     try:

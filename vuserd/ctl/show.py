@@ -1,4 +1,4 @@
-"""``vuserctl exports``, ``stat``, ``reload`` and ``rigs``: the daemon's answers, laid out."""
+"""``vuserctl exports``, ``stat``, ``reload`` and ``rigs``: print the daemon's answers."""
 
 import stat as modes
 
@@ -8,7 +8,7 @@ from vuserd.ctl.target import Target
 
 
 def exports(client: Client, *, as_json: bool) -> None:
-    """Print the exports, their state and what is behind them."""
+    """Print the exports, their state and their backends."""
     found = client.exports()
     if as_json:
         emit_json(
@@ -50,7 +50,7 @@ def stat(client: Client, target: Target, *, follow: bool, as_json: bool) -> None
 
 
 def reload(client: Client, export: str | None, *, as_json: bool) -> None:
-    """Have an export's backend replaced, or the configuration read again; print what was done."""
+    """Replace an export's backend, or reload the configuration; print the changes made."""
     done = client.reload(export)
     if as_json:
         emit_json(done)
@@ -60,7 +60,7 @@ def reload(client: Client, export: str | None, *, as_json: bool) -> None:
 
 
 def rigs(client: Client, *, as_json: bool) -> None:
-    """Print the rigs, and what went wrong with them."""
+    """Print the rigs, with the reason where one cannot be served."""
     from vuserd.ctl.status import rig_lines
 
     found = client.rigs()

@@ -1,8 +1,8 @@
-"""Signals that end vuserctl: what is unfinished is removed, and the process dies of them.
+"""Handle signals that end vuserctl: remove unfinished files, then die of the signal.
 
-All that end a process by default are caught, but those with which a processor tells of a fault: the
-instruction would be tried again.  What was ignored when the process began stays ignored; of SIGPIPE
-and SIGXFSZ that cannot be known, since Python ignores them itself.
+All signals that end a process by default are caught, except those for a processor's faults, after
+which the instruction would be tried again.  A signal that was ignored at the start stays ignored;
+for SIGPIPE and SIGXFSZ that is unknown, since Python ignores them itself.
 """
 
 import os
@@ -26,20 +26,20 @@ _IGNORED_BY_PYTHON: Final = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
 
 
 class Signalled(BaseException):
-    """A signal wants the process to end; what it holds is cleaned up on the way."""
+    """A signal is to end the process, which cleans up as this exception propagates."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
 
 def catch_signals() -> list[int]:
-    """Have signals raise :class:`Signalled`, SIGINT KeyboardInterrupt; return which ones do."""
+    """Make signals raise :class:`Signalled`, and SIGINT KeyboardInterrupt; return their numbers."""
     caught: list[int] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> NoReturn:
         for each in caught:
             signal.signal(each, _on_another)
-        remove_unfinished()  # now: this may have come in the middle of what would remove it
+        remove_unfinished()  # now: the signal may interrupt the code that would remove them
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise Signalled(number)
@@ -52,13 +52,13 @@ def catch_signals() -> list[int]:
 
 
 def _on_another(number: int, _frame: FrameType | None) -> NoReturn:
-    """End at once: cleaning up after the first signal takes too long for whoever sent this one."""
+    """End at once: the sender of a second signal will not wait for the cleanup after the first."""
     remove_unfinished()
     die_of(number)
 
 
 def release_signals(caught: list[int]) -> None:
-    """Have signals end the process at once again."""
+    """Restore the default: the signals end the process at once."""
     for number in caught:
         signal.signal(number, signal.SIG_DFL)
 
@@ -67,4 +67,4 @@ def die_of(number: int) -> NoReturn:
     """End this process by a signal, so that the shell sees what it was."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    os._exit(128 + number)  # where the signal is blocked
+    os._exit(128 + number)  # if the signal is blocked

@@ -1,6 +1,6 @@
-"""``vuserctl status``: the daemon's state in tables, whatever of it is there.
+"""``vuserctl status``: lay out the daemon's state in tables, with whatever fields it has.
 
-``top`` shows the same with rates: where an answer has ``requests_per_s`` and ``bytes_per_s``.
+``top`` shows the same with rates, which are the fields ``requests_per_s`` and ``bytes_per_s``.
 """
 
 import pwd
@@ -13,16 +13,16 @@ from vuserd.client.sync_client import Client
 from vuserd.ctl.output import binary_size, cell, duration, emit, emit_json
 
 _WIDTH: Final = 100
-#: A last column keeps so many characters, however wide the others are.
+#: The characters that the last column keeps, however wide the others are.
 _LEAST: Final = 16
 
 
 class _Column(NamedTuple):
-    """A column of a table: how the cell of a row is made, None where the row has none."""
+    """A column of a table, with the function that makes a row's cell; None is an empty cell."""
 
     head: str
     value: Callable[[Mapping[str, Any]], object]
-    number: bool = False  #: to the right
+    number: bool = False  #: aligned to the right
 
 
 def show(client: Client, *, as_json: bool) -> None:
@@ -36,7 +36,7 @@ def show(client: Client, *, as_json: bool) -> None:
 
 
 def lines(found: Mapping[str, Any], width: int = _WIDTH) -> list[str]:
-    """Lay the daemon's state out in lines, of ``width`` characters where that can be done."""
+    """Return the daemon's state as lines, of at most ``width`` characters where possible."""
     exports = _maps(found, "exports")
     sections = [
         _head(found),
@@ -52,7 +52,7 @@ def lines(found: Mapping[str, Any], width: int = _WIDTH) -> list[str]:
 
 
 def rig_lines(rigs: Iterable[Mapping[str, Any]], width: int = _WIDTH) -> list[str]:
-    """Lay rigs out, with what went wrong below."""
+    """Return a table of rigs as lines, with the problems below it."""
     rigs = list(rigs)
     reasons = [
         f"{cell(rig.get('netns'))}: {cell(rig['reason'])}" for rig in rigs if rig.get("reason")
@@ -104,7 +104,7 @@ def _images(images: object) -> str | None:
 
 
 def _notes(export: Mapping[str, Any]) -> str:
-    """Tell why an export is as it is, and what became of its backends."""
+    """Return the reason of an export's state, and how it lost its backends."""
     told = []
     if export.get("reason"):
         told.append(cell(export["reason"]))
@@ -153,7 +153,7 @@ def _user(client: Mapping[str, Any]) -> object:
 
 
 def _moment(seconds: object) -> str:
-    """Give a time of the clock: with its date where that is another than today's."""
+    """Return a time of day, with the date if that is not today's."""
     if not isinstance(seconds, int | float):
         return cell(seconds)
     try:
@@ -224,7 +224,7 @@ _CLIENTS: Final = (
 
 
 def _table(columns: Sequence[_Column], rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
-    """Lay rows out; a column that no row has anything for is left out, the last one is cut."""
+    """Return a table as lines; an empty column is left out, and the last one is cut to fit."""
     if not rows:
         return []
     filled = []

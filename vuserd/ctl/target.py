@@ -1,25 +1,25 @@
-"""How vuserctl's command line names a file: EXPORT:PATH, as scp does."""
+"""A file as vuserctl's command line names it: EXPORT:PATH, as scp does."""
 
 import posixpath
 from typing import NamedTuple
 
 
 class Target(NamedTuple):
-    """A path inside an export; ``str()`` of it is what the user wrote."""
+    """A path inside an export; ``str()`` returns what the user wrote."""
 
     export: str
     path: str
 
     @classmethod
     def parse(cls, text: str) -> "Target":
-        """Take EXPORT:PATH apart at the first colon; raise ValueError where there is none."""
+        """Split EXPORT:PATH at the first colon; raise ValueError if there is none."""
         export, colon, path = text.partition(":")
         if not export or not colon:
             raise ValueError(f"{text!r} is not EXPORT:PATH")
         return cls(export, path)
 
     def child(self, name: str) -> "Target":
-        """Give the target of a name in this directory."""
+        """Return the target that a name in this directory is."""
         return Target(self.export, posixpath.join(self.path, name))
 
     @property

@@ -1,7 +1,7 @@
-"""``vuserctl top``: the daemon's state with rates, again and again.
+"""``vuserctl top``: keep showing the daemon's state, with rates.
 
-On a terminal it stays in its place until q or ^C, and what was there before comes back. Elsewhere
-the snapshots follow one another; as JSON each is a line.
+A terminal shows one snapshot in place of the other until q or ^C, and then its former content.
+Elsewhere the snapshots follow one another; as JSON, each is a line.
 """
 
 import itertools
@@ -20,17 +20,17 @@ from vuserd.ctl import status
 from vuserd.ctl.output import emit, emit_json
 
 # ECMA-48's control sequences, as xterm has them.
-_ENTER: Final = "\x1b[?1049h\x1b[?25l"  # another screen, without a cursor
+_ENTER: Final = "\x1b[?1049h\x1b[?25l"  # the alternate screen, without a cursor
 _LEAVE: Final = "\x1b[?25h\x1b[?1049l"
 _HOME: Final = "\x1b[H"
 _REST_OF_LINE: Final = "\x1b[K"
 _REST_OF_SCREEN: Final = "\x1b[J"
-#: A terminal that does not know how large it is has as many.
+#: The columns of a terminal that does not know its size.
 _COLUMNS: Final = 80
 _ROWS: Final = 24
 _QUIT: Final = frozenset(b"qQ\x03")
 
-#: What is counted, and the rate made of it.
+#: Fields that count, and the names of their rates.
 _RATES: Final = (("requests", "requests_per_s"), ("bytes_read", "bytes_per_s"))
 
 
@@ -52,7 +52,7 @@ class Rates:
         self._when = 0.0
 
     def added_to(self, found: Mapping[str, Any], now: float) -> dict[str, Any]:
-        """Give a snapshot of the time ``now`` with rates, clients with the most requests first."""
+        """Return the snapshot taken at ``now`` with rates; clients with most requests first."""
         passed, before = now - self._when, self._before
         self._before, self._when = {}, now
 
@@ -73,7 +73,7 @@ class Rates:
 
 
 def _export(row: Mapping[str, Any]) -> Hashable:
-    """Tell one session of an export from another: each counts from 0."""
+    """Return the identity of an export's session, since each session counts from 0."""
     backend = row.get("backend")
     generation = backend.get("generation") if isinstance(backend, Mapping) else None
     return ("export", str(row.get("name")), str(generation))
@@ -102,17 +102,17 @@ def _rates(
 
 
 class _Screen(Protocol):
-    """Where snapshots are shown."""
+    """Shows snapshots."""
 
     def show(self, found: Mapping[str, Any]) -> None:
-        """Show one."""
+        """Show a snapshot."""
 
     def pause(self, seconds: float) -> bool:
-        """Let time pass; False when there is to be an end."""
+        """Wait; return False if the user wants to end."""
 
 
 class _Paper:
-    """One snapshot after the other."""
+    """Prints one snapshot after the other."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -135,12 +135,12 @@ class _Paper:
 
 
 class _Terminal:
-    """One snapshot in the place of the other."""
+    """Shows one snapshot in place of the other."""
 
     def show(self, found: Mapping[str, Any]) -> None:
         size = os.get_terminal_size(sys.stdout.fileno())
         columns, rows = size.columns or _COLUMNS, size.lines or _ROWS
-        # The clients come last: of them those that there is room for are shown.
+        # The clients come last, as many as there is room for.
         lines = [line[:columns] for line in status.lines(found, columns)][:rows]
         text = f"{_REST_OF_LINE}\n".join(lines)
         sys.stdout.write(f"{_HOME}{text}{_REST_OF_LINE}{_REST_OF_SCREEN}")
@@ -173,7 +173,7 @@ def _screen(*, as_json: bool) -> Iterator[_Screen]:
 
 @contextmanager
 def _keys() -> Iterator[None]:
-    """Have keys come as they are pressed, and not be shown, where standard input is a terminal."""
+    """Read keys as they are pressed, without echo, if standard input is a terminal."""
     if not sys.stdin.isatty():
         yield
         return

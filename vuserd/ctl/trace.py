@@ -1,6 +1,6 @@
-"""``vuserctl trace``: requests as they happen, a line each; captures of them, and those again.
+"""``vuserctl trace``: print requests as they happen, write captures of them, and print captures.
 
-A capture is a file of JSON Lines: a header, then an event a line.
+A capture is a file of JSON Lines: a header, then one event on each line.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _HEAD = (
 
 
 class BadCapture(ClientError):  # noqa: N818 - reads as the sentence it is
-    """A file is no capture of a trace."""
+    """A file is not a capture of a trace."""
 
 
 def trace(
@@ -34,8 +34,8 @@ def trace(
 ) -> None:
     """Print the requests of an export as they happen, or write them to a file; ``count`` of them.
 
-    It goes on until it is interrupted, without a count. What is traced is known to begin with the
-    first line: the head, or the header of the file.
+    Without a count it goes on until it is interrupted. The trace has begun once the first line is
+    there: the heading, or the header of the file.
     """
     first = client.trace_page(export, wait=0.0)
     events = itertools.islice(_events(client, export, first, _flusher(write)), count)
@@ -46,14 +46,14 @@ def trace(
 
 
 def read(name: str, *, count: int | None, as_json: bool) -> None:
-    """Print a capture as its requests would have been printed when they happened."""
+    """Print the requests of a capture as ``trace`` would have printed them."""
     with _named(name), open(name, encoding="ascii", errors="surrogateescape") as file:
         _check_header(_parsed(file.readline(), name, 1), name)
         _print(itertools.islice(_captured(file, name), count), as_json=as_json)
 
 
 def line(event: TraceEvent) -> str:
-    """Give an event as one line, whatever bytes there are in its names."""
+    """Return an event as one line, whatever bytes its names have."""
     seconds, fraction = divmod(event.sent_ns, 1_000_000_000)
     clock = f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{fraction // 1000:06}"
     result = f"OK {event.length}" if event.outcome == "OK" else _name(event.outcome)
@@ -81,7 +81,7 @@ def _name(name: str) -> str:
 def _events(
     client: Client, export: str, page: TracePage, flush: Callable[[], None]
 ) -> Iterator[TraceEvent]:
-    """Give events for ever; what was made of those of a page is flushed after each."""
+    """Yield events for ever; call ``flush`` after those of each page."""
     while True:
         yield from page.events
         flush()
@@ -100,7 +100,7 @@ def _print(events: Iterable[TraceEvent], *, as_json: bool) -> None:
             emit(json.dumps(event.to_json()))
             continue
         if event.lost:
-            emit(f"-- {event.lost} lost: nobody took them in time")
+            emit(f"-- {event.lost} lost: they were not read in time")
         emit(line(event))
 
 
@@ -119,7 +119,7 @@ def _write(events: Iterable[TraceEvent], export: str, name: str) -> None:
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Have an OSError of the block name a file: only opening does by itself."""
+    """Add the file's name to an OSError of the block, which only opening does by itself."""
     try:
         yield
     except OSError as error:
@@ -136,7 +136,7 @@ def _check_header(header: object, name: str) -> None:
 
 
 def _captured(file: TextIO, name: str) -> Iterator[TraceEvent]:
-    """Give the events of a capture; the last one of a file that was cut off is left out."""
+    """Yield the events of a capture; the last line is left out if the file was cut off in it."""
     for number, text in enumerate(file, 2):
         if not text.endswith("\n"):
             return

@@ -1,7 +1,7 @@
-"""``vuserctl tree``: a directory with all below it, as a drawing or as nested JSON.
+"""``vuserctl tree``: print a directory with all below it, as a drawing or as nested JSON.
 
-The tree is walked without recursion and printed as it is walked: its depth and size are the
-host's, not ours.
+The tree is walked without recursion and printed as it is walked, since the host decides how deep
+and large it is.
 """
 
 import json
@@ -19,7 +19,7 @@ from vuserd.ctl.target import Target
 
 
 class Turn(Enum):
-    """What a step of the walk does."""
+    """The kind of a step of the walk."""
 
     ENTER = "enter"  #: a directory whose entries come next
     LEAF = "leaf"  #: anything else, or a directory that cannot be listed
@@ -27,7 +27,7 @@ class Turn(Enum):
 
 
 class Step(NamedTuple):
-    """One step of the walk; ``last`` when nothing follows the entry in its directory."""
+    """One step of the walk; ``last`` if the entry is the last in its directory."""
 
     turn: Turn
     entry: Entry
@@ -44,9 +44,10 @@ class _Directory(NamedTuple):
 
 
 def walk(client: Client, root: Target) -> Iterator[Step]:
-    """Walk all that is below ``root``, in order of names; symlinks are not followed.
+    """Walk all that is below ``root``, in order of names, without following symlinks.
 
-    Raises RemoteError at once where ``root`` cannot be listed; below it that is part of a step.
+    Raise RemoteError at once if ``root`` cannot be listed; below it such an error is part of a
+    step.
     """
     return _walk(client, [_open(client, root, Entry("", "dir", 0))])
 
@@ -79,18 +80,18 @@ def _open(client: Client, target: Target, entry: Entry) -> _Directory:
 
 
 def _typed(client: Client, target: Target, entry: Entry) -> Entry:
-    """Look closer where the file system's own listing does not tell types."""
+    """Return an entry with its type, asking for it if the file system's listing has none."""
     if entry.type != "unknown":
         return entry
     try:
         kind = client.stat(*target.child(entry.name), follow=False).type
-    except RemoteError:  # it went away meanwhile
+    except RemoteError:  # the file is gone meanwhile
         return entry
     return entry._replace(type=kind)
 
 
 def draw(client: Client, root: Target) -> int:
-    """Print the tree with box characters and a summary; give the exit code."""
+    """Print the tree with box characters and a summary; return the exit code."""
     steps = walk(client, root)
     pipe, tee, corner = _box()
     directories = files = failures = 0
@@ -120,18 +121,18 @@ def draw(client: Client, root: Target) -> int:
 
 
 def _box() -> tuple[str, str, str]:
-    """Give the indentation, the branch and the last branch, in ASCII where it has to be."""
+    """Return the indentation, the branch and the last branch, in ASCII if the terminal needs it."""
     box = ("\u2502   ", "\u251c\u2500\u2500 ", "\u2514\u2500\u2500 ")
     return box if fits_screen("".join(box)) else ("|   ", "|-- ", "`-- ")
 
 
 def print_json(client: Client, root: Target) -> int:
-    """Print the tree as JSON, each directory with its ``entries``; give the exit code."""
+    """Print the tree as JSON, each directory with its ``entries``; return the exit code."""
     failures = 0
     steps = walk(client, root)
     head = json.dumps({"name": str(root), "type": "dir"})
     sys.stdout.write(head[:-1] + ', "entries": [')
-    empty = [True]  # for each open directory: no entry was printed yet
+    empty = [True]  # for each open directory, whether no entry was printed yet
     for step in steps:
         if step.turn is Turn.LEAVE:
             empty.pop()

@@ -1,1 +1,1 @@
-"""The daemon's MessagePack-RPC: the codec, the server, its connections and its methods."""
+"""The server of the MessagePack-RPC: connections, methods, and what each user may have."""

@@ -1,11 +1,11 @@
-"""Files put in place: under a temporary name until they are whole, then under their own.
+"""Put files in place atomically: write under a temporary name, then rename.
 
-So nobody ever sees half a file under its name.  Names are relative to an open directory: whatever
-happens to the path meanwhile, what is made stays inside.
+So no other process ever sees half a file under its final name.  Names are relative to an open
+directory: whatever happens to the path meanwhile, the new file stays inside.
 
-A file that takes the place of another gets its owner, permissions and extended attributes.  Where
-it may not have them, or its directory takes no other file (it is not writable, or the other file is
-mounted there), it is written into the other one, as cp does.
+A file that replaces another gets its owner, permissions and extended attributes.  Where that is not
+allowed, or the directory takes no new file (it is not writable, or the old file is a mount point),
+the content is written into the old file, as cp does.
 """
 
 import errno
@@ -18,11 +18,11 @@ from typing import Final
 from vuserd.client.records import Stat
 from vuserd.client.sinks import write_at
 
-#: Readable: it may have to be copied.
+#: Readable as well, since it may have to be copied.
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _PIECE: Final = 1 << 20
 _DIRECTORY: Final = os.O_DIRECTORY | os.O_CLOEXEC
-#: What the content of a file decides, and the kernel or the next reader takes from it anew.
+#: Attributes that depend on a file's content, and are not copied from another file.
 _OF_CONTENT: Final = frozenset({"security.capability", "security.ima", "security.evm"})
 
 #: Temporary files and links, by the descriptor of their directory: for :func:`remove_unfinished`.
@@ -35,7 +35,7 @@ def open_directory(path: str) -> int:
 
 
 def open_below(directory: int, names: Sequence[str], *, readable: bool = False) -> int:
-    """Open the directory that a path of names leads to, where none of them is a symlink."""
+    """Open the directory that a path of names leads to; OSError if one of them is a symlink."""
     if readable and not names:
         return os.open(".", _DIRECTORY | os.O_RDONLY, dir_fd=directory)
     found = os.dup(directory)
@@ -53,11 +53,10 @@ def open_below(directory: int, names: Sequence[str], *, readable: bool = False) 
 def new_file(
     directory: int, name: str, permissions: int, source: Stat | None = None
 ) -> Iterator[int]:
-    """Give a file to write; it becomes ``name`` when the block ends well, and goes otherwise.
+    """Yield a file to write; it becomes ``name`` if the block succeeds, else it is removed.
 
-    Its permissions are ``permissions`` as far as the umask allows, or those of the regular file
-    that it replaces. A file that it cannot replace is written into, unless that is ``source``
-    itself: OSError.
+    Its permissions are ``permissions`` less the umask, or those of the regular file that it
+    replaces. A file that cannot be replaced is written into; OSError if that is ``source`` itself.
     """
     there = _regular_file(directory, name)
     with _temporary_name(directory) as temporary:
@@ -82,14 +81,14 @@ def new_file(
 
 
 def open_existing(path: str, source: Stat | None, *, directory: int | None = None) -> int:
-    """Open a regular file and empty it, to be written into; OSError where it is ``source``.
+    """Open a regular file and empty it, to write into it; OSError if it is ``source``.
 
-    A symlink is followed where the path is not relative to ``directory``.
+    A symlink is followed unless the path is relative to ``directory``.
     """
     follow = os.O_NOFOLLOW if directory is not None else 0
     fileno = os.open(
         path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | follow, dir_fd=directory
-    )  # does not wait for the reader of a pipe that took its place
+    )  # without O_NONBLOCK, a pipe that took its place would wait for a reader
     try:
         found = os.fstat(fileno)
         if not modes.S_ISREG(found.st_mode):
@@ -97,7 +96,7 @@ def open_existing(path: str, source: Stat | None, *, directory: int | None = Non
         if source is not None and _is_source(found, source):
             raise OSError(errno.EINVAL, "it is the file that is to be fetched", path)
         if found.st_mode & (modes.S_ISUID | modes.S_ISGID):
-            with suppress(PermissionError):  # the first write takes them away
+            with suppress(PermissionError):  # the first write clears these bits as well
                 os.fchmod(fileno, found.st_mode & 0o1777)
         os.ftruncate(fileno, 0)
     except BaseException:
@@ -107,7 +106,7 @@ def open_existing(path: str, source: Stat | None, *, directory: int | None = Non
 
 
 def new_symlink(directory: int, name: str, target: str) -> None:
-    """Make a symlink in place of whatever file has its name."""
+    """Make a symlink, replacing any file that has its name."""
     with _temporary_name(directory) as temporary:
         os.symlink(target, temporary, dir_fd=directory)
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
@@ -115,20 +114,20 @@ def new_symlink(directory: int, name: str, target: str) -> None:
 
 @contextmanager
 def probe(directory: int) -> Iterator[str]:
-    """Give the name of an empty file that is in a directory for the block's time."""
+    """Yield the name of an empty file that exists in a directory for the block's time."""
     with _temporary_name(directory) as temporary:
         os.close(os.open(temporary, _CREATE, 0o600, dir_fd=directory))
         yield temporary
 
 
 def set_times(fileno: int, atime_ns: int, mtime_ns: int) -> None:
-    """Set a file's times, where it is ours: others' can be written into, but not be dated."""
+    """Set a file's times if this user owns it: another's may be writable, but not its times."""
     with suppress(PermissionError):
         os.utime(fileno, ns=(atime_ns, mtime_ns))
 
 
 def remove_unfinished() -> None:
-    """Remove all temporary files at once: the process is about to end."""
+    """Remove all temporary files now, as the process is about to end."""
     for directory, name in list(_unfinished):
         with suppress(OSError):
             os.unlink(name, dir_fd=directory)
@@ -136,8 +135,8 @@ def remove_unfinished() -> None:
 
 @contextmanager
 def _temporary_name(directory: int) -> Iterator[str]:
-    """Give a name; what has it after the block is removed."""
-    # Nothing of the target's: that may be as long as a name can be.
+    """Yield a temporary name; a file that still has it after the block is removed."""
+    # It has no part of the target's name, which may be as long as a name can be.
     name = f".vuserctl-{os.urandom(8).hex()}.part"
     unfinished = (directory, name)
     try:
@@ -160,7 +159,7 @@ def _regular_file(directory: int, name: str) -> os.stat_result | None:
 def _create(
     directory: int, temporary: str, permissions: int, name: str, there: os.stat_result | None
 ) -> int:
-    """Create a file, like the one that is there; OSError where that cannot be."""
+    """Create a file with the owner and attributes of the one that is there; OSError if refused."""
     if there is not None:
         permissions = 0o600  # until it has its owner
     fileno = os.open(temporary, _CREATE, permissions, dir_fd=directory)
@@ -169,7 +168,7 @@ def _create(
             made = os.fstat(fileno)
             if (made.st_uid, made.st_gid) != (there.st_uid, there.st_gid):
                 os.fchown(fileno, there.st_uid, there.st_gid)
-            # Others' content gets nobody's rights: as after a write by anyone but root.
+            # New content gets no set-user-ID bits, as after a write by any user but root.
             os.fchmod(fileno, there.st_mode & 0o1777)
             _copy_attributes(f"/proc/self/fd/{directory}/{name}", fileno)
     except BaseException:
@@ -179,7 +178,7 @@ def _create(
 
 
 def _copy_attributes(path: str, fileno: int) -> None:
-    """Copy extended attributes: access control lists, labels, the user's own."""
+    """Copy extended attributes: access control lists, labels and those of users."""
     try:
         names = os.listxattr(path, follow_symlinks=False)
     except OSError:  # the file system has none, or there is no /proc
@@ -188,7 +187,7 @@ def _copy_attributes(path: str, fileno: int) -> None:
         if name in _OF_CONTENT:
             continue
         value = os.getxattr(path, name, follow_symlinks=False)
-        with suppress(OSError):  # a new file has the label of its directory, often the same
+        with suppress(OSError):  # a new file gets its directory's label, which is often the same
             if os.getxattr(fileno, name) == value:
                 continue
         os.setxattr(fileno, name, value)
@@ -197,10 +196,10 @@ def _copy_attributes(path: str, fileno: int) -> None:
 def _put(
     fileno: int, directory: int, temporary: str, name: str, there: os.stat_result | None
 ) -> None:
-    """Give a temporary file its name, or its content to the file that cannot be replaced."""
+    """Rename a temporary file, or copy its content into a file that cannot be replaced."""
     try:
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-    except OSError:  # EBUSY: it is mounted; EPERM: it is another's, in a directory that is sticky
+    except OSError:  # EBUSY: a mount point; EPERM: another user's, in a sticky directory
         if there is None:
             raise
         existing = open_existing(name, None, directory=directory)
@@ -211,7 +210,7 @@ def _put(
 
 
 def _copy(fileno: int, existing: int) -> None:
-    """Copy a file's content and times into another one, which is empty; holes stay holes."""
+    """Copy a file's content and times into another, empty file; holes stay holes."""
     found = os.fstat(fileno)
     offset, size = 0, found.st_size
     os.ftruncate(existing, size)
@@ -221,7 +220,7 @@ def _copy(fileno: int, existing: int) -> None:
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
-            break  # nothing but a hole up to the end
+            break  # a hole up to the end
         end = os.lseek(fileno, offset, os.SEEK_HOLE)
         while offset < end:
             piece = os.pread(fileno, min(_PIECE, end - offset), offset)
@@ -231,7 +230,7 @@ def _copy(fileno: int, existing: int) -> None:
 
 
 def _is_source(found: os.stat_result, source: Stat) -> bool:
-    """Tell whether a file here is the one that the daemon has shown."""
+    """Return whether a local file is the one that the daemon's ``stat`` described."""
     return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) == (
         source.ino,
         source.size,

@@ -1,4 +1,4 @@
-"""``vuserctl get`` and ``cat``: a file to a file, whole or not at all; or to standard output."""
+"""``vuserctl get`` and ``cat``: fetch a file whole or not at all, or to standard output."""
 
 import errno
 import os
@@ -17,18 +17,18 @@ from vuserd.ctl.copying.progress import progress_of_file
 from vuserd.ctl.target import Target
 from vuserd.service.standard_streams import require_output
 
-#: Directories with a link for each descriptor of a process, /dev/fd among them.
+#: Directories that have a link for each descriptor of a process, such as /dev/fd.
 _OF_DESCRIPTORS: Final = re.compile(r"/proc/[0-9]+(/task/[0-9]+)?/fd")
 
 
 def cat(client: Client, target: Target, progress: Progress | None = None) -> None:
-    """Write a file to standard output, with no more of it in memory than is in flight."""
+    """Write a file to standard output, keeping in memory only what is in flight."""
     require_output()
     output = sys.stdout.buffer
     sys.stdout.flush()
 
     def write(payload: memoryview) -> None:
-        while payload:  # with PYTHONUNBUFFERED one write may take a part
+        while payload:  # with PYTHONUNBUFFERED a write may take only a part
             payload = payload[output.write(payload) :]
 
     client.stream(target.export, target.path, write, progress=progress)
@@ -39,16 +39,16 @@ class How(NamedTuple):
     """How a file is fetched."""
 
     progress: Progress | None = None
-    #: Whether of a file that grows meanwhile what stood there in the beginning will do.
+    #: Whether of a growing file the bytes that it had at the start are enough.
     grows: bool = False
 
 
 def get(client: Client, target: Target, destination: str | None, *, grows: bool = False) -> None:
     """Fetch a file to ``destination``: a file, a directory, or '-' for standard output.
 
-    The new file has the other's modification time, and its permissions as far as the umask allows.
-    A destination that is no regular file (a device, a pipe) is written to, never replaced. One that
-    ends in a slash is a directory, and has to be there.
+    The new file has the source's modification time, and its permissions less the umask. A
+    destination that is not a regular file (a device, a pipe) is written to, never replaced. One
+    that ends in a slash is a directory, which has to exist.
     """
     if destination == "-":
         with progress_of_file(target.name) as progress:
@@ -59,30 +59,30 @@ def get(client: Client, target: Target, destination: str | None, *, grows: bool 
         local = os.path.join(destination, target.name)
     try:
         fetch = _way_to(local)
-        stat = client.stat(target.export, target.path)  # before anything is opened, or emptied
+        stat = client.stat(target.export, target.path)  # before any file is opened or emptied
         with progress_of_file(target.name) as progress:
             fetch(client, target, stat, local, How(progress, grows))
     except RemoteError:  # which may be an OSError, too
         raise
-    except OSError as error:  # about the user's name for it, not that of a temporary file
+    except OSError as error:  # report it with the user's name, not that of a temporary file
         raise OSError(error.errno, error.strerror or str(error), local) from None
-    except (OverflowError, ValueError) as error:  # attributes that no file here can have
+    except (OverflowError, ValueError) as error:  # attributes that no local file can have
         raise OSError(errno.EINVAL, str(error), local) from None
 
 
 def local_path(target: Target, destination: str | None) -> str:
-    """Give where a target goes, as cp has it: into a directory that is there, else to that name."""
+    """Return where a target goes, as with cp: into an existing directory, else to that name."""
     if destination is None:
         return target.name
     return os.path.join(destination, target.name) if os.path.isdir(destination) else destination
 
 
-#: Fetches a file, with the attributes that it had a moment ago, to a path.
+#: Fetches a file to a path; the Stat is what ``stat`` returned just before.
 _Way = Callable[[Client, Target, Stat, str, How], object]
 
 
 def _way_to(path: str) -> _Way:
-    """Choose how a file gets to a path; OSError where none can."""
+    """Return the function that can fetch a file to this path; OSError if none can."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -95,15 +95,15 @@ def _way_to(path: str) -> _Way:
 
 
 def _is_named_file(path: str) -> bool:
-    """Tell whether a path leads to a regular file that has a name, where another can take it.
+    """Return whether a path leads to a regular file with a name, under which it can be replaced.
 
-    What /dev/fd/N leads to may have none (a link such as '/tmp/x (deleted)'), and where it has one
-    it is the open file that is meant: others write to it.
+    What /dev/fd/N leads to may have no name (a link such as '/tmp/x (deleted)'). If it has one, the
+    user still means the open file, to which other processes may write.
     """
     real = os.path.realpath(path)
     if not (os.path.isfile(real) and os.path.samefile(path, real)):
         return False
-    while os.path.islink(path):  # an end it has, or there were no file
+    while os.path.islink(path):  # it is no endless loop, or there would be no file
         directory, _ = os.path.split(path)
         if _OF_DESCRIPTORS.fullmatch(os.path.realpath(directory)):
             return False
@@ -112,7 +112,7 @@ def _is_named_file(path: str) -> bool:
 
 
 def _fetch_to_device(client: Client, target: Target, _stat: Stat, path: str, how: How) -> None:
-    # Without O_CREAT, as which others' pipes in a sticky directory must not be opened.
+    # Without O_CREAT, with which another user's pipe in a sticky directory cannot be opened.
     with open(os.open(path, os.O_WRONLY | os.O_CLOEXEC), "wb") as device:
         client.stream(target.export, target.path, device.write, progress=how.progress)
 
@@ -124,7 +124,7 @@ def _fetch_into(client: Client, target: Target, stat: Stat, path: str, how: How)
 
 
 def _fetch_beside(client: Client, target: Target, stat: Stat, path: str, how: How) -> None:
-    # As cp does: what a symlink leads to is replaced, not the link.
+    # As cp does, replace the file that a symlink leads to, not the link.
     parent, name = os.path.split(os.path.realpath(path))
     directory = open_directory(parent)
     try:
@@ -141,7 +141,7 @@ def fetch_new(
     name: str,
     how: How,
 ) -> int:
-    """Fetch a file that had the attributes ``stat`` to ``name`` in a directory; give its size."""
+    """Fetch a file, with attributes ``stat``, to ``name`` in a directory; return its size."""
     with new_file(directory, name, stat.mode & 0o777, stat) as fileno:
         found = client.download(target.export, target.path, fileno, **how._asdict())
         set_times(fileno, stat.atime_ns, found.mtime_ns)

@@ -1,12 +1,12 @@
-"""``vuserctl get -r``: a directory with all below it, many files on their way at once.
+"""``vuserctl get -r``: fetch a directory with all below it, many files at once.
 
-What the daemon says is not trusted to stay inside the destination: a name is one component, and
+The daemon is not trusted to stay inside the destination: a name has to be one component, and is
 used relative to its directory, which is reached from the destination without following a symlink.
 
-A small file is one read, which the daemon makes sure is of one version.  Its time is that of the
-listing: where it changed in between, the copy is newer than it says, never older.
+A small file is fetched by one read, for which the daemon guarantees one version.  Its time is that
+of the listing: if it changed in between, the copy is newer than its time says, never older.
 
-The destination may be below the directory that is fetched: what this run makes is not fetched.
+The destination may be below the fetched directory: files that this run makes are not fetched.
 """
 
 import os
@@ -37,17 +37,17 @@ from vuserd.ctl.target import Target
 
 _WINDOW: Final = 32  # calls in flight
 _WINDOW_BYTES: Final = 8 << 20  # of files in flight
-_SMALL: Final = 1 << 20  # bytes of a file that is read at once
-#: What is left out with a word; whatever else is no file is an error.
+_SMALL: Final = 1 << 20  # bytes: a file up to this size is fetched by one read
+#: Types that are skipped with a message; any other unknown type is an error.
 _SKIPPED: Final = frozenset({"fifo", "socket", "char", "block"})
 
 
 def get_tree(
     client: Client, target: Target, destination: str | None, *, grows: bool = False
 ) -> int:
-    """Fetch a directory to ``destination``, or into it where that is there; give the exit code.
+    """Fetch a directory to ``destination``, or into it if that exists; return the exit code.
 
-    What fails is told, and the rest goes on.
+    Failures are reported, and the rest goes on.
     """
     stat = client.stat(target.export, target.path)
     if stat.type != "dir":
@@ -63,13 +63,13 @@ def get_tree(
 
 
 class _Directory:
-    """A directory on both sides; open here while anything in it is on its way."""
+    """A directory on both sides; the local one is open while anything in it is in flight."""
 
     def __init__(self, target: Target, names: tuple[str, ...]) -> None:
         self.target = target
-        self.names = names  # from the destination on
+        self.names = names  # the path from the destination
         self.fileno = -1
-        #: The names that were listed so far.
+        #: The names listed so far, to notice one that comes twice.
         self.listed: set[str] = set()
         self._users = 0
 
@@ -86,7 +86,7 @@ class _Directory:
 
 
 class _Item(NamedTuple):
-    """Something in a directory that is to be fetched."""
+    """An entry of a directory that is to be fetched."""
 
     directory: _Directory
     name: str
@@ -98,7 +98,7 @@ class _Item(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """A call in flight, and what its answer is for."""
+    """A call in flight, and what to do with its answer."""
 
     ticket: Ticket[Any]
     directory: _Directory
@@ -108,14 +108,14 @@ class _Job(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """A directory that was made, and how it will be left."""
+    """A directory that was made, with the time and permissions to set at the end."""
 
     names: tuple[str, ...]
     stat: Stat
 
 
 class _TreeFetch:
-    """One run. Listings and files are asked for ahead, and answers are used in that order."""
+    """One run: it requests listings and files ahead, and uses the answers in the same order."""
 
     def __init__(self, client: Client, local: str, show: Shown, how: How) -> None:
         self._how = how
@@ -132,7 +132,7 @@ class _TreeFetch:
         self._files = self._bytes = 0
 
     def run(self, target: Target, stat: Stat) -> int:
-        """Fetch all of it; give the exit code."""
+        """Fetch everything; return the exit code."""
         try:
             os.mkdir(self._local, stat.mode & 0o777 | 0o700)
             self._made.append(_Made((), stat))
@@ -155,7 +155,7 @@ class _TreeFetch:
         return self._code
 
     def _fill(self) -> bool:
-        """Begin what can be begun; False when there is nothing left to wait for."""
+        """Begin as many calls as may be in flight; return whether any is left to wait for."""
         while len(self._jobs) < _WINDOW and self._size < _WINDOW_BYTES:
             if self._items:
                 item = self._items.popleft()
@@ -188,12 +188,12 @@ class _TreeFetch:
 
     @contextmanager
     def _reporting(self, target: Target, directory: _Directory) -> Iterator[None]:
-        """Tell what fails in the block, and let go of the directory after it."""
+        """Report what fails in the block, and leave the directory after it."""
         try:
             yield
         except RemoteError as error:
             self._fail(f"{target}: {error}")
-        except (OverflowError, ValueError) as error:  # attributes that no file here can have
+        except (OverflowError, ValueError) as error:  # attributes that no local file can have
             self._fail(f"{target}: {error}")
         except OSError as error:
             local = os.path.join(self._local, *directory.names, target.name)
@@ -218,7 +218,7 @@ class _TreeFetch:
         call = calls.readdir(*directory.target, attrs=True, after=after)
         try:
             self._begin(call, directory, directory.target, arrived)
-        except OSError as error:  # it is no directory of ours
+        except OSError as error:  # it cannot be opened below the destination
             local = os.path.join(self._local, *directory.names)
             self._fail(local_fault(OSError(error.errno, error.strerror, local)))
 
@@ -241,7 +241,7 @@ class _TreeFetch:
         names = (*item.directory.names, item.name)
         above = item.directory.fileno
         try:
-            # Writable for now; and where it is there it stays as it is.
+            # Writable for now; a directory that exists already stays as it is.
             os.mkdir(item.name, stat.mode & 0o777 | 0o700, dir_fd=above)
             self._made.append(_Made(names, stat))
         except FileExistsError:
@@ -250,7 +250,7 @@ class _TreeFetch:
         self._listings.append((_Directory(item.target, names), None))
 
     def _leave_as_it_was(self, made: _Made) -> None:
-        """Give a directory its time and permissions, once nothing more is put into it."""
+        """Set a directory's time and permissions, once nothing more is put into it."""
         try:
             fileno = open_below(self._root, made.names, readable=True)
             try:
@@ -269,7 +269,7 @@ class _TreeFetch:
 
     def _begin_item(self, item: _Item) -> None:
         directory, stat = item.directory, item.stat
-        if stat is None:  # the listing could not tell: one call does, or says why not
+        if stat is None:  # the listing had no attributes: ask for them, or for the reason
             call = calls.stat(*item.target, follow=False)
 
             def arrived(found: Stat) -> None:
@@ -302,7 +302,7 @@ class _TreeFetch:
         self._there(0)
 
     def _begin_small(self, item: _Item, stat: Stat) -> None:
-        buffer = bytearray(stat.size + 1)  # a byte more than there is shows that it has not grown
+        buffer = bytearray(stat.size + 1)  # one byte more shows whether the file has grown
 
         def arrived(count: int) -> None:
             if count != stat.size:
@@ -318,9 +318,9 @@ class _TreeFetch:
         self._begin(call, item.directory, item.target, arrived, stat.size)
 
     def _fetch_alone(self, item: _Item, stat: Stat) -> None:
-        """Fetch a file with nothing else on its way: the daemon drops clients that do not read."""
+        """Fetch a file with nothing else in flight: the daemon drops clients that do not read."""
         for job in self._jobs:
-            with suppress(RemoteError):  # told when its turn comes
+            with suppress(RemoteError):  # reported when its turn comes
                 self._client.finish(job.ticket)
         fileno = item.directory.fileno
         self._there(fetch_new(self._client, item.target, stat, fileno, item.name, self._how))

@@ -1,8 +1,8 @@
-"""Directories of an export that a copy writes into: fetched in their turn, they would never end.
+"""Recognize directories of an export that a copy writes into, which it would fetch without end.
 
-No number tells for sure that a directory of the export is one of the destination's: two file
-systems may use the same, and one directory has two where it is seen through another file system
-(overlayfs, FUSE).  A file that is put into the one, and then seen in the other, does.
+No inode number proves that a directory of the export is one of the destination: two file systems
+may use the same number, and one directory has two when seen through another file system (overlayfs,
+FUSE).  A file that is put into the one and then seen in the other does prove it.
 """
 
 import os
@@ -23,21 +23,22 @@ class OwnCopies:
     def __init__(self, client: Client, root: int) -> None:
         self._client = client
         self._root = root
-        #: By inode number, the names that lead there from the root.
+        #: The names that lead from the root to a directory, by its inode number.
         self._entered: dict[int, list[tuple[str, ...]]] = {}
-        #: What has not changed since then is not the root; None where that cannot be written into.
+        #: A directory that has not changed since then is not the root; None if the root is not
+        #: writable.
         self._since_ns: int | None = None
 
     def begin(self, target: Target, *, made: bool) -> bool:
-        """Enter the root, which was ``made`` just now or before; tell whether it is the target.
+        """Enter the root, which was ``made`` just now or before; return whether it is the target.
 
-        It has changed after this, by which it can be told from most others.
+        This changes the root, which distinguishes it from most other directories.
         """
         found = not made and self._is(target, ())
         status = os.fstat(self._root)
         self.enter((), status)
         if os.access(".", os.W_OK, dir_fd=self._root):
-            # Some file systems in user space have whole seconds.
+            # Some file systems in user space have times in whole seconds.
             self._since_ns = status.st_ctime_ns - status.st_ctime_ns % _SECOND
         return found
 
@@ -46,7 +47,7 @@ class OwnCopies:
         self._entered.setdefault(status.st_ino, []).append(names)
 
     def include(self, target: Target, stat: Stat) -> bool:
-        """Tell whether a directory of the export is one of them."""
+        """Return whether a directory of the export is one that the copy has entered."""
         alike = self._entered.get(stat.ino, [])
         if self._since_ns is not None and stat.ctime_ns >= self._since_ns and () not in alike:
             alike = [(), *alike]
@@ -60,7 +61,7 @@ class OwnCopies:
         try:
             with probe(fileno) as name:
                 self._client.stat(*target.child(name), follow=False)
-        except (OSError, RemoteError):  # what cannot be written into is not what was copied to
+        except (OSError, RemoteError):  # a directory that is not writable is not a destination
             return False
         else:
             return True
