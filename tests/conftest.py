@@ -5,9 +5,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.running import RunningDaemon, adopt_orphans, find_backend, leftovers
+
+# How long an example takes tells of a machine that is busy, and of nothing else.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", params=["rust", "c"])

@@ -21,7 +21,7 @@ _PLACES: Final = {
     "rust": (REPOSITORY / ".cache/virtiofsd-rust/virtiofsd", Path("/usr/libexec/virtiofsd")),
     "c": (Path("/usr/lib/qemu/virtiofsd"),),
 }
-_START: Final = 20.0
+_START: Final = 60.0
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 # Become another user once Python has started: it may be installed where only root can read. Then

@@ -95,17 +95,21 @@ def lingering() -> socket.socket:
 kept: list[socket.socket] = []
 
 
-def ask_synchronously(path: str, *calls: Call[Any], first: Callable[[], object] = int) -> list[Any]:
+def ask_synchronously(
+    path: str, *calls: Call[Any], first: Callable[[], object] = int, timeout: float = 5
+) -> list[Any]:
     """Do calls with the synchronous client, which has a time-out; return results and errors.
 
     When it is connected ``first`` is called.
     """
-    with Client.connect(path, timeout=5, reconnect=0) as client:
+    with Client.connect(path, timeout=timeout, reconnect=0) as client:
         first()
         return [_outcome(partial(client.call, call)) for call in calls]
 
 
-def ask_with_trio(path: str, *calls: Call[Any], first: Callable[[], object] = int) -> list[Any]:
+def ask_with_trio(
+    path: str, *calls: Call[Any], first: Callable[[], object] = int, timeout: float = 5
+) -> list[Any]:
     """Do the same with the trio client, whose caller gives up after as long."""
 
     async def main() -> list[Any]:
@@ -114,7 +118,7 @@ def ask_with_trio(path: str, *calls: Call[Any], first: Callable[[], object] = in
             first()
             for call in calls:
                 try:
-                    with trio.fail_after(5):
+                    with trio.fail_after(timeout):
                         outcomes.append(await client.call(call))
                 except Exception as error:
                     outcomes.append(error)

@@ -15,8 +15,8 @@ from tests.attacks.people import MALLORY, VICTIM, As, run_as
 from tests.attacks.threats import Who, threat
 
 _CONNECTIONS: Final = 300
-#: Seconds for a call of the victim's; without the mends some took ten times as long.
-_PATIENCE: Final = 1.0
+#: Seconds for a call of the victim's; without the mends some took twice as long.
+_PATIENCE: Final = 5.0
 _CALLS: Final = 4
 #: Seconds without a call, after which the attacker has the daemon for itself again.
 _PAUSE: Final = 0.3

@@ -203,7 +203,7 @@ def test_a_reply_does_not_take_all_memory(
                 used = int(statm.read().split()[0]) * resource.getpagesize()
             most = used + (1 << 30)
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
-            [outcome] = ask(path, calls.exports())
+            [outcome] = ask(path, calls.exports(), timeout=PATIENCE)
             assert isinstance(outcome, ConnectionLost), outcome
             assert "is not its protocol" in str(outcome)
             assert "MemoryError" not in str(outcome)

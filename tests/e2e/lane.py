@@ -1,14 +1,17 @@
-"""A process that takes a changing file for some rounds; many of them share a coarse clock's waits.
+"""Processes that take a changing file for some rounds each, and share a coarse clock's waits.
 
-Its argument is a :class:`Lane` as JSON; it prints how often what came, as JSON. Another status than
-0 is a fault, which standard error describes.
+Run as a program, it reads a list of :class:`Lane` as JSON and forks one process for each: what they
+need is loaded once. It prints what became of each, as JSON: how often what came, and a fault.
 """
 
 import json
+import multiprocessing
 import subprocess
 import sys
+import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 from tests.e2e.changer import Change
@@ -29,42 +32,42 @@ class Lane(NamedTuple):
     rounds: int
 
 
-def run_lanes(lanes: Iterable[Lane]) -> dict[str, tuple[Counter[str], str]]:
+def run_lanes(lanes: Sequence[Lane]) -> dict[str, tuple[Counter[str], str]]:
     """Run all of them at a time; return what came and what was wrong, by way."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.lane"],
+        input=json.dumps(lanes),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        check=True,
+    )
     found = {lane.way: (Counter[str](), "") for lane in lanes}
-    processes = [
-        (
-            lane,
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.e2e.lane", json.dumps(lane)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd=REPOSITORY,
-            ),
-        )
-        for lane in lanes
-    ]
-    for lane, process in processes:
-        output, said = process.communicate()
-        came, faults = found[lane.way]
-        if process.returncode:
-            faults += f"{lane}: {said}\n"
-        else:
-            came.update(json.loads(output))
-        found[lane.way] = came, faults
+    for lane, (came, fault) in zip(lanes, json.loads(done.stdout), strict=True):
+        earlier, faults = found[lane.way]
+        found[lane.way] = earlier + Counter(came), faults + (f"{lane}: {fault}\n" if fault else "")
     return found
 
 
-def main() -> None:
-    """Do the rounds of the lane that is asked for."""
-    lane = Lane(*json.loads(sys.argv[1]))
+def run_lane(lane: Lane) -> tuple[Counter[str], str]:
+    """Do the rounds of one lane."""
     [way] = [way for way in WAYS if way.__name__ == lane.way]
-    with Client.connect(lane.socket) as client:
-        served = Served(client, lane.socket)
-        change = Change(lane.change)
-        came = judged_rounds(served, way, lane.path, lane.on_host, change, lane.rounds, COARSE)
-    print(json.dumps(came))
+    try:
+        with Client.connect(lane.socket) as client:
+            served = Served(client, lane.socket)
+            change = Change(lane.change)
+            paths = lane.path, lane.on_host
+            return judged_rounds(served, way, *paths, change, lane.rounds, COARSE), ""
+    except Exception:
+        return Counter(), traceback.format_exc()
+
+
+def main() -> None:
+    """Run the lanes that are asked for, each in a process of its own."""
+    lanes = [Lane(*each) for each in json.load(sys.stdin)]
+    forking = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(len(lanes), forking) as pool:
+        print(json.dumps(list(pool.map(run_lane, lanes))))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ _SLACK: Final = 4 << 20
 
 
 class Standing(NamedTuple):
-    """What one process has: of each as many before as after."""
+    """What one process has: of each no more after than before."""
 
     descriptors: int
     memfd_mappings: int
@@ -100,7 +100,9 @@ def done_many_times(
     assert owed(client) == before[0]
     for process, earlier in zip(processes, before[1], strict=True):
         now = Standing.of(process)
-        assert now[:-1] == earlier[:-1]
+        # A backend may have been about to close what the calls before had open.
+        assert now.descriptors <= earlier.descriptors
+        assert now.memfd_mappings <= earlier.memfd_mappings
         assert now.resident - earlier.resident < _SLACK
         print(process, f"RssAnon {earlier.resident >> 10} kB, then {now.resident >> 10} kB")
 

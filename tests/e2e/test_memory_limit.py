@@ -1,6 +1,7 @@
 """A daemon whose cgroup limits its memory refuses what does not fit, and lives."""
 
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -77,6 +78,20 @@ def serving(group: Path, virtiofsd: str, tmp_path: Path, *options: str) -> Itera
         assert daemon.process.poll() is None
 
 
+def lower(limit: Path, size: int) -> None:
+    """Lower a limit, as soon as what has been given up is free."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            limit.write_text(str(size))
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
 def make_file(path: Path, size: int) -> None:
     path.parent.mkdir(exist_ok=True)
     with path.open("wb") as file:
@@ -130,7 +145,7 @@ def test_a_limit_that_is_lowered_counts_for_the_next_call(
         client.fetch("files", "Image").close()
         for _, name in HIERARCHIES:
             if (group / name).exists():
-                (group / name).write_text(str(120 * MIB))
+                lower(group / name, 120 * MIB)
         with pytest.raises(RemoteError) as refused:
             client.fetch("files", "Image")
         assert refused.value.code == "ENOMEM"

@@ -340,7 +340,7 @@ def test_a_trace_does_not_keep_the_daemon(daemon: RunningDaemon) -> None:
         begun = time.monotonic()
         daemon.process.send_signal(signal.SIGTERM)
         assert client.finish(waiting) == {"events": [], "lost": 0}
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 8  # sooner than the trace has waited
 
 
 def test_the_metrics_are_printed(daemon: RunningDaemon) -> None:

@@ -30,7 +30,7 @@ _THREADS: Final = 8
 _SMALL: Final = 200_000
 _LARGE: Final = 20 << 20
 #: Seconds for a daemon to start or to end.
-_PATIENCE: Final = 30.0
+_PATIENCE: Final = 60.0
 
 # What a service manager does between fork and exec: the socket is descriptor 3.
 _ACTIVATED: Final = """
@@ -215,7 +215,10 @@ async def tasks_of_trio(address: str, expected: Expected, stopped: threading.Eve
             assert found == expected.small[name][offset:][:20_000]
             done += 1
 
-    async with TrioClient.connect(address) as client, trio.open_nursery() as nursery:
+    async with (
+        TrioClient.connect(address, reconnect=_PATIENCE) as client,
+        trio.open_nursery() as nursery,
+    ):
         for number in range(10):
             nursery.start_soon(work, number)
     return done
@@ -246,7 +249,7 @@ class Busy:
 
     def _work(self, number: int) -> None:
         choice = random.Random(number)
-        with Client.connect(self._address) as client:
+        with Client.connect(self._address, reconnect=_PATIENCE) as client:
             while not self._stopped.is_set():
                 self.done[number] += _WORK[number](client, self._expected, choice)
 

