@@ -1,4 +1,4 @@
-"""How a file's bytes reach a client: inline in a reply, as a sealed memfd, in its own memory."""
+"""Deliver a file's bytes to a client: inline in a reply, as a sealed memfd, or in its memory."""
 
 from vuserd.packages import claim_packages
 

@@ -1,12 +1,12 @@
-"""How much memory each user has in images, from before one is made until nobody has it any more.
+"""Count the memory that each user has in images, from before one is made until it is gone.
 
-That an image is gone the kernel tells: a watch of inotify(7) ends with its file, and a memfd has
-ended when no descriptor (one of O_PATH as well), mapping or message refers to it. A lease, which is
-the other way to ask that, overlooks O_PATH. A watch takes no descriptor, and nothing waits for its
-end: the ends are read when the next image is made.
+The kernel reports when an image is gone: a watch of inotify(7) ends with its file, and a memfd ends
+when no descriptor (not even with O_PATH), mapping or message refers to it. The alternative, a
+lease, overlooks O_PATH. A watch takes no descriptor, and no task waits for its end: the ends are
+read when the next image is made.
 
-Where the system gives the daemon's user no more watches, as for one whose other programs have them
-all, images are made all the same, and are not counted.
+If the system grants the daemon's user no more watches, because other programs of that user have
+them all, images are still made, but not counted.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ from vuserd.users.asker import ASKER, Asker
 _LOG = logging.getLogger(__name__)
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
-#: A watch has to be for something: what has no name is never moved.
+#: The event to watch for: a watch needs one, and a file without a name is never moved.
 _IN_MOVE_SELF: Final = 0x800
 _IN_Q_OVERFLOW: Final = 0x4000
 _IN_IGNORED: Final = 0x8000
@@ -33,13 +33,13 @@ _IN_IGNORED: Final = 0x8000
 _EVENT: Final = struct.Struct("=iIII")
 _EVENTS: Final = 4096 * _EVENT.size
 _MOST_WATCHES: Final = "/proc/sys/fs/inotify/max_user_watches"
-#: Images of one user, and the part of the daemon's watches that they may take.
+#: The most images of one user, and the part of the daemon's watches that they may take.
 _MOST: Final = 4096
 _PART: Final = 8
 
 
 class _Account:
-    """What one user has."""
+    """The images of one user and their bytes."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -47,18 +47,18 @@ class _Account:
 
 
 class Holding:
-    """What one image takes of what its user may have."""
+    """What one image takes of its user's share."""
 
     def __init__(self, census: "Census", user: Asker | None, most: int) -> None:
         self.user = user
         self.most = most
         self.bytes = 0
-        #: Whether its end will be known.
+        #: Whether the kernel will report its end.
         self.is_watched = False
         self._census = census
 
     def grow(self, size: int) -> None:
-        """Count ``size`` bytes at least.
+        """Count at least ``size`` bytes.
 
         Raises:
             CallError: BUSY: the user would have too many.
@@ -69,29 +69,29 @@ class Holding:
             self.settle(size)
 
     def settle(self, size: int) -> None:
-        """Count ``size`` bytes: it takes no more and no less."""
+        """Count exactly ``size`` bytes from now on."""
         if self.is_watched:
             self._census.count(self.user, size - self.bytes)
         self.bytes = size
 
 
 class Census:
-    """Counts the images of each user that exist, whoever holds them."""
+    """Counts the existing images of each user, whichever process holds them."""
 
     def __init__(self) -> None:
-        #: Bytes that one user may have, unless that is more than half of the daemon's memory.
+        #: The bytes that one user may have; half of the daemon's memory if that is less.
         self.limit = UNLIMITED
-        #: Lets images of a user's go that are kept for a next time, one with each step.
+        #: Drops a user's images that are kept for later fetches, one at each step.
         self.let_go: Callable[[Asker | None], Iterator[None]] = lambda _: iter(())
         self._most_images = _most_images()
         self._accounts: dict[Asker | None, _Account] = {}
         self._watched: dict[int, Holding] = {}
         self._inotify = -1
-        #: Whether it was said that images are not counted.
+        #: Whether it was logged that images are not counted.
         self._is_told = False
 
     def bytes_of(self, user: Asker | None) -> int:
-        """Return the bytes of a user's images, of those as well that nobody holds by now."""
+        """Return the bytes of a user's images, perhaps with some that are gone by now."""
         account = self._accounts.get(user)
         return account.bytes if account else 0
 
@@ -100,12 +100,12 @@ class Census:
 
         Args:
             name: what /proc shows.
-            size: bytes that it is expected to take; they are its user's from now on. More than a
-                user may have is not believed: some files say so that have less.
+            size: the bytes that it is expected to take, counted from now on. A size beyond the
+                user's limit is not believed, since some files are smaller than their size says.
 
         Raises:
-            CallError: BUSY: the user has as many, or as much, as may be.
-            OSError: there is no memfd.
+            CallError: BUSY: the user has as many images, or bytes, as allowed.
+            OSError: no memfd can be made.
 
         """
         user = ASKER.get()
@@ -123,7 +123,7 @@ class Census:
         return descriptor, holding
 
     def require(self, user: Asker | None, size: int, most: int, images: int = 0) -> None:
-        """Check that a user may have so much more, if what is kept for them gives way.
+        """Check that a user may have ``size`` bytes more; drop images kept for later, if needed.
 
         Raises:
             CallError: BUSY.
@@ -147,7 +147,7 @@ class Census:
         )
 
     def count(self, user: Asker | None, size: int) -> None:
-        """Count bytes of a user that has an image; what is negative is gone."""
+        """Count bytes of a user that has an image; a negative number is for bytes that are gone."""
         self._accounts[user].bytes += size
 
     def _fits(self, user: Asker | None, size: int, most: int, images: int) -> bool:
@@ -157,7 +157,7 @@ class Census:
         return account.bytes + size <= most and account.images + images <= self._most_images
 
     def _watch(self, descriptor: int) -> int | None:
-        """Return the watch of a memfd; None where the system allows the daemon's user no more."""
+        """Return the watch of a memfd; None if the system allows the daemon's user no more."""
         if self._inotify < 0:
             self._inotify = _LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
             if self._inotify < 0:
@@ -177,7 +177,7 @@ class Census:
         self._is_told = True
 
     def _sweep(self) -> None:
-        """Read which images are gone."""
+        """Read from the kernel which images are gone."""
         while self._watched:
             try:
                 events = os.read(self._inotify, _EVENTS)
@@ -190,7 +190,7 @@ class Census:
                     self._look_through()
 
     def _look_through(self) -> None:
-        """Find those that are gone by what is watched still: more ended than the kernel tells."""
+        """Find ended images by the watches that are left, after the kernel has dropped events."""
         text = Path(f"/proc/self/fdinfo/{self._inotify}").read_text()
         lines = (line.partition("inotify wd:")[2] for line in text.splitlines())
         watched = {int(line.split(None, 1)[0], 16) for line in lines if line}
@@ -208,7 +208,7 @@ class Census:
 
 
 def _most_images() -> int:
-    """Return how many images one user may have: there are watches for others, too."""
+    """Return how many images one user may have, leaving watches for others."""
     try:
         watches = int(Path(_MOST_WATCHES).read_text())
     except (OSError, ValueError):  # a container without it
@@ -216,5 +216,5 @@ def _most_images() -> int:
     return max(min(_MOST, watches // _PART), 1)
 
 
-#: Those of this process.
+#: The one of this process.
 CENSUS: Final = Census()

@@ -1,11 +1,11 @@
-"""The memory limits of this process's cgroups, version 1 and 2, from its own up to the root.
+"""Read the memory limits of this process's cgroups, version 1 and 2, from its own up to the root.
 
-What is said here of files is in the kernel's ``admin-guide/cgroup-v2.rst`` and
-``admin-guide/cgroup-v1/memory.rst``; of ``/proc``, in cgroups(7) and proc_pid_mountinfo(5).
+The files are documented in the kernel's ``admin-guide/cgroup-v2.rst`` and
+``admin-guide/cgroup-v1/memory.rst``; those of ``/proc`` in cgroups(7) and proc_pid_mountinfo(5).
 
-A hierarchy's ancestors limit what is below them, so every level counts that can be seen. A process
-in a cgroup namespace, as containers have one, sees none above its root: version 1 tells the least
-limit of those in ``hierarchical_memory_limit``, version 2 tells nothing of them.
+A cgroup limits all that is below it, so every visible level counts. A process in a cgroup
+namespace, as in a container, sees no level above its root: version 1 shows the least limit of those
+in ``hierarchical_memory_limit``, version 2 shows nothing of them.
 """
 
 import os
@@ -13,30 +13,30 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-#: As many bytes are no limit: version 1 writes the largest multiple of a page for that.
+#: Bytes that mean no limit: version 1 writes the largest multiple of a page for that.
 UNLIMITED: Final = 1 << 60
 
 
 class _Files(NamedTuple):
-    """What a version of cgroups calls its files."""
+    """The names of files and fields in a version of cgroups."""
 
     #: Pairs of a limit and the usage that it limits.
     limits: tuple[tuple[bytes, bytes], ...]
-    #: What the fields of memory.stat begin with that count descendants, too.
+    #: The prefix of the fields of memory.stat that include descendants.
     prefix: bytes
     dirty: tuple[bytes, ...]
-    #: Whether no limit is below the first, so that none is set where that one is not.
+    #: Whether no limit is below the first one, so that none is set if that one is not.
     rising: bool
 
 
-# memory.high does not kill, but whoever is above it is slowed down until it hardly moves.
+# memory.high does not kill, but slows down a process above it until it hardly makes progress.
 _V2: Final = _Files(
     ((b"memory.max", b"memory.current"), (b"memory.high", b"memory.current")),
     prefix=b"",
     dirty=(b"file_dirty", b"file_writeback"),
     rising=False,
 )
-# The limit of memory and swap together is the lower one where swap is used up.
+# The limit of memory and swap together is the lower one once swap is used up.
 _V1: Final = _Files(
     (
         (b"memory.limit_in_bytes", b"memory.usage_in_bytes"),
@@ -49,26 +49,26 @@ _V1: Final = _Files(
 
 
 class Room(NamedTuple):
-    """What a limit leaves: ``free`` bytes of the ``total`` that it allows."""
+    """The room under a limit: ``free`` bytes of the ``total`` that it allows."""
 
     free: int
     total: int
 
 
 class Cgroup:
-    """One level of a hierarchy, by the folder that shows it."""
+    """One level of a hierarchy, known by its folder."""
 
     def __init__(self, folder: bytes, files: _Files, inherited: int = UNLIMITED) -> None:
         self.folder = folder
         self._files = files
-        #: The least limit of this level and of those above that cannot be seen.
+        #: The least limit of this level and of the invisible ones above.
         self._inherited = inherited
 
     def rooms(self, enough: int) -> Iterator[Room]:
-        """Yield what each limit of this level leaves.
+        """Yield the room under each limit of this level.
 
-        What the kernel could take back is not counted where ``enough`` is free without that: the
-        statistics cost more than all the rest. A file that is not there limits nothing: the root
+        Memory that the kernel could reclaim is not added if ``enough`` is free without it, since
+        reading the statistics costs more than all the rest. A missing file means no limit: the root
         has none of them, nor has a level whose parent does not control memory.
         """
         reclaimable: int | None = None
@@ -91,10 +91,10 @@ class Cgroup:
             yield Room(max(free, 0), limit)
 
     def _reclaimable(self) -> int:
-        """Return the bytes that the kernel takes back before it kills.
+        """Return the bytes that the kernel reclaims before it kills.
 
-        These are the clean pages of files, active ones as well: who reads an image twice has made
-        them active. Shared memory is not among them. Of slab half counts, as in MemAvailable.
+        These are the clean pages of files, including active ones, which reading an image twice
+        produces. Shared memory is not among them. Half of the slab counts, as in MemAvailable.
         """
         statistics = _statistics(self.folder)
         pages = sum(
@@ -126,7 +126,7 @@ def find_cgroups(memberships: bytes, mounts: bytes) -> list[Cgroup]:
 
 
 def _first_version(folders: list[bytes]) -> list[Cgroup]:
-    """Return the levels that count what is below them; the top one has the limits above it, too."""
+    """Return the levels that include what is below them; the top one inherits limits from above."""
     limiting: list[bytes] = []
     for folder in folders:
         if limiting and _number(folder, b"memory.use_hierarchy", missing=1) == 0:
@@ -140,7 +140,7 @@ def _first_version(folders: list[bytes]) -> list[Cgroup]:
 
 
 class _Mount(NamedTuple):
-    """Where a part of a hierarchy is seen: ``root`` is the cgroup that is at ``point``."""
+    """A mount of a part of a hierarchy: the cgroup ``root`` is visible at ``point``."""
 
     root: bytes
     point: bytes
@@ -157,10 +157,10 @@ def _mounts(mounts: bytes, kind: bytes, controller: bytes | None) -> Iterator[_M
 
 
 def _levels(path: bytes, mounts: Iterator[_Mount]) -> list[bytes]:
-    """Return the folders of the cgroup at ``path`` and its ancestors, the lowest first.
+    """Return the folders of the cgroup at ``path`` and of its ancestors, the lowest first.
 
-    Of several mounts the one that shows most of them is taken. A root such as ``/..`` is above the
-    namespace's: the way from there has names that cannot be known, so only that level is taken.
+    Of several mounts the one that shows most of them is used. A root such as ``/..`` is above the
+    namespace's root: the names on the way from there are unknown, so only that level is used.
     """
     best: list[bytes] = []
     for mount in mounts:
@@ -175,7 +175,7 @@ def _levels(path: bytes, mounts: Iterator[_Mount]) -> list[bytes]:
 
 
 def _below(path: bytes, root: bytes) -> bytes | None:
-    """Return the way from the cgroup ``root`` to the one at ``path``; None if there is none."""
+    """Return the path from the cgroup ``root`` down to ``path``; None if it is not below."""
     above = _parts(root)
     parts = _parts(path)
     if parts[: len(above)] == above and b".." not in parts[len(above) :]:
@@ -189,12 +189,12 @@ def _parts(path: bytes) -> list[bytes]:
 
 
 def _unescape(field: bytes) -> bytes:
-    r"""Return a field of mountinfo as it is: a blank is ``\040`` there."""
+    r"""Return a field of mountinfo without its escapes, such as ``\040`` for a blank."""
     return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8) & 0xFF]), field)
 
 
 def _statistics(folder: bytes) -> dict[bytes, int]:
-    """Return the fields of a level's memory.stat; none where it has no such file."""
+    """Return the fields of a level's memory.stat; none if it has no such file."""
     fields: dict[bytes, int] = {}
     for line in (_read(folder, b"memory.stat") or b"").splitlines():
         name, _, value = line.partition(b" ")
@@ -204,7 +204,7 @@ def _statistics(folder: bytes) -> dict[bytes, int]:
 
 
 def _number(folder: bytes, name: bytes, missing: int = UNLIMITED) -> int:
-    """Return the number in a file: UNLIMITED for "max", ``missing`` where there is none."""
+    """Return the number in a file: UNLIMITED for "max", ``missing`` if there is no file."""
     text = _read(folder, name)
     if text is None:
         return missing

@@ -1,6 +1,6 @@
-"""How much memory the daemon may still take: what the machine has, and its cgroups allow.
+"""Find out how much memory the daemon may still take, by the machine and the daemon's cgroups.
 
-Shared memory has no other limit than these: who goes beyond is killed, not told.
+Nothing else limits shared memory: a process that takes too much gets no error, but is killed.
 """
 
 import errno
@@ -12,24 +12,24 @@ from typing import Final
 from vuserd.delivery.cgroups import UNLIMITED, Cgroup, Room, find_cgroups
 from vuserd.errors import FileError
 
-#: Bytes that are left to others, and to the daemon itself, when some are taken.
+#: Bytes that are left for other processes, and for the daemon itself.
 RESERVE: Final = 64 << 20
-#: Bytes that have to stay free while some are kept for a next time alone; of a small limit an
-#: eighth will do.
+#: Bytes that have to stay free while images are kept for later fetches; an eighth of a small limit
+#: is enough.
 _KEPT_FREE: Final = 256 << 20
 _KEPT_PART: Final = 8
 _MEMINFO: Final = (b"MemAvailable:", b"MemTotal:")
-#: Seconds after which mounts and cgroups are looked up anew, if the memberships did not change.
+#: Seconds after which mounts and cgroups are looked up again even if the memberships are the same.
 _LOOK_AGAIN: Final = 5.0
 
 
 class Headroom:
-    """Says how many bytes may be taken now; every answer is of the moment.
+    """Tells how many bytes may be taken now; every answer is current.
 
-    Swap counts for nothing. Nothing is kept open, and a call takes some 100 microseconds.
+    Swap does not count. Nothing is kept open, and a call takes some 100 microseconds.
 
     Args:
-        proc: where procfs is.
+        proc: where procfs is mounted.
 
     """
 
@@ -39,18 +39,18 @@ class Headroom:
         self._memberships: bytes | None = None
         self._looked = 0.0
         self._total, self._totalled = UNLIMITED, -math.inf
-        #: Frees about so many bytes of what is kept for a next time, as far as there are any.
+        #: Frees about that many bytes of images kept for later fetches, as far as there are any.
         self.give_back: Callable[[int], None] = lambda _: None
 
     def available(self, enough: int = UNLIMITED) -> int:
-        """Return the bytes that can be had without swapping, exact where that is below ``enough``.
+        """Return the bytes that are available without swapping, exact if below ``enough``.
 
-        This is the least of MemAvailable and of what each limit on the way to the root leaves.
+        This is the least of MemAvailable and of the room under each limit up to the root.
         """
         return min((room.free for room in self._rooms(enough)), default=UNLIMITED)
 
     def total(self) -> int:
-        """Return the least of all limits, in bytes, as it was some seconds ago at most."""
+        """Return the least of all limits, in bytes, at most some seconds old."""
         now = time.monotonic()
         if now - self._totalled > _LOOK_AGAIN:
             self._total = min((room.total for room in self._rooms(0)), default=UNLIMITED)
@@ -58,10 +58,10 @@ class Headroom:
         return self._total
 
     def require(self, size: int, purpose: str) -> None:
-        """Check that ``size`` bytes can be taken and leave a reserve, if what is kept gives way.
+        """Check that ``size`` bytes can be taken beside a reserve; free kept images if needed.
 
         Raises:
-            FileError: ENOMEM: they cannot be had.
+            FileError: ENOMEM: they are not available.
 
         """
         wanted = size + RESERVE
@@ -76,9 +76,9 @@ class Headroom:
             )
 
     def bytes_to_give_back(self) -> int:
-        """Return how many bytes should be freed of those that are kept for a next time.
+        """Return how many bytes of images kept for later fetches should be freed.
 
-        0 while each limit leaves 256 MiB free, or an eighth of a limit below 2 GiB.
+        0 while 256 MiB are free under each limit, or an eighth of a limit below 2 GiB.
         """
         rooms = self._rooms(_KEPT_FREE)
         lacking = (min(_KEPT_FREE, room.total // _KEPT_PART) - room.free for room in rooms)
@@ -92,7 +92,7 @@ class Headroom:
             yield from cgroup.rooms(enough)
 
     def _machine(self) -> Room | None:
-        """Return what the machine has by proc_meminfo(5); None where that is not told."""
+        """Return the machine's memory by proc_meminfo(5); None if that is not shown."""
         text = self._read("meminfo")
         fields = (text.partition(name)[2].split(None, 1) for name in _MEMINFO)
         try:
@@ -102,7 +102,7 @@ class Headroom:
         return Room(free, total)
 
     def _limiting(self) -> list[Cgroup]:
-        """Return the cgroups: systemd or an operator may move the daemon while it runs."""
+        """Return the cgroups, found anew at times: the daemon may be moved while it runs."""
         memberships = self._read("self/cgroup")
         now = time.monotonic()
         if memberships != self._memberships or now - self._looked > _LOOK_AGAIN:
@@ -119,5 +119,5 @@ class Headroom:
             return b""
 
 
-#: That of this process.
+#: The one of this process.
 HEADROOM: Final = Headroom()

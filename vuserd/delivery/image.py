@@ -1,4 +1,4 @@
-"""A file as a sealed memfd: filled once, then the same for everybody and for ever."""
+"""Copy a file into a sealed memfd, which nothing can change afterwards."""
 
 import errno
 import fcntl
@@ -23,54 +23,55 @@ from vuserd.tasks.gather import gather
 
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _MODE: Final = 0o444
-#: READs in flight while one image is filled: the backend reads ahead of the copying.
+#: READs in flight while one image is filled: the backend reads while the daemon copies.
 _WINDOW: Final = 4
 #: Bytes that are allocated at once.
 _STEP: Final = 16 << 20
-#: Bytes of an image that are looked at at once: others are served in between.
+#: Bytes of an image that are examined at once: other tasks run in between.
 _LOOK: Final = 1 << 20
-#: Bytes of a file whose size is not known: far more than those of procfs have.
+#: The most bytes of a file of unknown size: far more than a file of procfs has.
 _MOST_UNKNOWN: Final = 1 << 30
-#: Extents that are asked for at once.
+#: Extents that are requested at once.
 _EXTENTS: Final = 64
 
 
 class SealedImage:
-    """A version of a file in a memfd that nobody can change any more.
+    """A version of a file in a sealed memfd.
 
-    It is counted: who made it or holds it lets it go with :meth:`give_back`, and the last one
-    closes it. Each client is given a descriptor of its own by :meth:`reopen`.
+    It counts its holders: each ends its holding with :meth:`give_back`, and the last one closes the
+    memfd. Each client gets a descriptor of its own by :meth:`reopen`.
     """
 
     def __init__(
         self, descriptor: int, size: int, version: Version, node: Node | None = None
     ) -> None:
         self.size = size
-        #: The file's, where the image is good for all who find it in this version; else None.
+        #: The file's node, if the image may be given to every client that finds this version of the
+        #: file; else None.
         self.node = node
-        #: Bytes of memory that it takes: holes take none.
+        #: Bytes of memory that the image takes: holes take none.
         self.cost = os.fstat(descriptor).st_blocks * BLOCK
         self.version = version
         self._descriptor = descriptor
         self._holders = 1
 
     def hold(self) -> "SealedImage":
-        """Count one more holder."""
+        """Add a holder, and return the image."""
         self._holders += 1
         return self
 
     def give_back(self) -> None:
-        """End one holding."""
+        """Remove a holder; the last one closes the memfd."""
         self._holders -= 1
         if self._holders == 0:
             os.close(self._descriptor)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return bytes of it; fewer at its end."""
+        """Return bytes of the image; fewer at its end."""
         return os.pread(self._descriptor, length, offset)
 
     async def is_blank(self, begin: int, end: int) -> bool:
-        """Tell whether there are only holes and zeros in a part of it."""
+        """Return whether a part of the image has only holes and zeros."""
         while begin < end:
             try:
                 begin = os.lseek(self._descriptor, begin, os.SEEK_DATA)
@@ -86,19 +87,19 @@ class SealedImage:
         return True
 
     def reopen(self) -> int:
-        """Open the memfd anew, read-only: its file offset is the receiver's alone."""
+        """Open the memfd anew, read-only, with a file offset for the receiver alone."""
         return os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def image_delivery() -> Delivery[SealedImage]:
     """Return the way to deliver a whole file in a new sealed memfd.
 
-    Pages are allocated before they are written, so a full machine is an error and no signal.
+    Pages are allocated before they are written, so a full machine causes an error, not a signal.
 
     Raises:
-        FileError: ENOMEM, ENOSPC, EMFILE of this machine's, EFBIG for a file of unknown size that
+        FileError: ENOMEM, ENOSPC or EMFILE of this machine, EFBIG for a file of unknown size that
             does not end, or what the backend says.
-        CallError: BUSY: its user would have more of images than may be.
+        CallError: BUSY: the user would have more images, or bytes of them, than allowed.
 
     """
     return Delivery(make_image, _agrees, SealedImage.give_back)
@@ -110,8 +111,8 @@ async def make_image(file: OpenFile) -> SealedImage:
     try:
         expected = min(file.size, file.attributes.blocks * BLOCK)
         descriptor, holding = CENSUS.create("vuserd-image", expected)
-        # Who is given it opens it anew for nothing else, and leaves no mark on it: to write to the
-        # inode is what user attributes and utime() ask for.
+        # A receiver cannot reopen it for writing, nor leave marks on it: user attributes and
+        # utime() need the right to write to the inode.
         os.fchmod(descriptor, _MODE)
         size = await _fill(file, _Pages(descriptor, holding))
         os.ftruncate(descriptor, size)
@@ -130,20 +131,20 @@ async def make_image(file: OpenFile) -> SealedImage:
 
 
 class _Pages:
-    """The memfd while it is filled, and what it takes of its user's share."""
+    """The memfd while it is filled, with its part of the user's share."""
 
     def __init__(self, descriptor: int, holding: Holding) -> None:
         self.descriptor = descriptor
         self._holding = holding
 
     def require(self, size: int) -> None:
-        """Refuse what its user may not have, or the machine or the daemon's cgroups cannot hold."""
+        """Refuse ``size`` bytes if the user's share, the machine or the cgroups have no room."""
         HEADROOM.require(size, "an image")
         self._holding.grow(os.fstat(self.descriptor).st_blocks * BLOCK + size)
 
 
 async def _fill(file: OpenFile, pages: _Pages) -> int:
-    """Read the file into the memfd; return where it ended."""
+    """Read the file into the memfd; return the offset of its end."""
     if not file.size:
         return await _fill_to_the_end(file, pages)
     position: int | None = 0
@@ -158,7 +159,7 @@ async def _fill(file: OpenFile, pages: _Pages) -> int:
 
 
 async def _fill_untrue(file: OpenFile, pages: _Pages) -> int:
-    """Read a file that ends elsewhere than its size says, unless that is because it changed."""
+    """Read a file whose end is not where its size says, unless that is because it changed."""
     if not await file.unchanged():
         raise FileChanged
     os.ftruncate(pages.descriptor, 0)
@@ -166,7 +167,7 @@ async def _fill_untrue(file: OpenFile, pages: _Pages) -> int:
 
 
 async def _fill_extent(file: OpenFile, pages: _Pages, extent: Extent) -> bool:
-    """Read a part of the file into the memfd; False where it ends before the part does."""
+    """Read a part of the file into the memfd; return False if the file ends before it."""
     end = extent.offset + extent.length
     parts = iter(range(extent.offset, end, file.max_read))
     count = min(_WINDOW, -(-extent.length // file.max_read))
@@ -191,14 +192,14 @@ async def _fill_extent(file: OpenFile, pages: _Pages, extent: Extent) -> bool:
 
 
 class _Room:
-    """Allocates an extent's pages, some at a time: others are served meanwhile, and have theirs."""
+    """Allocates an extent's pages in steps, so that other tasks run and can allocate as well."""
 
     def __init__(self, pages: _Pages, extent: Extent) -> None:
         self._pages = pages
         self._allocated, self._end = extent.offset, extent.offset + extent.length
 
     def allocate(self, end: int) -> None:
-        """See to it that there are pages up to ``end``."""
+        """Make sure that pages are allocated up to ``end``."""
         while self._allocated < end:
             self._pages.require(self._end - self._allocated)
             step = min(_STEP, self._end - self._allocated)
@@ -207,7 +208,7 @@ class _Room:
 
 
 async def _goes_on(file: OpenFile, offset: int) -> bool:
-    """Tell whether a file whose size may be untrue has bytes from an offset on."""
+    """Return whether a file, whose size may be wrong, has bytes from an offset on."""
     with given_back(await file.session.payloads.take(1)) as buffers:
         return await file.read_into(buffers[0], offset, PAGE_SIZE) > 0
 
@@ -234,7 +235,7 @@ async def _fill_to_the_end(file: OpenFile, pages: _Pages) -> int:
 
 
 async def _agrees(file: OpenFile, image: SealedImage) -> bool:
-    """Read the file once more; tell whether its image is the same. Holes are not read."""
+    """Read the file once more, but for holes; return whether it is the same as its image."""
     if image.size != file.size:
         end = Extent(0, image.size)
         return await _agrees_in(file, image, end) and not await _goes_on(file, image.size)
@@ -252,7 +253,7 @@ async def _agrees(file: OpenFile, image: SealedImage) -> bool:
 
 
 async def _agrees_in(file: OpenFile, image: SealedImage, extent: Extent) -> bool:
-    """Read a part of the file once more; tell whether it is there as it is in the image."""
+    """Read a part of the file once more; return whether it is the same as in the image."""
     end = extent.offset + extent.length
     with given_back(await file.session.payloads.take(1)) as buffers:
         for offset in range(extent.offset, end, file.max_read):

@@ -1,8 +1,9 @@
-"""The images of all exports: kept while there is room, made once however many ask at once.
+"""Keep the images of all exports while there is room, and make each once for all that wait.
 
-An image is kept with the node of its file: so it serves those alone who ask for that file, through
-the same session, and ends when nobody has asked for a while. And it is one user's: two who hold the
-same memory could lock it against each other, or pass word by its locks and times.
+An image is kept with the node of its file. So it serves only requests for that same file in the
+same session, and ends when it has not been requested for a while. An image is for one user only:
+two users who hold the same memory could lock it against each other, or communicate by its locks and
+times.
 """
 
 from collections import OrderedDict
@@ -24,28 +25,28 @@ from vuserd.users.asker import ASKER, Asker
 
 
 class _Place(NamedTuple):
-    """Where an image is kept: one for each file and user."""
+    """The key under which an image is kept: one for each file and user."""
 
     node: Node
     user: Asker | None
 
 
 class ImageKey(NamedTuple):
-    """What an image is an image of, and whose."""
+    """The file, version and user of an image."""
 
     place: _Place
     version: Version
 
 
 class Fetched(NamedTuple):
-    """An image, and whether it was there already; the receiver gives the image back."""
+    """An image, and whether it was kept already; the receiver gives the image back."""
 
     image: SealedImage
     cached: bool
 
 
 class _Making:
-    """An image on its way, and how many wait for it."""
+    """An image that is being made, and how many callers wait for it."""
 
     def __init__(self, key: ImageKey) -> None:
         self.key = key
@@ -53,17 +54,17 @@ class _Making:
         self.done = trio.Event()
         self.image: SealedImage | None = None
         self.error: VuserdError = CallError(ErrorCode.SHUTTING_DOWN, "the daemon is about to end")
-        #: Each of them is given a holding of the image.
+        #: How many callers wait; each becomes a holder of the image.
         self.waiting = 0
 
 
 class ImageStore:
-    """Hands out images; keeps those used last, up to ``budget`` bytes.
+    """Hands out images, and keeps the most recently used ones, up to ``budget`` bytes.
 
     Args:
-        budget: bytes of images kept for a next time; 0 keeps none.
-        most: how many are kept: each takes a descriptor.
-        nursery: where images are made: the client that asked first may go before the others.
+        budget: bytes of images kept for later fetches; 0 keeps none.
+        most: how many are kept, since each takes a descriptor.
+        nursery: runs the tasks that make images, since the first caller may go before the others.
 
     """
 
@@ -87,8 +88,7 @@ class ImageStore:
 
         Raises:
             FileError: what the file system says, or ENOMEM and its kin of this machine's.
-            CallError: CHANGED when the file went on changing; BUSY when its user has too many
-                images.
+            CallError: CHANGED if the file kept changing; BUSY if the user has too many images.
 
         """
         making = await export.call(lambda files: self._find(export, files, path))
@@ -97,7 +97,7 @@ class ImageStore:
         return Fetched(await self._wait_for(making), cached=False)
 
     async def _find(self, export: Export, files: FileSystem, path: bytes) -> "Fetched | _Making":
-        """Return the image of what is at ``path`` now; or how it is made, which is begun."""
+        """Return the image of the file at ``path`` now, or its making, begun if necessary."""
         async with files.looked_up(path) as (node, version, settled):
             place = _Place(node, ASKER.get())
             key = ImageKey(place, version)
@@ -106,7 +106,7 @@ class ImageStore:
                 self._kept.move_to_end(place)
                 self.hits += 1
                 return Fetched(kept.hold(), cached=True)
-            # What others began to read of a version that may change unseen is no use to this one.
+            # If this version may change unseen, a making that began earlier is of no use here.
             making = self._making.get(key) if settled else None
             if making is None:
                 self.misses += 1
@@ -123,7 +123,7 @@ class ImageStore:
             self._drop(next(iter(self._kept)))
 
     def close(self) -> None:
-        """Let go of all images."""
+        """Give back all images that are kept."""
         HEADROOM.give_back = lambda _: None
         CENSUS.let_go = lambda _: iter(())
         while self._kept:
@@ -140,7 +140,7 @@ class ImageStore:
                 raise
             making.waiting -= 1
             if making.waiting == 0:
-                self._forget(making)  # nobody wants it any more
+                self._forget(making)  # no caller waits for it any more
                 making.scope.cancel()
             raise
         if making.image is None:
@@ -154,7 +154,7 @@ class ImageStore:
                     lambda files: deliver_whole(files, path, image_delivery())
                 )
         except VuserdError as error:
-            # Without what the traceback refers to: the buffers of a backend that is lost by now.
+            # Its traceback would keep the buffers of a backend that is lost by now.
             making.error = error.with_traceback(None)
         finally:
             self._forget(making)
@@ -166,12 +166,12 @@ class ImageStore:
             making.done.set()
 
     def _forget(self, making: _Making) -> None:
-        """Let nobody else wait for it."""
+        """Let no further caller wait for it."""
         if self._making.get(making.key) is making:
             del self._making[making.key]
 
     def _keep(self, image: SealedImage, user: Asker | None) -> None:
-        """Keep an image as long as its file's node is known, unless there is no room for it."""
+        """Keep an image as long as its file's node is known, if there is room for it."""
         node = image.node
         if node is None or not node.lookups or not self._budget or image.cost > self._budget:
             return
@@ -185,24 +185,24 @@ class ImageStore:
         self._give_back(HEADROOM.bytes_to_give_back())
 
     def _give_back(self, size: int) -> None:
-        """Let images go that take so many bytes, as far as there are any, the oldest first."""
+        """Drop images of ``size`` bytes in total, as far as there are any, the oldest first."""
         enough = self.bytes - size
         while self._kept and self.bytes > enough:
             self._drop(next(iter(self._kept)))
 
     def _let_go(self, user: Asker | None) -> Iterator[None]:
-        """Let a user's images go, the oldest first, one with each step."""
+        """Drop a user's images, the oldest first, one at each step."""
         for place in [place for place in self._kept if place.user == user]:
             self._drop(place)
             yield
 
     def _drop_all(self, node: Node) -> None:
-        """Let go of the images that are kept with a node."""
+        """Drop the images that are kept with a node."""
         for place in [place for place in self._kept if place.node is node]:
             self._drop(place)
 
     def _drop(self, place: _Place) -> None:
-        """Let go of the image that is kept in a place, if there is one."""
+        """Drop the image that is kept under this key, if there is one."""
         image = self._kept.pop(place, None)
         if image is not None:
             self.bytes -= image.cost

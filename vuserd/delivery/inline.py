@@ -1,4 +1,4 @@
-"""Bytes of a file inline in a reply: sent from the buffers that the backend wrote them to."""
+"""Read bytes of a file for a reply, which sends them from the buffers the backend wrote to."""
 
 import functools
 
@@ -10,7 +10,7 @@ from vuserd.fs.openfile import OpenFile
 
 
 class FileContent:
-    """Bytes of a file in payload buffers; whoever has this gives the buffers back."""
+    """Bytes of a file in payload buffers; the owner gives the buffers back."""
 
     def __init__(self, buffers: list[Buffer], lengths: list[int]) -> None:
         self._buffers = buffers
@@ -33,14 +33,14 @@ async def read_inline(filesystem: FileSystem, path: bytes, offset: int, length: 
 
     Raises:
         FileError: EISDIR and EINVAL for what is no regular file, and what the backend says.
-        CallError: CHANGED when the file went on changing.
+        CallError: CHANGED if the file kept changing.
 
     """
 
     async def agrees(file: OpenFile, content: FileContent) -> bool:
         again = await read_open(file, offset, length)
         try:
-            # Copies, which the comparison of memoryviews would take longer than.
+            # Copies: comparing memoryviews would take longer.
             return b"".join(content.views()) == b"".join(again.views())
         finally:
             again.give_back()
@@ -50,9 +50,9 @@ async def read_inline(filesystem: FileSystem, path: bytes, offset: int, length: 
 
 
 async def read_open(file: OpenFile, offset: int, length: int) -> FileContent:
-    """Read ``length`` bytes of an open file, of whatever version; fewer only where it ends.
+    """Read ``length`` bytes of an open file, in whatever version; fewer only where it ends.
 
-    Its size is believed where READs agree with it.
+    Its size is trusted as long as READs agree with it.
     """
     if not length:
         return FileContent([], [])
@@ -61,10 +61,10 @@ async def read_open(file: OpenFile, offset: int, length: int) -> FileContent:
 
 
 async def _read_parts(file: OpenFile, offset: int, length: int) -> FileContent | None:
-    """Read as many parts at once as it takes; None where the size proves to be untrue."""
+    """Read all parts at once; return None if the size proves to be wrong."""
     part = file.max_read
     there = max(file.size - offset, 0)
-    # A byte more than there is, where the caller wants it: so a short answer shows the end.
+    # If the caller wants it, one byte more than there is: a short answer then shows the end.
     wanted = min(length, there + 1)
     # ... and no less than a whole part, for which nothing has to be copied.
     sizes = [min(part, length - at) for at in range(0, wanted, part)]
@@ -83,11 +83,11 @@ async def _read_parts(file: OpenFile, offset: int, length: int) -> FileContent |
 
 
 async def _read_to_the_end(file: OpenFile, offset: int, length: int) -> FileContent:
-    """Read one part after the other until one brings nothing: that is the end."""
+    """Read one part after the other until one is empty: that is the end."""
     part = file.max_read
     sizes = [min(part, length - at) for at in range(0, length, part)]
     lengths: list[int] = []
-    # All at once, though few may do: whoever waits for more with some in hand blocks others.
+    # All at once, even if few may do: waiting for more while holding some would block others.
     with given_back(await file.session.payloads.take(len(sizes))) as buffers:
         for buffer, size in zip(buffers, sizes, strict=True):
             lengths.append(await file.read_on_into(buffer, offset + sum(lengths), size))

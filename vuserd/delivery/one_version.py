@@ -1,4 +1,4 @@
-"""Deliver one version of a file: again when it changed meanwhile, and not for ever."""
+"""Deliver a single version of a file, with a few more attempts if it changes meanwhile."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -9,33 +9,33 @@ from vuserd.errors import CallError, ErrorCode
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.openfile import OpenFile
 
-#: How often a file that goes on changing is read before that is reported.
+#: How often a file that keeps changing is read before that is reported.
 ATTEMPTS: Final = 3
-#: Seconds between two readings that are compared: a write that is under way ends in them, unless
-#: its writer is slower than that. Both would find the same half of it.
+#: Seconds between two readings that are compared. A write in progress ends meanwhile; one that is
+#: slower could show both readings the same half of it.
 _PAUSE: Final = 0.05
 
 Delivered = TypeVar("Delivered")
 
 
 class FileChanged(Exception):  # noqa: N818 - never leaves the deliveries
-    """What was read is of no use: the file is not what was opened any more."""
+    """The bytes that were read are useless: the file is no longer the version that was opened."""
 
 
 class Delivery(NamedTuple, Generic[Delivered]):
     """A way to deliver a file, or a part of it."""
 
-    #: Reads what is wanted; may raise FileChanged.
+    #: Reads the file; may raise FileChanged.
     deliver: Callable[[OpenFile], Awaitable[Delivered]]
-    #: Reads it once more; tells whether that is the same. For a file that may change without a
-    #: trace: two readings that agree are of one version.
+    #: Reads it once more, and returns whether that is the same. It is for a file that may change
+    #: without a trace: two readings that agree are of one version.
     agrees: Callable[[OpenFile, Delivered], Awaitable[bool]]
-    #: Gives back what was delivered of a file that changed.
+    #: Gives back what was delivered if the file has changed.
     discard: Callable[[Delivered], None]
 
 
 async def deliver_whole(filesystem: FileSystem, path: bytes, way: Delivery[Delivered]) -> Delivered:
-    """Open ``path``, deliver from it, and look whether it changed since it was opened.
+    """Open ``path``, deliver it, and check whether it has changed since it was opened.
 
     Args:
         filesystem: where the file is.
@@ -43,7 +43,7 @@ async def deliver_whole(filesystem: FileSystem, path: bytes, way: Delivery[Deliv
         way: how it is delivered.
 
     Raises:
-        CallError: CHANGED, when it changed in every attempt.
+        CallError: CHANGED: it changed in every attempt.
 
     """
     for _ in range(ATTEMPTS):
@@ -64,7 +64,7 @@ async def deliver_whole(filesystem: FileSystem, path: bytes, way: Delivery[Deliv
 
 
 async def _is_whole(file: OpenFile, way: Delivery[Delivered], delivered: Delivered) -> bool:
-    """Tell whether what was delivered is one version of the file."""
+    """Return whether what was delivered is one version of the file."""
     if not await file.unchanged():
         return False
     if file.settled:

@@ -1,4 +1,4 @@
-"""The virtio-fs device as its driver sees it: the vhost-user session and FUSE on its rings."""
+"""The driver of a virtio-fs device: the vhost-user session, and FUSE requests on its rings."""
 
 from vuserd.packages import claim_packages
 

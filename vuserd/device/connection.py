@@ -1,4 +1,4 @@
-"""The vhost-user socket: one message after the other, each with its reply and a deadline."""
+"""The vhost-user socket: one request after the other, each with its reply and a deadline."""
 
 import math
 import socket
@@ -27,23 +27,23 @@ from vuserd.errors import (
 from vuserd.users.foreign_descriptors import ForeignDescriptors, accept_descriptors_inline
 from vuserd.wire.descriptors import ancillary_with
 
-#: What backends sent that waits to be closed: none of it is ever received.
+#: Closes sockets in which descriptors of backends may lie unread: they are never received.
 _UNRECEIVED: Final = ForeignDescriptors(1)
 
 
 def close_stream(stream: trio.SocketStream) -> None:
-    """Close a connection to a backend, whatever that has sent."""
+    """Close a connection to a backend, whatever the backend has sent."""
     _UNRECEIVED.close_socket(stream.socket)
 
 
 class VhostUserConnection:
     """The front-end's end of the socket.
 
-    :meth:`run` is the one reader; it ends with an exception that says why the backend is lost.
+    :meth:`run` is the only reader; it ends with an exception that says why the backend is lost.
     """
 
     def __init__(self, stream: trio.SocketStream, timeout: float) -> None:
-        #: No reply is waited for after this, however much of its own time is left.
+        #: No reply is waited for beyond this time, even if its own deadline is later.
         self.deadline = math.inf
         self._stream = stream
         self._socket = stream.socket
@@ -52,16 +52,16 @@ class VhostUserConnection:
         self._scope = trio.CancelScope()
         self._turn = trio.Lock()
         self._asked: Request | None = None
-        #: Why there are no more replies, once that is so.
+        #: Why the connection has ended; None before.
         self._ended: BackendError | None = None
         self._replies_in, self._replies = trio.open_memory_channel[bytes](1)
 
     async def run(self) -> None:
-        """Read replies until the connection ends or is closed; it is closed then.
+        """Read replies until the connection ends, and close it then.
 
         Raises:
-            BackendDown: the backend closed the connection.
-            BackendBroken: it sent what nobody asked for, or what the protocol does not allow.
+            BackendDown: the connection was closed.
+            BackendBroken: the backend sent a message that was not requested or is malformed.
 
         """
         with self._scope:
@@ -77,7 +77,7 @@ class VhostUserConnection:
                 close_stream(self._stream)
 
     def close(self) -> None:
-        """End it: who waits for a reply has BackendDown, and so has who asks from here on."""
+        """Close the connection; waiters and later callers get BackendDown."""
         self._scope.cancel()
 
     async def _read_replies(self) -> None:
@@ -100,7 +100,7 @@ class VhostUserConnection:
 
         Raises:
             BackendTimeout: no reply within the deadline.
-            BackendDown: the connection is gone.
+            BackendDown: the connection has ended.
 
         """
         if request not in REPLIED:
@@ -115,10 +115,10 @@ class VhostUserConnection:
 
         Raises:
             BackendRefused: the backend refused it.
-            BackendBroken: what it sent is no acknowledgement.
+            BackendBroken: its reply is not an acknowledgement.
             BackendTimeout: no acknowledgement within the deadline.
-            BackendDown: the connection is gone.
-            ValueError: one of the descriptors is closed, which is no fault of the backend's.
+            BackendDown: the connection has ended.
+            ValueError: one of the descriptors is closed, which is not the backend's fault.
 
         """
         if any(descriptor < 0 for descriptor in descriptors):
@@ -133,7 +133,7 @@ class VhostUserConnection:
             raise BackendRefused(f"the backend refused {request.name} (status {status})")
 
     async def announce(self, request: Request, payload: bytes = b"") -> None:
-        """Send a request that is not acknowledged: what comes before REPLY_ACK is agreed on."""
+        """Send a request that has no acknowledgement, before REPLY_ACK is agreed on."""
         async with self._turn:
             await self._send(encode_message(request, payload), ())
 
@@ -152,8 +152,8 @@ class VhostUserConnection:
         message = encode_message(request, payload, need_reply=need_reply)
         self._asked = request
         try:
-            # Shielded, since it ends in time: the reply to a request that was given up would be
-            # taken for the next one's.
+            # Shielded, and ended by the deadline: the reply to an abandoned request would be taken
+            # for the reply to the next one.
             with trio.fail_at(deadline, shield=True):
                 await self._send(message, descriptors)
                 return await self._replies.receive()
@@ -168,7 +168,7 @@ class VhostUserConnection:
     async def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
         try:
             sent = await self._socket.sendmsg([message], ancillary_with(descriptors))
-            # A stream socket may take a part; the descriptors went with its first byte.
+            # A stream socket may take a part; the descriptors go with the first byte.
             while sent < len(message):
                 sent += await self._socket.send(message[sent:])
         except OSError as error:
@@ -179,8 +179,8 @@ class VhostUserConnection:
     async def _receive(self, size: int) -> bytes:
         """Receive exactly ``size`` bytes.
 
-        No reply has descriptors, and to close one may take for ever. So they are looked for first,
-        and never received.
+        No reply has descriptors, and closing one may take for ever. So this looks for them first,
+        and never receives them.
         """
         received = b""
         while len(received) < size:

@@ -1,4 +1,4 @@
-"""Who decides which requests a backend is given, and is told of those that hung it."""
+"""The interface of what decides which requests may go to a backend that some have hung."""
 
 from collections.abc import Sized
 from typing import Protocol
@@ -8,36 +8,36 @@ from vuserd.users.asker import Asker
 
 
 class Gate(Protocol):
-    """What a :class:`~vuserd.device.channel.FuseChannel` asks, once it has one."""
+    """Asked by a :class:`~vuserd.device.channel.FuseChannel` about each request."""
 
-    #: How many requests the backend works at at once: as many threads as it has.
+    #: How many requests the backend works on at once: the number of its threads.
     threads: int
-    #: What is held back, now as later: while it is empty, nobody is asked.
+    #: The requests that are held back, a live view: while it is empty, :meth:`admit` is not called.
     held: Sized
 
     def admit(self, request: fuse.Request) -> None:
         """Let a request pass.
 
         Raises:
-            HeldBack: it hung the backend, and is not to be asked again yet.
+            HeldBack: it has hung the backend before, and may not be sent again yet.
 
         """
 
     def answered(self, request: fuse.Request) -> None:
-        """Note that a request was answered, in time."""
+        """Record that a request was answered in time."""
 
     def path(self, request: fuse.Request) -> bytes | None:
-        """Return where a request's node is now; None where that is not known."""
+        """Return the present path of a request's node; None if it is not known."""
 
     def hung(self, request: fuse.Request, path: bytes | None, asker: Asker | None) -> None:
-        """Note that the backend has worked at a request for longer than any may take.
+        """Record that the backend has worked on a request for longer than any may take.
 
         Args:
-            request: what hung.
-            path: where its node was, unless that is to be found out now.
-            asker: on whose behalf it was.
+            request: the request that hung.
+            path: the path of its node when it was sent; None to look it up now.
+            asker: the user on whose behalf it was sent.
 
         """
 
     def was_late(self, request: fuse.Request, path: bytes | None, asker: Asker | None) -> None:
-        """Take that back: the backend was slow, or stood still with all else."""
+        """Withdraw a :meth:`hung`: the backend was only slow, or stopped altogether."""

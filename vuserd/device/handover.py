@@ -1,4 +1,4 @@
-"""DEVICE_STATE: what a backend knows of its nodes and open handles goes to the next one."""
+"""Hand a backend's nodes and open handles over to its successor, by DEVICE_STATE."""
 
 import os
 
@@ -16,12 +16,12 @@ from vuserd.errors import BackendBroken, BackendDown, BackendRefused, os_reason
 
 
 async def move_state(giver: VhostUserConnection, taker: VhostUserConnection) -> None:
-    """Have ``giver``, whose rings are stopped, save its state, and ``taker`` load it.
+    """Make ``giver``, whose rings are stopped, save its state, and ``taker`` load it.
 
-    It goes through a pipe from the one to the other, and not through this process.
+    The state goes through a pipe from the one to the other, not through this process.
 
     Raises:
-        BackendError: one of the two cannot, or not in time.
+        BackendError: one of the two fails, or takes too long.
 
     """
     try:
@@ -34,7 +34,7 @@ async def move_state(giver: VhostUserConnection, taker: VhostUserConnection) -> 
             await _begin(taker, TransferDirection.LOAD, reading)
         finally:
             os.close(reading)
-            os.close(writing)  # the taker's end of file is the giver's to tell
+            os.close(writing)  # so that the taker sees an end of file when the giver closes its end
         for connection, what in ((giver, "save its state"), (taker, "load the other one's state")):
             status = decode_u64(await connection.ask(Request.CHECK_DEVICE_STATE))
             if status != 0:

@@ -1,4 +1,4 @@
-"""Where everything lies in a session's shared memory: two rings, then messages, then payloads."""
+"""Lay out a session's shared memory: two rings, then message buffers, then payload buffers."""
 
 import mmap
 from typing import Final, NamedTuple
@@ -16,13 +16,13 @@ RING_SIZES: Final = {HIPRIO_QUEUE: 128, REQUEST_QUEUE: 1024}
 #: The longest chain: request, out-header, payload.
 CHAIN_LENGTH: Final = 3
 
-#: A message buffer: a request, then room for its reply. LOOKUP of the longest name is the longest
-#: request, and READLINK's the longest reply that is fixed.
+#: Bytes of a message buffer: a request, then room for its reply. LOOKUP of the longest name is the
+#: longest request, and READLINK's the longest reply of a fixed limit.
 MESSAGE_SIZE: Final = 12288
 REPLY_ROOM: Final = OUT_HEADER_SIZE + PAGE_SIZE
 REQUEST_ROOM: Final = MESSAGE_SIZE - REPLY_ROOM
 
-#: A payload buffer: the most that one READ can bring.
+#: Bytes of a payload buffer: the most that one READ can return.
 PAYLOAD_SIZE: Final = 1 << 20
 
 #: Requests that each queue can hold, by queue: a chain on the hiprio queue is one descriptor.
@@ -67,7 +67,7 @@ class SharedLayout:
         return self._region.view[offset : offset + layout.size]
 
     def ring_address(self, queue: int) -> VringAddress:
-        """Return what SET_VRING_ADDR says of a queue's ring."""
+        """Return the addresses of a queue's ring for SET_VRING_ADDR."""
         layout, offset = self.rings[queue]
         start = self._placed.user_address(offset, layout.size)
         return VringAddress(
@@ -80,7 +80,7 @@ class SharedLayout:
         )
 
     def close(self) -> None:
-        """Let go of the region; payloads on their way to a client keep their pages until sent."""
+        """Release the region; payloads on their way to a client keep their pages until sent."""
         self.messages.close()
         self.payloads.close()
         self._region.close()

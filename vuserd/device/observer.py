@@ -1,4 +1,4 @@
-"""Somebody who looks on: at each FUSE request that goes to the device, and at its end."""
+"""The interface of an observer of a channel's FUSE requests."""
 
 from typing import Protocol
 
@@ -6,22 +6,22 @@ from protocol import fuse
 
 
 class Observer(Protocol):
-    """What a :class:`~vuserd.device.channel.FuseChannel` tells who looks on. Nothing may raise.
+    """Told by a :class:`~vuserd.device.channel.FuseChannel` of its requests. Nothing may raise.
 
-    A request that never got as far as the ring is not told of.
+    A request that never reached the ring is not reported.
     """
 
     def sent(self, unique: int, request: fuse.Request) -> None:
-        """Take note that the device is given a request."""
+        """Observe that a request is given to the device."""
 
     def ended(self, unique: int, error: int, length: int) -> None:
-        """Take note of a reply: its errno, 0 for success, and the length of its body in bytes.
+        """Observe a reply: its errno, 0 for success, and the length of its body in bytes.
 
-        A request that is only taken, as FORGET is, has neither.
+        For a request without a reply, such as FORGET, both are 0.
         """
 
     def timed_out(self, unique: int) -> None:
-        """Take note that nobody waits for a request any more: its reply may come yet."""
+        """Observe that a request has timed out; its reply may still come."""
 
     def lost(self) -> None:
-        """Take note that the backend is gone, and with it all that has not ended."""
+        """Observe that the backend is gone, and with it all pending requests."""

@@ -1,4 +1,4 @@
-"""Payload buffers for callers who may have to wait for them, first come, first served."""
+"""Payload buffers, for which callers wait in turn, first come, first served."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ class PayloadPool:
 
     Args:
         pool: the buffers.
-        timeout: seconds that a caller waits for some.
-        lost: called with the reason when the backend keeps so many that callers wait in vain.
+        timeout: the longest wait of a caller, in seconds.
+        lost: called with the reason if the backend keeps so many buffers that callers wait in vain.
 
     """
 
@@ -33,10 +33,10 @@ class PayloadPool:
         return self._pool.count - self._pool.available
 
     async def take(self, count: int) -> list[Buffer]:
-        """Take ``count`` buffers; each is the caller's to give back.
+        """Take ``count`` buffers; the caller gives each back.
 
         Raises:
-            BackendTimeout: there were not as many in time.
+            BackendTimeout: not that many became free in time.
             BackendError: the backend is lost.
 
         """
@@ -49,14 +49,14 @@ class PayloadPool:
         return [self._pool.take() for _ in range(count)]
 
     def fail(self, reason: BackendError) -> None:
-        """Wake all who wait: the backend is lost, and what it has of the buffers stays away."""
+        """Fail current and future waiters: the backend is lost, with the buffers that it has."""
         self._budget.end(reason.again().again)
-        self._lost = lambda _: None  # who is told knows by now, and is not kept from here
+        self._lost = lambda _: None  # the session knows by now; keep no reference to it
 
     def _find_kept(self, wanted: int) -> None:
-        """Give up a backend that keeps what nobody waits for, and leaves less than is wanted.
+        """Give up a backend that keeps so many abandoned buffers that ``wanted`` cannot be had.
 
-        It may answer all else, and as long as it does nobody would ever get that many.
+        It may answer everything else, and so would never be found silent.
         """
         kept = self._pool.quarantined
         if wanted > self._pool.count - kept:
@@ -69,7 +69,7 @@ class PayloadPool:
 
 @contextmanager
 def given_back(buffers: list[Buffer]) -> Iterator[list[Buffer]]:
-    """Give the buffers back at the end of the block, those that are still in the list."""
+    """Give back the buffers that are still in the list at the end of the block."""
     try:
         yield buffers
     finally:

@@ -1,4 +1,4 @@
-"""A FUSE request on its way: what it takes along, and what became of it."""
+"""A FUSE request in flight: its buffers, its caller and its result."""
 
 from collections.abc import Callable
 from typing import Final, Protocol, TypeAlias
@@ -10,33 +10,33 @@ from memory.arena import Buffer
 from protocol import fuse
 from vuserd.users.asker import ASKER
 
-#: A reply's body; only its length, where it went into a target.
+#: A reply's body, or only its length if the body went into a target.
 Result: TypeAlias = outcome.Outcome[bytes | int]
 
-#: Takes the body of a successful reply that nobody waits for any more.
+#: Called with the body of a successful reply that no caller waits for any more.
 Undo: TypeAlias = Callable[[bytes], None]
 
-#: A request whose reply is this long is bulk, and few of them are in the backend at once: enough
-#: to keep it busy, and the small ones of others do not wait long behind them.
+#: A request whose reply has this many bytes is bulk. Few of them are in the backend at once: enough
+#: to keep it busy, but the small requests of other users do not wait long behind them.
 _BULK_SIZE: Final = 128 << 10
 
 
 class Target(Protocol):
-    """Where the body of a reply goes: a payload buffer, or memory that a client attached."""
+    """The destination of a reply's body: a payload buffer, or memory that a client attached."""
 
     @property
     def address(self) -> int:
         """Its guest-physical address."""
 
     def lend(self) -> None:
-        """Take note that the device may write there from now on."""
+        """Mark it as lent: the device may write there from now on."""
 
     def reclaim(self) -> None:
-        """Take note that the device is done with it."""
+        """Mark it as returned: the device is done with it."""
 
 
 class Rest:
-    """What is left of a target behind its first ``begin`` bytes."""
+    """The rest of a target after its first ``begin`` bytes."""
 
     def __init__(self, target: Target, begin: int) -> None:
         self.address = target.address + begin
@@ -45,7 +45,7 @@ class Rest:
 
 
 class InFlight:
-    """A request that the device has, or will have when a slot is free."""
+    """A request that the device has, or will get when a slot is free."""
 
     __slots__ = (
         "asker",
@@ -69,14 +69,14 @@ class InFlight:
         self.unique = unique
         self.target = target
         self.undo = undo
-        #: On whose behalf it is.
+        #: The user on whose behalf it is sent.
         self.asker = ASKER.get()
-        #: Which one it is of those that the device was given.
+        #: Its number in the order in which requests were given to the device.
         self.number = 0
-        #: Where its node was, if that may not be known any more later.
+        #: The path of its node, recorded if it may be forgotten before the request ends.
         self.path: bytes | None = None
         self.message: Buffer | None = None
-        #: What became of it, and who waits for that, until when.
+        #: Its result, the task that waits for that, and its deadline.
         self.result: Result | None = None
         self.task: trio.lowlevel.Task | None = None
         self.deadline = 0.0

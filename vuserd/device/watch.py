@@ -108,7 +108,7 @@ class Watch:
                 self._ask(now + self._timeout, probe)
 
     def makes_progress(self) -> bool:
-        """Tell whether :meth:`run` has its turns: what is overdue is ended, or only just so."""
+        """Return whether :meth:`run` has its turns: what is overdue is ended, or only just so."""
         oldest = next(iter(self.awaited.values()), None)
         return oldest is None or trio.current_time() < oldest.deadline + PROBE_TIME
 
@@ -148,7 +148,7 @@ class Watch:
         return self._requests.heard + self._timeout
 
     def _is_in_doubt(self) -> bool:
-        """Tell whether nothing was answered since the latest probe."""
+        """Return whether nothing was answered since the latest probe."""
         return self._requests.heard < self._probed
 
     def _requests_silent_at(self) -> float | None:

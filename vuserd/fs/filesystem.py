@@ -1,4 +1,4 @@
-"""What can be asked of an export's file system: stat, readlink, statfs, listings, open."""
+"""The operations on an export's file system: stat, readlink, statfs, listings, open."""
 
 import errno
 import math
@@ -22,16 +22,16 @@ from vuserd.fs.openfile import OpenFile
 from vuserd.fs.operations import NodeOperations
 from vuserd.fs.version import TICK, Version, time_to_settle
 
-#: How often a file that has just changed is looked at again, a tick later.
+#: How often the attributes of a file that has just changed are read again, a tick later.
 _SETTLING: Final = 3
-#: Seconds that are waited for a version to settle. Where timestamps are coarser than that, whoever
-#: reads compares instead.
+#: The longest wait for a version to settle, in seconds. Where timestamps are coarser than that, the
+#: deliveries compare two readings instead.
 _MOST_SETTLING: Final = 2 * TICK
-#: The largest file that Linux knows.
+#: The largest size of a file in Linux.
 _MOST_BYTES: Final = (1 << 63) - 1
-#: Seconds for which a file stays open for a client that does nothing with it.
+#: Seconds for which a file stays open for a client that does not use it.
 _OPEN_TIME: Final = 60.0
-#: Seconds between two looks at what is idle, at least.
+#: The fewest seconds between two looks at what is idle.
 _LEAST_PAUSE: Final = 0.5
 
 
@@ -39,13 +39,13 @@ class FileSystem:
     """The files behind one session; a new session needs a new one.
 
     Args:
-        session: what they are asked of.
-        idle_nodes: how many nodes that nobody uses stay known.
-        idle_time: for how many seconds those do, and directories that a listing may go on in.
-        device: the file system that the export's root is on, by the kernel's word: its device and
-            its id; None where that is not known.
-        tells_mounts: whether the backend says which directories are mounts. One that says in INIT
-            that it does does; QEMU's is told to when it is started, and does not say so.
+        session: the session with the backend that has the files.
+        idle_nodes: how many nodes that no call uses stay known.
+        idle_time: for how many seconds they do, and the directories of unfinished listings.
+        device: the file system of the export's root, as the kernel names it: its device and its id;
+            None where that is not known.
+        tells_mounts: whether the backend marks directories that are mounts. A backend that says in
+            INIT that it does is believed; QEMU's does so by an option, and does not say so.
 
     """
 
@@ -64,7 +64,7 @@ class FileSystem:
         capacity = fuse.batch_forget_capacity(REQUEST_ROOM)
         self.nodes = NodeTable(idle_nodes, idle_time, session.channel.post, capacity)
         self.operations = NodeOperations(session, self.nodes, tells_mounts=tells_mounts)
-        #: What clients have open between two calls: files, and listings that go on.
+        #: What clients keep open between two calls: files and unfinished listings.
         self.open_files: IdleSet[Kept] = IdleSet(_OPEN_TIME)
         self.open_listings: IdleSet[Kept] = IdleSet(idle_time)
         self._alarm = Alarm()
@@ -72,7 +72,7 @@ class FileSystem:
         self._is_closed = False
 
     async def expire(self) -> None:
-        """End what is idle when its time is over; sleep while there is nothing. Runs for ever."""
+        """End what has been idle for its time, for ever; sleep while nothing is idle."""
         least = -math.inf
         while True:
             due = min(self.nodes.due(), self.open_files.due(), self.open_listings.due())
@@ -86,7 +86,7 @@ class FileSystem:
             self.nodes.expire(now)
 
     def keep(self, kept: Kept) -> None:
-        """Have something lapse that a client has open, unless it is used before."""
+        """Let something that a client has open lapse in time, unless it is used before."""
         if self._is_closed:
             kept.lapse()
             return
@@ -95,27 +95,27 @@ class FileSystem:
         self._alarm.set(idle.due())
 
     def use(self, kept: Kept) -> None:
-        """Have something that a client has open not lapse: it is used, or has ended."""
+        """Stop something that a client has open from lapsing: it is used, or has ended."""
         (self.open_files if kept.is_file else self.open_listings).discard(kept)
 
     def is_lost(self) -> bool:
-        """Tell whether the session is over: nothing can be asked any more."""
+        """Return whether the session is over."""
         return self._session.lost
 
     def close(self) -> None:
-        """Give back all that is held, as far as the backend still listens; no more is kept."""
+        """Give everything back to the backend, if it still listens; keep nothing from now on."""
         self._is_closed = True
         _lapse(self.open_files.pop_due())
         _lapse(self.open_listings.pop_due())
         self.nodes.close()
 
     async def stat(self, path: bytes, *, follow: bool) -> Attributes:
-        """Return the attributes that the host has for ``path`` now."""
+        """Return the attributes that ``path`` has on the host now."""
         with Hold(self.nodes) as hold:
             return (await self.operations.resolve(path, hold, follow=follow)).attributes
 
     async def readlink(self, path: bytes) -> bytes:
-        """Return the target of the symlink at ``path``, as it is written there.
+        """Return the target of the symlink at ``path``, unresolved.
 
         Raises:
             FileError: EINVAL for anything that is not a symlink.
@@ -145,7 +145,7 @@ class FileSystem:
 
     @asynccontextmanager
     async def looked_up(self, path: bytes) -> AsyncIterator[tuple[Node, Version, bool]]:
-        """Give the node of the regular file at ``path``, its version, and whether that is settled.
+        """Yield the node of the regular file at ``path``, its version and whether it is settled.
 
         The node is in use for the block's time.
 
@@ -160,7 +160,7 @@ class FileSystem:
             yield node, Version.of(attributes), settled
 
     async def open(self, path: bytes) -> OpenFile:
-        """Open the regular file at ``path``; whoever has it closes it.
+        """Open the regular file at ``path``; the caller has to close it.
 
         Raises:
             FileError: EISDIR and EINVAL for what is no regular file, and what the backend says.
@@ -189,9 +189,9 @@ class FileSystem:
             file.close()
 
     async def _settle(self, node: Node) -> tuple[Attributes, bool]:
-        """Return a file's attributes; True once a later change cannot hide behind its timestamps.
+        """Return a file's attributes, and whether any later change will show in its timestamps.
 
-        That is waited for where it comes soon.
+        If that is only a matter of a few ticks, wait for it.
         """
         attributes = node.attributes
         for _ in range(_SETTLING):
@@ -212,7 +212,7 @@ def _lapse(idle: Iterable[Kept]) -> None:
 
 
 def _require_regular(attributes: Attributes) -> None:
-    """Refuse to open what is no regular file: a fifo would block, a device would act."""
+    """Refuse to open anything but a regular file: a fifo would block, a device would act."""
     if stat.S_ISDIR(attributes.mode):
         raise FileError(errno.EISDIR)
     if not stat.S_ISREG(attributes.mode):

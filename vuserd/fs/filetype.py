@@ -1,4 +1,4 @@
-"""What the RPC and error messages call the types of files."""
+"""Name the types of files for the RPC and for error messages."""
 
 import stat
 from typing import Final
@@ -23,10 +23,10 @@ _DESCRIPTIONS: Final = {
 
 
 def type_name(mode: int) -> str:
-    """Return the RPC's word for the file type in ``mode``."""
+    """Return the RPC's name for the file type in ``mode``."""
     return _NAMES.get(stat.S_IFMT(mode), "unknown")
 
 
 def describe_type(mode: int) -> str:
-    """Return the file type in ``mode`` for the end of a sentence."""
+    """Return the file type in ``mode`` in words that end a sentence."""
     return _DESCRIPTIONS.get(type_name(mode), "of an unknown type")

@@ -1,4 +1,4 @@
-"""A file that a client has open: read in many calls, and one file in all of them."""
+"""A file that a client has open, which is the same version of the same file in all its calls."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -16,15 +16,15 @@ Result = TypeVar("Result")
 
 
 class HeldFile(Kept):
-    """A file that is open until :meth:`close`, as what it was when it was opened.
+    """A file that stays open until :meth:`close`, in the version that was opened.
 
-    Where its backend was lost, or nothing was done with it for a while, it is opened anew, and has
-    to be the same version of the same file.
+    If its backend is lost, or it is not used for a while, it is opened anew by its path, and has to
+    be the same version of the same file.
 
     Args:
-        path: where it is.
-        file: as it was opened there, which this has from here on.
-        files: where that was.
+        path: the file's path.
+        file: the file as it was opened there; this object closes it.
+        files: the file system in which it was opened.
 
     """
 
@@ -36,7 +36,7 @@ class HeldFile(Kept):
         self._path = path
         self._elsewhere = file.node.elsewhere
         self._device = files.device
-        #: What is used from here on; None where that has lapsed.
+        #: The opening in use; None after it has lapsed.
         self._current: _Opening | None = _Opening(file, files)
         self._is_closed = False
         self._opening = trio.Lock()
@@ -50,11 +50,11 @@ class HeldFile(Kept):
     async def use(
         self, files: FileSystem, operation: Callable[[OpenFile], Awaitable[Result]]
     ) -> Result:
-        """Do something with the open file.
+        """Run an operation on the open file.
 
         Raises:
-            CallError: CHANGED: it had to be opened anew, and is another one, or that is not known.
-            VuserdError: what opening it raises, and the operation.
+            CallError: CHANGED: it had to be opened anew, and is another file or may be one.
+            VuserdError: what opening it and the operation raise.
 
         """
         async with self._opening:
@@ -73,7 +73,7 @@ class HeldFile(Kept):
         if self._current is not None:
             if self._current.files is files:
                 return self._current
-            self._current.files.use(self)  # those have nothing of it any more that could lapse
+            self._current.files.use(self)  # it must not lapse there any more
         self.lapse()
         file = await files.open(self._path)
         is_elsewhere = self._elsewhere or files.device != self._device
@@ -97,13 +97,13 @@ class HeldFile(Kept):
             opening.files.keep(self)
 
     def lapse(self) -> None:
-        """Close it in the backend, once those who use it are done; the next use opens it anew."""
+        """Close it in the backend once its users are done; the next use opens it anew."""
         opening, self._current = self._current, None
         if opening is not None and not opening.uses:
             opening.file.close()
 
     def close(self) -> None:
-        """Close it for good, once those who use it are done."""
+        """Close it for good, once its users are done."""
         self._is_closed = True
         if self._current is not None:
             self._current.files.use(self)
@@ -111,7 +111,7 @@ class HeldFile(Kept):
 
 
 class _Opening:
-    """A file as it is open in one session, and how many use it there."""
+    """A file as it is open in one session, with the number of its users there."""
 
     def __init__(self, file: OpenFile, files: FileSystem) -> None:
         self.file = file
@@ -123,8 +123,8 @@ class FileTable:
     """The files that one client has open, by their numbers.
 
     Args:
-        most: how many.
-        holdings: those of its user, among which these count.
+        most: the limit of their number.
+        holdings: what the client's user holds; each file counts in it.
 
     """
 
@@ -135,7 +135,7 @@ class FileTable:
         self._last = 0
 
     def require_room(self) -> None:
-        """Refuse one more where there are as many as may be.
+        """Refuse one more where the client has as many as it may have.
 
         Raises:
             CallError: TOO_LARGE.
@@ -151,7 +151,7 @@ class FileTable:
         """Keep a file of an export until it is closed; return its number.
 
         Raises:
-            CallError: TOO_LARGE: others came first meanwhile; the file is closed.
+            CallError: TOO_LARGE: others took the last room meanwhile; the file is closed.
 
         """
         try:
@@ -168,7 +168,7 @@ class FileTable:
         """Return the open file of this number.
 
         Raises:
-            CallError: BAD_REQUEST: there is none, or not of this export.
+            CallError: BAD_REQUEST: there is none, or it is of another export.
 
         """
         file, of = self._files.get(number, (None, None))
@@ -179,7 +179,7 @@ class FileTable:
         return file
 
     def close_one(self, number: int) -> None:
-        """Close a file; its number means nothing from here on.
+        """Close a file and forget its number.
 
         Raises:
             CallError: BAD_REQUEST: there is none.
@@ -192,6 +192,6 @@ class FileTable:
         file.close()
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all files."""
         while self._files:
             self.close_one(next(iter(self._files)))

@@ -1,4 +1,4 @@
-"""What nobody uses is kept for a while, and ends when that is over."""
+"""Keep unused things for a while, in order of their last use."""
 
 import math
 from collections import OrderedDict
@@ -11,20 +11,20 @@ Thing = TypeVar("Thing")
 
 
 class Alarm:
-    """When the task that ends what is idle looks next: as soon as something is due, not before."""
+    """Wakes the task that ends idle things as soon as one is due, and not before."""
 
     def __init__(self) -> None:
-        #: Before every time while the task is awake: it looks again before it waits.
+        #: Minus infinity while the task is awake, since it looks again before it waits.
         self._at = -math.inf
         self._waiting = trio.lowlevel.ParkingLot()
 
     def set(self, at: float) -> None:
-        """Have the task look at this time, where it would look later."""
+        """Make the task look at this time, if it would look later."""
         if at < self._at:
             self._waiting.unpark_all()
 
     async def wait(self, at: float) -> None:
-        """Wait until this time, or until something is due before it."""
+        """Wait until this time, or an earlier one that is set meanwhile."""
         self._at = at
         try:
             with trio.move_on_at(at):
@@ -34,13 +34,13 @@ class Alarm:
 
 
 class IdleSet(Generic[Thing]):
-    """Things that nobody uses now, in the order in which they were used last.
+    """Unused things, in the order of their last use.
 
-    Whoever has the set ends what leaves it: so it refers to nobody, and a session that is over goes
-    with its memory at once.
+    The owner of the set ends what leaves it. So the set has no reference to its owner, and the
+    memory of a session is freed as soon as it is over.
 
     Args:
-        seconds: how long they stay.
+        seconds: how long things stay.
 
     """
 
@@ -55,25 +55,25 @@ class IdleSet(Generic[Thing]):
         return iter(self._since)
 
     def add(self, thing: Thing) -> None:
-        """Begin a thing's time, anew where it is in the set already."""
+        """Add a thing; its time begins, anew if it is in the set already."""
         self._since[thing] = trio.current_time()
         self._since.move_to_end(thing)
 
     def discard(self, thing: Thing) -> None:
-        """Take a thing out: somebody uses it, or it has ended."""
+        """Remove a thing that is used again or has ended."""
         self._since.pop(thing, None)
 
     def pop_oldest(self) -> Thing:
-        """Take out the thing that was used longest ago."""
+        """Remove and return the thing that was used longest ago."""
         return self._since.popitem(last=False)[0]
 
     def due(self) -> float:
-        """Return when the next thing ends: infinity where the set is empty."""
+        """Return when the next thing is due; infinity if the set is empty."""
         for since in self._since.values():
             return since + self._seconds
         return math.inf
 
     def pop_due(self, now: float = math.inf) -> Iterator[Thing]:
-        """Take out one by one those whose time is over by ``now``; by default all of them."""
+        """Remove and yield the things whose time is over by ``now``; by default all of them."""
         while self._since and self.due() <= now:
             yield self.pop_oldest()

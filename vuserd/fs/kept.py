@@ -1,16 +1,16 @@
-"""What a client has open in a backend between two of its calls."""
+"""The interface of what a client keeps open in a backend between two of its calls."""
 
 from abc import ABC, abstractmethod
 
 
 class Kept(ABC):
-    """An open file or a listing that goes on: it lapses when it is not used for a while.
+    """An open file or an unfinished listing, which lapses when it is not used for a while.
 
-    The client does not notice: what has lapsed is opened anew when it is used again.
+    The client does not notice: the next use opens it anew.
     """
 
     is_file: bool = False
 
     @abstractmethod
     def lapse(self) -> None:
-        """Give back all that the backend has open or knows for it."""
+        """Give back all handles and nodes that the backend has for it."""

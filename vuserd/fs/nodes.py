@@ -1,13 +1,14 @@
-"""Nodes that the backend looked up for us, and the lookup counts that it is owed back.
+"""Keep the nodes of a session, and give every lookup count back to the backend exactly once.
 
 Each LOOKUP and each entry of READDIRPLUS adds one to a node's lookup count in the backend, which
-keeps a descriptor for the node until all of them are given back by FORGET. Here the counts are kept
-exactly. A node that nobody uses stays known for a while with one count (idle; the least recently
-used goes first, and each after its time), and what is given back goes out in batches on the hiprio
-queue.
+keeps a descriptor for the node until FORGET has given back all of them. Here the counts are kept
+exactly. A node that no call uses stays known for a while with one count: it is idle, and leaves
+after its time, or earlier as the least recently used one. Counts are given back in batches on the
+hiprio queue.
 
-As long as a node is held it is the same file, whatever else has its attributes: a backend tells
-files apart by device, inode number and mount. So what is kept of a file is kept with its node.
+As long as a node is held it is the same file, even if another file has the same attributes, since a
+backend tells files apart by device, inode number and mount. So what is kept of a file is kept with
+its node.
 """
 
 import math
@@ -25,13 +26,13 @@ from vuserd.fs.idle import IdleSet
 
 #: Nodes whose forgets go out together. Few: each may keep a descriptor open in the backend.
 _BATCH: Final = 64
-#: Directories above a node that are looked at for its path: a backend can make them go in a circle.
+#: The most directories that a node's path may have: a backend can make them form a circle.
 _DEEPEST: Final = 512
-#: Seconds for which lookup counts may be owed that wait for others to be given back with them.
+#: The longest time, in seconds, that lookup counts wait for others to fill a batch.
 _OWED: Final = 1.0
 _SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
 
-#: The root before GETATTR: a directory, that is all.
+#: The root before GETATTR: all that is known is that it is a directory.
 _ROOT: Final = Entry(
     fuse.ROOT_ID,
     Attributes._make([0] * len(Attributes._fields))._replace(mode=stat.S_IFDIR),
@@ -39,30 +40,30 @@ _ROOT: Final = Entry(
 
 
 class Node:
-    """A node of this session: ``lookups`` counts are ours, ``users`` holds keep it from FORGET."""
+    """A node of this session: it is owed ``lookups`` counts, and ``users`` keep it from FORGET."""
 
     __slots__ = ("attributes", "elsewhere", "id", "lookups", "on_drop", "place", "users")
 
     def __init__(self, entry: Entry, *, elsewhere: bool = False) -> None:
         self.id = entry.node
-        #: As the latest LOOKUP told them.
+        #: As of the latest LOOKUP.
         self.attributes = entry.attributes
-        #: Whether it may be on another file system than the export's root: then its attributes do
-        #: not say which file it is once it is not held any more.
+        #: Whether it may be on another file system than the export's root: then its attributes no
+        #: longer identify the file once it is not held any more.
         self.elsewhere = elsewhere
-        #: 0 once the table does not know it any more.
+        #: Lookup counts to give back; 0 once the table does not know the node any more.
         self.lookups = 0
         self.users = 0
-        #: Where it was found last: its directory and its name there.
+        #: Where it was last found: its directory and its name there.
         self.place: tuple[NodeId, bytes] | None = None
-        #: Called when it is held no more: ends what is kept of the file.
+        #: Called when the node is dropped: ends what is kept of the file.
         self.on_drop: Callable[[Node], None] | None = None
 
     @property
     def is_identified(self) -> bool:
         """Whether the backend can tell it from other files of its file system.
 
-        Where inode numbers are 0, it takes all of them for one. The root of a mount is only one.
+        The backend takes all files with inode number 0 for one, unless it is the root of a mount.
         """
         attributes = self.attributes
         return bool(attributes.ino or attributes.flags & _SUBMOUNT or self.id == fuse.ROOT_ID)
@@ -72,9 +73,9 @@ class NodeTable:
     """All nodes of one session but the root, which is never looked up and never forgotten.
 
     Args:
-        idle_limit: how many nodes that nobody uses stay known.
-        idle_time: for how many seconds.
-        post: sends a request that nobody waits for.
+        idle_limit: how many nodes that no call uses stay known.
+        idle_time: for how many seconds they do.
+        post: sends a request without waiting for a reply.
         batch_limit: the most forgets in one BATCH_FORGET.
 
     """
@@ -93,9 +94,9 @@ class NodeTable:
         self._idle: IdleSet[Node] = IdleSet(idle_time)
         self._children: dict[tuple[NodeId, bytes], Node] = {}
         self._forgets: dict[NodeId, int] = {}
-        #: When the first of those began to wait.
+        #: When the first of the forgets that wait was added.
         self._owed_since = math.inf
-        #: Called when there is something to be done, with the time of that.
+        #: Called with the time at which :meth:`expire` has something to do.
         self.on_idle: Callable[[float], None] = lambda _: None
 
     def __len__(self) -> int:
@@ -103,18 +104,18 @@ class NodeTable:
 
     @property
     def lookups(self) -> int:
-        """Lookup counts that the backend is owed, forgets on their way not counted."""
+        """Lookup counts that are still to be given back, without those of forgets in flight."""
         return sum(node.lookups for node in self._nodes.values())
 
     def child(self, directory: NodeId, name: bytes) -> Node | None:
-        """Return the node that was found there last, if it is still known; it may have moved."""
+        """Return the node last found as ``name`` there, if it is known; it may have moved."""
         return self._children.get((directory, name))
 
     def path(self, node: NodeId) -> bytes | None:
-        """Return where a node was found last: ``/`` and names from the root on.
+        """Return the path at which a node was last found, from the root ``/``.
 
-        Without a slash in front where a directory above is not known; None where nothing is. What
-        is known of several nodes can be of different times.
+        It has no leading slash if a directory above is not known; it is None if nothing is. The
+        names in it may have been looked up at different times.
         """
         names: list[bytes] = []
         here = self._nodes.get(node)
@@ -130,7 +131,7 @@ class NodeTable:
         return b"/".join(reversed(names))
 
     def add(self, entry: Entry, directory: Node, name: bytes) -> Node:
-        """Take over one lookup count; the node gets one user, to be ended by :meth:`leave`."""
+        """Take over one lookup count, and add a user to the node, until :meth:`leave`."""
         node = self._nodes.get(entry.node)
         if node is None:
             node = self._nodes[entry.node] = Node(entry)
@@ -146,13 +147,13 @@ class NodeTable:
         return node
 
     def join(self, node: Node) -> None:
-        """Give a node of the table one more user."""
+        """Add a user to a node of the table, until :meth:`leave`."""
         if node.users == 0:
             self._idle.discard(node)
         node.users += 1
 
     def leave(self, node: Node) -> None:
-        """End one use of a node; unused it is idle, and the oldest idle one may have to go."""
+        """Remove a user; a node without any is idle, and the oldest idle one may be forgotten."""
         node.users -= 1
         if node.users:
             return
@@ -167,7 +168,7 @@ class NodeTable:
             self._drop(self._idle.pop_oldest())
 
     def forget(self, node: NodeId, lookups: int = 1) -> None:
-        """Give lookup counts back that no node of the table holds; :meth:`flush` sends the rest."""
+        """Give back lookup counts that no node of the table has; :meth:`flush` sends the last."""
         if node == fuse.ROOT_ID:
             return
         if not self._forgets:
@@ -178,30 +179,30 @@ class NodeTable:
             self.flush()
 
     def flush(self) -> None:
-        """Send the forgets that wait."""
+        """Send the forgets that wait for a full batch."""
         if self._forgets:
             self._owed_since = math.inf
             self._post(fuse.batch_forget([*starmap(Forget, self._forgets.items())]))
             self._forgets.clear()
 
     def forget_idle(self) -> None:
-        """Forget every node that nobody uses."""
+        """Forget every node that has no user."""
         for node in self._idle.pop_due():
             self._drop(node)
         self.flush()
 
     def due(self) -> float:
-        """Return when :meth:`expire` has something to do: never is infinity."""
+        """Return when :meth:`expire` next has something to do; infinity for never."""
         return min(self._idle.due(), self._owed_since + _OWED)
 
     def expire(self, now: float) -> None:
-        """Forget nodes whose time is over, and send what is owed."""
+        """Forget idle nodes whose time is over, and send forgets that have waited long enough."""
         for node in self._idle.pop_due(now):
             self._drop(node)
         self.flush()
 
     def close(self) -> None:
-        """Forget all that nobody uses, and the others as soon as they are left."""
+        """Forget all nodes without users, and each other node when its last user leaves."""
         self._idle_limit = 0
         self.forget_idle()
 
@@ -255,9 +256,9 @@ class Hold:
 
 
 def root_node(*, elsewhere: bool = False) -> Node:
-    """Return the root as a node: a directory that belongs to no table and owes nothing.
+    """Return the root as a node: a directory outside the table, without lookup counts.
 
-    It has no name to look up, so its other attributes are only known from GETATTR. Where the
-    backend does not say which directories are mounts, all files may be ``elsewhere``.
+    It has no name to look up, so GETATTR alone tells its other attributes. If the backend does not
+    mark directories that are mounts, any file may be ``elsewhere``.
     """
     return Node(_ROOT, elsewhere=elsewhere)

@@ -1,4 +1,4 @@
-"""An open regular file: READs of it, where its holes are, and whether it is what was opened."""
+"""An open regular file: read it, find its holes, and check that it is still what was opened."""
 
 import errno
 import stat
@@ -14,7 +14,7 @@ from vuserd.fs.nodes import Hold, Node
 from vuserd.fs.operations import NodeOperations
 from vuserd.fs.version import Version
 
-#: Bytes of one of ``Attributes.blocks``.
+#: Bytes of each of ``Attributes.blocks``.
 BLOCK: Final = 512
 
 
@@ -26,10 +26,10 @@ class Extent(NamedTuple):
 
 
 class OpenFile:
-    """A file that is open in the backend, with all that the way there holds, until :meth:`close`.
+    """A file that is open in the backend, and its node in use, until :meth:`close`.
 
-    ``version`` is what it was when it was opened, ``size`` the number of bytes that says. It is
-    ``settled`` where a later change is certain to show in its timestamps.
+    ``version`` is the version that was opened, and ``size`` the number of bytes by its attributes.
+    It is ``settled`` if a later change is certain to show in its timestamps.
     """
 
     def __init__(
@@ -53,38 +53,38 @@ class OpenFile:
         self._handle = handle
 
     def close(self) -> None:
-        """Close it in the backend, and let go of its node."""
+        """Close it in the backend, and leave its node."""
         self._operations.release(self.node, self._handle)
         self._hold.leave()
 
     @property
     def size(self) -> int:
-        """Bytes, by its attributes: procfs and others have there what its length is not."""
+        """Bytes by its attributes, which in procfs and the like is not the true length."""
         return self.version.size
 
     @property
     def max_read(self) -> int:
-        """The most bytes of one :meth:`read_into`."""
+        """The most bytes that one :meth:`read_into` can read."""
         return self.session.max_read
 
     async def read_into(self, target: Target, offset: int, length: int) -> int:
         """Have the backend write ``length`` bytes at ``offset`` into ``target``.
 
         Returns:
-            How many it wrote: fewer where the file ends, and perhaps before in one of procfs.
+            How many it wrote: fewer at the end of the file, in procfs perhaps before.
 
         """
         request = fuse.read(self.node.id, self._handle, offset, length)
         return await self.session.channel.call_into(request, target)
 
     async def read_on_into(self, target: Target, offset: int, length: int) -> int:
-        """Do :meth:`read_into` again and again, until all is there or one brings nothing.
+        """Repeat :meth:`read_into` until all bytes are there or a read returns nothing.
 
-        That alone is the end of a file whose size is not known: procfs gives read(2) the lines that
-        are whole in a page, and a backend may hand that on.
+        Only an empty read is the end of a file of unknown size: procfs returns the whole lines of a
+        page to read(2), and a backend may pass that on.
 
         Returns:
-            How many bytes there are: fewer where the file ends.
+            How many bytes were read: fewer at the end of the file.
 
         """
         end = 0
@@ -96,7 +96,7 @@ class OpenFile:
         return end
 
     async def read_all_into(self, parts: Sequence[tuple[Target, int, int]]) -> list[int]:
-        """Do :meth:`read_into` for several (target, offset, length) at once."""
+        """Run :meth:`read_into` for several (target, offset, length) at once."""
         return await self.session.channel.call_all_into(
             [
                 (fuse.read(self.node.id, self._handle, offset, length), target)
@@ -105,19 +105,19 @@ class OpenFile:
         )
 
     async def look_again(self) -> Attributes:
-        """Return the attributes that it has now."""
+        """Return the file's present attributes."""
         return await self._operations.getattr(self.node)
 
     async def unchanged(self) -> bool:
-        """Ask whether it is still the version that was opened."""
+        """Return whether the file is still the version that was opened."""
         attributes = await self.look_again()
         return stat.S_ISREG(attributes.mode) and Version.of(attributes) == self.version
 
     async def extents(self, begin: int, limit: int) -> tuple[list[Extent], int | None]:
-        """Return where there is data from ``begin`` on, and where to go on: None at the end.
+        """Return extents of data from ``begin``, and the offset to continue at: None at the end.
 
-        Where neither its attributes nor the backend tell of holes there are none. So a file of any
-        size but 0 has an extent up to its size unless it is sparse.
+        A file has no holes unless its attributes and the backend show some. So any file with a size
+        other than 0 has an extent up to its size unless it is sparse.
         """
         if self.attributes.blocks * BLOCK >= self.size:
             return [Extent(begin, self.size - begin)] if begin < self.size else [], None
@@ -135,9 +135,9 @@ class OpenFile:
         return found, None
 
     async def _seek(self, offset: int, whence: Whence) -> int | None:
-        """Return where data or a hole begins; None where there is none.
+        """Return where data or a hole begins; None if there is none.
 
-        A backend or file system without LSEEK has data everywhere.
+        Where the backend or file system has no LSEEK, all is data.
         """
         request = fuse.lseek(self.node.id, self._handle, offset, whence)
         try:

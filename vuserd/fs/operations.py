@@ -1,4 +1,4 @@
-"""FUSE operations on nodes: look names up, follow paths, read directories, and owe nothing."""
+"""FUSE operations on nodes, which leak no lookup count and no handle when a call is cancelled."""
 
 import errno
 import functools
@@ -15,21 +15,21 @@ from vuserd.errors import FileError
 from vuserd.fs.nodes import Hold, Node, NodeTable, root_node
 from vuserd.fs.paths import components, resolve
 
-#: What LOOKUPs of names in directories brought, before it is known whether they matter.
+#: The results of LOOKUPs made ahead, before it is known whether the path leads there.
 _Answers: TypeAlias = "dict[tuple[NodeId, bytes], Outcome[bytes | int]]"
 
-#: What openat2(2) says where a rename came between, and the backend passes on.
+#: Errors of openat2(2) after a concurrent rename, which the backend passes on.
 _RACED: Final = frozenset({errno.EAGAIN, errno.EXDEV})
-#: How often a name is looked up then.
+#: How often such a lookup is tried.
 _ATTEMPTS: Final = 10
-#: Replies without an entry to show, one after the other: "." and ".." may have one each.
+#: The most replies in a row without an entry to show: "." and ".." may have one each.
 _MOST_BARREN: Final = 16
-#: Bytes of a directory that are asked for at once: nobody else has a turn while they are decoded.
+#: Bytes of a directory that are read at once: no other task runs while they are decoded.
 _BATCH_SIZE: Final = 512 << 10
 
 
 def _was_raced(answer: "Outcome[bytes | int]") -> bool:
-    """Tell whether a LOOKUP has to be repeated."""
+    """Return whether a LOOKUP has to be repeated."""
     return (
         isinstance(answer, Error)
         and isinstance(answer.error, FileError)
@@ -38,21 +38,21 @@ def _was_raced(answer: "Outcome[bytes | int]") -> bool:
 
 
 class NodeOperations:
-    """What :class:`~vuserd.fs.filesystem.FileSystem` is made of, on one session."""
+    """The operations on one session of which :class:`~vuserd.fs.filesystem.FileSystem` is made."""
 
     def __init__(self, session: Session, nodes: NodeTable, *, tells_mounts: bool) -> None:
         self._session = session
         self._channel = session.channel
         self._nodes = nodes
-        #: Where mounts are not told, any file may be on another file system.
+        #: If the backend does not mark mounts, any file may be on another file system.
         self._elsewhere = not (tells_mounts or session.init.flags & fuse.InitFlag.SUBMOUNTS)
 
     async def resolve(self, path: bytes, hold: Hold, *, follow: bool) -> Node:
         """Return the node that ``path`` leads to now, in use as long as ``hold``.
 
-        Every name is looked up. Where nodes of earlier calls tell which directories are probably on
-        the way, all names are asked for at once, and an answer is used only if it is about the
-        directory that the way really led to.
+        Every name is looked up. If nodes of earlier calls suggest which directories are on the way,
+        all names are looked up at once, and an answer is used only if it is about the directory
+        that the path really leads through.
         """
         root = root_node(elsewhere=self._elsewhere)
         names = components(path)
@@ -136,7 +136,7 @@ class NodeOperations:
         return await self._channel.call(fuse.readlink(node.id), fuse.decode_readlink)
 
     async def open(self, node: Node) -> FileHandle:
-        """Open a regular file; the handle is to be given back by :meth:`release`."""
+        """Open a regular file; the caller returns the handle by :meth:`release`."""
         _require_identity(node)
 
         def release(body: bytes) -> None:
@@ -149,7 +149,7 @@ class NodeOperations:
         self._channel.post(fuse.release(node.id, handle))
 
     async def open_directory(self, node: Node) -> FileHandle:
-        """Open a directory; the handle is to be given back by :meth:`release_directory`."""
+        """Open a directory; the caller returns the handle by :meth:`release_directory`."""
         _require_identity(node)
 
         def release(body: bytes) -> None:
@@ -162,9 +162,9 @@ class NodeOperations:
         self._channel.post(fuse.releasedir(node.id, handle))
 
     async def is_exhausted(self, error: FileError) -> bool:
-        """Tell whether an error is for want of descriptors in the backend.
+        """Return whether an error means that the backend has run out of descriptors.
 
-        A file system may have the same errno of its own: then the backend can open something else.
+        A file system may return the same errno; then the backend can still open something else.
         """
         if not error.is_exhaustion:
             return False
@@ -179,13 +179,14 @@ class NodeOperations:
     async def read_entries(
         self, node: Node, handle: FileHandle, start: int, limit: int, *, attributes: bool
     ) -> tuple[list[DirectoryEntry], int | None]:
-        """Read up to ``limit`` entries from offset ``start`` on; None where the directory ends.
+        """Return up to ``limit`` entries from offset ``start``, and the next offset.
 
-        With ``attributes`` each entry has those of its node, whose lookup count is given back
-        already: they are for showing only. An entry whose attributes cannot be had comes without.
+        The next offset is None at the end of the directory. With ``attributes`` each entry has
+        those of its node, whose lookup count is given back already: they are for display only. An
+        entry whose attributes cannot be read has none.
 
         Raises:
-            FileError: what the backend says, and EIO for a directory whose offsets lead nowhere.
+            FileError: what the backend says, and EIO for a directory whose offsets lead back.
 
         """
         entries: list[DirectoryEntry] = []
@@ -208,11 +209,11 @@ class NodeOperations:
     async def _read_batch(
         self, node: Node, handle: FileHandle, offset: int, limit: int, *, plus: bool
     ) -> tuple[list[DirectoryEntry], int | None]:
-        """Read a batch of entries; return at most ``limit`` of them, and where to go on.
+        """Read a batch of entries; return at most ``limit`` of them, and the next offset.
 
-        Where one entry cannot be looked up, because it vanishes or for what its file system says,
-        backends have that error for all of READDIRPLUS. READDIR tells whether it is one entry's or
-        the directory's own.
+        If one entry cannot be looked up, because it vanishes or its file system refuses, backends
+        return its error for the whole READDIRPLUS. READDIR then shows whether the error is one
+        entry's or the directory's own.
         """
         try:
             return await self._read_buffer(node, handle, offset, limit, plus=plus)
@@ -224,8 +225,8 @@ class NodeOperations:
     async def _read_buffer(
         self, node: Node, handle: FileHandle, offset: int, limit: int, *, plus: bool
     ) -> tuple[list[DirectoryEntry], int | None]:
-        # Room for the entries that are wanted with names of the usual length, not for many more:
-        # with READDIRPLUS each more is a descriptor in the backend.
+        # Room for as many entries as are wanted, with names of the usual length, and few more: with
+        # READDIRPLUS each further one costs a descriptor in the backend.
         size = max(LONGEST_RECORD, limit * (192 if plus else 64))
         size = min(size, self._session.max_read, _BATCH_SIZE)
         request = (fuse.readdirplus if plus else fuse.readdir)(node.id, handle, offset, size)
@@ -248,9 +249,9 @@ class NodeOperations:
     async def _with_attributes(
         self, node: Node, entries: list[DirectoryEntry]
     ) -> list[DirectoryEntry]:
-        """Look up what was named without its node; leave out what is gone by then.
+        """Look up entries that came without a node, and drop those that are gone by now.
 
-        What cannot be looked up for another reason stays as it was named.
+        An entry that cannot be looked up for another reason stays as it is.
         """
         there = []
         for entry in entries:
@@ -276,7 +277,7 @@ class NodeOperations:
 
 
 def _require_identity(node: Node) -> None:
-    """Refuse what the backend may take for another file: it would give that one's bytes.
+    """Refuse a file that the backend may take for another one, whose bytes it would return.
 
     Raises:
         FileError: EIO.

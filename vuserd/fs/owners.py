@@ -1,7 +1,7 @@
-"""Owners of files as the host knows them, where a backend's user namespace shows others.
+"""Translate owners of files from a backend's user namespace to the host's ids.
 
-In a user namespace every id that it does not map is shown as the overflow id (user_namespaces(7)),
-which is also an id that files may have. So of files with that owner nothing is known.
+A user namespace shows every id that it does not map as the overflow id (user_namespaces(7)), which
+files may also really have. So the owner of a file with that id is unknown.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ _ALL_IDS: Final = (1 << 32) - 1
 
 
 class _Range(NamedTuple):
-    """Ids that follow each other: a line of ``uid_map``."""
+    """A range of ids: a line of ``uid_map``."""
 
     inside: int
     outside: int
@@ -20,7 +20,7 @@ class _Range(NamedTuple):
 
 
 class IdMap(NamedTuple):
-    """The user or group ids of one namespace: a file such as ``/proc/PID/uid_map``."""
+    """The map of user or group ids of one namespace: a file such as ``/proc/PID/uid_map``."""
 
     ranges: tuple[_Range, ...]
     overflow: int
@@ -31,7 +31,7 @@ class IdMap(NamedTuple):
         return self.ranges == ((0, 0, _ALL_IDS),)
 
     def to_host(self, number: int) -> int | None:
-        """Return the host's id for one that was seen inside; None where it cannot be known."""
+        """Return the host's id for an id inside the namespace; None if it cannot be known."""
         for inside, outside, length in self.ranges:
             if inside <= number < inside + length:
                 return outside + number - inside
@@ -39,14 +39,14 @@ class IdMap(NamedTuple):
 
 
 class Owners(NamedTuple):
-    """The ids of a backend's user namespace."""
+    """The maps of user and group ids of a backend's user namespace."""
 
     users: IdMap
     groups: IdMap
 
 
 def owners_of(process: int, proc: str = "/proc") -> Owners | None:
-    """Return how a backend's process maps ids; None where it sees those of the daemon."""
+    """Return how a backend's process maps ids; None if it sees the same ids as the daemon."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         maps = _read_map(proc, process, "uid"), _read_map(proc, process, "gid")
         own = _read_map(proc, "self", "uid"), _read_map(proc, "self", "gid")

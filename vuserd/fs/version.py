@@ -1,4 +1,4 @@
-"""Which version of a file was read: how a change while it is delivered is noticed."""
+"""Identify the version of a file, to notice a change while it is delivered."""
 
 import time
 from typing import Final, NamedTuple
@@ -7,19 +7,19 @@ from protocol.fuse import Attributes
 
 #: The longest step of the clock that the kernel stamps files with (CONFIG_HZ=100), in seconds.
 TICK: Final = 0.010
-#: Steps of timestamps that are coarser than that, by the digits that they lack: two seconds where
-#: there is no more than a tenth (FAT; ext4 with inodes of 128 bytes), and a tenth where there is no
-#: more than a hundredth (exFAT).
+#: Steps of coarser timestamps, in seconds, by the digits that they lack: two seconds if there are
+#: at most tenths (FAT; ext4 with inodes of 128 bytes), a tenth if there are at most hundredths
+#: (exFAT).
 _COARSE: Final = ((100_000_000, 2.0), (10_000_000, 0.1))
 
 _NANOSECONDS: Final = 1_000_000_000
 
 
 class Version(NamedTuple):
-    """What changes when a file's content does, as long as it is known which file it is.
+    """The attributes that change when a file's content does.
 
-    On one file system the four say that, too. On another one a file may have the same four and
-    other bytes: images that are made reproducibly do.
+    On one file system the four also identify the file. On two, files may have the same four and
+    different bytes, as images that are made reproducibly do.
     """
 
     ino: int
@@ -29,7 +29,7 @@ class Version(NamedTuple):
 
     @classmethod
     def of(cls, attributes: Attributes) -> "Version":
-        """Return the version that the attributes tell of."""
+        """Return the version with these attributes."""
         return cls(
             attributes.ino,
             attributes.size,
@@ -41,9 +41,9 @@ class Version(NamedTuple):
 def time_to_settle(version: Version, now_ns: int | None = None) -> float:
     """Return the seconds until a later change is certain to get other timestamps.
 
-    A file that changed less than a step of its timestamps ago can change again under the same
-    ones; git calls such an index entry racy. Times in the future are settled, unless they are less
-    than a step away: a change would bring them back to the present.
+    A file that changed less than one step of its timestamps ago can change again without getting
+    new ones; git calls such an index entry racy. Times in the future are settled, unless they are
+    less than a step away: a change would set them to the present.
     """
     now = time.time_ns() if now_ns is None else now_ns
     return max(_time_to_settle(version.mtime_ns, now), _time_to_settle(version.ctime_ns, now))
@@ -56,8 +56,8 @@ def _time_to_settle(stamp_ns: int, now_ns: int) -> float:
 
 
 def _step(stamp_ns: int) -> float:
-    """Return how far apart two changes are, in seconds, that cannot have this same timestamp."""
+    """Return how many seconds apart two changes must be not to share this timestamp."""
     for unit, step in _COARSE:
         if stamp_ns % unit == 0:
-            return step + TICK  # the clock that is rounded down to it has steps of its own
+            return step + TICK  # the clock that is rounded down has steps as well
     return TICK
