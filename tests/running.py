@@ -27,7 +27,7 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 # Become another user once Python has started: it may be installed where only root can read. Then
 # that user may trace it (PR_SET_DUMPABLE, 1), as whatever this user has started.
 _BECOME: Final = """
-import ctypes, os, sys, vuserd.cli
+import ctypes, os, sys, vuserd.cli, vuserd.config.files
 os.setgroups([]); os.setgid({user}); os.setuid({user})
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
 sys.exit(vuserd.cli.main())
