@@ -23,7 +23,7 @@ from vuserd.config.model import ClientLimits, DaemonConfig, ListenConfig
 from vuserd.delivery.census import CENSUS
 from vuserd.delivery.images import ImageStore
 from vuserd.errors import CallError, ConfigurationError, ErrorCode
-from vuserd.exports.export import ExportState
+from vuserd.exports.states import ExportState
 from vuserd.exports.table import Exports
 from vuserd.listen.listeners import Listeners
 from vuserd.listen.rigs import Rigs

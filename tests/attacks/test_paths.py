@@ -28,7 +28,8 @@ from vuserd.backend.process import BackendOptions
 from vuserd.config.model import ExportConfig
 from vuserd.errors import BackendDown
 from vuserd.exports.directory import Sight, look_at
-from vuserd.exports.export import Export, ExportState
+from vuserd.exports.export import Export
+from vuserd.exports.states import ExportState
 from vuserd.fs.filesystem import FileSystem
 from vuserd.trust import path as trust
 

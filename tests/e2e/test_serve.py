@@ -64,7 +64,7 @@ def test_an_export_whose_backend_is_missing_harms_no_other(
     ):
         states = {export.name: export for export in client.exports()}
         assert states["files"].state == "up"
-        assert states["gone"].state == "starting"
+        assert states["gone"].state == "absent"
         assert "nobody.sock: no such file or directory" in (states["gone"].reason or "")
         with pytest.raises(RemoteError, match="no backend serves") as down:
             client.stat("gone", "/")

@@ -20,7 +20,8 @@ from vuserd.delivery.inline import read_inline
 from vuserd.device.layout import IN_FLIGHT
 from vuserd.device.session import Session
 from vuserd.errors import BackendBroken, BackendError, ConfigurationError
-from vuserd.exports.export import Export, ExportState
+from vuserd.exports.export import Export
+from vuserd.exports.states import ExportState
 from vuserd.fs.filesystem import FileSystem
 
 CONTENT: Final = bytes(range(256)) * 16

@@ -19,7 +19,8 @@ from tests.faults.harness import CONTENT, FOR_EVER, exported, names, read, stat
 from tests.faults.shared import EXHAUSTED, KILLED
 from vuserd.delivery.memory_table import MemoryTable
 from vuserd.errors import BackendDown, BackendError, CallError, FileError
-from vuserd.exports.export import Export, ExportState
+from vuserd.exports.export import Export
+from vuserd.exports.states import ExportState
 from vuserd.fs.filesystem import FileSystem
 from vuserd.users.foreign_descriptors import ForeignDescriptors
 from vuserd.users.holdings import Holdings

@@ -615,7 +615,7 @@ async def test_a_restart(
             await export.settled.wait()
             assert await export.call(read) == CONTENT
             failure = Failure(call, number, monkeypatch)
-            session = export._serving.session  # type: ignore[union-attr]
+            session = export._calls.serving.session  # type: ignore[union-attr]
             assert session is not None
             session.lose(BackendDown("for a test"))
             assert await export.call(read) == CONTENT

@@ -28,7 +28,8 @@ from vuserd.device.session import SessionOptions
 from vuserd.errors import BackendDown, FileError, LossCause
 from vuserd.exports import directory
 from vuserd.exports.directory import Lookout, Sight, Standing
-from vuserd.exports.export import Export, ExportState
+from vuserd.exports.export import Export
+from vuserd.exports.states import ExportState
 from vuserd.exports.table import Exports
 from vuserd.fs.filesystem import FileSystem
 
@@ -465,7 +466,7 @@ async def test_answers_that_are_errors_are_answers(backends: Backends) -> None:
                 while export.generation < number + 2:
                     await trio.lowlevel.checkpoint()
         await serves(export)
-        assert sum(export.restarts.values()) == 2 * FIRST.restarts
+        assert sum(export.losses.restarts.values()) == 2 * FIRST.restarts
 
 
 def dies_of_statfs(backend: FakeBackend) -> None:
@@ -556,7 +557,7 @@ async def test_no_call_brings_an_export_to_failed(backends: Backends) -> None:
             nursery.cancel_scope.cancel()
         await serves(export)
         assert export.state is ExportState.UP
-    assert not export._trials.are_on
+    assert not export._calls.trials.are_on
 
 
 @fault(
@@ -616,7 +617,7 @@ async def test_a_call_in_progress_when_the_directory_is_replaced(backends: Backe
         await serves(export)
         assert len(backends.backends[1].named(Opcode.READ)) == 1
         answer_read(backends.backends[0])
-    assert export.restarts == dict.fromkeys(LossCause, 0)
+    assert export.losses.restarts == dict.fromkeys(LossCause, 0)
 
 
 @fault(
@@ -748,6 +749,6 @@ async def test_why_one_is_lost_that_dies_as_it_comes_up(backends: Backends, _tim
         with trio.fail_after(FOR_EVER):
             while len(backends.backends) < 3:
                 await trio.lowlevel.checkpoint()
-        assert export.last_loss is not None
-        assert export.last_loss.reason != ""
+        assert export.losses.last is not None
+        assert export.losses.last.reason != ""
         await serves(export)

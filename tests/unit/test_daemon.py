@@ -12,7 +12,7 @@ import trio.testing
 from vuserd.config.model import ClientLimits, DaemonConfig, ListenConfig
 from vuserd.daemon import Daemon
 from vuserd.errors import CallError
-from vuserd.exports.export import ExportState
+from vuserd.exports.states import ExportState
 from vuserd.service.systemd import Notifier
 
 

@@ -22,7 +22,6 @@ from tests.fake.backend import Answer, FakeBackend, File, FuseRequest, Reply
 from tests.fake.bare_daemon import bare_methods
 from tests.faults.harness import CONTENT, exported, names, read, stat
 from tests.running import REPOSITORY
-from vuserd.backend.base import Backend
 from vuserd.config.model import ExportConfig
 from vuserd.delivery.images import ImageStore
 from vuserd.errors import (
@@ -33,14 +32,14 @@ from vuserd.errors import (
     ErrorCode,
     LossCause,
 )
-from vuserd.exports.export import Export, ExportState
-from vuserd.exports.serving import Serving
+from vuserd.exports.export import Export
+from vuserd.exports.losses import cause_of
+from vuserd.exports.states import ExportState
 from vuserd.metrics import exporter as exporter_module
 from vuserd.metrics.exporter import Exporter
 from vuserd.metrics.sources import Sources
 from vuserd.rpc.access import RefusalLog
 from vuserd.rpc.counters import SECONDS, Counters
-from vuserd.tracing.tap import Tracing
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -238,8 +237,8 @@ async def test_a_broken_protocol_is_counted_by_the_check(
     async with exported(backend, socket) as export:
         with trio.fail_after(10):
             assert await export.call(names if check is Check.DIRECTORY else read)
-        assert {name: count for name, count in export.faults.items() if count} == {check: 1}
-        assert {cause: count for cause, count in export.restarts.items() if count} == {
+        assert {name: count for name, count in export.losses.faults.items() if count} == {check: 1}
+        assert {cause: count for cause, count in export.losses.restarts.items() if count} == {
             LossCause.PROTOCOL: 1
         }
         async with exporting(files=export) as (exporter, _):
@@ -254,9 +253,9 @@ async def test_a_fault_of_the_vhost_user_socket(backend: FakeBackend, socket: st
         await wait_all_tasks_blocked()
         with trio.fail_after(10):
             await export.call(stat)
-        assert export.faults["vhost_user"] == 1
-        assert export.last_loss is not None
-        assert export.last_loss.cause is LossCause.PROTOCOL
+        assert export.losses.faults["vhost_user"] == 1
+        assert export.losses.last is not None
+        assert export.losses.last.cause is LossCause.PROTOCOL
 
 
 async def test_a_first_reply_that_is_malformed(backend: FakeBackend, socket: str) -> None:
@@ -267,8 +266,8 @@ async def test_a_first_reply_that_is_malformed(backend: FakeBackend, socket: str
     async with exported(backend, socket) as export:
         await eventually(lambda: export.state is ExportState.UP)
         await export.call(stat)
-        assert export.faults["vhost_user"] == 1
-        assert sum(export.restarts.values()) == 0  # nothing served before
+        assert export.losses.faults["vhost_user"] == 1
+        assert sum(export.losses.restarts.values()) == 0  # nothing served before
 
 
 async def test_a_socket_that_is_closed(backend: FakeBackend, socket: str) -> None:
@@ -303,7 +302,7 @@ async def test_a_backend_that_is_silent(
         await trio.sleep(30)  # what hung it is held back for so long
         with trio.fail_after(30):
             await export.call(stat)
-        assert export.restarts[LossCause.SILENT] == 1
+        assert export.losses.restarts[LossCause.SILENT] == 1
 
 
 async def test_a_socket_where_nobody_listens_is_no_loss(socket: str) -> None:
@@ -313,33 +312,8 @@ async def test_a_socket_where_nobody_listens_is_no_loss(socket: str) -> None:
         await export.settled.wait()
         await trio.sleep(0.3)
         export.stop()
-    assert sum(export.restarts.values()) == 0
-    assert export.last_loss is None
-
-
-class Ended(Backend):
-    """A backend whose process has ended."""
-
-    def __init__(self, end: int | None) -> None:
-        self._end = end
-
-    def own_end(self) -> int | None:
-        return self._end
-
-    async def connect(self) -> trio.SocketStream:
-        raise NotImplementedError
-
-    def last_words(self) -> str:
-        return ""
-
-    def expect_end(self, *, expected: bool = True) -> None:
-        pass
-
-    async def wait(self) -> None:
-        pass
-
-    async def stop(self) -> None:
-        pass
+    assert sum(export.losses.restarts.values()) == 0
+    assert export.losses.last is None
 
 
 @pytest.mark.parametrize(
@@ -358,9 +332,7 @@ class Ended(Backend):
     ],
 )
 def test_the_cause_of_a_loss(end: int | None, error: BackendDown, cause: str) -> None:
-    serving = Serving(ExportConfig("files", socket="/s"), None, (), Tracing())
-    serving.backend = Ended(end)
-    assert serving._cause(error) == cause
+    assert cause_of(error, end) == cause
 
 
 def test_an_error_that_is_shared_keeps_its_cause() -> None:

@@ -1,11 +1,10 @@
-"""One session in use, from its start to its end: its backend, its files, and who is on them."""
+"""One session in use, from its start to its end: its backend, its files, and the calls on them."""
 
 import contextlib
 import logging
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import Final
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final, NamedTuple
 
 import trio
 
@@ -19,6 +18,8 @@ from vuserd.device.session import Session, open_session
 from vuserd.errors import BackendDown, BackendError, LossCause, VuserdError
 from vuserd.exports.directory import Standing
 from vuserd.exports.hangs import Hangs, NodeGate
+from vuserd.exports.losses import cause_of
+from vuserd.exports.tenancy import Tenancy, let_in
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.owners import Owners, owners_of
 from vuserd.service.journal import about_export
@@ -28,18 +29,16 @@ _LOG = logging.getLogger(__name__)
 
 #: Seconds for calls on files whose backend is to go in good order.
 _DRAIN: Final = 10.0
-#: Signals that a process gets for a fault of its own: of its memory, of its sandbox, by abort().
-_CRASHES: Final = frozenset(
-    {
-        signal.SIGSEGV,
-        signal.SIGBUS,
-        signal.SIGILL,
-        signal.SIGFPE,
-        signal.SIGABRT,
-        signal.SIGSYS,
-        signal.SIGTRAP,
-    }
-)
+
+
+class Usage(NamedTuple):
+    """What a session uses now."""
+
+    requests: int  #: sent so far
+    in_flight: int
+    nodes: int
+    lookups: int
+    payloads: int
 
 
 class Serving:
@@ -47,10 +46,10 @@ class Serving:
 
     Args:
         config: what to export.
-        program: the virtiofsd to start; None for a socket of somebody else's.
+        program: the virtiofsd to start; None for an adopted socket.
         modes: the sandboxes to try, the best one first.
-        tracing: who wants to know of its requests.
-        directory: where the export's path leads to; None for a socket of somebody else's.
+        tracing: the clients that trace its requests.
+        directory: where the export's path leads to; None for an adopted socket.
         hangs: what hung backends of the export, and is held back.
 
     """
@@ -87,9 +86,9 @@ class Serving:
         self._directory = directory
         self._hangs = hangs
         self._tap: Tap | None = None
-        #: Where backends of ours live, and which of them is in use.
+        #: Where the backends live that it has started, and the one that is in use.
         self._tenancies: trio.Nursery
-        self._tenancy: _Tenancy | None = None
+        self._tenancy: Tenancy | None = None
         #: Whether any call was put to it.
         self.was_asked = False
         self._calls = 0
@@ -114,7 +113,7 @@ class Serving:
 
     @contextmanager
     def in_use(self) -> Iterator[FileSystem]:
-        """Give the files for one call: a backend that retires waits for its end."""
+        """Yield the files for one call: a backend that retires waits for its end."""
         assert self.files is not None
         self.was_asked = True
         self._calls += 1
@@ -144,6 +143,23 @@ class Serving:
         return await self.backend.has_opened(
             standing.device, standing.inode, self.mode or "", limiter
         )
+
+    def usage(self) -> Usage | None:
+        """Return what its session uses now; None where there is none."""
+        if self.session is None or self.files is None:
+            return None
+        return Usage(
+            self.session.channel.submitted,
+            self.session.channel.in_flight,
+            len(self.files.nodes),
+            self.files.nodes.lookups,
+            self.session.payloads.taken,
+        )
+
+    def makes_progress(self) -> bool:
+        """Tell whether the session's tasks do their work: what is overdue has been told so."""
+        session = self.session
+        return session is None or session.lost or session.channel.makes_progress()
 
     async def lost(self) -> None:
         """Wait until it is lost."""
@@ -258,7 +274,7 @@ class Serving:
         return pid is not None and is_stopped(pid)
 
     def _note_owners(self) -> None:
-        """Read how a backend of ours maps ids: a user's own may be in a namespace for that."""
+        """Read how a started backend maps ids: a user's own may be in a namespace for that."""
         pid = None if self.backend is None else self.backend.pid
         known = self._program is not None and self.mode == "namespace" and pid is not None
         self.owners = owners_of(pid) if known and pid is not None else None
@@ -269,17 +285,8 @@ class Serving:
         if isinstance(error, BackendError):
             self.fault = error.check
         if self.files is not None:
-            self.cause = self._cause(error)
-
-    def _cause(self, error: VuserdError) -> LossCause:
-        """Return why it was lost. What its process says comes before what its socket did."""
-        cause = error.cause if isinstance(error, BackendError) else LossCause.CLOSED
-        end = self.backend.own_end() if self.backend is not None else None
-        if end is None or cause not in (LossCause.CLOSED, LossCause.EXITED):
-            return cause
-        if end >= 0:
-            return LossCause.EXITED
-        return LossCause.CRASHED if -end in _CRASHES else LossCause.KILLED
+            end = self.backend.own_end() if self.backend is not None else None
+            self.cause = cause_of(error, end)
 
     async def _run_session(self, session: Session) -> None:
         """Wait until it is retired and unused.
@@ -329,9 +336,9 @@ class Serving:
                     yield session
                 return
             except BackendDown as error:
-                cause = error.__cause__  # of ours, such as EMFILE, it is no sandbox's fault
-                ours = isinstance(cause, OSError) and not isinstance(cause, ConnectionError)
-                if ours or self.mode is not None or index == len(self._modes) - 1:
+                cause = error.__cause__  # the daemon's own, such as EMFILE, is no sandbox's fault
+                is_own = isinstance(cause, OSError) and not isinstance(cause, ConnectionError)
+                if is_own or self.mode is not None or index == len(self._modes) - 1:
                     raise
                 words = self.backend.last_words() if self.backend is not None else ""
                 about_export(_LOG, self._config.name).warning(
@@ -355,15 +362,10 @@ class Serving:
 
     async def _let_in(
         self, config: ExportConfig, program: Program, mode: str, directory: str
-    ) -> "_Tenancy":
+    ) -> Tenancy:
         options = config.options.within_limits()
-        tenancy = _Tenancy(start_backend(program, directory, mode, options, config.name))
-        try:
-            await self._tenancies.start(tenancy.run)
-        except BaseException:  # cancelled, it may have begun all the same
-            tenancy.ends()
-            raise
-        return tenancy
+        starting = start_backend(program, directory, mode, options, config.name)
+        return await let_in(self._tenancies, starting)
 
     @asynccontextmanager
     async def _session_with(self, backend: Backend) -> AsyncIterator[Session]:
@@ -374,38 +376,6 @@ class Serving:
             async with open_session(stream, self._config.session, tap.observer()) as session:
                 tap.follow(session.channel)
                 yield session
-
-
-class _Tenancy:
-    """A backend's time, in a task of its own: a session that moves to another one outlives it."""
-
-    backend: Backend
-
-    def __init__(self, starting: AbstractAsyncContextManager[Backend]) -> None:
-        self._starting = starting
-        self._ends = trio.Event()
-        self._over = trio.Event()
-
-    async def run(self, task_status: trio.TaskStatus[None]) -> None:
-        """Start the backend and keep it until its end, whatever is cancelled before."""
-        try:
-            async with self._starting as self.backend:
-                task_status.started()
-                # Who was to end it may have given up waiting for it meanwhile.
-                await trio.lowlevel.checkpoint_if_cancelled()
-                with trio.CancelScope(shield=True):
-                    await self._ends.wait()
-        finally:
-            self._over.set()
-
-    def ends(self) -> None:
-        """End the backend soon."""
-        self._ends.set()
-
-    async def end(self) -> None:
-        """End the backend, and wait for that."""
-        self._ends.set()
-        await self._over.wait()
 
 
 def _threads(config: ExportConfig) -> int:
@@ -419,6 +389,6 @@ def hides_root(config: ExportConfig, mode: str | None) -> bool:
 
 
 def _idle_nodes(config: ExportConfig) -> int:
-    """Return how many nodes may stay known that nobody uses."""
+    """Return how many nodes may stay known that no call uses."""
     # Each keeps a descriptor open in the backend; leave it most of them.
     return min(config.idle_nodes, config.options.within_limits().descriptors // 4)

@@ -8,7 +8,8 @@ import trio
 from vuserd.backend.find import Program, find_program
 from vuserd.config.model import ExportConfig
 from vuserd.errors import BackendDown, CallError, ConfigurationError, ErrorCode, VuserdError
-from vuserd.exports.export import Export, ExportState
+from vuserd.exports.export import Export
+from vuserd.exports.states import ExportState
 
 
 class Exports(Mapping[str, Export]):
@@ -34,7 +35,7 @@ class Exports(Mapping[str, Export]):
         return len(self._exports)
 
     async def apply(self, configs: Sequence[ExportConfig]) -> list[str]:
-        """Make the exports these, and touch only those that differ; tell what was done.
+        """Make the exports these, and touch only those that differ; return what was done.
 
         Each of them is up then, or is known not to be. A backend that is to be replaced goes on
         serving until the other one does, and where that cannot be had.
@@ -56,7 +57,7 @@ class Exports(Mapping[str, Export]):
 
         Raises:
             BackendDown: there is none to be had; the old one, if any, goes on serving.
-            CallError: the backend is somebody else's, or the export is gone by now.
+            CallError: the backend is adopted, or the export is gone by now.
 
         """
         export = self._exports.get(name)
@@ -93,10 +94,10 @@ class Exports(Mapping[str, Export]):
             export = await self._start(config)
             return f"now {config.source}, {export.state}"
         if current.config.serves_like(config):
-            current.config = config
+            current.configure(config)
             return "other rights"
         if config.socket is not None:
-            current.config = config
+            current.configure(config)
             return "changed, from its next session on"
         if current.state is not ExportState.UP:
             export = await self._start(config)  # its next backend would be as the last one was
@@ -104,7 +105,7 @@ class Exports(Mapping[str, Export]):
         try:
             await current.replace(config, await _find_program(config))
         except VuserdError as error:
-            current.config = current.config.with_access(config.access)
+            current.configure(current.config.with_access(config.access))
             return f"kept with the backend it has: {error}"
         return "backend replaced"
 

@@ -19,7 +19,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from vuserd import __version__
-from vuserd.exports.export import Export, ExportState
+from vuserd.exports.export import Export
+from vuserd.exports.states import ExportState
 from vuserd.metrics.sources import Sources
 from vuserd.rpc.counters import SECONDS, MethodCounts
 
@@ -167,7 +168,7 @@ class DaemonCollector(Collector):
             [
                 ([name, cause], count)
                 for name, export in exports
-                for cause, count in export.restarts.items()
+                for cause, count in export.losses.restarts.items()
             ],
         )
         yield _gauge(
@@ -175,9 +176,9 @@ class DaemonCollector(Collector):
             "When an export last lost a backend.",
             ["export"],
             [
-                ([name], export.last_loss.when)
+                ([name], export.losses.last.when)
                 for name, export in exports
-                if export.last_loss is not None
+                if export.losses.last is not None
             ],
         )
         yield _counter(
@@ -187,7 +188,7 @@ class DaemonCollector(Collector):
             [
                 ([name, check], count)
                 for name, export in exports
-                for check, count in export.faults.items()
+                for check, count in export.losses.faults.items()
             ],
         )
         yield from self._sessions(exports)

@@ -1,0 +1,137 @@
+"""Calls on an export's files: put to the backend that serves now, and again when it is lost."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import trio
+
+from vuserd.errors import BackendDown, BackendError, FileError, HeldBack, LossCause
+from vuserd.exports.hangs import Hangs
+from vuserd.exports.life import Life
+from vuserd.exports.serving import Serving
+from vuserd.exports.trials import Trials
+from vuserd.fs.filesystem import FileSystem
+
+#: Backends that a call may lose which never had one to itself: other calls may have killed them.
+_MOST_LOSSES: Final = 8
+#: How often a backend is given back all nodes that no call uses, and asked again, in one call.
+_MOST_FORGETS: Final = 3
+#: Seconds for it to give up the descriptors of nodes that were forgotten.
+_FORGET_PAUSE: Final = 0.005
+
+Result = TypeVar("Result")
+
+
+class _Lost(Exception):  # noqa: N818
+    """A backend was lost while it had a call.
+
+    Args:
+        error: how.
+        alone: whether it had no other call then.
+        expected: whether it was to end, since another takes its place.
+
+    """
+
+    def __init__(self, error: BackendError, *, alone: bool, expected: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.alone = alone
+        self.expected = expected
+
+
+class Calls:
+    """The way of an export's calls to its backends.
+
+    Args:
+        life: the export's: a call waits for its next state where no backend serves.
+        hangs: what hung its backends, and is held back.
+        on_answer: called whenever a backend has answered a call.
+
+    """
+
+    def __init__(self, life: Life, hangs: Hangs, on_answer: Callable[[], None]) -> None:
+        #: What calls are put to; None where no backend serves.
+        self.serving: Serving | None = None
+        self.trials = Trials()
+        self._life = life
+        self._hangs = hangs
+        self._on_answer = on_answer
+
+    async def call(
+        self, operation: Callable[[FileSystem], Awaitable[Result]], deadline: float
+    ) -> Result:
+        """Do an operation on the files; again, when the backend is lost meanwhile.
+
+        All that is asked of the files are reads, so nothing is done twice that must not be. A call
+        that lost a backend may be what killed it, so others wait while it is tried again. If the
+        next one is lost as well, with no other call on it, it is not tried any more.
+
+        Raises:
+            BackendDown: there is no working backend, and none in time; the message says why.
+            HeldBack: it hung a backend before, and is not tried again yet.
+            CallError: BUSY: the user's calls hung several, and are not put to others yet.
+            VuserdError: what the operation raises.
+
+        """
+        losses = 0
+        if self.trials.are_on:
+            await self.trials.wait(deadline)
+        while True:
+            if self._hangs.askers.held:
+                self._hangs.require_asker()
+            try:
+                if not losses:
+                    return await self._ask(operation, deadline)
+                async with self.trials.turn(deadline):
+                    return await self._ask(operation, deadline, self.trials.begin)
+            except _Lost as lost:
+                # What hung a backend is held back by now: of other calls nothing is to be feared.
+                losses += not (lost.expected or lost.error.cause is LossCause.SILENT)
+                if (losses > 1 and lost.alone) or losses > _MOST_LOSSES:
+                    raise BackendDown(
+                        f"the call lost {losses} backends, and is put to no other: {lost.error}"
+                    ) from lost.error
+                if trio.current_time() >= deadline:
+                    raise lost.error.again() from None  # itself, it would refer to itself
+
+    async def _ask(
+        self,
+        operation: Callable[[FileSystem], Awaitable[Result]],
+        deadline: float,
+        begin: Callable[[], None] = lambda: None,
+    ) -> Result:
+        """Do an operation on the files of one backend; ``begin`` is called when there is one.
+
+        Raises:
+            _Lost: the backend was lost meanwhile.
+
+        """
+        forgets = 0
+        while True:
+            serving = self.serving
+            if serving is None or not serving.is_serving():
+                await self._life.wait_changed(deadline)
+                continue
+            if not forgets:
+                begin()
+            try:
+                with serving.in_use() as files:
+                    result = await operation(files)
+            except BackendError as error:
+                if serving.is_serving():
+                    raise
+                raise _Lost(
+                    error, alone=serving.had_one_call, expected=serving.is_retired
+                ) from None
+            except HeldBack:
+                raise
+            except FileError as error:
+                self._on_answer()  # an error of the file system's is one, too
+                if not error.is_exhaustion or forgets == _MOST_FORGETS:
+                    raise
+                forgets += 1
+                files.nodes.forget_idle()
+                await trio.sleep(_FORGET_PAUSE)  # forgets are not answered
+            else:
+                self._on_answer()
+                return result
