@@ -17,8 +17,9 @@ from tests.fake.files import Answer, FuseRequest
 from tests.faults.catalogue import ERRNO, UNHARMED, fault
 from tests.faults.harness import CONTENT, FOR_EVER, exported, names, read, stat
 from tests.faults.shared import EXHAUSTED, KILLED
+from vuserd.config.model import ExportConfig
 from vuserd.delivery.memory_table import MemoryTable
-from vuserd.errors import BackendDown, BackendError, CallError, FileError
+from vuserd.errors import BackendDown, BackendError, CallError, ConfigurationError, FileError
 from vuserd.exports.export import Export
 from vuserd.exports.states import ExportState
 from vuserd.fs.filesystem import FileSystem
@@ -322,3 +323,35 @@ async def test_a_detach_while_a_load_waits_for_a_backend(backend: FakeBackend, s
                 os.rename(f"{socket}.away", socket)
         assert await export.call(read) == CONTENT
         assert export.generation == backend.sessions == 2
+
+
+@fault(
+    "adopted-comes-back-late",
+    done="the socket of an adopted backend that was lost is not there for minutes, and is again"
+    " while a call waits",
+    must="The call is served: while one waits, the daemon tries again twice a second.",
+)
+async def test_an_adopted_backend_that_comes_back_late(
+    backend: FakeBackend,
+    socket: str,
+    autojump_clock: MockClock,  # noqa: ARG001 - minutes pass at once
+) -> None:
+    export = Export(ExportConfig("files", socket=socket), ConfigurationError("not asked for"))
+    async with trio.open_nursery() as nursery:
+        async with backend.listening(socket):
+            nursery.start_soon(export.run)
+            await export.settled.wait()
+        os.unlink(socket)
+        await trio.sleep(300)  # by now it tries again every ten seconds
+        assert export.state is ExportState.RESTARTING
+
+        async def read_in_time() -> None:
+            begun = trio.current_time()
+            assert await export.call(read) == CONTENT
+            assert trio.current_time() - begun < 2
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(read_in_time)
+        await trio.sleep(1)
+        async with backend.listening(socket):
+            await trio.sleep_forever()

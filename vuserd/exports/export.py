@@ -369,9 +369,10 @@ class Export:
             self.losses.restarts[serving.cause] += 1
         if failure != self.reason:
             self._log.warning("export %s: %s; trying again", self.config.name, failure)
-        self._life.happen(Event.RETRY, failure)
+        waited_for = self._life.waiting > 0
+        self._life.happen(Event.RETRY, failure)  # which wakes them
         if adopted and not served:
-            delay = self._retries.adopt_delay(waited_for=self._life.waiting > 0)
+            delay = self._retries.adopt_delay(waited_for=waited_for)
             await self._pause(delay, may_hasten=True)
         else:
             delay = self._retries.delay(*self.config.restart_delays, asked=asked)
