@@ -100,7 +100,7 @@ class AttachedMemory:
         return await self._load_to_the_end(file, address, offset, length)
 
     async def _agrees(self, file: OpenFile, loaded: int, address: int, offset: int) -> bool:
-        """Read the file once more; tell whether that is what stands in the memory."""
+        """Read the file once more; return whether that is what stands in the memory."""
         with given_back(await file.session.payloads.take(1)) as buffers:
             for begin in range(0, loaded, file.max_read):
                 size = min(file.max_read, loaded - begin)
@@ -193,6 +193,6 @@ class AttachedMemory:
 
 
 async def _goes_on(file: OpenFile, offset: int) -> bool:
-    """Tell whether a file whose size is not known has bytes from an offset on."""
+    """Return whether a file whose size is not known has bytes from an offset on."""
     with given_back(await file.session.payloads.take(1)) as buffers:
         return await file.read_into(buffers[0], offset, PAGE_SIZE) > 0

@@ -45,7 +45,7 @@ class Window:
         self._end = offset + length
 
     def overlaps(self, begin: int, end: int) -> bool:
-        """Tell whether it has bytes of a range of the memory."""
+        """Return whether it has bytes of a range of the memory."""
         return self._begin < end and begin < self._end
 
     def lend(self) -> None:

@@ -1,4 +1,4 @@
-"""Which directory an export's path leads to, looked at again while calls come.
+"""Which directory an export's path leads to, looked at again as calls come.
 
 An export is a path. Another directory may stand there after a rename, a removal, a switched symlink
 or a mount, and a backend that was started before goes on with the one that it has opened.
@@ -57,7 +57,7 @@ class Standing(NamedTuple):
     soon as its file system is unmounted.
     """
 
-    #: The mount's id: never used again since Linux 6.8. Before, the file system's id tells more.
+    #: The mount's id: never used again since Linux 6.8. Before, the file system's id helps.
     mount: int
     filesystem: int
     device: int
@@ -104,7 +104,7 @@ def look_at(path: str) -> Sight:
 
 
 def _identify(directory: int) -> Standing:
-    """Return what tells an open directory from all others."""
+    """Return what distinguishes an open directory from all others."""
     with contextlib.suppress(NotImplementedError):
         return _identify_by_statx(directory)
     status = status_of(directory)
@@ -134,7 +134,7 @@ def _identify_by_statx(directory: int) -> Standing:
 
 
 class Lookout:
-    """Looks at a path when calls come and the last look is old: never by itself.
+    """Looks at a path when calls come and the last look is old; never by itself.
 
     Args:
         path: the export's directory.

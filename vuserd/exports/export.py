@@ -98,7 +98,7 @@ class Export:
         return self._life.reason
 
     def has_ended(self) -> bool:
-        """Tell whether no backend will come any more."""
+        """Return whether no backend will come any more."""
         return self._life.has_ended
 
     async def call(self, operation: Callable[[FileSystem], Awaitable[Result]]) -> Result:
@@ -174,7 +174,7 @@ class Export:
         return None if self._calls.serving is None else self._calls.serving.usage()
 
     def makes_progress(self) -> bool:
-        """Tell whether the session's tasks do their work: what is overdue has been told so."""
+        """Return whether the session's tasks do their work: no deadline has passed unnoticed."""
         return self._calls.serving is None or self._calls.serving.makes_progress()
 
     def stop(self) -> None:

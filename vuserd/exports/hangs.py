@@ -1,11 +1,11 @@
-"""Requests that hung a backend: held back for a while, and so is who asks for one after the other.
+"""Requests that hung a backend: held back for a while, and so are users who ask for many of them.
 
-A file can keep whoever opens or reads it waiting: one with a lease, one of a file system whose
-server does not answer. The backend's thread waits in the kernel, and with its last thread the
-backend is lost. Asked again at once, the next one would be lost as well. So what hung, this
-request for this path, fails at once for a while; then one call may try again, and the others wait
-for its outcome. All else is served, in the same directory, too. A user who finds ever new files
-that hang is held back as well.
+Opening or reading a file can take for ever: one with a lease, one of a file system whose server
+does not answer. The backend's thread waits in the kernel, and with its last thread the backend is
+lost. Asked again at once, the next one would be lost as well. So what hung, this request for this
+path, fails at once for a while; then one call may try again, and the others wait for its outcome.
+All else is served, in the same directory, too. A user who finds ever new files that hang is held
+back as well.
 """
 
 import logging
@@ -31,14 +31,14 @@ _FIRST: Final = 3
 _MOST: Final = 96
 #: After as many without another hang it begins anew.
 _FORGOTTEN: Final = 96
-#: Hangs that a user has free: anybody may come across some.
+#: Hangs that a user has free: any user may come across some.
 _FREE: Final = 2
 #: How long others wait for the outcome of a trial, in timeouts: no request takes longer.
 _TRIAL: Final = 1.5
 #: How many are remembered; each took a timeout.
 _CAPACITY: Final = 1024
 
-#: A request that hangs where nobody waits for it, and what is not asked any more because of it.
+#: A request that no call waits for, and what is not asked any more because it hung.
 _OPENED_BY: Final = {Opcode.RELEASE: Opcode.OPEN, Opcode.RELEASEDIR: Opcode.OPENDIR}
 
 Key = TypeVar("Key", bound=Hashable)
@@ -77,7 +77,7 @@ class Backoff(Generic[Key]):
         self._records: OrderedDict[Key, _Record] = OrderedDict()
 
     def note(self, key: Key, unit: float) -> float:
-        """Note that something hung for ``unit`` seconds; return for how many it is held back."""
+        """Record that something hung for ``unit`` seconds; return for how many it is held back."""
         now = trio.current_time()
         record = self._records.pop(key, None)
         if record is None or now >= record.forgotten:
@@ -100,7 +100,7 @@ class Backoff(Generic[Key]):
         return 0.0 if record is None else max(0.0, record.until - trio.current_time())
 
     def begin_trial(self, key: Key, seconds: float) -> None:
-        """Hold back for so long, but for the one who tries it now, what is held back no more."""
+        """Let one call try what is held back no more; hold it back from others for so long."""
         record = self.held.get(key)
         if record is not None:
             record.on_trial = True
@@ -139,7 +139,7 @@ class Hangs:
         self._name = name
 
     def note(self, place: Place | None, asker: Asker | None, timeout: float) -> None:
-        """Note that a request hung the backend for longer than the session's timeout."""
+        """Record that a request hung the backend for longer than the session's timeout."""
         if place is not None:
             pause = self.places.note(place, timeout)
             self._log.warning(
@@ -205,7 +205,7 @@ class NodeGate:
         nodes: the session's.
         timeout: the session's, in seconds.
         threads: how many requests the backend works at at once.
-        stands_still: tells whether somebody has stopped the backend.
+        stands_still: returns whether the backend was stopped by a signal.
 
     """
 
@@ -246,13 +246,13 @@ class NodeGate:
         return self._nodes.path(request.node)
 
     def hung(self, request: fuse.Request, path: bytes | None, asker: Asker | None) -> None:
-        """Hold a request back, and perhaps who asked."""
+        """Hold a request back, and perhaps the user on whose behalf it was."""
         if self._stands_still():
             return
         self._hangs.note(self._place(request, path), asker, self._timeout)
 
     def was_late(self, request: fuse.Request, path: bytes | None, asker: Asker | None) -> None:
-        """Take that back."""
+        """Undo :meth:`hung`: the backend has answered after all."""
         self._hangs.take_back(self._place(request, path), asker)
 
     def _place(self, request: fuse.Request, path: bytes | None = None) -> Place | None:

@@ -98,7 +98,7 @@ class Serving:
         self._retired = trio.Event()
 
     def is_serving(self) -> bool:
-        """Tell whether calls can be put to its files."""
+        """Return whether calls can be put to its files."""
         return self.files is not None and not self.files.is_lost()
 
     @property
@@ -129,11 +129,11 @@ class Serving:
                 self._unused.unpark_all()
 
     def retire(self) -> None:
-        """Let it end once the calls on it have ended."""
+        """End it once the calls on it have ended."""
         self._retired.set()
 
     async def is_on(self, standing: Standing, limiter: trio.CapacityLimiter) -> bool:
-        """Tell whether its backend has opened this directory; ask before any call is put to it."""
+        """Return whether its backend has opened this directory; before any call is put to it."""
         if not self.is_serving() or self.files is None or self.backend is None:
             return False
         if self.mode is not None and hides_root(self._config, self.mode):
@@ -157,7 +157,7 @@ class Serving:
         )
 
     def makes_progress(self) -> bool:
-        """Tell whether the session's tasks do their work: what is overdue has been told so."""
+        """Return whether the session's tasks do their work: no deadline has passed unnoticed."""
         session = self.session
         return session is None or session.lost or session.channel.makes_progress()
 
@@ -180,7 +180,7 @@ class Serving:
             self.over.set()
 
     def can_move(self, config: ExportConfig, program: Program) -> bool:
-        """Tell whether :meth:`move` can be tried: what a session is like stays as it is."""
+        """Return whether :meth:`move` can be tried: what a session is like stays as it is."""
         return (
             self.is_serving()
             and self.session is not None
@@ -269,7 +269,7 @@ class Serving:
             self.backend.expect_end()
 
     def _stands_still(self) -> bool:
-        """Tell whether its backend was stopped, so that no request is to blame for its silence."""
+        """Return whether its backend was stopped: no request is to blame for its silence."""
         pid = None if self.backend is None else self.backend.pid
         return pid is not None and is_stopped(pid)
 
@@ -384,7 +384,7 @@ def _threads(config: ExportConfig) -> int:
 
 
 def hides_root(config: ExportConfig, mode: str | None) -> bool:
-    """Tell whether a backend holds its directory neither as its root nor by a descriptor."""
+    """Return whether a backend holds its directory neither as its root nor by a descriptor."""
     return mode in ("none", "landlock") and config.options.inode_file_handles != "never"
 
 

@@ -92,5 +92,5 @@ def next_state(state: ExportState, event: Event) -> ExportState:
 
 
 def is_final(state: ExportState) -> bool:
-    """Tell whether nothing leads out of a state, so that no backend will come any more."""
+    """Return whether nothing leads out of a state, so that no backend will come any more."""
     return not TRANSITIONS[state]

@@ -53,7 +53,7 @@ class Exports(Mapping[str, Export]):
         return done
 
     async def replace(self, name: str) -> list[str]:
-        """Give an export another backend, or its next chance where it has failed.
+        """Replace an export's backend, or start the export again where it has failed.
 
         Raises:
             BackendDown: there is none to be had; the old one, if any, goes on serving.

@@ -1,4 +1,4 @@
-"""Calls that may have killed a backend: each is tried again by itself, while others wait a moment.
+"""Calls that may have killed a backend: each is tried again alone, while others wait a moment.
 
 Of the calls that a backend had when it was lost, one may be what killed it, and will kill the next
 one. Tried together again, it would take the others with it; tried alone, it is known.
