@@ -29,12 +29,12 @@ class Table(NamedTuple):
 _SESSION: Final[Mapping[str, Key]] = {
     "timeout": Key(values.seconds(0.001), "10.0", "how long a backend may take for each answer"),
     "idle_nodes": Key(
-        values.integer(0, 1 << 24), "4096", "nodes that nobody uses and that stay known"
+        values.integer(0, 1 << 24), "4096", "how many nodes stay known though no call uses them"
     ),
     "idle_time": Key(
         values.seconds(0),
         "5.0",
-        "how long those do, and images and listings with them, after the last call that used them",
+        "how long they do after their last use, and images and unfinished listings likewise",
     ),
 }
 
@@ -49,7 +49,7 @@ BACKEND: Final[Mapping[str, Key]] = {
     "sandbox": Key(
         values.choice("auto", "namespace", "landlock", "chroot", "none"),
         '"auto"',
-        "how the backend is shut in; auto is the best that the machine grants",
+        "how the backend is confined; auto is the best that the machine grants",
     ),
     "cache": Key(
         values.choice("never", "metadata", "auto", "always"),
@@ -79,12 +79,12 @@ _TOP: Final[Mapping[str, Key]] = {
     "image_cache": Key(
         values.size(0),
         '"1G"',
-        "memory for images of files that were fetched, for the next time; 0 keeps none",
+        "memory in which images of fetched files are kept for later fetches; 0 keeps none",
     ),
     "drain": Key(
         values.seconds(0),
         "5.0",
-        "how long calls in progress may take when the daemon is told to end",
+        "how long calls in progress may still take when the daemon ends",
     ),
     "metrics_file": Key(
         values.NEW_FILE,
@@ -102,11 +102,9 @@ _LIMITS: Final[Mapping[str, Key]] = {
         values.integer(0, 1 << 16), "8", "memories that a connection may have attached"
     ),
     "memory": Key(values.size(0), '"16G"', "bytes of all of those together"),
-    "walks": Key(
-        values.integer(1, 1 << 16), "4", "walks that a connection may have begun and not finished"
-    ),
+    "walks": Key(values.integer(1, 1 << 16), "4", "unfinished walks of a connection"),
     "listings": Key(
-        values.integer(1, 1 << 16), "256", "listings that a connection may have begun, likewise"
+        values.integer(1, 1 << 16), "256", "unfinished directory listings of a connection"
     ),
     "files": Key(
         values.integer(1, 1 << 16), "64", "files that a connection may have open between calls"
@@ -116,7 +114,7 @@ _LIMITS: Final[Mapping[str, Key]] = {
     "stall": Key(
         values.seconds(0.001),
         "30.0",
-        "how long a client that does not read, or does not finish a request, is waited for",
+        "how long the daemon waits for a client that does not read or does not finish a request",
     ),
     "user_connections": Key(values.integer(1, 1 << 20), "4096", "connections of one user"),
     "user_requests": Key(
@@ -136,17 +134,17 @@ _LIMITS: Final[Mapping[str, Key]] = {
     "user_remembered": Key(
         values.size(1 << 20),
         '"512M"',
-        "bytes that the daemon remembers for one user's listings and walks to go on",
+        "bytes in which one user's listings and walks remember where they were",
     ),
     "user_images": Key(
         values.size(1 << 20),
         '"16G"',
-        "bytes of images of one user: being made, kept, and as long as its clients have them",
+        "bytes of images of one user: being made, kept, and in the hands of its clients",
     ),
     "user_descriptors": Key(
         values.integer(1, 1 << 20),
         "1024",
-        "descriptors that one user's connections sent, attached or waiting to be closed",
+        "descriptors that one user's connections sent: attached, or waiting to be closed",
     ),
 }
 
@@ -156,12 +154,12 @@ _EXPORT: Final[Mapping[str, Key]] = {
     "socket": Key(
         values.SOCKET_PATH,
         "",
-        "instead of path: where a virtiofsd listens that was started by somebody else",
+        "instead of path: the socket of a virtiofsd that the daemon does not start",
     ),
     "users": Key(
         values.USERS,
         "[]",
-        'who sees it beside root and the daemon\'s own user; "*" is everybody',
+        'who sees it beside root and the daemon\'s own user; "*" is all users',
     ),
     "groups": Key(values.GROUPS, "[]", "groups whose members see it, too"),
     **SHARED,
@@ -193,7 +191,7 @@ _RIG: Final[Mapping[str, Key]] = {
 
 #: The tables by name; the top of a file has none.
 TABLES: Final[Mapping[str, Table]] = {
-    "": Table("the daemon itself, and what exports have that do not say", _TOP),
+    "": Table("the daemon itself, and defaults of exports", _TOP),
     "limits": Table("what clients may use", _LIMITS),
     "export": Table("something to serve", _EXPORT, repeated=True),
     "listen": Table("a socket for clients", _LISTEN, repeated=True),
