@@ -7,6 +7,8 @@ MINIMUM := 95
 # these two attacks show errors that nothing else does.
 COVERING := $(addprefix tests/,unit property fuzz faults conformance mutants \
     attacks/test_socket_folders.py attacks/test_descriptors.py)
+# Tests wait as often as they work, so there are more processes of them than processors.
+WORKERS ?= $(shell expr 2 '*' "$$(nproc)")
 NAME ?= files
 SUITE ?= trixie
 FUZZ_TIME ?= 60
@@ -38,8 +40,9 @@ run: $(BIN)/.runtime ## serve DIR in the foreground as the export NAME (default:
 	@backend=$$(tools/find-virtiofsd) && \
 	    exec $(BIN)/vuserd serve --backend "$$backend" --export "$(NAME)=$(DIR)"
 
-test: setup backends ## run the whole suite (ARGS=... for pytest, NETWORK=no leaves out downloads)
-	$(BIN)/python -m pytest $(if $(filter no,$(NETWORK)),-m "not network") $(ARGS)
+test: setup backends ## run the whole suite, many files at a time (ARGS=... for pytest, NETWORK=no)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 10 \
+	    $(if $(filter no,$(NETWORK)),-m "not network") $(ARGS)
 
 check: setup ## all that CI runs: format, lint, types, contracts, units, tests, coverage
 	$(BIN)/ruff format --check .

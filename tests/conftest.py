@@ -1,7 +1,8 @@
-"""What tests of several folders share: the real backends, and a daemon of their own."""
+"""What tests of several folders share: the real backends, a daemon of their own, an order."""
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,3 +57,12 @@ def _nothing_is_left_behind() -> Iterator[None]:
     yield
     gc.collect()  # a fake backend and its own methods keep each other
     assert leftovers() == before
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where files go to several processes, have the long ones go first: else one is left alone."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        tests = Counter(item.path for item in items)
+        items.sort(key=lambda item: (item.path not in slow, -tests[item.path]))
