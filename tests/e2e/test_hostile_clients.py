@@ -18,6 +18,7 @@ import pytest
 
 from tests.attacks.threats import Who, threat
 from tests.e2e import attacks
+from tests.e2e.at_all_limits import IMAGE, IMAGES, at_all_limits, times_of_others
 from tests.e2e.attacks import connected, connections, packed
 from tests.e2e.good_clients import (
     SMALL,
@@ -30,6 +31,7 @@ from tests.e2e.good_clients import (
 from tests.e2e.rounds import LONG, repeated, rounds
 from tests.e2e.standing import Standing, assert_settles
 from tests.running import RunningDaemon
+from tests.systems.conftest import without
 from vuserd.client import Client
 from vuserd.client.errors import RemoteError
 
@@ -161,6 +163,82 @@ def test_others_are_served_and_nothing_stays(served: Served, sized: Sized) -> No
         f"{sized.attack.__name__}, {sized.rounds} rounds in {took:.1f} s; good clients'"
         f" {report.small}: {times:.1f} times the idle p99; bulk {report.bulk}"
     )
+
+
+# -- a user with all that it may have --------------------------------------------------------------
+
+_LIMITED: Final = """
+backend = "{backend}"
+image_cache = 0
+[limits]
+stall = 600
+user_connections = {connections}
+user_kept = 60
+user_descriptors = 64
+user_frames = "{frames}M"
+user_images = "64M"
+user_payload = "64M"
+[[listen]]
+socket = "{folder}/s"
+mode = "0666"
+[[export]]
+name = "files"
+path = "{folder}/files"
+users = ["*"]
+idle_time = 0.5
+"""
+#: How often the times are taken, idle and then at the limits, where somebody asks for rounds.
+#: The best pair counts: whatever else the machine does only makes one worse.
+_PAIRS: Final = 4
+
+
+@threat(
+    "all-limits-at-once",
+    who=Who.CLIENT,
+    against="other users' time",
+    does="has as many connections, frames, descriptors, images, walks, open files and"
+    " attached memories as it may have, all at once, reads no reply and asks for more",
+    promise="others' small calls are answered, in the long form with a p99 of twice the idle one"
+    " at most",
+)
+@repeated
+def test_others_calls_beside_a_user_at_all_its_limits(virtiofsd: str) -> None:
+    """The long form, with $VUSERD_TEST_ROUNDS calls at a time, judges the times, too."""
+    if os.geteuid() != 0:
+        without("only root becomes other users")
+    ratios = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        config = write_limited(folder, virtiofsd)
+        with RunningDaemon({}, folder / "s", None, "--config", config, configured=True) as running:
+            times_of_others(running.socket, 100)  # what is loaded once is
+            for _ in range(_PAIRS if LONG else 1):
+                before = Standing.of(running)
+                idle = times_of_others(running.socket, rounds(100))
+                with at_all_limits(running.socket, folder / "stuck") as told:
+                    assert set(told.values()) == {"BUSY", "TOO_LARGE"}, told
+                    times = times_of_others(running.socket, rounds(100))
+                assert_settles(running, before)
+                ratios.append(times.p99 / idle.p99)
+                print(f"\nidle: {idle}\nthen: {times}: {ratios[-1]:.2f} times the idle p99")
+    if LONG:
+        assert min(ratios) <= 2
+
+
+def write_limited(folder: Path, backend: str) -> str:
+    """Write the files and the configuration; return its name."""
+    files = folder / "files"
+    files.mkdir()
+    (files / "page").write_bytes(b"p" * 4096)
+    for number in range(IMAGES):
+        (files / f"image-{number}").write_bytes(bytes(IMAGE))
+    connections, frames = (2000, 64) if LONG else (250, 4)
+    config = folder / "vuserd.toml"
+    config.write_text(
+        _LIMITED.format(backend=backend, folder=folder, connections=connections, frames=frames)
+    )
+    return str(config)
 
 
 # -- faults that are known and not mended yet ------------------------------------------------------
