@@ -12,7 +12,7 @@
                          reclaim
 
 A buffer that was published on a ring belongs to the device until the used ring returns it, whatever
-becomes of the request: until then nobody else gets it.
+becomes of the request: until then no other request gets it.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ class Buffer:
         return len(self.view)
 
     def lend(self) -> None:
-        """Let the device have it: it is about to be published on a ring."""
+        """Lend it to the device: it is about to be published on a ring."""
         self._move(BufferState.OWNED, BufferState.LENT)
 
     def reclaim(self) -> None:
@@ -79,7 +79,7 @@ class Buffer:
 
 
 class Pool:
-    """Buffers of one size. The one that was given back last is taken first: its pages are warm.
+    """Buffers of one size. The one given back last is taken first, since its pages are warm.
 
     Args:
         view: all bytes of the region.
@@ -97,10 +97,10 @@ class Pool:
             raise ValueError(f"{len(view)} bytes of a region of {placed.region.size}")
         self.buffer_size = size
         self.count = count
-        #: How many buffers the device has that nobody owns any more.
+        #: How many buffers the device still has though their owners are gone.
         self.quarantined = 0
         self._closed = False
-        #: Called whenever a buffer becomes free; whoever waits for one looks again.
+        #: Called whenever a buffer becomes free, so that a waiting task looks again.
         self.on_free: Callable[[], None] | None = None
         self._free = [
             Buffer(self, view[at : at + size], placed.guest_address(at, size))
@@ -113,7 +113,7 @@ class Pool:
         return len(self._free)
 
     def take(self) -> Buffer:
-        """Take a free buffer; what it holds is whatever was there before.
+        """Take a free buffer; it still has its former bytes.
 
         Raises:
             ArenaExhaustedError: none is free.

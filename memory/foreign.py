@@ -1,4 +1,4 @@
-"""A memfd that somebody else made: checked, for the backend to map, never mapped here."""
+"""A client's memfd: checked here, mapped by the backend, and never mapped by the daemon."""
 
 import contextlib
 import fcntl
@@ -9,7 +9,7 @@ from typing import Final
 
 #: No new writable mapping (Linux 5.1); Python 3.11 has no name for it.
 _F_SEAL_FUTURE_WRITE: Final = 0x10
-#: Its length and its seals are what they are from here on.
+#: The memory can no longer shrink or get other seals.
 _SEALED: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
@@ -18,17 +18,17 @@ class UnfitMemoryError(Exception):
 
 
 class ForeignRegion:
-    """A client's memfd, sealed against shrinking so that nobody's access to it can fault.
+    """A client's memfd, sealed against shrinking so that no access to it can fault.
 
     It is sealed against further seals, too: a backend that is told to map memory which was sealed
-    against writing meanwhile ends, and so does the next one that the load is repeated with.
+    against writing meanwhile would end, and so would the next one, with which the load is repeated.
 
-    Takes over the descriptor, also when it raises.
+    Takes over the descriptor, even if it raises.
 
     Args:
         descriptor: a memfd, open for reading and writing.
         size: how many of its bytes to use; whole pages.
-        close: closes the descriptor; that may take long where it has the last of many pages.
+        close: closes the descriptor; that may take long if it frees many pages.
 
     Raises:
         UnfitMemoryError: it is no memfd, read-only, too small, or cannot be kept from shrinking.
@@ -36,7 +36,7 @@ class ForeignRegion:
     """
 
     def __init__(self, descriptor: int, size: int, close: Callable[[int], None] = os.close) -> None:
-        """Check the memory, which waits for whoever changes its length or allocates its pages."""
+        """Check the memory; this waits for a process that changes its length or allocates pages."""
         self.size = size
         self._descriptor = descriptor
         self._close = close
@@ -45,7 +45,7 @@ class ForeignRegion:
         except BaseException:
             self.close()
             raise
-        #: What tells this memory from every other: device and inode number.
+        #: What identifies this memory: device and inode number.
         self.identity = status.st_dev, status.st_ino
 
     def fileno(self) -> int:
@@ -54,9 +54,9 @@ class ForeignRegion:
 
     @property
     def unallocated(self) -> int:
-        """How many of its bytes have no page yet: who writes to them first takes memory.
+        """How many of its bytes have no page yet: the first write to them takes memory.
 
-        Huge pages count as allocated: they are set aside, and no limit of memory is about them.
+        Huge pages count as allocated: they are set aside, and no limit of memory covers them.
         """
         if os.fstatvfs(self._descriptor).f_bsize > mmap.PAGESIZE:
             return 0
@@ -70,10 +70,10 @@ class ForeignRegion:
 
 
 def _checked(descriptor: int, size: int) -> os.stat_result:
-    """Seal the memory and look at it; of what is no memfd nothing but that is looked at."""
+    """Seal the memory and check it; of a file that is not a memfd nothing else is touched."""
     try:
         fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
-        # Sealed before it is looked at: whoever else has it could add seals in between.
+        # Sealed before it is checked: another process that has it could add seals in between.
         with contextlib.suppress(OSError):  # sealed already, or none that can be
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALED)
         seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)

@@ -1,4 +1,4 @@
-"""Guest memory: the regions that the backend maps, and what it calls the bytes in them.
+"""Guest memory: the regions that the backend maps, and the addresses of their bytes.
 
 A byte of a region has three names: its offset in the region, its guest-physical address (which
 descriptors use) and its user address (which SET_VRING_ADDR uses). No guest and no mapping stands
@@ -17,7 +17,7 @@ _ALIGNMENT: Final = 1 << 20
 
 
 class Shareable(Protocol):
-    """A memfd of a size that stays: a Region of ours, or a ForeignRegion of a client's."""
+    """A memfd of fixed size: a Region of the daemon's, or a client's ForeignRegion."""
 
     size: int
 
@@ -54,7 +54,7 @@ class GuestRegion(NamedTuple):
 
 
 class GuestMemory:
-    """The regions of one session. They stay their makers': whoever adds one closes it."""
+    """The regions of one session. Each still belongs to its maker, which closes it."""
 
     def __init__(self) -> None:
         self._regions: list[GuestRegion] = []
@@ -67,7 +67,7 @@ class GuestMemory:
         return iter(self._regions)
 
     def add(self, region: Shareable) -> GuestRegion:
-        """Give ``region`` addresses that no other region has or had."""
+        """Place ``region`` at addresses that no other region has or had."""
         placed = GuestRegion(region, self._next_address)
         self._next_address += region.size + _ALIGNMENT - region.size % _ALIGNMENT
         self._regions.append(placed)

@@ -10,8 +10,8 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 class Region:
     """A memfd of fixed size that this process and the backend both map.
 
-    It is sized first, then sealed against shrinking and growing, so no one who holds the descriptor
-    can make an access fault. Pages are taken from the machine when they are first touched.
+    It is sized first, then sealed against shrinking and growing, so that no holder of the
+    descriptor can make an access fault. Pages are allocated when they are first touched.
     ``view`` is the whole mapping as bytes.
     """
 
@@ -33,11 +33,11 @@ class Region:
         return self._descriptor
 
     def close(self) -> None:
-        """Close the descriptor and let go of the mapping; a second call does nothing.
+        """Close the descriptor and release the mapping; a second call does nothing.
 
-        The pages stay mapped, and a descriptor of the mapping's own open, until the last memoryview
-        that was cut from ``view`` is gone: a payload on its way to a client outlives the backend
-        that wrote it.
+        The pages stay mapped, and the mapping's own descriptor open, until the last memoryview that
+        was cut from ``view`` is gone: a payload on its way to a client outlives the backend that
+        wrote it.
         """
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:

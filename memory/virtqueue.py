@@ -34,7 +34,7 @@ class RingFullError(Exception):
 
 
 class _Chain(NamedTuple, Generic[Token]):
-    """What is known of a chain that the device has."""
+    """The private record of a chain that the device has."""
 
     token: Token
     descriptors: list[int]
@@ -70,7 +70,7 @@ class Virtqueue(Generic[Token]):
         self._published = base
         self._added = base
         self._reaped = base
-        # The device reads used.idx when it is told of the ring, and goes on from there.
+        # The device reads used.idx when it gets the ring's addresses, and goes on from there.
         self._available[1] = base
         self._used_words[1] = base
 
@@ -94,12 +94,12 @@ class Virtqueue(Generic[Token]):
         writable: Sequence[tuple[int, int]],
         token: Token,
     ) -> None:
-        """Lay a chain into the ring; the device sees it with the next :meth:`publish`.
+        """Lay a chain into the ring; the device sees it after the next :meth:`publish`.
 
         Args:
-            readable: what the device reads, in order: a :class:`Span` each, or as good.
+            readable: what the device reads, in order: a :class:`Span` or an equal pair each.
             writable: what it may write, in order.
-            token: given back when the chain is used.
+            token: returned by :meth:`reap` when the chain is used.
 
         Raises:
             RingFullError: too few free descriptors; nothing has changed.
@@ -131,12 +131,12 @@ class Virtqueue(Generic[Token]):
         self._added = (self._added + 1) % _WRAP
 
     def _describe(self, slot: int, address: int, length: int, flags: int, following: int) -> None:
-        """Write a descriptor that the device does not know of yet."""
+        """Write a descriptor that the device may not use yet."""
         at = slot * DESCRIPTOR.size
         DESCRIPTOR.pack_into(self._descriptors, at, address, length, flags, following)
 
     def publish(self) -> bool:
-        """Offer all chains added since the last call; True if there are any: then kick."""
+        """Offer all chains added since the last call; return whether there are any: then kick."""
         if self._published == self._added:
             return False
         self._chains |= self._unpublished
@@ -150,8 +150,8 @@ class Virtqueue(Generic[Token]):
         """Yield the token and the length written of each chain that the device has used.
 
         Raises:
-            MalformedError: what the used ring says cannot be; chains reaped before are valid, the
-                ring is not to be used again.
+            MalformedError: the used ring is impossible; chains reaped before are valid, the ring
+                must not be used again.
 
         """
         used = self._used_words[1]
@@ -182,9 +182,9 @@ class Virtqueue(Generic[Token]):
             yield chain.token, length
 
     def hand_over(self) -> int:
-        """Return the index at which a device begins, or another one goes on: SET_VRING_BASE's.
+        """Return the index at which a device begins, or another one goes on, for SET_VRING_BASE.
 
-        Where the used ring goes on a device reads from memory, whatever the one before wrote.
+        Where the used ring goes on, a device reads from memory, whatever its predecessor wrote.
 
         Raises:
             ValueError: chains are outstanding; they are that device's.
@@ -203,7 +203,7 @@ class Virtqueue(Generic[Token]):
         return tokens
 
     def close(self) -> None:
-        """Let go of the ring's memory."""
+        """Release the ring's memory."""
         for view in (
             self._descriptors,
             self._available,

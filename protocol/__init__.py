@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Check(StrEnum):
-    """What was looked at where bytes from the other side could not be believed."""
+    """What was checked when bytes from the other side turned out wrong."""
 
     USED_INDEX = "used_index"  #: used.idx, against the chains that are outstanding
     USED_ID = "used_id"  #: the head of a used chain

@@ -24,7 +24,8 @@ class DirectoryEntry(NamedTuple):
     """One name of a directory.
 
     ``offset`` is where the directory goes on after it (opaque), ``type`` the ``DT_*`` number
-    (``mode >> 12``). ``entry`` is the node that READDIRPLUS looked up: one lookup count is ours.
+    (``mode >> 12``). ``entry`` is the node that READDIRPLUS looked up, with one lookup count to
+    give back.
     """
 
     name: bytes

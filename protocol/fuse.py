@@ -255,7 +255,7 @@ class Attributes(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A node that a lookup gave: one lookup count of it is ours to give back.
+    """A node that a lookup returned: one lookup count of it has to be given back.
 
     The root's count is not: where a file system numbers two files alike, a backend may take one of
     them for the root of the export.
