@@ -42,7 +42,7 @@ class Contender:
         """
 
     def servers(self) -> Servers:
-        """Tell which processes are behind it."""
+        """Return which processes are behind it."""
         return Servers()
 
     def close(self) -> None:

@@ -70,7 +70,7 @@ def _time_start(program: str, directory: str) -> float:
 
 
 def _answers(path: str) -> bool:
-    """Tell whether the daemon serves the export's files, not only its socket."""
+    """Return whether the daemon serves the export's files, not only its socket."""
     try:
         with Client.connect(path) as client:
             client.stat("bench", "/")

@@ -73,7 +73,7 @@ def all_served(bench: Bench, directory: str, *, image_cache: bool = True) -> Ite
 
 @contextmanager
 def folder(bench: Bench, name: str) -> Iterator[str]:
-    """Give an empty folder for the block's time."""
+    """Yield an empty folder for the block's time."""
     path = os.path.join(bench.place, name)
     os.mkdir(path)
     try:
@@ -107,7 +107,7 @@ def _large(key: str, title: str, file: BigFile) -> Group:
 
 
 def _is_smallest(bench: Bench, file: BigFile) -> bool:
-    """Tell whether rows belong here whose rate is low and the same at every size."""
+    """Return whether rows belong here whose rate is low and the same at every size."""
     return file.size == min(bench.profile.sizes)
 
 

@@ -93,7 +93,7 @@ def program(pid: int) -> str:
 
 
 def descendants(pid: int) -> Iterator[tuple[int, str]]:
-    """Give the number and the program of each process below ``pid``, as the kernel tells it."""
+    """Yield the number and the program of each process below ``pid``, as the kernel tells it."""
     for path in glob.glob(f"/proc/{pid}/task/*/children"):
         with contextlib.suppress(OSError), open(path) as children:
             for child in map(int, children.read().split()):

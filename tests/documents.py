@@ -26,7 +26,7 @@ class Block(NamedTuple):
 
     @property
     def command(self) -> list[str]:
-        """What a reader runs who copies it."""
+        """The commands that a reader who copies the block runs."""
         match self.language:
             case "python":
                 return [sys.executable, "-c", self.text]
@@ -36,7 +36,7 @@ class Block(NamedTuple):
                 return ["bash", "-c", "\n".join(self._commands())]
 
     def check(self, status: int, output: str) -> None:
-        """Check what came of it."""
+        """Check the output of running it."""
         if self.language == "console":
             shown = [line for line in self.text.splitlines() if not line.startswith("$ ")]
             assert _steady(output.splitlines()) == _steady(shown), output

@@ -1,4 +1,4 @@
-"""A real daemon in a process of its own, and what a run of the suite may not leave behind."""
+"""A real daemon in a process of its own, and checks of what a run of the suite leaves behind."""
 
 import contextlib
 import ctypes
@@ -89,7 +89,7 @@ class RunningDaemon:
         self._temporary.mkdir()
         self._temporary.chmod(0o777)
         environment = {**os.environ, "TMPDIR": str(self._temporary), **self._variables}
-        if self._user is not None:  # who may not write the coverage data beside ours
+        if self._user is not None:  # it may not write its coverage data beside this process's
             environment = {k: v for k, v in environment.items() if not k.startswith("COVERAGE_")}
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -141,7 +141,7 @@ def open_descriptors(process: int) -> int:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every process whose own parent ends: so none is lost from sight."""
+    """Become the parent of every process whose own parent ends, to lose sight of none."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 

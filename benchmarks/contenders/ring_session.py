@@ -316,7 +316,7 @@ def _identify(program: str) -> Program:
 
 
 def kind_of(program: str) -> BackendKind:
-    """Tell which of the two virtiofsd a program is."""
+    """Return which of the two virtiofsd a program is."""
     return _identify(program).kind
 
 

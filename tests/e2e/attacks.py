@@ -1,4 +1,4 @@
-"""What hostile clients do to a daemon, one function a way; each cleans up after itself.
+"""Attacks of hostile clients on a daemon, one function for each; each cleans up after itself.
 
 An attack takes the daemon's socket and how many rounds to do.  It fails when the daemon answers
 what it must not, or hangs where it must end a connection.  That everybody else is served meanwhile

@@ -1,4 +1,4 @@
-"""A process that changes one file as it is told, and does nothing else; and what it makes of it.
+"""A process that changes one file as it is told, and the states that it puts the file into.
 
 It reads a line of JSON for each round, ``[[version, size, pause], ...]``: the changes to make, each
 after a pause in seconds.  It prints a line when it is about to begin, and another one when they are

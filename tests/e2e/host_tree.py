@@ -1,4 +1,4 @@
-"""A tree with everything that a directory can hold, and the host's own view of it."""
+"""A tree with everything that a directory can contain, and the host's own view of it."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""What a reader may get of a file that goes through states meanwhile: one of them, or CHANGED."""
+"""Judge what a reader got of a file that changed meanwhile: one of its states, or CHANGED."""
 
 import random
 import time
@@ -67,7 +67,7 @@ def composition(content: bytes, states: list[State]) -> str:
 
 
 def _is_half_appended(content: bytes, states: list[State]) -> bool:
-    """Tell whether it is what a file holds while it is appended to, which takes a while."""
+    """Return whether it is what a file holds while it is appended to, which takes a while."""
     return any(
         before.version == after.version
         and before.size < len(content) < after.size

@@ -1,4 +1,4 @@
-"""openat2(2) with RESOLVE_IN_ROOT: the kernel's own answer to where a path inside a root leads."""
+"""openat2(2) with RESOLVE_IN_ROOT: ask the kernel where a path inside a root leads."""
 
 import contextlib
 import ctypes

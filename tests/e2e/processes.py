@@ -1,4 +1,4 @@
-"""What the kernel tells of a running daemon and of its backends."""
+"""What the kernel shows of a running daemon and of its backends."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def family(process: int) -> Iterator[int]:
-    """Give a process and all that descend from it."""
+    """Yield a process and all that descend from it."""
     yield process
     for children in Path(f"/proc/{process}/task").glob("*/children"):
         for child in children.read_text().split():
@@ -26,7 +26,7 @@ def _state(process: int) -> str:
 
 
 def mappings_of(process: int, descriptor: int) -> Iterator[str]:
-    """Give the permissions of each mapping (``rw-s``) that a process has of this process's file."""
+    """Yield the permissions (``rw-s``) of each mapping that a process has of a file."""
     status = os.fstat(descriptor)
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     for line in Path(f"/proc/{process}/maps").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""How often the tests that repeat themselves do so: $VUSERD_TEST_ROUNDS, else few enough."""
+"""How often repeating tests repeat: $VUSERD_TEST_ROUNDS times, else few enough for every run."""
 
 import os
 from typing import Final
@@ -7,7 +7,7 @@ import pytest
 
 _ASKED: Final = os.environ.get("VUSERD_TEST_ROUNDS")
 
-#: Whether somebody asked for more than what suits every run of the suite.
+#: Whether more rounds are requested than suit every run of the suite.
 LONG: Final = _ASKED is not None
 
 #: For tests that repeat themselves: their time grows with the rounds.

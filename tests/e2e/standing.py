@@ -1,4 +1,4 @@
-"""What a daemon and its backend hold while nobody asks for anything: the same after each storm."""
+"""What an idle daemon and its backend hold, which has to be the same after each storm."""
 
 import os
 import time
@@ -42,7 +42,7 @@ class Standing(NamedTuple):
             )
 
     def is_within(self, before: "Standing") -> bool:
-        """Tell whether nothing is more than before: what is idle lapses meanwhile, or has."""
+        """Return whether nothing is more than before: what is idle lapses meanwhile, or has."""
         held, held_before = dict(self.export), dict(before.export)
         return (
             held.pop("state") == held_before.pop("state")

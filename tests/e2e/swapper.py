@@ -1,4 +1,4 @@
-"""A process that exchanges names for each other, again and again, and does nothing else.
+"""A process that keeps exchanging names for each other, and does nothing else.
 
 Each argument is one exchange: ``A:B``, by renameat2(2) with RENAME_EXCHANGE, at one stroke, so that
 at no moment one of the two is missing.  It prints a line when it has begun, goes on until its

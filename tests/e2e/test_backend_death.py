@@ -1,4 +1,4 @@
-"""A backend that dies is replaced, and its clients see no more of that than a delay."""
+"""A backend that dies is replaced, and its clients notice nothing but a delay."""
 
 import operator
 import os
@@ -57,7 +57,7 @@ def wait_for_state(client: Client, state: str) -> None:
 
 
 def alive(process: int) -> bool:
-    """Tell whether a process has not ended."""
+    """Return whether a process has not ended."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Clients that break the protocol: a typed error for them, and nothing for anybody else."""
+"""Clients that break the protocol get a typed error, and other clients are not affected."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Files that change while they are taken: each way gives one version of them, or says CHANGED.
+"""Files that change while they are fetched: each way delivers one version, or says CHANGED.
 
 A reader knows which states the file goes through in a round, and has to get one of them exactly.
 The next round begins after the last of these changes: so no state of a round before will do.
@@ -70,7 +70,7 @@ class Files:
 def fine(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Files]:
-    """Give a folder with timestamps of the kernel's own clock."""
+    """Yield a folder with timestamps of the kernel's own clock."""
     if request.param == "disk":
         folder = tmp_path_factory.mktemp("changing")
         yield Files(folder, folder)
@@ -83,7 +83,7 @@ def fine(
 
 @pytest.fixture(scope="module", params=["ext4-128", "fuse"])
 def coarse(request: pytest.FixtureRequest) -> Iterator[Files]:
-    """Give a folder with timestamps of whole seconds, or of two."""
+    """Yield a folder with timestamps of whole seconds, or of two."""
     if os.geteuid() != 0:
         without("only root mounts file systems")
     ground = GROUNDS[request.param]

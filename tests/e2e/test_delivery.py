@@ -1,4 +1,4 @@
-"""Every way of taking a file gives the host's bytes, at every size where something is cut."""
+"""Every way of fetching a file delivers the host's bytes, at every size near a boundary."""
 
 import contextlib
 import mmap

@@ -1,4 +1,4 @@
-"""Where ``vuserctl get`` puts a file: what cp delivers it delivers, or it says what is wrong there.
+"""Where ``vuserctl get`` puts a file: it delivers whatever cp can, or says what is wrong.
 
 Each ground is made twice, and cp shows on the one what is right on the other.
 """
@@ -54,7 +54,7 @@ sys.exit(main.main())
 
 @contextmanager
 def serve(folder: Path, base: Path, program: str) -> Iterator[RunningDaemon]:
-    """Serve a folder to everybody, as the export ``e``."""
+    """Serve a folder to all users, as the export ``e``."""
     config = base / "vuserd.toml"
     config.write_text(
         f'backend = "{program}"\n[[export]]\nname = "e"\npath = "{folder}"\nusers = ["*"]\n'
@@ -91,7 +91,7 @@ def serving(program: str) -> Iterator[RunningDaemon]:
 
 @pytest.fixture
 def ground() -> Iterator[Path]:
-    """Give a folder that everybody may reach, and undo what was mounted below."""
+    """Yield a folder that all users may reach, and undo what was mounted below."""
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         base.chmod(0o755)
@@ -445,7 +445,7 @@ def test_owner_mode_and_attributes_stay(serving: RunningDaemon, ground: Path) ->
     assert (got.returncode, got.stderr) == (0, "")
     found = path.stat()
     assert (found.st_uid, found.st_gid, path.read_bytes()) == (1234, 1234, _CONTENT)
-    # What others wrote gets nobody's rights.
+    # New content gets no set-user-ID bits.
     assert not found.st_mode & (stat.S_ISUID | stat.S_ISGID)
     assert os.getxattr(path, "user.note") == b"kept"
     assert os.getxattr(path, "system.posix_acl_access") == _ACL
@@ -470,7 +470,7 @@ def test_other_files_that_are_named_by_an_empty_string(
 
 
 def test_a_descriptor_is_written_into(serving: RunningDaemon, ground: Path) -> None:
-    """Whoever has opened it sees the content, and not a file that has lost its name."""
+    """A process that has opened it sees the content, and not a file that has lost its name."""
     for name in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/proc/thread-self/fd/1"):
         path = ground / "out"
         path.write_bytes(b"old" * 100_000)
@@ -521,7 +521,7 @@ def test_a_destination_stays_as_it_is_when_there_is_nothing_to_fetch(
 
 
 def ending_signals() -> list[int]:
-    """Give all that can be caught and would end a process."""
+    """Return all that can be caught and would end a process."""
     kept = {
         signal.SIGKILL, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
         signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH,

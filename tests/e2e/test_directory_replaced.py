@@ -1,4 +1,4 @@
-"""An export is a path: what it leads to now is served, or the export says that nothing is there."""
+"""An export is a path: the daemon serves what it leads to now, or the export is gone."""
 
 import contextlib
 import os

@@ -74,7 +74,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkout(
     virtiofsd: str, kernels: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """Give a folder with a ``.venv`` and a daemon at the socket that the documents use."""
+    """Yield a folder with a ``.venv`` and a daemon at the socket that the documents use."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / ".venv").mkdir()
     (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)

@@ -1,4 +1,4 @@
-"""``vuserctl get -r``: a whole tree on disk again, and what cannot be had is told."""
+"""``vuserctl get -r``: a whole tree is copied to disk, and what cannot be copied is reported."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""A daemon that nobody asks for anything does nothing: it is not even woken."""
+"""An idle daemon does nothing: it is not even woken."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What one connection and one user may use, by the configuration; others go on meanwhile."""
+"""The configured limits of one connection and one user hold, and others go on meanwhile."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from vuserd.client.sync_client import Client
 
 @contextlib.contextmanager
 def serving(folder: Path, backend: str, limits: str) -> Iterator[RunningDaemon]:
-    """Serve ``folder`` to everybody."""
+    """Serve ``folder`` to all users."""
     config = folder / "vuserd.toml"
     config.write_text(
         f'backend = "{backend}"\n[limits]\n{limits}\n'

@@ -1,4 +1,4 @@
-"""What is done many times leaves nothing: descriptors, mappings, nodes, buffers, memory."""
+"""Many rounds of work leave nothing behind: descriptors, mappings, nodes, buffers, memory."""
 
 import itertools
 import mmap
@@ -38,7 +38,7 @@ class Standing(NamedTuple):
         return cls(
             len(os.listdir(f"/proc/{process}/fd")),
             memfd_mappings(process),
-            # What it shares with others is counted with whoever made it: arena and images.
+            # Shared memory is counted in the process that made it: arena and images.
             int(status["RssAnon"].split()[0]) << 10,
         )
 

@@ -1,4 +1,4 @@
-"""Work of all kinds for a long time, with lost backends and rude clients: memory stays as it is.
+"""Mixed work for a long time, with lost backends and rude clients: memory does not grow.
 
 ``make soak`` lets it run for an hour.
 """

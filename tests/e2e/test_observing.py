@@ -1,4 +1,4 @@
-"""What is counted and traced of a real daemon is what it did, no more and no less."""
+"""The metrics and traces of a real daemon show what it did, no more and no less."""
 
 import contextlib
 import json
@@ -170,7 +170,7 @@ def test_a_call_whose_client_goes_away_is_counted(daemon: RunningDaemon, client:
         other.send(encode_request(1, "api_info", []))
         other.send(encode_request(2, "trace", ["files", {"wait": 10.0}]))
         select.select([other], [], [], _SOON)
-    # It left with a reply that it had not read: so nobody waits for the other one either.
+    # It left with a reply that it had not read: so it does not wait for the other one either.
     deadline = time.monotonic() + _SOON
     gone = {("trace", "GONE"): 1, ("api_info", "OK"): 1}
     while not gone.items() <= grown(before, counted(client), *_CALLS).items():

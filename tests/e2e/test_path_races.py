@@ -1,4 +1,4 @@
-"""Paths that are walked while their parts are exchanged: nothing outside the export is reached.
+"""Paths whose parts are exchanged while they are walked never lead out of the export.
 
 Beside the export lies what must not be reached: files of known content, inodes and names.  Inside,
 symlinks that would lead there take the places of directories and files, and directories those of
@@ -100,7 +100,7 @@ def place(tmp_path: Path) -> Place:
         (export / "one" / "deep", export / "two"),  # a directory for one of another depth
         (export / "up", spare / "up"),
         (export / "turn", spare / "turn-absolute"),
-        # One leaves the export and another comes in, so ".." on the host is somebody else's.
+        # One leaves the export and another comes in, so ".." on the host is another directory.
         (export / "one" / "leaf", export / "two"),
     ]
     return Place(export, outside, pairs)

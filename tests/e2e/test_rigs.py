@@ -1,4 +1,4 @@
-"""Rigs and rights: who sees which export, from where; namespaces that come and go."""
+"""Rigs and rights: which client sees which export, and namespaces that come and go."""
 
 import contextlib
 import os
@@ -65,7 +65,7 @@ def rig(name: str, exports: set[str], address: str = "@vuserd") -> str:
 
 @contextlib.contextmanager
 def serving(folder: Path, backend: str, rigs: str) -> Iterator[RunningDaemon]:
-    """Serve on a socket that everybody may connect to."""
+    """Serve on a socket that all users may connect to."""
     config = configuration(folder, backend, rigs)
     with (
         tempfile.TemporaryDirectory() as public,  # pytest's own folders are for one user

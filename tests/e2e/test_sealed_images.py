@@ -1,4 +1,4 @@
-"""A sealed image can be written by nobody; attached memory is seen by nobody but its client."""
+"""No process can write a sealed image, and no other client sees a client's attached memory."""
 
 import ctypes
 import fcntl

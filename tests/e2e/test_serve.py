@@ -1,4 +1,4 @@
-"""``vuserd serve`` as its operator meets it: starts, failures, sockets, ends."""
+"""``vuserd serve`` as its operator sees it: starts, failures, sockets, ends."""
 
 import os
 import shutil

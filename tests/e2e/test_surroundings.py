@@ -1,4 +1,4 @@
-"""The daemon where there is little around it: no temporary folder, a root that is read-only."""
+"""The daemon in bare surroundings: no temporary folder, a read-only root."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Every listing, stat, link and byte of a tree of oddities, compared with the host's own view."""
+"""Every listing, stat, link and byte of a tree of oddities is the same as the host's own view."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Walks of a tree in pages, compared with os.walk, and what they leave behind."""
+"""Walks of a tree in pages are the same as os.walk, and leave nothing behind."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A client in another network namespace and of another user: a process that does as it is told.
+"""A client in another network namespace, as another user: a process that obeys a test.
 
 Usage: visitor NETNS UID GID GROUPS SOCKET. NETNS is a path or empty, GROUPS are separated by
 commas, and an empty SOCKET is the one that vuserctl would find. Each line of standard input is a

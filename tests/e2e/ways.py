@@ -1,4 +1,4 @@
-"""Every way of taking a whole file, each as a function that gives its bytes."""
+"""Every way of fetching a whole file, each as a function that returns its bytes."""
 
 import io
 import os

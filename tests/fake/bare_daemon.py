@@ -17,14 +17,14 @@ from vuserd.users.foreign_descriptors import ForeignDescriptors
 
 
 class ThreadlessDescriptors(ForeignDescriptors):
-    """Descriptors that nothing hangs at, for tests whose clock does not wait for threads."""
+    """Descriptors at which nothing hangs, for tests whose clock does not wait for threads."""
 
     def _start(self, job: Callable[[], None]) -> None:
         job()
 
 
 class NoManager:
-    """A daemon that has nothing to tell."""
+    """A daemon without state to report."""
 
     def status(self, rights: Rights) -> dict[str, Any]:  # noqa: ARG002 - the daemon's
         return {}
@@ -47,7 +47,7 @@ def bare_methods(images: Any) -> Methods:
 
 
 def bare_connection(sock: socket.socket, images: Any, counters: Counters) -> Connection:
-    """Make the connection of a client who is this process's user."""
+    """Return the connection of a client that is this process's user."""
     limits = ClientLimits()
     rights = Rights(Peer(os.getpid(), os.geteuid(), frozenset()))
     account = Account(os.geteuid(), None, limits, Turns(), Arrivals())

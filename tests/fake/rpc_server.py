@@ -1,6 +1,6 @@
 """A daemon for the clients' tests: files in memory, served in a thread over a real unix socket.
 
-It works, so tests need not script each answer; what goes wrong is asked for by its attributes.
+It works by itself, so tests need not script each answer; faults are requested by its attributes.
 """
 
 import fcntl
@@ -81,7 +81,7 @@ def directory(**children: Node) -> Node:
 
 
 def sealed_image(content: bytes) -> int:
-    """Return a memfd that nobody can change any more."""
+    """Return a sealed memfd with these bytes."""
     descriptor = os.memfd_create("image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(descriptor, content)
     seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -131,13 +131,13 @@ class FakeDaemon:
         #: Files that clients have open, by the connection that each is open on, and its number
         #: there: those of all connections begin alike.
         self.open: dict[tuple[int, int], Node] = {}
-        #: Whether timestamps tell of every change from now on.
+        #: Whether timestamps show every change from now on.
         self.settled = True
-        #: Whether attributes tell which file it is.
+        #: Whether attributes identify a file.
         self.by_attributes = True
         #: The most extents that are told at once.
         self.extents_limit = 1000
-        #: What clients had open when they closed their connection, in good order.
+        #: What clients still had open when they closed their connection properly.
         self.left: list[tuple[int, int]] = []
         #: The connection that this thread serves, as ``number``.
         self._here = threading.local()
@@ -217,14 +217,14 @@ class FakeDaemon:
                 self.memories.pop(key).close()
 
     def end_connections(self) -> None:
-        """Do as a daemon that ends: what clients have sent until now is answered, and no more."""
+        """End like a daemon that is stopped: answer what clients have sent so far, and no more."""
         self._ended = [*self._connections]
         for connection in self._connections:
             with suppress(OSError):  # the client was first
                 connection.shutdown(socket.SHUT_RD)
 
     def cut_connections(self) -> None:
-        """Do as a daemon that is killed: nothing is answered any more."""
+        """End like a daemon that is killed: answer nothing any more."""
         self._ended = [*self._connections]
         for connection in self._connections:
             with suppress(OSError):  # the client was first
@@ -241,7 +241,7 @@ class FakeDaemon:
         return len(self._connections)
 
     def wait_for_requests(self, count: int) -> None:
-        """Wait until so many have come."""
+        """Wait until that many have come."""
         deadline = time.monotonic() + 10
         while len(self.requests) < count:
             assert time.monotonic() < deadline
@@ -266,7 +266,7 @@ class FakeDaemon:
             connection.sendall(frame[start : start + step])
 
     def _answer(self, request: Request) -> tuple[bytes, list[int]]:
-        """Give a response, and the descriptors to send with it."""
+        """Return a response, and the descriptors to send with it."""
         self.before(request)
         msgid, method, params = request
         if method in self.raw:
@@ -441,7 +441,7 @@ class FakeDaemon:
         return [lab | {"clients": 2}, bench | {"clients": 0, "reason": "permission denied"}]
 
     def do_walk(self, export: object, path: object, options: dict[str, Any]) -> Any:
-        """Give a page for each name of a directory, and nothing of what is below."""
+        """Return a page for each name of a directory, and nothing of what is below."""
         names = sorted(self.find(export, path).children)
         at = 0 if options["after"] is None else int.from_bytes(options["after"], "big")
         entries = [{"path": wire_name(name), "type": "file", "ino": 1} for name in names[at:][:1]]

@@ -49,6 +49,6 @@ def backend() -> FakeBackend:
 
 @pytest.fixture
 async def front(backend: FakeBackend) -> AsyncIterator[Front]:
-    """Give a session that is up, with its file system."""
+    """Yield a session that is up, with its file system."""
     async with backend.session() as session:
         yield Front(backend, session, FileSystem(session, idle_nodes=10))

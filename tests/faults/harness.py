@@ -25,7 +25,7 @@ from vuserd.exports.states import ExportState
 from vuserd.fs.filesystem import FileSystem
 
 CONTENT: Final = bytes(range(256)) * 16
-#: In a file that nobody asks for in the call under test.
+#: In a file that the call under test does not ask for.
 SECRET: Final = b"secret! " * 512
 
 #: Seconds, longer than every deadline of a session together.
@@ -64,7 +64,7 @@ class Front(NamedTuple):
         await self.is_over()
 
     async def is_over(self) -> None:
-        """See that a session that was lost serves nobody and that no caller owns a buffer of it."""
+        """Check that a lost session serves no call and that no caller owns a buffer of it."""
         assert self.session.lost
         sent = len(self.backend.requests)
         with trio.fail_after(FOR_EVER), pytest.raises(BackendError):
@@ -95,7 +95,7 @@ class Front(NamedTuple):
         await self.owes_nothing()
 
     def quarantined(self) -> int:
-        """Count the buffers that the device has and that nobody waits for."""
+        """Count the buffers that the device has though no caller waits for them."""
         ring = self.session.channel.requests.ring
         targets = [chain.token.target for chain in ring._chains.values()]
         return sum(getattr(one, "state", None) is BufferState.QUARANTINED for one in targets)

@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz``: run each target for a while, and tell what came of it.
+"""``python -m tests.fuzz``: run each target for a while, and report the findings.
 
 For each target it prints how often it was run and by how much the memory of this process grew
 after the first tenth of the time.  A finding is shortened, put into the corpus and printed; the

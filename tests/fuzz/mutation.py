@@ -1,4 +1,4 @@
-"""What is given to a target: hypothesis draws where to begin, and each beginning is damaged often.
+"""Input for fuzz targets: hypothesis draws a beginning, and each is damaged many times.
 
 An input that hypothesis makes costs ten times what most targets take for it.  So of every drawn
 one a hundred more are made, by small damage and by splicing it with others of the corpus.
@@ -76,7 +76,7 @@ async def _execute(target: Target, inputs: Iterable[bytes]) -> None:
 
 
 def mutants(base: bytes, others: list[bytes], chance: random.Random, count: int) -> Iterator[bytes]:
-    """Give damaged versions of ``base``."""
+    """Yield damaged versions of ``base``."""
     for _ in range(count):
         made = bytearray(base)
         for _ in range(chance.choice((1, 1, 2, 3, 8))):

@@ -1,4 +1,4 @@
-"""Whatever parses bytes from outside, as functions of bytes: one target each.
+"""The fuzz targets: each parser of outside bytes, as a function of bytes.
 
 A target returns where the bytes were understood or refused as they should be. Anything but the one
 exception that its parser declares comes out of it, and is a finding; so is an AssertionError of

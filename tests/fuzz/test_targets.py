@@ -1,4 +1,4 @@
-"""The short form of ``make fuzz``: the corpus, findings of old in it, and a little more."""
+"""The short form of ``make fuzz``: the corpus with its old findings, and a little more."""
 
 import pytest
 

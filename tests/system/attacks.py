@@ -31,7 +31,7 @@ def connected() -> socket.socket:
 
 
 def lingering() -> socket.socket:
-    """Return a TCP socket whose last descriptor takes long to close: nobody reads what it sent."""
+    """Return a TCP socket whose last descriptor takes long to close: its peer does not read."""
     server = socket.socket()
     server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     server.bind(("127.0.0.1", 0))
@@ -48,14 +48,14 @@ def lingering() -> socket.socket:
 
 
 def leased() -> int:
-    """Return a file with a lease, which whoever opens it otherwise waits for."""
+    """Return a file with a lease, for which a process that opens the file has to wait."""
     descriptor = os.open("/tmp", os.O_TMPFILE | os.O_RDWR, 0o600)
     fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     return descriptor
 
 
 def foreign() -> Iterator[Any]:
-    """Give a descriptor of each kind."""
+    """Yield a descriptor of each kind."""
     yield lingering()
     yield leased()
     yield from os.pipe()

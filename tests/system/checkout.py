@@ -1,4 +1,4 @@
-"""What a machine of the tests is given: this repository, and real kernels."""
+"""The files for a test machine: this repository, and real kernels."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Clients without a library of ours, who ask for as much as they can and count what is not kept.
+"""Clients without vuserd's library, which request all they can and count broken promises.
 
 Run in the machine, by the Python that vuserd is installed with: load.py SOCKET EXPORT PATH CONTENT.
 They read parts of a file of EXPORT and compare them with those of CONTENT, until standard input

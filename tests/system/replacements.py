@@ -1,4 +1,4 @@
-"""How long a client waits when a backend is killed: replacements.py EXPORT ROUNDS [UNIT].
+"""Measure how long a client waits when a backend is killed: replacements.py EXPORT ROUNDS [UNIT].
 
 Run in the machine, by the Python that vuserd is installed with. UNIT is the backend's own, where
 the daemon did not start it. Prints the median and the longest wait in milliseconds.

@@ -20,7 +20,7 @@ pytestmark = [
 
 @pytest.fixture
 def lab() -> Iterator[Machine]:
-    """Give a machine with a clone of this repository, and a real kernel and device tree a board."""
+    """Yield a machine with a clone of this repository, and a real kernel for each board."""
     package = kernel_package("arm64", "linux-image-arm64")
     [kernel] = (package / "boot").glob("vmlinuz-*")
     trees = {

@@ -44,7 +44,7 @@ def _possible() -> None:
 
 @pytest.fixture(scope="module")
 def machine(_possible: None) -> Iterator[Machine]:
-    """Give a machine with vuserd installed, and a user named rig."""
+    """Yield a machine with vuserd installed, and a user named rig."""
     package = kernel_package("amd64", "linux-image-cloud-amd64")
     with Machine() as machine:
         copy_checkout(machine.root)

@@ -44,14 +44,14 @@ def _root() -> Iterator[None]:
 
 @pytest.fixture
 def base(_root: None) -> Iterator[Path]:
-    """Give a folder whose mounts reach the backends."""
+    """Yield a folder whose mounts reach the backends."""
     with shared_folder("test") as folder:
         yield folder
 
 
 @pytest.fixture(scope="session")
 def grounds(_root: None) -> Iterator[dict[str, Path | str]]:
-    """Give where each of GROUNDS is mounted, or why it is not."""
+    """Yield where each of GROUNDS is mounted, or why it is not."""
     with ExitStack() as stack, shared_folder("work") as work:
         base = stack.enter_context(shared_folder("grounds"))
         places: dict[str, Path | str] = {}
@@ -99,7 +99,7 @@ def everywhere(
 
 @pytest.fixture(scope="session", params=[name for name in GROUNDS if not GROUNDS[name].lacking()])
 def ground(request: pytest.FixtureRequest, grounds: dict[str, Path | str]) -> Path:
-    """Give where each ground is mounted, in turn; its name is that of the export, too."""
+    """Return where each ground is mounted, in turn; its name is that of the export, too."""
     name: str = request.param
     place = grounds[name]
     if isinstance(place, Path):

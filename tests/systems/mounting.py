@@ -58,7 +58,7 @@ def _is_listed(filesystem: str) -> bool:
 
 @contextmanager
 def shared_folder(name: str) -> Iterator[Path]:
-    """Give a new folder whose later mounts propagate; removed unless something is mounted below."""
+    """Yield a new folder whose later mounts propagate; remove it unless it has mounts below."""
     folder = Path(tempfile.mkdtemp(prefix=f"vuserd-{name}-"))
     folder.chmod(0o755)
     try:
@@ -94,7 +94,7 @@ def mounted(*arguments: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def loop_device(image: Path, *options: str) -> Iterator[str]:
-    """Give a block device with the content of a file."""
+    """Yield a block device with the content of a file."""
     device = run("losetup", "--find", "--show", *options, image).strip()
     try:
         yield device

@@ -1,4 +1,4 @@
-"""Files that no well-kept file system has: one of each kind, and any mixture for hypothesis."""
+"""Files that no sound file system has: one of each kind, and any mixture for hypothesis."""
 
 import stat
 from collections.abc import Iterable, Mapping

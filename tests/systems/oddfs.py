@@ -1,4 +1,4 @@
-"""A FUSE server that shows whatever tree it is told to, however odd: ``oddfs.py MOUNTPOINT``.
+"""A FUSE server that shows any tree that it is told to, however odd: ``oddfs.py MOUNTPOINT``.
 
 It mounts /dev/fuse by itself (root), and takes trees from standard input: each a length and a
 pickled :class:`~tests.systems.oddtree.Node`, answered by a line once it is shown. What the kernel
@@ -281,7 +281,7 @@ def _serve_one(server: Server, fuse: int) -> None:
     try:
         os.write(fuse, _REPLY.pack(_REPLY.size + len(content), -code, unique) + content)
     except OSError as error:
-        # Whoever asked is gone; or the kernel does not take the reply, and ends the request itself.
+        # The caller is gone; or the kernel does not take the reply, and ends the request itself.
         if error.errno not in (errno.ENOENT, errno.EINVAL):
             raise
 

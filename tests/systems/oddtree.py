@@ -1,4 +1,4 @@
-"""What the odd file system shows, as plain values; and the process that shows it, from outside.
+"""The trees of the odd file system as plain values, and a handle on the process that shows them.
 
 A :class:`Node` says of a file all that a FUSE server can say, right or wrong. By default it is an
 ordinary file.
@@ -151,7 +151,7 @@ def odd_file_system(
             system.show(directory({}) if root is None else root)
             yield system
         finally:
-            # Its end takes the mount's files away from whoever waits for one; then the mount goes.
+            # Its end fails the processes that wait for a file of the mount; then the mount goes.
             process.kill()
             process.wait()
             for line in Path("/proc/self/mountinfo").read_text().splitlines():

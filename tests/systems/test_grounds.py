@@ -1,4 +1,4 @@
-"""What is listed, told and delivered of a tree is the host's, on every file system."""
+"""Listings, attributes and bytes of a tree are the host's, on every file system."""
 
 import io
 import os
@@ -21,7 +21,7 @@ _SLOW_WAYS: Final = (by_cat, by_get_r)
 
 
 def directories(top: Path) -> Iterator[tuple[str, list[os.DirEntry[bytes]]]]:
-    """Give every directory by its path from the top, with what is in it."""
+    """Yield every directory by its path from the top, with what is in it."""
     base = os.fsencode(top)
     for folder, _, _ in os.walk(base):
         with os.scandir(folder) as entries:

@@ -1,4 +1,4 @@
-"""Some seconds after the last call nothing is held: no file, no directory, no mount, no space.
+"""Seconds after the last call the daemon holds no file, directory, mount or disk space.
 
 And nothing happens any more: neither the daemon nor its backends wake up.
 """
@@ -63,7 +63,7 @@ def ground(base: Path) -> Iterator[Ground]:
 
 @pytest.fixture(scope="session")
 def backends() -> list[str]:
-    """Give each real virtiofsd of this machine; the fixture of each one tells what is missing."""
+    """Return each real virtiofsd of this machine; the fixture of each one tells what is missing."""
     found = [program for kind in ("rust", "c") if (program := find_backend(kind))]
     if not found:
         without("no virtiofsd")
@@ -147,7 +147,7 @@ def check_nothing_is_held(client: Client, processes: list[int], before: Counter[
 
 
 def check_nothing_is_busy(ground: Ground) -> None:
-    """Expect the deleted file's space to be free, and a mount to be nobody's."""
+    """Expect the deleted file's space to be free, and a mount not to be busy."""
     assert is_free(ground)
     run("umount", ground.submount)
     # In no namespace is it mounted any more, so it can be had alone.

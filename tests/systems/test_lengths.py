@@ -71,7 +71,7 @@ def host_reads(path: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def long_file() -> Iterator[str]:
-    """Give a file of procfs with many pages, that stays the same: the arguments of a process."""
+    """Yield a file of procfs with many pages, that stays the same: the arguments of a process."""
     script = "import sys; print(flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", script, *(f"argument {n}" for n in range(20_000))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

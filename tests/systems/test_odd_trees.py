@@ -1,4 +1,4 @@
-"""What a file system can show through FUSE is an error of that entry or call, or is passed on.
+"""Whatever a file system shows through FUSE is passed on, or an error of that entry or call.
 
 The session goes on, and nobody else notices: neither the ordinary files in the same directory nor
 those of the export beside the odd file system.

@@ -1,4 +1,4 @@
-"""An export is a path: on every file system, what that leads to now is served, or an error told.
+"""An export is a path: on every file system, what it leads to now is served, or an error.
 
 All exports of a backend are changed together, for the second that each may take to notice.
 """
@@ -46,7 +46,7 @@ def make(folder: Path, content: bytes) -> Path:
 
 @pytest.fixture(scope="module")
 def kinds(_root: None) -> Iterator[list[Path]]:
-    """Give a place on each file system that this machine has; those of GROUNDS tell what is not."""
+    """Yield a place on each file system of this machine; GROUNDS reports those that it lacks."""
     with shared_folder("replaced") as base, ExitStack() as stack:
         places = []
         for kind in _KINDS:

@@ -46,7 +46,7 @@ class Image(NamedTuple):
 
 @pytest.fixture(scope="module", params=_PACKERS)
 def images(request: pytest.FixtureRequest, _root: None) -> Iterator[tuple[Image, Image]]:
-    """Give two images that only differ in the bytes of their files."""
+    """Yield two images that only differ in the bytes of their files."""
     kind: str = request.param
     command = _PACKERS[kind]
     if not kernel_has(kind):

@@ -36,7 +36,7 @@ def islands(size: int) -> list[int]:
 
 @pytest.fixture(scope="module", params=_KINDS)
 def disk(request: pytest.FixtureRequest, _root: None) -> Iterator[Path]:
-    """Give a small file system: with the exported folder, and room for copies that are sparse."""
+    """Yield a small file system: with the exported folder, and room for copies that are sparse."""
     kind: str = request.param
     command = _KINDS[kind]
     lacking = GROUNDS.get(kind, GROUNDS["ext4-256"]).lacking()
@@ -105,7 +105,7 @@ def download(client: Client, name: str, folder: Path) -> Path:
 
 
 def extents(descriptor: int) -> Iterator[tuple[int, int]]:
-    """Give where data begins and ends, as far as a file system tells."""
+    """Yield where data begins and ends, as far as the file system shows."""
     begin = end = 0
     while True:
         try:

@@ -47,7 +47,7 @@ def served(virtiofsd: str, _root: None) -> Iterator[Served]:
 
 @pytest.fixture
 def directory(served: Served) -> Iterator[Path]:
-    """Give a directory in the export, with old files in its lower layer and new ones above."""
+    """Yield a directory in the export, with old files in its lower layer and new ones above."""
     base = Path(served.socket).parent
     place = Path(tempfile.mkdtemp(dir=base / "export"))
     with overlay(base / f"layers-{place.name}", place) as (lower, _):
@@ -62,7 +62,7 @@ def make_files(folder: Path, prefix: str, count: int) -> None:
 
 
 class Clearance:
-    """Somebody who removes new files that were listed a moment ago."""
+    """A user who removes new files that were listed a moment ago."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

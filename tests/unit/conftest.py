@@ -44,7 +44,7 @@ def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Iterator[BinaryIO]:
-    """Give a file to download to, which holds something else already."""
+    """Yield a file to download to, which holds something else already."""
     with open(tmp_path / "copy", "w+b") as opened:
         opened.write(b"older and longer " * 30_000)
         opened.seek(0)

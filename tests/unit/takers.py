@@ -1,4 +1,4 @@
-"""Both clients behind one face, for tests of what they have in common: taking whole files."""
+"""Both clients behind one interface, for tests of what they share: fetching whole files."""
 
 from collections.abc import Callable
 from typing import Any, Protocol

@@ -1,4 +1,4 @@
-"""Who a client is, what it may see, and what is said of refusals."""
+"""Which user a client is, what it may see, and how refusals are logged."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Buffers and their pool: every arrow of the picture in memory/arena.py, and those it lacks."""
+"""Buffers and their pool: every arrow of the drawing in memory/arena.py, and those it lacks."""
 
 import mmap
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Arrivals: a few of a crowd in each pass, and nobody who no longer waits."""
+"""Arrivals: a few tasks of a crowd wake in each pass, and none that no longer waits."""
 
 import errno
 import os

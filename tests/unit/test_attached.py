@@ -1,4 +1,4 @@
-"""Memory of clients: whose slot is taken when there are no more, and who waits for whom."""
+"""Memory of clients: which slot gives way when none is left, and which load waits for which."""
 
 import os
 from collections.abc import AsyncIterator, Iterator

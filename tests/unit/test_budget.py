@@ -1,4 +1,4 @@
-"""Budgets: in turn, all at once, and nothing is lost on the way."""
+"""Budgets: amounts are taken in turn and all at once, and none is lost."""
 
 import pytest
 import trio

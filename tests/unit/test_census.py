@@ -1,4 +1,4 @@
-"""What a user has in images: counted from before one is made until nobody has it any more."""
+"""What a user has in images is counted from before one is made until it is gone."""
 
 import ctypes
 import errno
@@ -28,7 +28,7 @@ ONE, OTHER = Asker(1000, None), Asker(1001, None)
 
 @pytest.fixture
 def census(monkeypatch: pytest.MonkeyPatch) -> Iterator[Census]:
-    """Give books of the test's own, for four images."""
+    """Yield books of the test's own, for four images."""
     census = Census()
     census.limit = 4 * SIZE
     monkeypatch.setattr(image_module, "CENSUS", census)

@@ -1,4 +1,4 @@
-"""Requests on the rings: in batches, in any number, given up without a loss."""
+"""Requests on the rings: in batches, in any number, and abandoned without a leak."""
 
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -252,7 +252,7 @@ async def test_an_overdue_request_times_out_and_is_interrupted(
     assert 10 <= trio.current_time() - begin < 10.05
     await wait_all_tasks_blocked()
     assert len(backend.named(Opcode.INTERRUPT)) == 1
-    # Others are served all the same, and the late reply harms nobody.
+    # Others are still served, and the late reply does no harm.
     await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
     backend.reply(withheld.requests[0], Answer(error=4))
     await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)

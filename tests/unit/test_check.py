@@ -1,4 +1,4 @@
-"""``vuserd check``: what it says of a machine and a configuration that lack this or that."""
+"""``vuserd check``: what it reports about machines and configurations that lack something."""
 
 import argparse
 import ctypes
@@ -267,7 +267,7 @@ async def test_a_machine_without_a_backend(monkeypatch: pytest.MonkeyPatch) -> N
     assert result.mark is Mark.PROBLEM
     assert "no virtiofsd on this machine: " in result.detail
     assert await configured.candidate_results([], 0) == []
-    # Who has it from somebody else needs none.
+    # A user who adopts a backend needs none.
     assert await configured.fitness_results([ExportConfig("e", socket="/s")], 0) == []
     several = await configured.fitness_results([export(), export()], 0)
     assert [each.name for each in several] == ["backend"]

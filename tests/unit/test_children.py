@@ -1,4 +1,4 @@
-"""Orphans are reaped, and nothing that this process started."""
+"""Orphans are reaped, but no process that this one started."""
 
 import os
 import subprocess

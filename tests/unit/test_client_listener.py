@@ -1,4 +1,4 @@
-"""Whose daemon a client believes on a name that somebody else might have taken."""
+"""Which daemon a client trusts on a name that another user might have taken."""
 
 import os
 import pwd

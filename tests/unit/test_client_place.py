@@ -1,4 +1,4 @@
-"""Files put in place: whole or not at all, and nowhere but inside the directory."""
+"""Files are put in place whole or not at all, and always inside the directory."""
 
 import os
 from collections.abc import Iterator

@@ -23,7 +23,7 @@ from vuserd.ctl import main
 from vuserd.wire.address import Candidate
 from vuserd.wire.codec import Request, encode_notification, encode_response
 
-#: More than a socket holds that nobody reads from.
+#: More than a socket takes whose peer does not read.
 _LONG: Final = "x" * 900_000
 
 #: A request, as ``trace`` tells it.
@@ -112,7 +112,7 @@ class TestCore:
 
     @pytest.mark.parametrize("unsent", [0, 1, 12])
     def test_interrupted(self, unsent: int) -> None:
-        """Bytes may have been sent of which nobody could take note."""
+        """Bytes may have been sent that the client could not account for."""
         core, tickets = self.begun(unsent)
         assert core.interrupted("interrupted") == tickets
         assert [outcome(ticket) for ticket in tickets] == ["ConnectionLost"] * 3

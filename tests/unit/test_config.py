@@ -1,4 +1,4 @@
-"""The daemon's command line: what it accepts, and what it says of the rest."""
+"""The daemon's command line: what it accepts, and its messages about the rest."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Configuration files: each key with right and wrong values, and what is said of the wrong ones."""
+"""Configuration files: each key with right and wrong values, and the messages about wrong ones."""
 
 import contextlib
 import json
@@ -856,7 +856,7 @@ def test_no_document_gives_anything_but_the_one_exception(file: Path, text: str)
 
 
 def paths(content: Mapping[str, Any]) -> Iterator[tuple[str | int, ...]]:
-    """Give the paths of a document's keys, down to those of tables."""
+    """Yield the paths of a document's keys, down to those of tables."""
     for key, value in content.items():
         yield (key,)
         if isinstance(value, list):

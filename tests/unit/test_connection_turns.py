@@ -1,4 +1,4 @@
-"""How much of one client's stream the daemon takes in before others have their turn."""
+"""How much of one client's stream the daemon reads before others have their turn."""
 
 import socket
 from typing import Final

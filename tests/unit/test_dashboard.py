@@ -1,4 +1,4 @@
-"""The dashboard asks for what the daemon really tells: each query, each metric, each label.
+"""The dashboard uses only what the daemon exports: each query, each metric, each label.
 
 With a Prometheus on this machine every query is put to it, too, and has to give something.
 """

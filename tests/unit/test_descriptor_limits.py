@@ -1,4 +1,4 @@
-"""What users may have, by the descriptors of the daemon."""
+"""The limits of users, by the descriptors that the daemon may open."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What stands at an export's path, and when it is looked at."""
+"""What stands at an export's path, and when the daemon looks."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Where an open file has data: what attributes and LSEEK tell of holes, and what they do not."""
+"""Where an open file has data: what attributes and LSEEK reveal of holes, and what they do not."""
 
 import errno
 import struct
@@ -158,7 +158,7 @@ async def test_a_reply_of_another_size_ends_the_session(
 
 
 async def test_blocks_that_are_untrue_hide_nothing(files: FileSystem, backend: FakeBackend) -> None:
-    """ZFS and others tell of no blocks before a file is written back: LSEEK tells what is there."""
+    """ZFS and others report no blocks before a file is written back: LSEEK shows its data."""
     backend.files[b"full"] = File(b"a" * 5 * BLOCK, data=())
 
     def answer(request: FuseRequest) -> Answer:

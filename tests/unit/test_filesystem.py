@@ -1,4 +1,4 @@
-"""Operations on a fake backend: nothing owed is kept, nothing is delivered in two versions."""
+"""Operations on a fake backend: no lookup count is kept, and no delivery mixes two versions."""
 
 import stat
 import time

@@ -1,4 +1,4 @@
-"""Finding a virtiofsd: which one it is, and what to install where there is none."""
+"""Finding a virtiofsd: which of the two it is, and what to install if there is none."""
 
 from pathlib import Path
 

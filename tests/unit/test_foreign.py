@@ -1,4 +1,4 @@
-"""Memory that a client made: what is taken, what refused, and that no descriptor leaks."""
+"""Memory of clients: what is accepted, what is refused, and that no descriptor leaks."""
 
 import fcntl
 import mmap

@@ -1,4 +1,4 @@
-"""Calls that are made at once: their results in order, or the first fault and no task left."""
+"""Calls that run at once: their results in order, or the first exception and no task left."""
 
 import pytest
 import trio

@@ -1,4 +1,4 @@
-"""Guest memory: three names for each byte, and the table that tells the backend of them."""
+"""Guest memory: three names for each byte, and the table that gives them to the backend."""
 
 import mmap
 from collections.abc import Callable, Iterator

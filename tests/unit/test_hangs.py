@@ -1,5 +1,5 @@
 # ruff: noqa: ARG001 - the clock is asked for so that deadlines pass at once
-"""What hung a backend is held back, longer each time, and nothing else is."""
+"""A request that hung a backend is held back, longer each time, and no other request is."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""What may be taken: the least of the machine and of all limits up to the root, both versions."""
+"""How much memory may be taken: the least of the machine's and of all limits up to the root."""
 
 import errno
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What nobody uses any more: how long it stays, and who wakes for it."""
+"""Unused things: how long they stay, and which task wakes for them."""
 
 import math
 import stat
@@ -228,7 +228,7 @@ async def session(backend: FakeBackend) -> AsyncIterator[Session]:
 
 @pytest.fixture
 async def files(session: Session) -> AsyncIterator[FileSystem]:
-    """Give a file system whose idle things end in time."""
+    """Yield a file system whose idle things end in time."""
     files = FileSystem(session, idle_nodes=10, idle_time=5)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(files.expire)

@@ -1,4 +1,4 @@
-"""The image store: whose image it is, how long it is kept, and what is never kept."""
+"""The image store: which user an image is for, how long it is kept, and what is never kept."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ def backend() -> FakeBackend:
 
 @asynccontextmanager
 async def storing(budget: int = 1 << 20, most: int = 10) -> AsyncIterator[ImageStore]:
-    """Give a store, and see that no image is open once it was closed."""
+    """Yield a store, and check that no image is open once it was closed."""
     async with trio.open_nursery() as nursery:
         store = ImageStore(budget, most, nursery)
         yield store

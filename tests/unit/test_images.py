@@ -1,4 +1,4 @@
-"""Images: what they may take of the machine, who holds one, and who ends a holding."""
+"""Images: how much memory they may take, and how holders come and go."""
 
 import errno
 import os

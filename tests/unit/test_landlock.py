@@ -1,4 +1,4 @@
-"""A program that Landlock shuts in: what it can read and write, and what not."""
+"""A program that Landlock confines: what it can read and write, and what it cannot."""
 
 import ctypes
 import os

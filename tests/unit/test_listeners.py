@@ -1,4 +1,4 @@
-"""The daemon's sockets: with the mode that was asked for, and never fewer than before."""
+"""The daemon's sockets: with the mode that is configured, and never fewer than before."""
 
 import fcntl
 import logging

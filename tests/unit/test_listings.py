@@ -1,4 +1,4 @@
-"""Listings in pages: what is there all the time comes once, or the client is told CHANGED."""
+"""Listings in pages: an entry that stays is listed once, or the client gets CHANGED."""
 
 import errno
 import stat
@@ -24,7 +24,7 @@ FOLDER = File(mode=stat.S_IFDIR | 0o755)
 
 @pytest.fixture
 def backend() -> FakeBackend:
-    """Give a backend each opening of whose directories has offsets of its own."""
+    """Return a backend that gives each opening of a directory offsets of its own."""
     files: dict[bytes, File | bytes] = {b"file-%d" % number: b"%d" % number for number in range(50)}
     backend = FakeBackend({b"folder": FOLDER, b"other": FOLDER, **files})
     backend.orders_differ = True

@@ -1,4 +1,4 @@
-"""The manual pages: they say of commands, options and keys what the code says, and render."""
+"""The manual pages agree with the code about commands, options and keys, and render."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""The methods over an export of the fake backend: listings in pages, files that are open."""
+"""The methods on an export of the fake backend: listings in pages, open files."""
 
 import errno
 import os
@@ -99,7 +99,7 @@ async def methods(backend: FakeBackend, tmp_path: Path) -> AsyncIterator[Methods
 
 @pytest.fixture
 async def client(methods: Methods, backend: FakeBackend) -> AsyncIterator[Client]:
-    """Give a client, and see that its end takes all that it had open in the backend."""
+    """Yield a client, and check that its end closes all that it had open in the backend."""
     client = Client(methods, ClientLimits(files=3, listings=2))
     yield client
     await client.caller.close()

@@ -1,4 +1,4 @@
-"""Metrics: what is counted as what, the text that Prometheus reads, and the file of it."""
+"""Metrics: what counts as what, their text for Prometheus, and the file of that."""
 
 import logging
 import os

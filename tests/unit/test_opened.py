@@ -1,4 +1,4 @@
-"""Which directory a process has opened, by what the kernel shows of it."""
+"""Which directory a process has opened, by what the kernel shows."""
 
 import logging
 import os

@@ -195,7 +195,7 @@ def empty_memfd() -> int:
 
 
 async def test_who_leaves_descriptors_unread_gets_no_more(sender: Sender) -> None:
-    """All that nobody received count against one limit of the daemon's."""
+    """All descriptors that are not received yet count against one limit of the daemon."""
     replies = [Reply([b"r"], empty_memfd()) for _ in range(200)]
     for reply in replies:
         sender.outbox.send(reply)

@@ -1,4 +1,4 @@
-"""Owners of files behind a user namespace: the host's, or that they are not known."""
+"""Owners of files behind a user namespace: the host's ids, or unknown."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The daemon's own ``protocol`` and ``memory`` are claimed, or the reason is told."""
+"""The daemon's own ``protocol`` and ``memory`` are loaded, or an error says why not."""
 
 import shutil
 import sys

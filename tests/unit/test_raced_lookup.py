@@ -1,4 +1,4 @@
-"""A name that is moved away while the backend looks it up, which openat2(2) reports in its own way.
+"""A name that moves away while the backend looks it up, which openat2(2) reports specially.
 
 The Rust backend looks names up by openat2 with RESOLVE_IN_ROOT. Where a rename comes in between,
 that gives EXDEV ("an escape was detected") or EAGAIN ("may be tried again"), and neither is true of

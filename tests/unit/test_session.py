@@ -1,4 +1,4 @@
-"""Opening and ending a session: the order of messages, and what a backend may not lack."""
+"""Opening and ending a session: the order of messages, and what a backend has to offer."""
 
 import gc
 import os

@@ -1,4 +1,4 @@
-"""A call's parameters: what is taken, what is refused, and with which words."""
+"""A call's parameters: what is accepted, what is refused, and with which message."""
 
 import contextlib
 from typing import Any

@@ -127,7 +127,7 @@ class TestClient:
     def test_interrupted_when_bytes_were_sent(
         self, client: Client, fake_daemon: FakeDaemon
     ) -> None:
-        """The daemon has a request that the client could not take note of: it is not refused."""
+        """The daemon has a request that the client could not record: it is not refused."""
 
         def interrupt(_: int) -> None:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Traces: what is told of each request, who is told, and what a client is given of it."""
+"""Traces: what is reported of each request, to which traces, and what a client gets."""
 
 import json
 import time
@@ -59,7 +59,7 @@ class Traced:
 async def traced(
     backend: FakeBackend, *, at_once: bool = False, patience: float = 10.0
 ) -> AsyncIterator[Traced]:
-    """Give a session; with ``at_once`` it is traced from its first request on."""
+    """Yield a session; with ``at_once`` it is traced from its first request on."""
     tracing = Tracing()
     trace = Trace()
     if at_once:

@@ -1,4 +1,4 @@
-"""Who could lead a path elsewhere: which ways are taken, and which are refused."""
+"""Paths that other users could lead elsewhere: which are followed, and which are refused."""
 
 import ctypes
 import errno
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a folder that everybody may enter, which pytest's own are not."""
+    """Yield a folder that all users may enter, unlike pytest's own."""
     with TemporaryDirectory(prefix="vuserd-trust-") as folder:
         os.chmod(folder, 0o755)
         yield Path(folder)
@@ -194,7 +194,7 @@ def test_a_closed_directory_in_a_folder_of_a_group(make: Callable[..., Path]) ->
 
 
 def test_a_link_with_two_names(make: Callable[..., Path], tmp_path: Path) -> None:
-    """Where the kernel lets everybody link to everything, a link of root's is not root's word."""
+    """If the kernel lets all users link to all files, a link owned by root proves nothing."""
     make("tmp", mode=0o1777)
     make("secret")
     link = make("link", to="secret")

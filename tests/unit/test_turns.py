@@ -1,4 +1,4 @@
-"""Turns: at once for whoever is alone, in rounds for several."""
+"""Turns: at once for a holder that is alone, in rounds for several."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 

@@ -59,7 +59,7 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 def start(fake_daemon: FakeDaemon) -> Iterator[Start]:
     """Start vuserctl as a process of its own, which ends with the test."""
     code = "import sys; from vuserd.ctl.main import main; sys.exit(main())"
-    # Signals end it, even if whoever started the tests ignores them.
+    # Signals end it, even if the process that started the tests ignores them.
     command = ["env", "--default-signal", sys.executable, "-c", code]
     command += ["--socket", fake_daemon.address]
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Each way of taking a file: its size may be untrue, and its timestamps too coarse to tell."""
+"""Each way of fetching a file: its size may be wrong, and its timestamps too coarse."""
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -44,7 +44,7 @@ async def session(backend: FakeBackend) -> AsyncIterator[Session]:
 
 @pytest.fixture
 async def files(session: Session, backend: FakeBackend) -> AsyncIterator[FileSystem]:
-    """Give a file system, and see that nothing is left of it."""
+    """Yield a file system, and check that nothing is left of it."""
     files = FileSystem(session, idle_nodes=10)
     yield files
     files.close()
@@ -98,7 +98,7 @@ def reads(backend: FakeBackend) -> int:
 
 @pytest.fixture(params=[False, True], ids=["settled", "coarse"])
 def stamp(request: pytest.FixtureRequest) -> int:
-    """Give a time of the last change that a later change is certain to move, or is not."""
+    """Return a time of the last change that a later change is certain to move, or is not."""
     return coarse_now() if request.param else 1_000_000_000
 
 
@@ -223,7 +223,7 @@ async def test_bytes_that_go_on_changing_unseen_are_told(
 async def test_a_file_that_shrinks_while_it_is_read(
     backend: FakeBackend, files: FileSystem, way: Way
 ) -> None:
-    """Its attributes tell of that: the next attempt has the new size."""
+    """Its attributes show that: the next attempt has the new size."""
     backend.files[b"file"] = File(CONTENT)
 
     def answer(request: FuseRequest) -> Answer | None:

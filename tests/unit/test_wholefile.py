@@ -353,7 +353,7 @@ class TestGrowing:
 
 
 class TestUnsettled:
-    """Timestamps that do not tell of the next change: the bytes are compared."""
+    """Timestamps that would not show the next change: the bytes are compared."""
 
     @pytest.fixture(autouse=True)
     def _unsettled(self, fake_daemon: FakeDaemon) -> None:

@@ -1,4 +1,4 @@
-"""What a backend says: logged while it says little, counted when it says much."""
+"""What a backend prints: logged while it is little, counted when it is much."""
 
 import pytest
 import trio
