@@ -1,9 +1,9 @@
-"""Who could lead a path elsewhere: walked by descriptors, one component after the other.
+"""Walk a path by descriptors, one component after the other, and find who could lead it elsewhere.
 
-Whoever may write to a folder decides what its entries are, and a symbolic link leads wherever its
-owner wants. Root and the daemon's own user are trusted with that. Another user may decide where a
-path leads as long as it ends at a file of that user's own, by a way that is open to that user:
-so nobody has the daemon open what they could not open themselves.
+A user who may write to a folder decides what its entries are, and a symbolic link leads wherever
+its owner wants. Root and the daemon's own user are trusted with that. Another user may decide where
+a path leads as long as it ends at a file of that user, by a way that is open to that user. So no
+user can make the daemon open a file that this user could not open.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from vuserd.errors import UnsafePath
 from vuserd.trust.bounded_calls import open_entry, status_of
 
-#: As many as the kernel follows (path_resolution(7)).
+#: The most links that are followed, as in the kernel (path_resolution(7)).
 _MOST_LINKS: Final = 40
 _ROOT: Final = 0
 _ALL_IDS: Final = ["0", "0", "4294967295"]
@@ -35,19 +35,19 @@ _ACCESS_LIST: Final = "system.posix_acl_access"
 
 
 class Trust(NamedTuple):
-    """Whose files and folders are as good as root's."""
+    """The users and groups whose files and folders are trusted like root's."""
 
     users: frozenset[int]
-    #: Groups that nobody else is in.
+    #: Groups without other members.
     groups: frozenset[int]
     #: Whether this process opens whatever there is: then it can be misled by directories, too.
     reads_all: bool
 
 
 class Route(NamedTuple):
-    """Where a path led, and how."""
+    """Where a path led, and which way."""
 
-    #: What is there, opened with O_PATH.
+    #: The file at its end, opened with O_PATH.
     descriptor: int
     status: os.stat_result
     owner: int
@@ -62,7 +62,7 @@ class Route(NamedTuple):
 
 
 def own_trust() -> Trust:
-    """Return whom this process trusts: root, its own user, and who has it run by sudo."""
+    """Return whom this process trusts: root, its own user, and the user who runs it by sudo."""
     return _trust(
         os.geteuid(), os.getegid(), os.environ.get("SUDO_UID"), os.environ.get("SUDO_GID")
     )
@@ -84,7 +84,7 @@ def _trust(user: int, group: int, caller: str | None, callers_group: str | None)
 
 
 def _may_read_all() -> bool:
-    """Tell whether permissions do not concern this process, as a unit may grant its user."""
+    """Return whether this process may read all files, as a unit may grant its user."""
     with suppress(OSError, StopIteration, ValueError), open("/proc/self/status") as lines:
         effective = next(line for line in lines if line.startswith("CapEff:"))
         return bool(int(effective.split()[1], 16) & _READS_ALL)
@@ -92,7 +92,7 @@ def _may_read_all() -> bool:
 
 
 def _is_private(user: int, group: int) -> bool:
-    """Tell whether the group is the user's alone: by its name, as useradd(8) makes it."""
+    """Return whether the group is the user's alone: it has the user's name, as by useradd(8)."""
     try:
         return grp.getgrgid(group).gr_name == pwd.getpwuid(user).pw_name
     except KeyError:
@@ -100,7 +100,7 @@ def _is_private(user: int, group: int) -> bool:
 
 
 def _knows_all_ids(kind: str) -> bool:
-    """Tell whether no owner is hidden by a user namespace (user_namespaces(7))."""
+    """Return whether no owner is hidden by a user namespace (user_namespaces(7))."""
     try:
         with open(f"/proc/self/{kind}_map") as lines:
             return lines.readline().split() == _ALL_IDS
@@ -109,7 +109,7 @@ def _knows_all_ids(kind: str) -> bool:
 
 
 def _overflow(kind: str) -> int:
-    """Return the owner that stands for those which are hidden: the host's root is one of them."""
+    """Return the owner that stands for all hidden ones, of which the host's root is one."""
     with suppress(OSError, ValueError), open(f"/proc/sys/kernel/overflow{kind}") as lines:
         return int(lines.readline())
     return _OVERFLOW
@@ -117,9 +117,9 @@ def _overflow(kind: str) -> int:
 
 @contextmanager
 def route(path: str, trust: Trust) -> Iterator[Route]:
-    """Open what a path leads to, for the block's time.
+    """Open the file that a path leads to, for the block's time.
 
-    It may wait for a file system.
+    This may wait for a file system.
 
     Raises:
         UnsafePath: others could lead it to what is not theirs.
@@ -138,7 +138,7 @@ def require_own(found: Route, path: str, trust: Trust) -> None:
     """Refuse a file that others have written, could write or could lead to: it is obeyed.
 
     Raises:
-        UnsafePath: naming them.
+        UnsafePath: they could; the message names them.
 
     """
     us = name_of(os.geteuid())
@@ -176,7 +176,7 @@ def who_may_write(descriptor: int, status: os.stat_result, trust: Trust) -> str:
 
 
 def keeps_entries(found: Route, trust: Trust) -> bool:
-    """Tell whether what this process puts into a folder stays there: nobody else replaces it."""
+    """Return whether what this process puts into a folder is safe from other users."""
     firm = found.keeper is None and not found.risks and found.owner in trust.users
     is_sticky = found.status.st_mode & stat.S_ISVTX
     return firm and bool(is_sticky or not who_may_write(found.descriptor, found.status, trust))
@@ -198,7 +198,7 @@ def _group_name(group: int) -> str:
 
 
 class _Walk:
-    """A way along a path. ``here`` is open until the end, whatever comes.
+    """A walk along a path. ``here`` is open until its end, whatever happens.
 
     Every other descriptor is closed within the method that opens it.
     """
@@ -219,7 +219,7 @@ class _Walk:
         self.here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def go(self) -> None:
-        """Go to the end."""
+        """Walk to the end of the path."""
         self._arrive()
         while self._left:
             name = self._left.pop()
@@ -232,7 +232,7 @@ class _Walk:
             raise self._unsafe(f"what is there is {name_of(self._owner)}'s")
 
     def route(self) -> Route:
-        """Return where it led."""
+        """Return where the path led."""
         resolved = "/" + "/".join(self._names)
         mounter = self._mounters[self._status.st_dev]
         risks = tuple(self._risks)
@@ -285,7 +285,7 @@ class _Walk:
             self._arrive()
 
     def _judge(self, entry: int, status: os.stat_result, name: str) -> None:
-        """Look who may have put this entry into this folder."""
+        """Check which users may have put this entry into this folder."""
         others = who_may_write(self.here, self._status, self._trust)
         owner = self._owner_of(entry, status)
         is_link = stat.S_ISLNK(status.st_mode)
