@@ -1,5 +1,6 @@
 """Daemons of an attacker's, and what they hand to clients."""
 
+import asyncio
 import os
 import socket
 import struct
@@ -15,7 +16,7 @@ import msgpack
 import trio
 
 from tests.attacks.people import MALLORY, As
-from vuserd.client import Client, TrioClient
+from vuserd.client import AsyncioClient, Client, TrioClient
 from vuserd.client.calls import Call
 
 #: Seconds that a lingering socket keeps whoever closes it waiting.
@@ -125,6 +126,24 @@ def ask_with_trio(
         return outcomes
 
     return trio.run(main)
+
+
+def ask_with_asyncio(path: str, *calls: Call[Any], first: Callable[[], object] = int) -> list[Any]:
+    """Do the same with the asyncio client, whose caller gives up after as long."""
+
+    async def main() -> list[Any]:
+        outcomes = []
+        async with AsyncioClient.connect(path, reconnect=0) as client:
+            first()
+            for call in calls:
+                try:
+                    async with asyncio.timeout(5):
+                        outcomes.append(await client.call(call))
+                except Exception as error:
+                    outcomes.append(error)
+        return outcomes
+
+    return asyncio.run(main())
 
 
 def _outcome(function: Callable[[], Any]) -> Any:

@@ -15,11 +15,11 @@ from typing import Any
 
 import msgpack
 import pytest
-import trio
 
 from tests.attacks.false_daemons import (
     PATIENCE,
     ask_synchronously,
+    ask_with_asyncio,
     ask_with_trio,
     false_daemon,
     lingering,
@@ -28,11 +28,12 @@ from tests.attacks.false_daemons import (
 )
 from tests.attacks.people import VICTIM, run_as
 from tests.attacks.threats import Who, threat
-from vuserd.client import TrioClient, calls
+from tests.loops import LOOPS, Loop
+from vuserd.client import calls
 from vuserd.client.errors import BadReply, ClientError, ConnectionLost
 
 Ask = Callable[..., list[Any]]
-both_clients = pytest.mark.parametrize("ask", [ask_synchronously, ask_with_trio])
+all_clients = pytest.mark.parametrize("ask", [ask_synchronously, ask_with_trio, ask_with_asyncio])
 
 #: The fields of a stat.
 STAT_NUMBERS = (
@@ -72,7 +73,7 @@ IMAGES: dict[str, Callable[[], int]] = {
     does="sends as an image what it can change or cut afterwards, or what is no memory",
     promise="a client maps nothing but sealed memory of the size that was said",
 )
-@both_clients
+@all_clients
 @pytest.mark.parametrize("kind", IMAGES)
 def test_an_image_is_looked_at_before_it_is_used(ground: Path, ask: Ask, kind: str) -> None:
     def answer(connection: socket.socket, number: int, method: str) -> None:
@@ -113,7 +114,7 @@ def _unread(connection: socket.socket, lingers: int) -> None:
     does="sends a socket whose close takes minutes: as an image, unasked, or so that it is unread",
     promise="no close of what a daemon sent holds a client up, nor its end",
 )
-@both_clients
+@all_clients
 @pytest.mark.parametrize("send", [_as_an_image, _unasked, _unread])
 def test_nobody_waits_for_a_descriptor_to_close(
     ground: Path, ask: Ask, send: Callable[[socket.socket, int], None]
@@ -148,7 +149,7 @@ def test_nobody_waits_for_a_descriptor_to_close(
     does="sends descriptors beside each byte of an answer that does not end",
     promise="a descriptor that belongs to no answer ends the connection",
 )
-@both_clients
+@all_clients
 def test_a_flood_of_descriptors_ends_the_connection(ground: Path, ask: Ask) -> None:
     def answer(connection: socket.socket, number: int, _: str) -> None:
         reader = os.pipe()[0]
@@ -188,7 +189,7 @@ def _deep_arrays(connection: socket.socket, number: int) -> None:
     does="sends replies whose objects take sixty times their bytes, or room for all of an array",
     promise="a reply has a million values at most, and its objects take no more than 300 MB",
 )
-@both_clients
+@all_clients
 @pytest.mark.parametrize("send", [_many_objects, _large_arrays, _deep_arrays])
 def test_a_reply_does_not_take_all_memory(
     ground: Path, ask: Ask, send: Callable[[socket.socket, int], None]
@@ -294,11 +295,12 @@ def test_completion_ends(ground: Path, slowly: bool) -> None:
 @threat(
     "flood of words",
     who=Who.FALSE_DAEMON,
-    against="a trio program",
+    against="an asynchronous program",
     does="sends notifications without end in place of an answer",
     promise="other tasks go on, and a caller's deadline holds",
 )
-def test_a_flood_of_words_leaves_other_tasks_alone(ground: Path) -> None:
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=[*LOOPS])
+def test_a_flood_of_words_leaves_other_tasks_alone(ground: Path, loop: Loop) -> None:
     def answer(connection: socket.socket, _: int, __: str) -> None:
         while True:
             connection.sendall(b"\x93\x02\xa1x\x90" * 20_000)
@@ -310,11 +312,13 @@ def test_a_flood_of_words_leaves_other_tasks_alone(ground: Path) -> None:
             signal.alarm(PATIENCE)
 
             async def main() -> None:
-                async with TrioClient.connect(path, reconnect=0) as client:
-                    with trio.move_on_after(0.2) as scope:
-                        await client.exports()
-                    assert scope.cancelled_caught
+                async with loop.client.connect(path, reconnect=0) as client:
+                    async with loop.group() as group:
+                        asking = group.start(client.exports)
+                        await loop.sleep(0.2)
+                        asking.cancel()
+                    assert asking.cancelled()
 
-            trio.run(main)
+            loop.run(main)
 
         assert run_as(VICTIM, victim) == 0

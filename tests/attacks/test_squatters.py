@@ -1,5 +1,6 @@
 """Who holds a name that clients look for, and is not the daemon."""
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -16,7 +17,7 @@ import trio
 from tests.attacks.false_daemons import PATIENCE, reply, requests
 from tests.attacks.people import MALLORY, VICTIM, As, run_as
 from tests.attacks.threats import Who, threat
-from vuserd.client import Client, TrioClient, reaching
+from vuserd.client import AsyncioClient, Client, TrioClient, reconnect
 from vuserd.client.errors import CannotConnect, NotTaken
 from vuserd.ctl import main, show
 
@@ -38,12 +39,22 @@ def find_with_trio(address: str | None = None) -> None:
     trio.run(main)
 
 
+def find_with_asyncio(address: str | None = None) -> None:
+    async def main() -> None:
+        async with AsyncioClient.connect(address, reconnect=0) as client:
+            assert await client.exports() == []
+
+    asyncio.run(main())
+
+
 def find_with_vuserctl(address: str | None = None) -> None:
     assert main.run([*(["--socket", address] if address else []), "exports"]) == 0
 
 
 Find = Callable[..., None]
-both_clients = pytest.mark.parametrize("find", [find_synchronously, find_with_trio])
+all_clients = pytest.mark.parametrize(
+    "find", [find_synchronously, find_with_trio, find_with_asyncio]
+)
 
 
 def alone(function: Callable[[], None]) -> None:
@@ -186,9 +197,9 @@ def test_the_next_address_is_tried(ground: Path, find: Find, squat: Serve, user:
     does="keeps the queue of @vuserd full where no daemon is",
     promise="clients end, and say what was tried and why each was in vain",
 )
-@both_clients
+@all_clients
 def test_there_is_an_end(ground: Path, find: Find, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reaching, "_FOR_GUESSES", (0.5, 1.0))
+    monkeypatch.setattr(reconnect, "_FOR_GUESSES", (0.5, 1.0))
     folder = folder_of(VICTIM, ground / "run")
 
     def victim() -> None:
@@ -213,7 +224,7 @@ def test_there_is_an_end(ground: Path, find: Find, monkeypatch: pytest.MonkeyPat
     does="listens on a rig's name, or in the folder of another user that XDG_RUNTIME_DIR names",
     promise="a client sends nothing to who is not root, the service's user or its own",
 )
-@both_clients
+@all_clients
 @pytest.mark.parametrize(
     ("address", "named"),
     [("@vuserd", False), ("@vuserd", True), ("@lab", True), ("run/vuserd.sock", False)],

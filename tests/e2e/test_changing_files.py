@@ -22,6 +22,8 @@ from tests.e2e.lane import Lane, run_lanes
 from tests.e2e.rounds import LONG, repeated, rounds
 from tests.e2e.ways import (
     Served,
+    by_asyncio_download,
+    by_asyncio_stream,
     by_download,
     by_fetch,
     by_get_r,
@@ -47,6 +49,8 @@ _WAYS: Final = (
     by_load,
     by_vuserctl_get,
     by_get_r,
+    by_asyncio_download,
+    by_asyncio_stream,
     by_trio_download,
     by_trio_stream,
 )

@@ -13,8 +13,9 @@ import pytest
 
 from tests.e2e.rounds import LONG
 from tests.e2e.ways import ADDRESS, READ_MAX, WAYS, Served, by_fetch, by_load, by_read
+from tests.loops import LOOPS, Loop
 from tests.running import RunningDaemon
-from vuserd.client import Client, TrioClient
+from vuserd.client import Client
 from vuserd.client.errors import RemoteError
 
 #: Around a page, the least READ of a backend, its usual one, and the most that one call gives.
@@ -83,16 +84,21 @@ def test_a_file_of_procfs_is_the_hosts(
     assert {line.split()[-1] for line in lines} >= set(names)
 
 
-async def test_the_trio_client_gives_the_same(served: Served, files: Path) -> None:
-    async with TrioClient.connect(served.socket) as client:
-        memory = await client.attach(size=16 << 20)
-        async with memory:
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=[*LOOPS])
+def test_an_asynchronous_client_gives_the_same(served: Served, files: Path, loop: Loop) -> None:
+    async def main() -> None:
+        async with (
+            loop.client.connect(served.socket) as client,
+            await client.attach(size=16 << 20) as memory,
+        ):
             for size in SIZES:
                 host = (files / str(size)).read_bytes()
                 with await client.fetch("files", str(size)) as image, image.buffer() as buffer:
                     assert buffer == host
                 assert await memory.load("files", str(size), ADDRESS) == size
                 assert memory.buffer[ADDRESS : ADDRESS + size] == host
+
+    loop.run(main)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Every way of fetching a whole file, each as a function that returns its bytes."""
 
+import asyncio
 import io
 import os
 import subprocess
@@ -10,7 +11,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from vuserd.client import Client, TrioClient
+from vuserd.client import AsyncioClient, Client, TrioClient
 from vuserd.client.records import Stat
 from vuserd.ctl import main
 
@@ -98,6 +99,32 @@ def by_trio_stream(served: Served, path: str) -> bytes:
     return bytes(content)
 
 
+def by_asyncio_download(served: Served, path: str) -> bytes:
+    async def download(fileno: int) -> Stat:
+        async with AsyncioClient.connect(served.socket) as client:
+            return await client.download(served.export, path, fileno)
+
+    with tempfile.TemporaryFile() as file:
+        stat = asyncio.run(download(file.fileno()))
+        content = file.read()
+        served.check(stat, content)
+        return content
+
+
+def by_asyncio_stream(served: Served, path: str) -> bytes:
+    content = bytearray()
+
+    async def write(payload: memoryview) -> None:
+        content.extend(payload)
+
+    async def stream() -> Stat:
+        async with AsyncioClient.connect(served.socket) as client:
+            return await client.stream(served.export, path, write)
+
+    served.check(asyncio.run(stream()), content)
+    return bytes(content)
+
+
 def by_fetch(served: Served, path: str) -> bytes:
     with served.client.fetch(served.export, path) as image, image.buffer() as buffer:
         assert len(buffer) == image.size
@@ -173,6 +200,8 @@ WAYS: Final = (
     by_stream,
     by_trio_download,
     by_trio_stream,
+    by_asyncio_download,
+    by_asyncio_stream,
     by_fetch,
     by_load,
     by_vuserctl_get,
@@ -181,4 +210,4 @@ WAYS: Final = (
     by_vuserctl_load,
 )
 #: Those that take a file while it grows.
-GROWING: Final = (by_stream, by_trio_stream, by_cat)
+GROWING: Final = (by_stream, by_trio_stream, by_asyncio_stream, by_cat)

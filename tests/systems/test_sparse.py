@@ -82,7 +82,7 @@ def vuserctl_get(client: Client, name: str, folder: Path, *options: str) -> Path
     """Fetch by the command; return where the file is."""
     said = io.StringIO()
     source = f"files:{name}" if options else f"files:{name}/file"
-    address = client._address
+    address = client._talk._address
     assert address is not None
     with redirect_stderr(said):
         arguments = ["--socket", address.address, "get", *options, source, str(folder / "copy")]

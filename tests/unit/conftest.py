@@ -1,4 +1,4 @@
-"""Fixtures for the tests of both clients and of vuserctl: a small tree behind the fake daemon."""
+"""Fixtures for the tests of the clients and of vuserctl: a small tree behind the fake daemon."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import BinaryIO
 import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
-from tests.unit.takers import SyncTaker, Taker, TrioTaker
-from vuserd.client import transfer
+from tests.loops import LOOPS, Loop
+from tests.unit.faces import KINDS, Connect, Taker, connecting
+from vuserd.client import Client, transfer
 
 
 @pytest.fixture
@@ -26,11 +27,30 @@ def fake_daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
         yield served
 
 
-@pytest.fixture(params=[SyncTaker, TrioTaker])
-def taker(request: pytest.FixtureRequest, fake_daemon: FakeDaemon) -> Taker:
-    """Take whole files, with either client."""
-    made: Taker = request.param(fake_daemon.address)
-    return made
+@pytest.fixture(params=KINDS)
+def connect(request: pytest.FixtureRequest) -> Connect:
+    """Connect clients of each kind."""
+    return connecting(request.param)
+
+
+@pytest.fixture
+def client(connect: Connect, fake_daemon: FakeDaemon) -> Iterator[Client]:
+    """Use a client of each kind."""
+    with connect(fake_daemon.address) as connected:
+        yield connected
+
+
+@pytest.fixture(params=[*LOOPS.values()], ids=[*LOOPS])
+def loop(request: pytest.FixtureRequest) -> Loop:
+    """Use each of the libraries that have an asynchronous client."""
+    found: Loop = request.param
+    return found
+
+
+@pytest.fixture
+def taker(connect: Connect, fake_daemon: FakeDaemon) -> Taker:
+    """Take whole files, with each kind of client."""
+    return Taker(connect, fake_daemon.address)
 
 
 @pytest.fixture(params=["reads", "lent"])

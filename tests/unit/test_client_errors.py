@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake.rpc_server import FakeDaemon, Node
-from tests.unit.takers import SyncTaker, Taker, TrioTaker
+from tests.unit.faces import Connect, Taker
 from vuserd.client import Client, transfer
 from vuserd.client.errors import BadReply, ClientError, RemoteError
 from vuserd.ctl import main
@@ -80,8 +80,8 @@ class TestOfCalls:
     def _lent(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(transfer, "LENT_LEAST", 1)
 
-    def test_the_file_that_was_asked_about(self, fake_daemon: FakeDaemon) -> None:
-        with Client.connect(fake_daemon.address) as client:
+    def test_the_file_that_was_asked_about(self, connect: Connect, fake_daemon: FakeDaemon) -> None:
+        with connect(fake_daemon.address) as client:
             with pytest.raises(FileNotFoundError) as missing:
                 client.stat("kernels", b"boot/\xff")
             assert missing.value.filename == "kernels:boot/\udcff"
@@ -106,16 +106,15 @@ class TestOfCalls:
             assert not isinstance(unknown.value, OSError)
             assert unknown.value.filename == "others:image"
 
-    @pytest.mark.parametrize("make", [SyncTaker, TrioTaker])
     @pytest.mark.parametrize("code", ["EPIPE", "ECONNRESET", "EAGAIN", "EINTR", "ETIMEDOUT"])
     def test_none_is_taken_for_the_connections(
-        self, fake_daemon: FakeDaemon, make: type[Taker], code: str
+        self, fake_daemon: FakeDaemon, taker: Taker, code: str
     ) -> None:
         """Nor is one for a lack of memory here, while memory is lent to the daemon."""
         for method in ("open", "load", "stat"):
             errors_of(fake_daemon, method, code)
             with pytest.raises(RemoteError) as caught:
-                make(fake_daemon.address).stream("image", bytearray().extend)
+                taker.stream("image", bytearray().extend)
             assert caught.value.code == code
             del fake_daemon.raw[method]
 

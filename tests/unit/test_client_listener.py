@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from vuserd.client import listener
-from vuserd.client.listener import check_listener
+from vuserd.client import reconnect
+from vuserd.client.reconnect import check_listener
 from vuserd.wire.address import Candidate
 
 GUESSES = [Candidate(name, is_guessed=True) for name in ("@vuserd", "/run/user/1/vuserd.sock")]
@@ -60,7 +60,7 @@ def test_who_has_no_number_here_is_not_the_same_as_who_has_none_either(
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     with pytest.raises(PermissionError):
         check(65534, NAMED)
-    monkeypatch.setattr(listener, "_OVERFLOW_FILE", "/nonexistent")
+    monkeypatch.setattr(reconnect, "_OVERFLOW_FILE", "/nonexistent")
     with pytest.raises(PermissionError):
         check(65534, NAMED)
 

@@ -12,7 +12,9 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon
-from vuserd.client import Client, TrioClient, transfer
+from tests.loops import Loop
+from tests.unit.faces import Connect
+from vuserd.client import Client, transfer
 from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.image import Image
 from vuserd.client.memory import SharedMemory
@@ -41,12 +43,6 @@ def _no_memory_is_left_open() -> Iterator[None]:
     yield
     gc.collect()
     assert memfds() == before
-
-
-@pytest.fixture
-def client(fake_daemon: FakeDaemon) -> Iterator[Client]:
-    with Client.connect(fake_daemon.address) as client:
-        yield client
 
 
 def methods(fake_daemon: FakeDaemon) -> list[str]:
@@ -160,8 +156,8 @@ class TestAttached:
             client.attach(size=4096)
         assert refused.value.code == "UNKNOWN_METHOD"
 
-    def test_a_lost_connection_detaches(self, fake_daemon: FakeDaemon) -> None:
-        with Client.connect(fake_daemon.address) as client, client.attach(size=4096):
+    def test_a_lost_connection_detaches(self, fake_daemon: FakeDaemon, connect: Connect) -> None:
+        with connect(fake_daemon.address) as client, client.attach(size=4096):
             client.close()
 
     def test_detached_twice(self, client: Client, fake_daemon: FakeDaemon) -> None:
@@ -169,14 +165,6 @@ class TestAttached:
             memory.detach()
             memory.detach()
         memory.detach()
-        assert methods(fake_daemon) == ["attach", "detach"]
-
-    async def test_detached_twice_with_trio(self, fake_daemon: FakeDaemon) -> None:
-        async with TrioClient.connect(fake_daemon.address) as client:
-            async with await client.attach(size=4096) as memory:
-                await memory.detach()
-                await memory.detach()
-            await memory.detach()
         assert methods(fake_daemon) == ["attach", "detach"]
 
 
@@ -203,49 +191,42 @@ class TestLending:
         assert not isinstance(caught.value, NotTaken)
         assert fake_daemon.connections == 1
 
-    async def test_a_lost_connection_with_trio(self, fake_daemon: FakeDaemon) -> None:
-        async def ignore(_: memoryview) -> None:
-            pass
+    def test_an_interruption_is_passed_on(self, fake_daemon: FakeDaemon) -> None:
+        with Client.connect(fake_daemon.address) as client:
+            core = client._talk.link.core
 
-        self.cut_at_the_first_load(fake_daemon)
-        async with TrioClient.connect(fake_daemon.address) as client:
-            with pytest.raises(ConnectionLost, match="closed the connection") as caught:
-                await client.stream("kernels", "image", ignore)
-        assert not isinstance(caught.value, NotTaken)
-        assert fake_daemon.connections == 1
-
-    def test_an_interruption_is_passed_on(self, client: Client, fake_daemon: FakeDaemon) -> None:
-        core = client._link.core
-
-        def interrupt(*_: object) -> NoReturn:
-            del vars(core)["received"]  # once
-            raise KeyboardInterrupt
-
-        def interrupt_the_load(request: Request) -> None:
-            if request.method == "load":
-                vars(core)["received"] = interrupt
-
-        fake_daemon.before = interrupt_the_load
-        with pytest.raises(KeyboardInterrupt):
-            client.stream("kernels", "image", bytearray().extend)
-        with pytest.raises(NotTaken, match="interrupted"):
-            client.exports()
-
-    async def test_an_interruption_with_trio(self, fake_daemon: FakeDaemon) -> None:
-        async def ignore(_: memoryview) -> None:
-            pass
-
-        async def interrupted(ticket: Ticket[Any]) -> Any:
-            if ticket.call is not None and ticket.call.method == "load":
-                client.close()
+            def interrupt(*_: object) -> NoReturn:
+                del vars(core)["received"]  # once
                 raise KeyboardInterrupt
-            return await finish(ticket)
 
-        async with TrioClient.connect(fake_daemon.address) as client:
-            finish = client._finish
-            vars(client)["_finish"] = interrupted
+            def interrupt_the_load(request: Request) -> None:
+                if request.method == "load":
+                    vars(core)["received"] = interrupt
+
+            fake_daemon.before = interrupt_the_load
             with pytest.raises(KeyboardInterrupt):
-                await client.stream("kernels", "image", ignore)
+                client.stream("kernels", "image", bytearray().extend)
+            with pytest.raises(NotTaken, match="interrupted"):
+                client.exports()
+
+    def test_an_interruption_in_a_loop(self, loop: Loop, fake_daemon: FakeDaemon) -> None:
+        async def ignore(_: memoryview) -> None:
+            pass
+
+        async def main() -> None:
+            async def interrupted(ticket: Ticket[Any]) -> Any:
+                if ticket.call is not None and ticket.call.method == "load":
+                    client.close()
+                    raise KeyboardInterrupt
+                return await finish(ticket)
+
+            async with loop.client.connect(fake_daemon.address) as client:
+                finish = client._finish
+                vars(client)["_finish"] = interrupted
+                with pytest.raises(KeyboardInterrupt):
+                    await client.stream("kernels", "image", ignore)
+
+        loop.run(main)
 
     @pytest.mark.parametrize("code", ["TOO_LARGE", "EIO"])
     def test_a_refused_load(self, client: Client, fake_daemon: FakeDaemon, code: str) -> None:
@@ -344,10 +325,11 @@ class TestLoading:
         return main.run(["--socket", fake_daemon.address, "load", "kernels:image", *options])
 
 
-def test_a_child_that_closes_the_client_leaves_the_connection(client: Client) -> None:
-    child = os.fork()
-    if not child:
-        client.close()
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert client.stat("kernels", "image").size == len(IMAGE)
+def test_a_child_that_closes_the_client_leaves_the_connection(fake_daemon: FakeDaemon) -> None:
+    with Client.connect(fake_daemon.address) as client:
+        child = os.fork()
+        if not child:
+            client.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert client.stat("kernels", "image").size == len(IMAGE)

@@ -1,4 +1,4 @@
-"""Both clients across restarts of the daemon: no call is lost, and none is done twice."""
+"""All clients across restarts of the daemon: no call is lost, and none is done twice."""
 
 import os
 import socket
@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import trio
-from trio.testing import wait_all_tasks_blocked
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
-from vuserd.client import Client, TrioClient, calls, reaching
+from tests.unit.faces import Connect
+from vuserd.client import Client, calls, reconnect
 from vuserd.client.core import ClientCore, Ticket
 from vuserd.client.errors import CannotConnect, ConnectionLost, NotTaken, RemoteError
-from vuserd.client.reaching import Approach, is_silent, queue_is_full
+from vuserd.client.reconnect import Approach, is_silent, queue_is_full
 from vuserd.client.transfer import Resumption
 from vuserd.ctl import main
 from vuserd.wire.address import Candidate
@@ -43,8 +42,9 @@ TRACED: Final = {
 
 
 @pytest.fixture
-def client(fake_daemon: FakeDaemon) -> Iterator[Client]:
-    with Client.connect(fake_daemon.address) as connected:
+def client(connect: Connect, fake_daemon: FakeDaemon) -> Iterator[Client]:
+    """Use a client that has made a call."""
+    with connect(fake_daemon.address) as connected:
         assert connected.stat("kernels", "image")
         yield connected
 
@@ -176,14 +176,14 @@ class TestCore:
         buffer.clear()  # no view of it is left
 
 
-class TestSync:
+class TestRestart:
     def test_between_two_calls(self, client: Client, fake_daemon: FakeDaemon) -> None:
         for number in range(3):
             fake_daemon.end_connections()
             assert client.stat("kernels", "image").size == len(IMAGE)
             assert fake_daemon.connections == 2 + number
         assert asked(fake_daemon, "stat") == 4
-        assert client._former == []
+        assert client._talk.former == []
 
     def test_what_was_taken_is_answered(self, client: Client, fake_daemon: FakeDaemon) -> None:
         fake_daemon.hold = 100
@@ -200,7 +200,7 @@ class TestSync:
         assert [client.finish(ticket) for ticket in taken] == [9, 9]
         assert asked(fake_daemon, "read") == 3
         assert fake_daemon.connections == 2
-        assert client._former == []
+        assert client._talk.former == []
 
     def test_half_a_request(self, client: Client, fake_daemon: FakeDaemon) -> None:
         fake_daemon.reads.clear()
@@ -212,8 +212,8 @@ class TestSync:
         assert asked(fake_daemon, "stat") == 2
         assert fake_daemon.connections == 2
 
-    def test_not_wanted(self, fake_daemon: FakeDaemon) -> None:
-        with Client.connect(fake_daemon.address, reconnect=0) as client:
+    def test_not_wanted(self, connect: Connect, fake_daemon: FakeDaemon) -> None:
+        with connect(fake_daemon.address, reconnect=0) as client:
             client.exports()
             fake_daemon.end_connections()
             with pytest.raises(NotTaken, match="the daemon closed the connection"):
@@ -280,16 +280,7 @@ class TestSync:
                 fake_daemon.end_connections()
         assert names == [f"{n:04}" for n in range(3500)]
 
-    def test_a_time_out_ends_it_for_good(self, fake_daemon: FakeDaemon) -> None:
-        fake_daemon.hold = 2
-        with Client.connect(fake_daemon.address, timeout=0.01) as client:
-            with pytest.raises(ConnectionLost) as caught:
-                client.exports()
-            assert not isinstance(caught.value, NotTaken)
-            with pytest.raises(NotTaken, match="does not answer"):
-                client.exports()
-
-    def test_many_threads(self, fake_daemon: FakeDaemon) -> None:
+    def test_many_threads(self, connect: Connect, fake_daemon: FakeDaemon) -> None:
         """Every call is answered once, and taken once."""
         problems: list[BaseException] = []
         stopped = threading.Event()
@@ -297,7 +288,7 @@ class TestSync:
 
         def work(number: int) -> None:
             try:
-                with Client.connect(fake_daemon.address) as client:
+                with connect(fake_daemon.address) as client:
                     while not stopped.is_set():
                         first = done[number]
                         tickets = [
@@ -329,10 +320,10 @@ class TestSync:
 class TestSuccessor:
     """The search for the next daemon."""
 
-    def test_one_that_comes_later(self, tmp_path: Path) -> None:
+    def test_one_that_comes_later(self, connect: Connect, tmp_path: Path) -> None:
         address = str(tmp_path / "s")
         with FakeDaemon(address, directory()):
-            client = Client.connect(address)
+            client = connect(address)
             client.exports()
         with client:
             os.unlink(address)
@@ -345,31 +336,31 @@ class TestSuccessor:
                 starting.join()
                 later.__exit__(None, None, None)
 
-    def test_none(self, tmp_path: Path) -> None:
+    def test_none(self, connect: Connect, tmp_path: Path) -> None:
         address = str(tmp_path / "s")
         with FakeDaemon(address, directory()):
-            client = Client.connect(address, reconnect=0.12)
+            client = connect(address, reconnect=0.12)
             client.exports()
         with client, pytest.raises(NotTaken, match=r"within 0.12 s at .*/s: .*connection refused"):
             client.exports()
 
-    def test_one_that_takes_nothing(self, tmp_path: Path) -> None:
+    def test_one_that_takes_nothing(self, connect: Connect, tmp_path: Path) -> None:
         with listening(tmp_path / "s", lambda _: None) as (address, accepted):
             with (
-                Client.connect(address, reconnect=0.2) as client,
+                connect(address, reconnect=0.2) as client,
                 pytest.raises(NotTaken, match=r"no daemon took the call within 0.2 s"),
             ):
                 client.exports()
             assert 2 <= len(accepted) <= 7  # with a pause in between
 
-    def test_one_that_has_no_room(self, tmp_path: Path) -> None:
+    def test_one_that_has_no_room(self, connect: Connect, tmp_path: Path) -> None:
         def refuse(connection: socket.socket) -> None:
             word = {"code": "BUSY", "message": "too many connections"}
             connection.send(encode_notification("error", [word]))
 
         with listening(tmp_path / "s", refuse) as (address, accepted):
             with (
-                Client.connect(address) as client,
+                connect(address) as client,
                 pytest.raises(NotTaken, match=r"too many connections .BUSY"),
             ):
                 client.exports()
@@ -381,15 +372,15 @@ class TestSuccessor:
         def refuse(_: socket.socket, __: Candidate) -> None:
             raise PermissionError(1, "uid 7 listens there, who is not the daemon")
 
-        monkeypatch.setattr(reaching, "check_listener", refuse)
+        monkeypatch.setattr(reconnect, "check_listener", refuse)
         fake_daemon.end_connections()
         with pytest.raises(NotTaken, match="uid 7 listens there"):
             client.exports()
 
-    def test_what_was_not_read_is_sent_again(self, tmp_path: Path) -> None:
+    def test_what_was_not_read_is_sent_again(self, connect: Connect, tmp_path: Path) -> None:
         """The last request may have been the only one that was not read: the others are lost."""
         with listening(tmp_path / "s", lambda _: None, delay=0.05) as (address, _):
-            client = Client.connect(address, reconnect=0.01)
+            client = connect(address, reconnect=0.01)
             with client:
                 first, last = (client.begin(calls.exports()) for _ in range(2))
                 with pytest.raises(ConnectionLost) as lost:
@@ -446,10 +437,12 @@ class TestWholeFiles:
         fake_daemon.before = end
 
     @pytest.mark.parametrize("times", [1, 4])
-    def test_download(self, fake_daemon: FakeDaemon, tmp_path: Path, times: int) -> None:
+    def test_download(
+        self, connect: Connect, fake_daemon: FakeDaemon, tmp_path: Path, times: int
+    ) -> None:
         self.end_once(fake_daemon, times=times)
         told: list[int] = []
-        with Client.connect(fake_daemon.address) as client, open(tmp_path / "f", "wb") as copy:
+        with connect(fake_daemon.address) as client, open(tmp_path / "f", "wb") as copy:
             client.download(
                 "kernels", "image", copy.fileno(), progress=lambda there, _: told.append(there)
             )
@@ -457,30 +450,19 @@ class TestWholeFiles:
         assert told == sorted(set(told))  # and nothing twice
         assert fake_daemon.connections == 1 + times
 
-    def test_stream(self, fake_daemon: FakeDaemon) -> None:
+    def test_stream(self, connect: Connect, fake_daemon: FakeDaemon) -> None:
         self.end_once(fake_daemon, times=3)
         collected = bytearray()
-        with Client.connect(fake_daemon.address) as client:
+        with connect(fake_daemon.address) as client:
             client.stream("kernels", "image", collected.extend)
         assert collected == IMAGE
 
-    async def test_trio(self, fake_daemon: FakeDaemon) -> None:
-        self.end_once(fake_daemon, times=3)
-        collected = bytearray()
-
-        async def collect(payload: memoryview) -> None:
-            collected.extend(payload)
-
-        async with TrioClient.connect(fake_daemon.address) as client:
-            await client.stream("kernels", "image", collect)
-        assert collected == IMAGE
-
-    def test_with_memory_attached(self, fake_daemon: FakeDaemon) -> None:
+    def test_with_memory_attached(self, connect: Connect, fake_daemon: FakeDaemon) -> None:
         """Nothing can go on there, and it does not look for a successor as long as it might."""
         self.end_once(fake_daemon)
         begun, patience = time.monotonic(), 4.0
         with (
-            Client.connect(fake_daemon.address, reconnect=patience) as client,
+            connect(fake_daemon.address, reconnect=patience) as client,
             client.attach(size=4096),
             pytest.raises(NotTaken, match="memory was attached"),
         ):
@@ -488,25 +470,10 @@ class TestWholeFiles:
         assert time.monotonic() - begun < patience
         assert fake_daemon.connections == 1
 
-    async def test_trio_with_memory_attached(self, fake_daemon: FakeDaemon) -> None:
-        async def ignore(_: memoryview) -> None:
-            pass
-
-        self.end_once(fake_daemon)
-        begun, patience = trio.current_time(), 4.0
-        async with (
-            TrioClient.connect(fake_daemon.address, reconnect=patience) as client,
-            await client.attach(size=4096),
-        ):
-            with pytest.raises(NotTaken, match="memory was attached"):
-                await client.stream("kernels", "image", ignore)
-        assert trio.current_time() - begun < patience
-        assert fake_daemon.connections == 1
-
-    def test_not_wanted(self, fake_daemon: FakeDaemon) -> None:
+    def test_not_wanted(self, connect: Connect, fake_daemon: FakeDaemon) -> None:
         self.end_once(fake_daemon)
         with (
-            Client.connect(fake_daemon.address, reconnect=0) as client,
+            connect(fake_daemon.address, reconnect=0) as client,
             pytest.raises(NotTaken),
         ):
             client.stream("kernels", "image", bytearray().extend)
@@ -520,105 +487,6 @@ class TestResumption:
         assert resumption.after(40, 18.0)
         assert not resumption.after(40, 19.5)
         assert not Resumption(0.0).after(40, 0.0)
-
-
-class TestTrio:
-    async def test_between_two_calls(self, fake_daemon: FakeDaemon) -> None:
-        async with TrioClient.connect(fake_daemon.address) as client:
-            for _ in range(3):
-                assert (await client.stat("kernels", "image")).size == len(IMAGE)
-                fake_daemon.end_connections()
-        assert (asked(fake_daemon, "stat"), fake_daemon.connections) == (3, 3)
-
-    async def test_what_was_taken_is_answered(self, fake_daemon: FakeDaemon) -> None:
-        """One task awaits an answer from the old connection, others ask over the new one."""
-        fake_daemon.hold = 100
-        found: list[bytes] = []
-
-        async def read(offset: int) -> None:
-            found.append(await connected.read("kernels", "image", offset, 3))
-
-        async with TrioClient.connect(fake_daemon.address) as connected:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(read, 0)
-                await wait_all_tasks_blocked()
-                fake_daemon.wait_for_requests(1)
-                fake_daemon.reads.clear()
-                fake_daemon.end_connections()
-                fake_daemon.hold = 1
-                for offset in (3, 6, 9):
-                    nursery.start_soon(read, offset)
-                await trio.sleep(0.01)
-                fake_daemon.reads.set()
-            assert sorted(found) == sorted(IMAGE[n : n + 3] for n in (0, 3, 6, 9))
-            assert asked(fake_daemon, "read") == 4
-            assert fake_daemon.connections == 2
-            await connected.exports()
-            assert connected._former == []
-
-    async def test_half_a_request(self, fake_daemon: FakeDaemon) -> None:
-        """Whose task exchanges for all, and hears of the end from another one's attempt to send."""
-        async with TrioClient.connect(fake_daemon.address) as client:
-            fake_daemon.reads.clear()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.miss, client, _LONG)
-                await wait_all_tasks_blocked()
-                fake_daemon.end_connections()
-                nursery.start_soon(self.miss, client, "nothing")
-                await trio.sleep(0.01)
-                fake_daemon.reads.set()
-        assert asked(fake_daemon, "stat") == 2
-
-    async def miss(self, client: TrioClient, path: str) -> None:
-        with pytest.raises(RemoteError, match="ENOENT"):
-            await client.stat("kernels", path)
-
-    async def test_none_comes(self, tmp_path: Path) -> None:
-        address = str(tmp_path / "s")
-        with FakeDaemon(address, directory()) as daemon:
-            async with TrioClient.connect(address, reconnect=0.12) as client:
-                await client.exports()
-                daemon.end_connections()
-                daemon.refuse_clients()
-                with pytest.raises(NotTaken, match=r"within 0.12 s at .*connection refused"):
-                    await client.exports()
-
-    async def test_with_memory_attached(self, fake_daemon: FakeDaemon) -> None:
-        async with TrioClient.connect(fake_daemon.address) as client:
-            async with await client.attach(size=4096) as memory:
-                fake_daemon.end_connections()
-                with pytest.raises(NotTaken, match="memory was attached"):
-                    await memory.load("kernels", "image", 0)
-            assert await client.exports()
-
-    async def test_in_a_walk(self, fake_daemon: FakeDaemon) -> None:
-        async with TrioClient.connect(fake_daemon.address) as client:
-            walk = client.iterwalk("kernels", "boot")
-            assert (await anext(walk)).path == "a"
-            fake_daemon.end_connections()
-            with pytest.raises(NotTaken, match="which walks went on"):
-                await anext(walk)
-            found = [entry.path async for entry in client.iterwalk("kernels", "boot")]
-            assert found == ["a", "b"]
-
-    async def test_cancelled_while_it_looks(self, tmp_path: Path) -> None:
-        address = str(tmp_path / "s")
-        with FakeDaemon(address, directory()):
-            client = TrioClient(await self.connected(address))
-            client._address = Candidate(address, is_guessed=False)
-            client._patience = 10.0
-            await client.exports()
-        with trio.move_on_after(0.1) as scope:
-            await client.exports()
-        assert scope.cancelled_caught
-        client.close()
-        with pytest.raises(NotTaken):
-            await client.exports()
-
-    async def connected(self, address: str) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(address)
-        return sock
 
 
 class TestVuserctl:
@@ -715,7 +583,9 @@ class TestApproach:
                 approach.failed(candidate, queue_is_full(seconds))
             assert turns == [allowed]
 
-    def test_what_is_no_daemon(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_is_no_daemon(
+        self, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Also at an address that was guessed, and whose listener is believed."""
 
         def greet(sock: socket.socket) -> None:
@@ -725,4 +595,4 @@ class TestApproach:
         with listening(tmp_path / "vuserd.sock", greet):
             monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
             with pytest.raises(CannotConnect, match="answered what it was not asked"):
-                Client.connect()
+                connect()

@@ -1,12 +1,11 @@
-"""Listings of both clients across restarts of the daemon: each name comes once."""
+"""Listings of all clients across restarts of the daemon: each name comes once."""
 
 from collections.abc import Callable, Generator
 
 import pytest
-import trio
 
 from tests.fake.rpc_server import FakeDaemon, Node
-from vuserd.client import Client, TrioClient
+from tests.unit.faces import Connect
 from vuserd.client.errors import NotTaken, RemoteError
 from vuserd.client.records import RawPage
 from vuserd.client.relisting import Relisting
@@ -14,45 +13,25 @@ from vuserd.client.relisting import Relisting
 NAMES = [f"{number:04}" for number in range(3500)]
 
 #: Called with each name as it comes, and something to call the daemon with.
-At = Callable[[str, Callable[[], None]], None]
-
-
-def list_sync(daemon: FakeDaemon, at: At) -> list[str]:
-    names = []
-    with Client.connect(daemon.address, reconnect=1.0) as client:
-
-        def call_another() -> None:
-            client.exports()
-
-        for entry in client.iterdir("kernels", ""):
-            names.append(entry.name)
-            at(entry.name, call_another)
-    return names
-
-
-def list_trio(daemon: FakeDaemon, at: At) -> list[str]:
-    async def main() -> list[str]:
-        names = []
-        wants_another = []
-        async with TrioClient.connect(daemon.address, reconnect=1.0) as client:
-            async for entry in client.iterdir("kernels", ""):
-                names.append(entry.name)
-                at(entry.name, lambda: wants_another.append(1))
-                while wants_another:
-                    wants_another.pop()
-                    await client.exports()
-        return names
-
-    return trio.run(main)
+At = Callable[[str, Callable[[], object]], None]
 
 
 Lister = Callable[[FakeDaemon, At], list[str]]
 
 
-@pytest.fixture(params=[list_sync, list_trio])
-def list_all(request: pytest.FixtureRequest) -> Lister:
-    lister: Lister = request.param
-    return lister
+@pytest.fixture
+def list_all(connect: Connect) -> Lister:
+    """List with each kind of client."""
+
+    def list_all(daemon: FakeDaemon, at: At) -> list[str]:
+        names = []
+        with connect(daemon.address, reconnect=1.0) as client:
+            for entry in client.iterdir("kernels", ""):
+                names.append(entry.name)
+                at(entry.name, lambda: client.exports())
+        return names
+
+    return list_all
 
 
 @pytest.fixture
@@ -68,7 +47,7 @@ class TestRestarts:
     def test_each_name_comes_once(
         self, long_directory: FakeDaemon, list_all: Lister, ends_at: list[str]
     ) -> None:
-        def end(name: str, _: Callable[[], None]) -> None:
+        def end(name: str, _: Callable[[], object]) -> None:
             if name in ends_at:
                 long_directory.end_connections()
 
@@ -79,7 +58,7 @@ class TestRestarts:
     ) -> None:
         """The token of the page is the former connection's, and is not shown to the new one."""
 
-        def end(name: str, call_another: Callable[[], None]) -> None:
+        def end(name: str, call_another: Callable[[], object]) -> None:
             if name in ("0100", "1500"):
                 long_directory.end_connections()
                 call_another()
@@ -90,7 +69,7 @@ class TestRestarts:
     def test_what_changed_meanwhile(self, long_directory: FakeDaemon, list_all: Lister) -> None:
         """What is there all the time comes once; the new listing has another order."""
 
-        def change(name: str, _: Callable[[], None]) -> None:
+        def change(name: str, _: Callable[[], object]) -> None:
             if name == "0500":
                 long_directory.end_connections()
                 children = long_directory.root.children
@@ -105,7 +84,7 @@ class TestRestarts:
         assert "new" in names
 
     def test_no_successor_comes(self, long_directory: FakeDaemon, list_all: Lister) -> None:
-        def end(name: str, _: Callable[[], None]) -> None:
+        def end(name: str, _: Callable[[], object]) -> None:
             if name == "1500":
                 long_directory.refuse_clients()
                 long_directory.end_connections()
@@ -114,7 +93,7 @@ class TestRestarts:
             list_all(long_directory, end)
 
     def test_the_directory_is_gone(self, long_directory: FakeDaemon, list_all: Lister) -> None:
-        def end(name: str, _: Callable[[], None]) -> None:
+        def end(name: str, _: Callable[[], object]) -> None:
             if name == "1500":
                 long_directory.end_connections()
                 long_directory.root.type = "file"
@@ -122,8 +101,10 @@ class TestRestarts:
         with pytest.raises(RemoteError, match="ENOTDIR"):
             list_all(long_directory, end)
 
-    def test_two_listings_of_one_directory(self, long_directory: FakeDaemon) -> None:
-        with Client.connect(long_directory.address) as client:
+    def test_two_listings_of_one_directory(
+        self, connect: Connect, long_directory: FakeDaemon
+    ) -> None:
+        with connect(long_directory.address) as client:
             listings = [client.iterdir("kernels", "") for _ in range(2)]
             found: list[list[str]] = [[next(each).name] for each in listings]
             long_directory.end_connections()
@@ -131,15 +112,17 @@ class TestRestarts:
                 names += [entry.name for entry in listing]
         assert found == [NAMES, NAMES]
 
-    def test_one_left_alone_is_no_hindrance(self, long_directory: FakeDaemon) -> None:
-        with Client.connect(long_directory.address) as client:
+    def test_one_left_alone_is_no_hindrance(
+        self, connect: Connect, long_directory: FakeDaemon
+    ) -> None:
+        with connect(long_directory.address) as client:
             listing = client.iterdir("kernels", "")
             next(listing)
             long_directory.end_connections()
             assert client.exports()
             assert isinstance(listing, Generator)
             listing.close()
-            assert not client._link.core.is_awaited
+            assert not client._talk.link.core.is_awaited
 
 
 def page(following: int | None, *names: str) -> RawPage:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, Node
-from tests.unit.takers import Taker
+from tests.unit.faces import Taker
 
 OLDER = b"older " * 1000
 _F_SEAL_FUTURE_WRITE = 0x10

@@ -1,4 +1,4 @@
-"""Whole files, with both clients: one version, from an open file that is closed on every path."""
+"""Whole files, with all clients: one version, from an open file that is closed on every path."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node
-from tests.unit.takers import SyncTaker, Taker, TrioTaker
-from vuserd.client import Client, TrioClient, calls, sinks, transfer, wholefile
+from tests.loops import Loop
+from tests.unit.faces import Connect, Taker
+from vuserd.client import Client, calls, sinks, transfer, wholefile
+from vuserd.client.async_client import AsyncClient
 from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.memory import SharedMemory
 from vuserd.client.records import Stat
@@ -504,11 +505,10 @@ class TestResumption:
         assert download(taker)[1] == image.content
         assert asked(fake_daemon, "extents") == 1
 
-    @pytest.mark.parametrize("kind", [SyncTaker, TrioTaker])
-    def test_not_wanted(self, fake_daemon: FakeDaemon, way: Way, kind: type[Taker]) -> None:
+    def test_not_wanted(self, fake_daemon: FakeDaemon, way: Way, connect: Connect) -> None:
         self.end(fake_daemon)
         with pytest.raises(NotTaken):
-            way(kind(fake_daemon.address, reconnect=0))
+            way(Taker(connect, fake_daemon.address, reconnect=0))
 
     def test_a_daemon_that_is_killed(self, fake_daemon: FakeDaemon, taker: Taker, way: Way) -> None:
         """Whether the last call was taken is not known."""
@@ -521,21 +521,9 @@ class TestResumption:
 class TestOtherCalls:
     """What else the client does: a transfer is no hindrance to it over a restart."""
 
-    async def test_with_trio(self, fake_daemon: FakeDaemon) -> None:
+    def test_of_other_tasks(self, loop: Loop, fake_daemon: FakeDaemon) -> None:
         collected = [bytearray() for _ in range(5)]
         answers: list[int] = []
-
-        async def take(number: int) -> None:
-            async def write(payload: memoryview) -> None:
-                await trio.lowlevel.checkpoint()
-                collected[number].extend(payload)
-
-            await client.stream("kernels", "image", write)
-
-        async def ask() -> None:
-            while len(answers) < 30:
-                answers.append((await client.stat("kernels", "image")).size)
-
         answered = 0
 
         def end(_: Request) -> None:
@@ -544,21 +532,35 @@ class TestOtherCalls:
             if answered in (40, 90):
                 fake_daemon.end_connections()
 
-        async with TrioClient.connect(fake_daemon.address) as client:
-            await client.exports()
-            fake_daemon.before = end
-            async with trio.open_nursery() as nursery:
-                for number in range(5):
-                    nursery.start_soon(take, number)
-                nursery.start_soon(ask)
+        async def main() -> None:
+            async def take(number: int) -> None:
+                async def write(payload: memoryview) -> None:
+                    await loop.sleep(0)
+                    collected[number].extend(payload)
+
+                await client.stream("kernels", "image", write)
+
+            async def ask() -> None:
+                while len(answers) < 30:
+                    answers.append((await client.stat("kernels", "image")).size)
+
+            async with loop.client.connect(fake_daemon.address) as client:
+                await client.exports()
+                fake_daemon.before = end
+                async with loop.group() as group:
+                    for number in range(5):
+                        group.start(take, number)
+                    group.start(ask)
+
+        loop.run(main)
         assert collected == [IMAGE] * 5
         assert answers == [len(IMAGE)] * 30
         assert fake_daemon.connections == 3
 
-    def test_of_the_writer(self, fake_daemon: FakeDaemon) -> None:
+    def test_of_the_writer(self, connect: Connect, fake_daemon: FakeDaemon) -> None:
         """Whose call is the first to find the successor, where the file is another number."""
         collected = bytearray()
-        with Client.connect(fake_daemon.address) as client:
+        with connect(fake_daemon.address) as client:
 
             def write(payload: memoryview) -> None:
                 collected.extend(payload)
@@ -573,26 +575,28 @@ class TestOtherCalls:
         assert collected == IMAGE
         assert fake_daemon.connections == 2
 
-    async def test_more_files_than_a_client_may_have_open(self, fake_daemon: FakeDaemon) -> None:
+    def test_more_files_than_a_client_may_have_open(
+        self, loop: Loop, fake_daemon: FakeDaemon
+    ) -> None:
         done: list[int] = []
 
-        async def take() -> None:
-            collected = bytearray()
+        async def main() -> None:
+            async def take() -> None:
+                collected = bytearray()
 
-            async def write(payload: memoryview) -> None:
-                await trio.lowlevel.checkpoint()
-                collected.extend(payload)
+                async def write(payload: memoryview) -> None:
+                    await loop.sleep(0)
+                    collected.extend(payload)
 
-            await client.stream("kernels", "image", write)
-            done.append(len(collected))
+                await client.stream("kernels", "image", write)
+                done.append(len(collected))
+
+            async with loop.client.connect(fake_daemon.address) as client, loop.group() as group:
+                for _ in range(100):
+                    group.start(take)
 
         fake_daemon.root.children[b"image"].content = IMAGE[:20_000]
-        async with (
-            TrioClient.connect(fake_daemon.address) as client,
-            trio.open_nursery() as nursery,
-        ):
-            for _ in range(100):
-                nursery.start_soon(take)
+        loop.run(main)
         assert done == [20_000] * 100
 
 
@@ -631,7 +635,7 @@ class TestNothingIsLeft:
     )
     @pytest.mark.parametrize("nth", [1, 3, 31])
     def test_a_writer_that_raises(
-        self, fake_daemon: FakeDaemon, error: BaseException, nth: int
+        self, connect: Connect, fake_daemon: FakeDaemon, error: BaseException, nth: int
     ) -> None:
         written = 0
 
@@ -642,7 +646,7 @@ class TestNothingIsLeft:
                 raise error
 
         expected = RuntimeError if isinstance(error, StopIteration) else type(error)
-        with Client.connect(fake_daemon.address) as client:
+        with connect(fake_daemon.address) as client:
             with pytest.raises(expected) as caught:
                 client.stream("kernels", "image", write)
             assert error in (caught.value, caught.value.__cause__)
@@ -650,35 +654,29 @@ class TestNothingIsLeft:
             self.require_nothing(fake_daemon, client)
 
     @pytest.mark.parametrize("error", [Refusal(), KeyboardInterrupt(), NotTaken("of another")])
-    async def test_a_writer_that_raises_with_trio(
-        self, fake_daemon: FakeDaemon, error: BaseException
+    def test_progress_that_raises(
+        self, connect: Connect, fake_daemon: FakeDaemon, error: BaseException
     ) -> None:
-        async def write(_: memoryview) -> None:
-            raise error
-
-        async with TrioClient.connect(fake_daemon.address) as client:
-            with pytest.raises(type(error)):
-                await client.stream("kernels", "image", write)
-            await self.require_nothing_of_trios(fake_daemon, client)
-
-    @pytest.mark.parametrize("error", [Refusal(), KeyboardInterrupt(), NotTaken("of another")])
-    def test_progress_that_raises(self, fake_daemon: FakeDaemon, error: BaseException) -> None:
         def refuse(_: int, __: int) -> None:
             raise error
 
-        with Client.connect(fake_daemon.address) as client:
+        with connect(fake_daemon.address) as client:
             with pytest.raises(type(error)):
                 client.stream("kernels", "image", lambda _: None, progress=refuse)
             self.require_nothing(fake_daemon, client)
 
     def test_a_full_disk(
-        self, fake_daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        connect: Connect,
+        fake_daemon: FakeDaemon,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         def fail(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(sinks, "write_at", fail)
-        with Client.connect(fake_daemon.address) as client, open(tmp_path / "copy", "wb") as copy:
+        with connect(fake_daemon.address) as client, open(tmp_path / "copy", "wb") as copy:
             with pytest.raises(OSError, match="No space"):
                 client.download("kernels", "image", copy.fileno())
             self.require_nothing(fake_daemon, client)
@@ -688,7 +686,7 @@ class TestNothingIsLeft:
     )
     @pytest.mark.parametrize("nth", [1, 2, 5])
     def test_an_error_of_the_daemons(
-        self, fake_daemon: FakeDaemon, image: Node, method: str, nth: int
+        self, connect: Connect, fake_daemon: FakeDaemon, image: Node, method: str, nth: int
     ) -> None:
         """Which may be the answer to whatever is asked."""
         image.blocks = 8
@@ -709,7 +707,7 @@ class TestNothingIsLeft:
         failed: list[str] = []
         memfd = os.memfd_create("copy")
         try:
-            with Client.connect(fake_daemon.address) as client:
+            with connect(fake_daemon.address) as client:
                 with collecting(failed):
                     client.download("kernels", "image", memfd)
                 assert failed == ["EIO"] * (left[0] <= 0 and method not in ends)
@@ -717,13 +715,13 @@ class TestNothingIsLeft:
         finally:
             os.close(memfd)
 
-    def test_changed_for_ever(self, fake_daemon: FakeDaemon, image: Node) -> None:
+    def test_changed_for_ever(self, connect: Connect, fake_daemon: FakeDaemon, image: Node) -> None:
         def alter(_: Request) -> None:
             image.content = image.content[1:] + image.content[:1]
             image.mtime_ns += 1
 
         fake_daemon.before = alter
-        with Client.connect(fake_daemon.address) as client:
+        with connect(fake_daemon.address) as client:
             with pytest.raises(RemoteError, match="CHANGED"):
                 client.stream("kernels", "image", lambda _: None)
             self.require_nothing(fake_daemon, client)
@@ -732,65 +730,77 @@ class TestNothingIsLeft:
         "method", ["open", "attach", "load", "read", "detach", "stat", "close"]
     )
     @pytest.mark.parametrize("nth", [1, 3])
-    async def test_cancelled_while_it_waits(
-        self, fake_daemon: FakeDaemon, method: str, nth: int
+    def test_cancelled_while_it_waits(
+        self, loop: Loop, fake_daemon: FakeDaemon, method: str, nth: int
     ) -> None:
         """For whichever answer: what that brings is given back when it comes."""
 
         async def ignore(_: memoryview) -> None:
             pass
 
-        begun = 0
-
-        def cancel(ticket: Any) -> None:
-            nonlocal begun
-            begun += ticket.call is not None and ticket.call.method == method
-            if begun == nth and ticket.call is not None and ticket.call.method == method:
-                scope.cancel()
-
-        async with TrioClient.connect(fake_daemon.address) as client:
-            finish = client._finish
+        async def main() -> None:
+            begun = 0
 
             async def cancelled(ticket: Any) -> Any:
-                cancel(ticket)
+                nonlocal begun
+                if ticket.call is not None and ticket.call.method == method:
+                    begun += 1
+                    if begun == nth:
+                        taking.cancel()
                 return await finish(ticket)
 
-            vars(client)["_finish"] = cancelled
-            with trio.CancelScope() as scope:
-                await client.stream("kernels", "image", ignore)
-            assert scope.cancelled_caught == (begun >= nth)
-            vars(client)["_finish"] = finish
-            await self.require_nothing_of_trios(fake_daemon, client)
+            async with loop.client.connect(fake_daemon.address) as client:
+                finish = client._finish
+                vars(client)["_finish"] = cancelled
+                async with loop.group() as group:
+                    taking = group.start(client.stream, "kernels", "image", ignore)
+                assert taking.cancelled() == (begun >= nth)
+                vars(client)["_finish"] = finish
+                await self.require_nothing_of(fake_daemon, client, loop)
 
-    async def test_cancelled_while_it_writes(self, fake_daemon: FakeDaemon) -> None:
-        async def write(_: memoryview) -> None:
-            scope.cancel()
-            await trio.sleep_forever()
+        loop.run(main)
 
-        async with TrioClient.connect(fake_daemon.address) as client:
-            with trio.CancelScope() as scope:
-                await client.stream("kernels", "image", write)
-            assert scope.cancelled_caught
-            await self.require_nothing_of_trios(fake_daemon, client)
+    def test_cancelled_while_it_writes(self, loop: Loop, fake_daemon: FakeDaemon) -> None:
+        async def main() -> None:
+            async def write(_: memoryview) -> None:
+                taking.cancel()
+                await loop.forever()
 
-    @pytest.mark.parametrize("nth", range(1, 60, 3))
+            async with loop.client.connect(fake_daemon.address) as client:
+                async with loop.group() as group:
+                    taking = group.start(client.stream, "kernels", "image", write)
+                assert taking.cancelled()
+                await self.require_nothing_of(fake_daemon, client, loop)
+
+        loop.run(main)
+
+    @pytest.mark.parametrize("nth", range(1, 90, 3))
     def test_interrupted_between_two_steps(self, fake_daemon: FakeDaemon, nth: int) -> None:
         """By a signal that comes when no system call waits."""
         steps = 0
         with Client.connect(fake_daemon.address) as client:
-            take_step = client._take_step
+            take, begin = client._take, client._talk.begin
 
-            def interrupt(step: Any, write: Any) -> Any:
+            def interrupt() -> None:
                 nonlocal steps
                 steps += 1
                 if steps == nth:
                     raise KeyboardInterrupt
-                return take_step(step, write)
 
-            vars(client)["_take_step"] = interrupt
+            def interrupted_take(step: Any) -> Any:
+                interrupt()
+                return take(step)
+
+            def interrupted_begin(*arguments: Any) -> Any:
+                interrupt()
+                return begin(*arguments)
+
+            vars(client)["_take"] = interrupted_take
+            vars(client._talk)["begin"] = interrupted_begin
             with pytest.raises(KeyboardInterrupt):
                 client.stream("kernels", "image", lambda _: None)
-            vars(client)["_take_step"] = take_step
+            vars(client)["_take"] = take
+            vars(client._talk)["begin"] = begin
             self.require_nothing(fake_daemon, client)
 
     def test_interrupted_when_an_answer_is_there(self, fake_daemon: FakeDaemon) -> None:
@@ -799,7 +809,7 @@ class TestNothingIsLeft:
             finish = client.finish
 
             def interrupted(ticket: Any) -> Any:
-                client._link.wait(ticket)
+                client._talk.link.wait(ticket)
                 raise KeyboardInterrupt
 
             vars(client)["finish"] = interrupted
@@ -809,7 +819,7 @@ class TestNothingIsLeft:
             self.require_nothing(fake_daemon, client)
 
     def test_no_room_to_map_what_is_lent(
-        self, fake_daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+        self, connect: Connect, fake_daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The file comes in reads."""
 
@@ -818,7 +828,7 @@ class TestNothingIsLeft:
 
         monkeypatch.setattr(SharedMemory, "mapping", fail)
         collected = bytearray()
-        with Client.connect(fake_daemon.address) as client:
+        with connect(fake_daemon.address) as client:
             client.stream("kernels", "image", collected.extend)
             assert collected == IMAGE
             self.require_nothing(fake_daemon, client)
@@ -827,17 +837,19 @@ class TestNothingIsLeft:
         """Have the daemon take all that was sent before, and see that it holds nothing."""
         client.exports()
         assert (fake_daemon.open, fake_daemon.memories) == ({}, {})
-        core = client._link.core
+        core = client._talk.link.core
         assert (core._pending, core.held) == ({}, set())
 
-    async def require_nothing_of_trios(self, fake_daemon: FakeDaemon, client: TrioClient) -> None:
+    async def require_nothing_of(
+        self, fake_daemon: FakeDaemon, client: AsyncClient, loop: Loop
+    ) -> None:
         for _ in range(100):  # what undoes a late answer is sent when that has come
             await client.exports()
             if not (fake_daemon.open or fake_daemon.memories):
                 break
-            await trio.sleep(0.01)
+            await loop.sleep(0.01)
         assert (fake_daemon.open, fake_daemon.memories) == ({}, {})
-        core = client._link.core
+        core = client._talk.link.core
         assert (core._pending, core.held) == ({}, set())
 
 

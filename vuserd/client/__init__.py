@@ -1,15 +1,16 @@
-"""The client libraries of vuserd: :class:`Client` and :class:`TrioClient`.
+"""The client libraries of vuserd: :class:`Client`, :class:`TrioClient`, :class:`AsyncioClient`.
 
-Both names are loaded when they are first used, so that nobody waits for trio who does not need it.
+Each is loaded when it is first used, so that nobody waits for trio or asyncio who needs neither.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vuserd.client.asyncio_client import AsyncioClient as AsyncioClient
     from vuserd.client.sync_client import Client as Client
     from vuserd.client.trio_client import TrioClient as TrioClient
 
-__all__ = ["Client", "TrioClient"]
+__all__ = ["AsyncioClient", "Client", "TrioClient"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +18,10 @@ def __getattr__(name: str) -> Any:
         from vuserd.client.sync_client import Client
 
         return Client
+    if name == "AsyncioClient":
+        from vuserd.client.asyncio_client import AsyncioClient
+
+        return AsyncioClient
     if name == "TrioClient":
         from vuserd.client.trio_client import TrioClient
 

@@ -1,35 +1,80 @@
-"""The system calls of both clients: bytes and descriptors between a socket and the core.
+"""A connection's socket and its core: what all clients do alike with the two.
 
-What they raise is the socket's OSError, as it came.
+Each errno of the socket means one thing for the calls on it, and that is told here alone.
 """
 
+import os
 import socket
 from typing import Any, Final
 
-from vuserd.client.core import ClientCore, Ticket
-from vuserd.client.foreign import MOST_DESCRIPTORS
+from vuserd.client.core import ClientCore
+from vuserd.client.errors import describe_loss
+from vuserd.client.foreign import MOST_DESCRIPTORS, hang_up
+from vuserd.client.ticket import Ticket
 from vuserd.wire.descriptors import ancillary_space, ancillary_with, received_descriptors
 
 #: How often to receive without a look at anything else; a socket holds less than that.
 MOST_AT_ONCE: Final = 32
 #: Also for descriptors that nobody asked for, or the kernel would close them here and now.
 _ANCILLARY_SPACE: Final = ancillary_space(MOST_DESCRIPTORS)
+_SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
-def send_some(sock: socket.socket, core: ClientCore, flags: int) -> None:
-    """Send as much as one call takes."""
-    piece, descriptors = core.outgoing.next_piece()
-    if descriptors:
-        count = sock.sendmsg([piece], ancillary_with(descriptors), flags)
-    else:
-        count = sock.send(piece, flags)
-    core.outgoing.sent(count)
+class Link:
+    """A connected stream socket, which is the link's from now on, and its core."""
 
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._maker = os.getpid()
+        self.core = ClientCore()
 
-def receive_some(sock: socket.socket, core: ClientCore, flags: int = 0) -> list[Ticket[Any]]:
-    """Receive once; give the calls that are done by it."""
-    buffer = core.receive_buffer()
-    count, ancillary, _, _ = sock.recvmsg_into(
-        [buffer], _ANCILLARY_SPACE, flags | socket.MSG_CMSG_CLOEXEC
-    )
-    return core.received(count, received_descriptors(ancillary))
+    def close(self) -> None:
+        """Close the connection; calls in flight fail with ConnectionLost."""
+        self.core.lost("the client was closed")
+        hang_up(self._socket, self._maker)
+
+    def send(self) -> None:
+        """Send what the socket takes without waiting."""
+        self._send()
+
+    def hear(self) -> None:
+        """Take in what has come, without waiting: the daemon's last words, after it has ended."""
+        for _ in range(MOST_AT_ONCE):
+            if self.core.is_over or self._receive(socket.MSG_DONTWAIT) is None:
+                break
+
+    def _send(self) -> list[Ticket[Any]]:
+        """Send what the socket takes; return the calls that fail with it."""
+        core = self.core
+        try:
+            while core.outgoing:
+                piece, descriptors = core.outgoing.next_piece()
+                if descriptors:
+                    count = self._socket.sendmsg([piece], ancillary_with(descriptors), _SEND_FLAGS)
+                else:
+                    count = self._socket.send(piece, _SEND_FLAGS)
+                core.outgoing.sent(count)
+        except BlockingIOError:
+            return []
+        except BrokenPipeError:  # what it said before it went away can still be received
+            return core.closed_for_requests()
+        except ConnectionResetError:
+            return core.closed_for_requests(unread=True)
+        except OSError as error:
+            return core.lost(describe_loss(error))
+        return []
+
+    def _receive(self, flags: int = 0) -> list[Ticket[Any]] | None:
+        """Receive once; return the calls that are done by it, None where nothing has come."""
+        core = self.core
+        try:
+            count, ancillary, _, _ = self._socket.recvmsg_into(
+                [core.receive_buffer()], _ANCILLARY_SPACE, flags | socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            return core.ended(unread=True)
+        except OSError as error:
+            return core.lost(describe_loss(error))
+        return core.received(count, received_descriptors(ancillary))

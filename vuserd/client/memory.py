@@ -3,16 +3,15 @@
 import mmap
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self, TypeVar
 
-from vuserd.client.calls import RemotePath
+from vuserd.client.calls import Call, RemotePath, detach, load
 from vuserd.client.errors import ConnectionLost
 
-if TYPE_CHECKING:
-    from vuserd.client.sync_client import Client
-    from vuserd.client.trio_client import TrioClient
+T = TypeVar("T")
 
 
 class SharedMemory:
@@ -46,13 +45,13 @@ class SharedMemory:
             raise
 
     def fileno(self) -> int:
-        """Give the memfd's descriptor; ValueError once one that was made here is closed."""
+        """Return the memfd's descriptor; ValueError once one that was made here is closed."""
         if self._descriptor < 0:
             raise ValueError("the memory is closed")
         return self._descriptor
 
     def mapping(self) -> mmap.mmap:
-        """Give all of it, mapped by the first call; that closes with the rest."""
+        """Return all of it, mapped by the first call; that closes with the rest."""
         if self._mapping is None:
             self._mapping = mmap.mmap(self.fileno(), self.size)
         return self._mapping
@@ -74,7 +73,7 @@ class SharedMemory:
 
 
 class _Attached:
-    """What attached memory is with either client. ``id`` is the daemon's name for it."""
+    """What attached memory is with all clients. ``id`` is the daemon's name for it."""
 
     def __init__(self, memory: SharedMemory, identifier: int) -> None:
         self.id = identifier
@@ -83,7 +82,7 @@ class _Attached:
         self._detached = False
 
     def fileno(self) -> int:
-        """Give the memfd's descriptor."""
+        """Return the memfd's descriptor."""
         return self._memory.fileno()
 
     @property
@@ -95,9 +94,9 @@ class _Attached:
 class AttachedMemory(_Attached):
     """Memory that the daemon loads files into: ``with client.attach(memfd) as memory: ...``."""
 
-    def __init__(self, client: "Client", memory: SharedMemory, identifier: int) -> None:
+    def __init__(self, call: "_Does", memory: SharedMemory, identifier: int) -> None:
         super().__init__(memory, identifier)
-        self._client = client
+        self._call = call
 
     def load(
         self,
@@ -110,9 +109,9 @@ class AttachedMemory(_Attached):
     ) -> int:
         """Have a file's bytes, from ``offset`` on, written at ``address`` in the memory.
 
-        Gives how many they are: ``length``, or fewer where the file ends.
+        Return how many they are: ``length``, or fewer where the file ends.
         """
-        return self._client.load(self.id, address, export, path, offset=offset, length=length)
+        return self._call(load(self.id, address, export, path, offset=offset, length=length))
 
     def detach(self) -> None:
         """Take the memory back from the daemon, once loads into it have ended.
@@ -123,7 +122,7 @@ class AttachedMemory(_Attached):
             return
         self._detached = True
         try:
-            self._client.detach(self.id)
+            self._call(detach(self.id))
         finally:
             self._memory.close()
 
@@ -140,12 +139,18 @@ class AttachedMemory(_Attached):
             self.detach()
 
 
-class TrioAttachedMemory(_Attached):
-    """The same for trio: ``async with await client.attach(memfd) as memory: ...``."""
+class AsyncAttachedMemory(_Attached):
+    """The same for trio and asyncio: ``async with await client.attach(memfd) as memory: ...``."""
 
-    def __init__(self, client: "TrioClient", memory: SharedMemory, identifier: int) -> None:
+    def __init__(
+        self,
+        call: "_DoesAsync",
+        tell: Callable[[Call[None]], None],
+        memory: SharedMemory,
+        identifier: int,
+    ) -> None:
         super().__init__(memory, identifier)
-        self._client = client
+        self._call, self._tell = call, tell
 
     async def load(
         self,
@@ -158,9 +163,9 @@ class TrioAttachedMemory(_Attached):
     ) -> int:
         """Have a file's bytes, from ``offset`` on, written at ``address`` in the memory.
 
-        Gives how many they are: ``length``, or fewer where the file ends.
+        Return how many they are: ``length``, or fewer where the file ends.
         """
-        return await self._client.load(self.id, address, export, path, offset=offset, length=length)
+        return await self._call(load(self.id, address, export, path, offset=offset, length=length))
 
     async def detach(self) -> None:
         """Take the memory back from the daemon, once loads into it have ended.
@@ -171,7 +176,7 @@ class TrioAttachedMemory(_Attached):
             return
         self._detached = True
         try:
-            await self._client.detach(self.id)
+            await self._call(detach(self.id))
         finally:
             self._memory.close()
 
@@ -184,5 +189,18 @@ class TrioAttachedMemory(_Attached):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with suppress(ConnectionLost):  # which has detached it
-            await self.detach()
+        if kind is None or issubclass(kind, Exception):
+            with suppress(ConnectionLost):  # which has detached it
+                await self.detach()
+        elif not self._detached:  # cancelled: asyncio would let it wait
+            self._detached = True
+            self._tell(detach(self.id))
+            self._memory.close()
+
+
+class _Does(Protocol):
+    def __call__(self, call: Call[T], /) -> T: ...
+
+
+class _DoesAsync(Protocol):
+    async def __call__(self, call: Call[T], /) -> T: ...

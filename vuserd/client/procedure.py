@@ -1,52 +1,35 @@
-"""Procedures of several calls, written once: either client drives them.
+"""Procedures, written once for all clients: what they wait for is up to whoever drives them.
 
 A procedure is a generator. What it yields is a step to take, and what it is sent, or thrown, is
-what came of that; so it has no socket, no clock and no loop of its own.
+what came of that; so it has no clock and no loop of its own, and waits for nothing itself.
 """
 
-from collections.abc import Generator
-from types import GeneratorType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Generator, Iterable
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-from vuserd.client.calls import Call
+from vuserd.client.sinks import Sink
 from vuserd.client.ticket import Ticket
 
-if TYPE_CHECKING:
-    from vuserd.client.core import ClientCore
-
-Result = TypeVar("Result")
-
-
-class Ask(NamedTuple):
-    """Do a call and wait for its result."""
-
-    call: Call[Any]
-    #: The connection that has what the call is about; None for any.
-    core: "ClientCore | None" = None
-
-
-class Begin(NamedTuple):
-    """Send a call without waiting: the result is its ticket, for Finish or Abandon."""
-
-    call: Call[Any]
-    core: "ClientCore | None" = None  #: as in Ask
+T = TypeVar("T")
 
 
 class Finish(NamedTuple):
-    """Wait for a call that was begun."""
+    """Wait for the result of a call, also over another connection where this one ended."""
 
     ticket: Ticket[Any]
 
 
-class Abandon(NamedTuple):
-    """Forget a call that was begun."""
+class Wait(NamedTuple):
+    """Wait until a call is done on its connection, for so many seconds at most."""
 
     ticket: Ticket[Any]
+    seconds: float | None = None
 
 
 class Write(NamedTuple):
     """Hand bytes of a file to whoever wants them, and their offset in it."""
 
+    sink: Sink
     payload: memoryview
     offset: int
 
@@ -57,15 +40,50 @@ class Pause(NamedTuple):
     seconds: float
 
 
-class GoesOn(NamedTuple):
-    """Tell whether calls are taken, or may be by the daemon's successor."""
+class Emit(NamedTuple, Generic[T]):
+    """Hand these to the caller, one after the other."""
+
+    values: Iterable[T]
 
 
-Step: TypeAlias = Ask | Begin | Finish | Abandon | Write | Pause | GoesOn
-Procedure: TypeAlias = Generator[Step, Any, Result]
+Step: TypeAlias = Finish | Wait | Write | Pause
+#: Returns a result.
+Procedure: TypeAlias = Generator[Step, Any, T]
+#: Hands the caller one thing after the other.
+Stream: TypeAlias = Generator[Step | Emit[T], Any, None]
+_AnyStep = TypeVar("_AnyStep", covariant=True)
 
 
-def has_ended(procedure: Procedure[Any]) -> bool:
-    """Tell whether it has returned or raised."""
-    assert isinstance(procedure, GeneratorType)
-    return procedure.gi_frame is None
+class Running(Generic[_AnyStep, T]):
+    """A procedure on its way: it hears of all that comes of its steps, and cleans up."""
+
+    result: T
+    #: What was raised in a step that was cancelled.
+    cancelled: BaseException | None = None
+
+    def __init__(self, procedure: Generator[_AnyStep, Any, T]) -> None:
+        self._procedure = procedure
+        self._outcome: Any = None
+        self._error: BaseException | None = None
+
+    def next_step(self) -> _AnyStep | None:
+        """Return what to do next, None once there is a ``result``; or raise what it raises."""
+        error, outcome = self._error, self._outcome
+        self._error = self._outcome = None
+        try:
+            if error is not None:
+                return self._procedure.throw(error)
+            return self._procedure.send(outcome)
+        except StopIteration as end:
+            self.result = end.value
+            return None
+        finally:
+            del error  # its own traceback refers to it
+
+    def came(self, outcome: Any) -> None:
+        """Take what came of the step."""
+        self._outcome = outcome
+
+    def failed(self, error: BaseException) -> None:
+        """Take what the step raised."""
+        self._error = error

@@ -4,7 +4,8 @@ import errno
 import fcntl
 import os
 import stat
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 from vuserd.client.records import Stat
 
@@ -63,15 +64,28 @@ class FileSink:
 
 
 class StreamSink:
-    """Whatever takes bytes in their order; what it was given cannot be taken back."""
+    """Whatever takes bytes in their order; what it was given cannot be taken back.
+
+    ``write`` may return what an asynchronous client has to await.
+    """
 
     is_file = False
+
+    def __init__(self, write: Callable[[memoryview], object]) -> None:
+        self._write = write
+
+    def write(self, payload: memoryview, _: int) -> object:
+        """Hand bytes on, whose offset is where the last ones ended."""
+        return self._write(payload)
 
     def begin(self, attributes: Stat, *, has_holes_told: bool) -> None:
         """Do nothing."""
 
     def end(self, size: int) -> None:
         """Do nothing."""
+
+
+Sink: TypeAlias = FileSink | StreamSink
 
 
 def _require_file(fileno: int) -> None:

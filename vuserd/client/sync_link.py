@@ -1,120 +1,73 @@
 """One connection of the synchronous client: a blocking socket, and the calls that are on it."""
 
-import os
 import select
 import socket
 import struct
 import time
-from typing import Any, Final
+from typing import Any
 
-from vuserd.client.calls import Call
-from vuserd.client.core import ClientCore, Ticket
+from vuserd.client.core import ClientCore
 from vuserd.client.errors import describe_loss
-from vuserd.client.exchange import MOST_AT_ONCE, receive_some, send_some
-from vuserd.client.foreign import hang_up
-
-_SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+from vuserd.client.exchange import Link
+from vuserd.client.ticket import Ticket
 
 
-class SyncLink:
-    """A connected, blocking stream socket, which is the link's from now on, and its core.
-
-    Args:
-        sock: its own waits are limited by :func:`set_timeout`, if at all.
-        timeout: the same limit for waits that are not the socket's own, seconds; 0 is none.
-
-    """
+class SyncLink(Link):
+    """A blocking socket, each of whose waits lasts so many seconds at most; 0 is no limit."""
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
-        self._socket = sock
-        self._timeout = timeout
-        self._maker = os.getpid()
-        self.core = ClientCore()
-
-    def close(self) -> None:
-        """Close the connection; calls in flight fail with ConnectionLost."""
-        self.core.lost("the client was closed")
-        hang_up(self._socket, self._maker)
+        sock.settimeout(None)
+        super().__init__(sock)
+        self._timeout = timeout or None
+        if timeout:
+            _limit_waits(sock, timeout)
 
     def send(self) -> None:
         """Send what the socket takes without waiting."""
         with _Unbroken(self.core):
             self._send()
 
-    def wait(self, ticket: Ticket[Any]) -> None:
-        """Wait until a call is done. Answers to others may come first, and are kept."""
+    def wait(self, ticket: Ticket[Any], seconds: float | None = None) -> None:
+        """Wait until a call is done, or the time is up.
+
+        Answers to others may come first, and are kept.
+        """
         with _Unbroken(self.core):
+            if seconds is not None:
+                self._wait_within(ticket, seconds)
+                return
             while not ticket.done:
                 if self.core.outgoing:
-                    self._exchange()
-                else:
-                    self._receive()
+                    if not self._exchange(self._timeout):
+                        self._stands_still()
+                # A payload is received to its end, which saves system calls.
+                elif self._receive(socket.MSG_WAITALL if self.core.in_payload else 0) is None:
+                    self._stands_still()
 
-    def is_answered(self, call: Call[Any], seconds: float) -> bool:
-        """Do a call, or lose the connection; False where neither has happened in the time."""
+    def _wait_within(self, ticket: Ticket[Any], seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        ticket = self.core.begin(call)
-        self.send()
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        with _Unbroken(self.core):
-            while not ticket.done:
-                left = deadline - time.monotonic()
-                if left <= 0 or not poll.poll(left * 1000):
-                    return False
-                self._receive(socket.MSG_DONTWAIT)
-        return True
-
-    def hear(self) -> None:
-        """Take in what has come, without waiting: the daemon's last words, after it has ended."""
-        for _ in range(MOST_AT_ONCE):
-            if not self._receive(socket.MSG_DONTWAIT):
+        while not ticket.done:
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._exchange(left):
                 break
 
-    def _send(self) -> None:
-        try:
-            while self.core.outgoing:
-                send_some(self._socket, self.core, _SEND_FLAGS)
-        except BlockingIOError:
-            pass
-        except BrokenPipeError:  # what it said before it went away can still be received
-            self.core.closed_for_requests()
-        except ConnectionResetError:
-            self.core.closed_for_requests(unread=True)
-        except OSError as error:
-            self.core.lost(describe_loss(error))
+    def _exchange(self, seconds: float | None) -> bool:
+        """Wait until the daemon takes or gives something: it may do neither while we do not.
 
-    def _exchange(self) -> None:
-        """Wait until the daemon takes or gives something: it may do neither while we do not."""
+        False where the time is up.
+        """
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN | select.POLLOUT)
-        events = poll.poll(self._timeout * 1000 or None)
-        if not events:
-            self.core.lost(describe_loss(BlockingIOError()))
+        poll.register(self._socket, select.POLLIN | (select.POLLOUT if self.core.outgoing else 0))
+        events = poll.poll(None if seconds is None else seconds * 1000)
         for _, event in events:
             if event & select.POLLOUT:
                 self._send()
             if event & ~select.POLLOUT:
-                self._receive()
+                self._receive(socket.MSG_DONTWAIT)
+        return bool(events)
 
-    def _receive(self, flags: int = 0) -> bool:
-        """Wait for bytes and take them in; False where there are none (or will be none) any more.
-
-        A payload is received to its end, which saves system calls.
-        """
-        if self.core.in_payload:
-            flags |= socket.MSG_WAITALL
-        try:
-            receive_some(self._socket, self.core, flags)
-        except ConnectionResetError:
-            self.core.ended(unread=True)
-        except BlockingIOError as error:
-            if not flags & socket.MSG_DONTWAIT:
-                self.core.lost(describe_loss(error))
-            return False
-        except OSError as error:
-            self.core.lost(describe_loss(error))
-        return not self.core.is_over
+    def _stands_still(self) -> None:
+        self.core.lost(describe_loss(BlockingIOError()))
 
 
 class _Unbroken:
@@ -131,10 +84,9 @@ class _Unbroken:
             self._core.interrupted("an exchange with the daemon was interrupted")
 
 
-def set_timeout(sock: socket.socket, option: int, seconds: float) -> None:
-    """Limit each wait in the kernel (SO_RCVTIMEO, SO_SNDTIMEO); 0 does not.
-
-    The socket stays blocking, as MSG_WAITALL needs it.
-    """
+def _limit_waits(sock: socket.socket, seconds: float) -> None:
+    """Limit each wait in the kernel, where the socket stays blocking, as MSG_WAITALL needs it."""
     whole, fraction = divmod(seconds, 1)
-    sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(whole), int(fraction * 1e6)))
+    limit = struct.pack("@ll", int(whole), int(fraction * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

@@ -1,17 +1,32 @@
 """A call from its beginning to its end, whichever connection carries it."""
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from vuserd.client.calls import Call
 from vuserd.client.errors import BadReply, ConnectionLost, NotTaken
 
-if TYPE_CHECKING:
-    from vuserd.client.core import ClientCore
-
 T = TypeVar("T")
 
 GIVEN_UP: Final = "the call was given up"
+
+
+class Carrier(Protocol):
+    """The connection that carries a call, as far as the call's other keepers know it."""
+
+    ended_by_daemon: bool
+    #: What ends with the connection: attached memory, walks that go on.
+    held: set[Hashable]
+
+    @property
+    def reason(self) -> str:
+        """Why it takes no more requests; empty while it does."""
+
+    def begin(self, call: Call[T]) -> "Ticket[T]":
+        """Queue a call's request."""
+
+    def abandon(self, ticket: "Ticket[Any]") -> None:
+        """Forget a call whose caller went away."""
 
 
 class Ticket(Generic[T]):
@@ -21,11 +36,11 @@ class Ticket(Generic[T]):
         "_call", "_error", "_refused", "_undo", "_value", "core", "done", "end", "held", "msgid",
     )  # fmt: skip
 
-    def __init__(self, core: "ClientCore", msgid: int, end: int, call: Call[T]) -> None:
+    def __init__(self, core: Carrier, msgid: int, end: int, call: Call[T]) -> None:
         self._refused: Call[T] | None = None
         self.begun(core, msgid, end, call)
 
-    def begun(self, core: "ClientCore", msgid: int, end: int, call: Call[T]) -> None:
+    def begun(self, core: Carrier, msgid: int, end: int, call: Call[T]) -> None:
         """Await the answer to a request that ends at ``end`` in the stream."""
         self.core = core
         self.msgid = msgid

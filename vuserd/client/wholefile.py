@@ -1,4 +1,4 @@
-"""A whole file, one version of it, as a procedure of either client.
+"""A whole file, one version of it, as a procedure of all clients.
 
 The file is opened in the daemon, so that all its chunks are of one file whatever becomes of its
 name; at the end its attributes tell whether it is what was opened.  Where they cannot, because its
@@ -14,13 +14,13 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from vuserd.client import calls
 from vuserd.client.calls import Call, RemotePath
-from vuserd.client.core import ClientCore
+from vuserd.client.conversation import Talk
 from vuserd.client.errors import BadReply, ClientError, NotTaken, RemoteError
 from vuserd.client.memory import SharedMemory
-from vuserd.client.procedure import Abandon, Ask, Begin, Finish, GoesOn, Pause, Procedure, Write
+from vuserd.client.procedure import Finish, Pause, Procedure, Write
 from vuserd.client.records import OpenedFile, Stat
-from vuserd.client.sinks import FileSink, StreamSink, is_sparse
-from vuserd.client.ticket import Ticket
+from vuserd.client.sinks import Sink, is_sparse
+from vuserd.client.ticket import Carrier, Ticket
 from vuserd.client.transfer import (
     NOT_LENT,
     Chunk,
@@ -38,7 +38,6 @@ T = TypeVar("T")
 
 #: Called with the number of bytes that are there, and the number there will be.
 Progress: TypeAlias = Callable[[int, int], object]
-Sink: TypeAlias = FileSink | StreamSink
 _Parts: TypeAlias = list[tuple[int, int]]
 
 ATTEMPTS = 3
@@ -71,21 +70,18 @@ class Options(NamedTuple):
     progress: Progress | None
     #: Whether of a file that only grew what stood there when it was opened will do.
     grows: bool
-    #: Seconds that the daemon's successor may take.
-    patience: float
-    now: Callable[[], float]
 
 
 class _Open(NamedTuple):
     """The file, open on one connection: on another one its number is that of another file."""
 
     source: Source
-    core: ClientCore
+    talk: Talk
+    core: Carrier
 
     def ask(self, call: Call[T]) -> Procedure[T]:
         """Do a call that is about it."""
-        result: T = yield Ask(call, self.core)
-        return result
+        return self.talk.ask(call, self.core)
 
 
 class _Sum(NamedTuple):
@@ -96,7 +92,9 @@ class _Sum(NamedTuple):
     crc: int
 
 
-def take(export: str, path: RemotePath, sink: Sink, options: Options) -> Procedure[Stat]:
+def take(
+    talk: Talk, export: str, path: RemotePath, sink: Sink, options: Options
+) -> Procedure[Stat]:
     """Take a file, whole; return its attributes, with the number of bytes that were taken as size.
 
     Raises:
@@ -105,7 +103,7 @@ def take(export: str, path: RemotePath, sink: Sink, options: Options) -> Procedu
 
     """
     try:
-        return (yield from _take(export, path, sink, options))
+        return (yield from _take(talk, export, path, sink, options))
     except _OfCaller as passed:
         error = passed.error
     try:
@@ -114,9 +112,11 @@ def take(export: str, path: RemotePath, sink: Sink, options: Options) -> Procedu
         del error  # which its traceback refers to
 
 
-def _take(export: str, path: RemotePath, sink: Sink, options: Options) -> Procedure[Stat]:
+def _take(
+    talk: Talk, export: str, path: RemotePath, sink: Sink, options: Options
+) -> Procedure[Stat]:
     for _ in range(ATTEMPTS):
-        attempt = _Attempt(export, path, sink, options)
+        attempt = _Attempt(talk, export, path, sink, options)
         try:
             return (yield from attempt.run())
         except FileChanged:
@@ -128,7 +128,15 @@ def _take(export: str, path: RemotePath, sink: Sink, options: Options) -> Proced
 class _Attempt:
     """One version of a file, over as many connections as it takes."""
 
-    def __init__(self, export: str, path: RemotePath, sink: Sink, options: Options) -> None:
+    def __init__(
+        self,
+        talk: Talk,
+        export: str,
+        path: RemotePath,
+        sink: Sink,
+        options: Options,
+    ) -> None:
+        self._talk = talk
         self._export, self._path = export, path
         self._sink = sink
         self._options = options
@@ -142,11 +150,12 @@ class _Attempt:
         self._told: tuple[int, int] | None = None
 
     def run(self) -> Procedure[Stat]:
-        resumption = Resumption(self._options.patience)
+        talk = self._talk
+        resumption = Resumption(talk.patience)
         while True:
             try:
                 opened, core = yield from self._open()
-                file = _Open(Source(self._export, self._path, opened.file), core)
+                file = _Open(Source(self._export, self._path, opened.file), talk, core)
                 try:
                     return (yield from self._take(file, opened))
                 except RemoteError as error:
@@ -157,19 +166,13 @@ class _Attempt:
                     with suppress(ClientError):
                         yield from file.ask(calls.close_file(opened.file))
             except NotTaken:
-                goes_on = yield GoesOn()
-                if not (goes_on and resumption.after(self.there, self._options.now())):
+                if not (talk.goes_on and resumption.after(self.there, talk.now())):
                     raise
 
-    def _open(self) -> Procedure[tuple[OpenedFile, ClientCore]]:
+    def _open(self) -> Procedure[tuple[OpenedFile, Carrier]]:
         """Open it; return what it is, and the connection that it is open on."""
-        ticket: Ticket[OpenedFile] = yield Begin(calls.open_for_transfer(self._export, self._path))
-        try:
-            opened: OpenedFile = yield Finish(ticket)
-        except BaseException:
-            yield Abandon(ticket)
-            raise
-        return opened, ticket.core
+        ticket = self._talk.begin(calls.open_for_transfer(self._export, self._path))
+        return (yield from self._talk.finish(ticket)), ticket.core
 
     def _take(self, file: _Open, opened: OpenedFile) -> Procedure[Stat]:
         is_same = True
@@ -276,7 +279,7 @@ class _Attempt:
         try:
             while True:
                 while (chunk := transfer.next_chunk()) is not None:
-                    in_flight.append((chunk, (yield Begin(chunk.call, file.core))))
+                    in_flight.append((chunk, self._talk.begin(chunk.call, file.core)))
                 if not in_flight:
                     return
                 chunk, ticket = in_flight[0]
@@ -292,7 +295,7 @@ class _Attempt:
                 self._tell(self.there, size)
         finally:
             for _, ticket in in_flight:
-                yield Abandon(ticket)
+                self._talk.abandon(ticket)
 
     def _take_rest(self, file: _Open, transfer: Transfer, size: int) -> Procedure[int]:
         """Read on to the end of a file whose size is untrue; not of one that changed."""
@@ -317,7 +320,7 @@ class _Attempt:
             self._sums.append(_Sum(offset, length, zlib.crc32(payload)))
         if length:
             try:
-                yield Write(payload, offset)
+                yield Write(self._sink, payload, offset)
             except BaseException as error:
                 with suppress(BufferError):
                     payload.release()  # its traceback may keep it, and so what is lent, for long

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from vuserd.client.errors import ClientError, RemoteError
-from vuserd.client.reaching import PATIENCE
+from vuserd.client.reconnect import PATIENCE
 from vuserd.client.sync_client import Client
 from vuserd.ctl.output import complain, emit, local_fault, shown, take_streams
 from vuserd.ctl.parser import parse

@@ -1,33 +1,28 @@
-"""One connection of the trio client, which any number of tasks wait on.
+"""One connection of an asynchronous client, which any number of tasks wait on.
 
 There is no task in the background. Of the tasks that wait for an answer one exchanges bytes with
 the daemon, for all; when it has its own answer, or is cancelled, it passes that duty on.
 """
 
 import itertools
-import os
 import select
 import socket
 from typing import Any
 
-import trio
-
-from vuserd.client.core import ClientCore, Ticket
-from vuserd.client.errors import describe_loss
-from vuserd.client.exchange import MOST_AT_ONCE, receive_some, send_some
-from vuserd.client.foreign import hang_up
+from vuserd.client.exchange import MOST_AT_ONCE, Link
+from vuserd.client.runtime import Closed, Event, Runtime
+from vuserd.client.ticket import Ticket
 
 
-class TrioLink:
-    """A connected stream socket, which is the link's from now on, and its core."""
+class AsyncLink(Link):
+    """A socket that does not block, in a loop."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, runtime: Runtime) -> None:
         sock.settimeout(0)
-        self._socket = sock
-        self._maker = os.getpid()
-        self.core = ClientCore()
+        super().__init__(sock)
+        self._runtime = runtime
         self._exchanging = False
-        self._waiting: dict[Ticket[Any], trio.Event] = {}
+        self._waiting: dict[Ticket[Any], Event] = {}
         # An epoll descriptor is readable when what it watches for has come: so one task can wait
         # for the socket to give or to take, whichever is first.
         self._epoll = select.epoll()
@@ -38,9 +33,9 @@ class TrioLink:
         """Close the connection; calls in flight fail with ConnectionLost."""
         self._wake(self.core.lost("the client was closed"))
         if not self._epoll.closed:
-            trio.lowlevel.notify_closing(self._epoll)
+            self._runtime.closing(self._epoll.fileno())
             self._epoll.close()
-            hang_up(self._socket, self._maker)
+            super().close()
 
     async def wait(self, ticket: Ticket[Any]) -> None:
         """Wait until a call is done; while nobody else exchanges bytes, do that."""
@@ -57,18 +52,7 @@ class TrioLink:
         """Send what the socket takes at once; the rest is sent by whoever exchanges."""
         if self._epoll.closed:
             return
-        failed: list[Ticket[Any]] = []
-        try:
-            while self.core.outgoing:
-                send_some(self._socket, self.core, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            pass
-        except BrokenPipeError:  # what it said before it went away can still be received
-            failed = self.core.closed_for_requests()
-        except ConnectionResetError:
-            failed = self.core.closed_for_requests(unread=True)
-        except OSError as error:
-            failed = self.core.lost(describe_loss(error))
+        failed = self._send()
         self._wake(failed)
         # That it can take bytes wakes who exchanges, whose call may be among those that failed.
         watched = select.EPOLLIN | (select.EPOLLOUT if self.core.outgoing or failed else 0)
@@ -81,21 +65,12 @@ class TrioLink:
 
         A task that exchanges bytes hears them itself, and would not notice that they were taken.
         """
-        if self._epoll.closed or self._exchanging:
-            return
-        try:
-            for _ in range(MOST_AT_ONCE):
-                if self.core.is_over:
-                    break
-                self._receive()
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._wake(self.core.lost(describe_loss(error)))
+        if not (self._epoll.closed or self._exchanging):
+            super().hear()
 
     async def _wait_turn(self, ticket: Ticket[Any]) -> None:
         """Wait until the call is done, or it is this task's turn to exchange."""
-        self._waiting[ticket] = event = trio.Event()
+        self._waiting[ticket] = event = self._runtime.event()
         try:
             await event.wait()
         finally:
@@ -123,24 +98,18 @@ class TrioLink:
                 self.send()
                 if ticket.done:
                     return
-                try:
-                    done = self._receive()
-                except BlockingIOError:
-                    await trio.lowlevel.wait_readable(self._epoll)
-                    continue
-                if done or not turn % MOST_AT_ONCE:  # a daemon may send ever more of no use
-                    await trio.lowlevel.checkpoint()
-        except OSError as error:
-            self._wake(self.core.lost(describe_loss(error)))
-        except trio.ClosedResourceError:
+                done = self._receive()
+                if done is None:
+                    await self._runtime.readable(self._epoll.fileno())
+                elif done or not turn % MOST_AT_ONCE:  # a daemon may send ever more of no use
+                    await self._runtime.checkpoint()
+        except Closed:
             self._wake(self.core.lost("the client was closed"))
         finally:
             self._exchanging = False
 
-    def _receive(self) -> list[Ticket[Any]]:
-        try:
-            done = receive_some(self._socket, self.core)
-        except ConnectionResetError:
-            done = self.core.ended(unread=True)
-        self._wake(done)
+    def _receive(self, flags: int = 0) -> list[Ticket[Any]] | None:
+        done = super()._receive(flags)
+        if done:
+            self._wake(done)
         return done

@@ -1,0 +1,238 @@
+"""All clients behind one face, that of the synchronous one: for tests of what they have in common.
+
+An asynchronous client lives in a loop in a thread of its own, where each call of the face is done.
+"""
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Generator
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TypeVar, cast
+
+import trio
+from outcome import Outcome, acapture, capture
+
+from vuserd.client import AsyncioClient, Client, TrioClient
+from vuserd.client.async_client import AsyncClient
+from vuserd.client.memory import AsyncAttachedMemory, AttachedMemory
+from vuserd.client.records import Stat
+from vuserd.client.ticket import Ticket
+
+T = TypeVar("T")
+Write = Callable[[memoryview], object]
+
+KINDS: Final = ("sync", "trio", "asyncio")
+
+
+class Connect(Protocol):
+    """Connects a client, as ``Client.connect`` does."""
+
+    def __call__(self, address: str | None = None, *, reconnect: float = 5.0) -> Client: ...
+
+
+def connecting(kind: str) -> Connect:
+    """Return what connects clients of one kind."""
+    if kind == "sync":
+        return Client.connect
+    loop = {"trio": _TrioLoop, "asyncio": _AsyncioLoop}[kind]
+    return lambda address=None, *, reconnect=5.0: cast("Client", _Face(loop(), address, reconnect))
+
+
+class _Loop(ABC):
+    """A loop in a thread, in which others have something done."""
+
+    client: type[AsyncClient]
+
+    def __init__(self) -> None:
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._ready.wait()
+
+    def do(self, function: Callable[..., Awaitable[T]], *arguments: Any, **options: Any) -> T:
+        """Await something in the loop; an interruption does not end that."""
+
+        async def captured() -> Outcome[T]:
+            return await acapture(partial(function, *arguments, **options))
+
+        return self._do(captured).unwrap()
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call something in the loop."""
+
+        async def called() -> T:
+            return function(*arguments)
+
+        return self.do(called)
+
+    def stop(self) -> None:
+        """End it, and its thread."""
+        self._stop()
+        self._thread.join()
+
+    @abstractmethod
+    def _run(self) -> None: ...
+
+    @abstractmethod
+    def _do(self, captured: Callable[[], Awaitable[Outcome[T]]]) -> Outcome[T]: ...
+
+    @abstractmethod
+    def _stop(self) -> None: ...
+
+
+class _TrioLoop(_Loop):
+    client = TrioClient
+
+    def _run(self) -> None:
+        async def main() -> None:
+            self._token, self._end = trio.lowlevel.current_trio_token(), trio.Event()
+            self._ready.set()
+            await self._end.wait()
+
+        trio.run(main)
+
+    def _do(self, captured: Callable[[], Awaitable[Outcome[T]]]) -> Outcome[T]:
+        return trio.from_thread.run(captured, trio_token=self._token)
+
+    def _stop(self) -> None:
+        self._token.run_sync_soon(self._end.set)
+
+
+class _AsyncioLoop(_Loop):
+    client = AsyncioClient
+
+    def _run(self) -> None:
+        async def main() -> None:
+            self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+            self._ready.set()
+            await self._end.wait()
+
+        asyncio.run(main())
+
+    def _do(self, captured: Callable[[], Awaitable[Outcome[T]]]) -> Outcome[T]:
+        async def run() -> Outcome[T]:
+            return await captured()
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+
+
+class _Face:
+    """An asynchronous client as a synchronous one."""
+
+    def __init__(self, loop: _Loop, address: str | None, reconnect: float) -> None:
+        self._loop = loop
+        self._manager = loop.client.connect(address, reconnect=reconnect)
+        try:
+            self._client = loop.do(self._manager.__aenter__)
+        except BaseException:
+            loop.stop()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._loop.do(self._manager.__aexit__, None, None, None)
+        self._loop.stop()
+
+    @property
+    def _talk(self) -> Any:
+        return self._client._talk
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._loop.do, getattr(self._client, name))
+
+    def close(self) -> None:
+        self._loop.call(self._client.close)
+
+    def begin(self, call: Any) -> Ticket[Any]:
+        return self._loop.call(self._talk.begin, call)
+
+    def finish(self, ticket: Ticket[Any]) -> Any:
+        return self._loop.do(self._client._finish, ticket)
+
+    def abandon(self, ticket: Ticket[Any]) -> None:
+        self._loop.call(self._talk.abandon, ticket)
+
+    def iterdir(self, *arguments: Any, **options: Any) -> Generator[Any, None, None]:
+        return self._iterate(self._client.iterdir(*arguments, **options))
+
+    def iterwalk(self, *arguments: Any, **options: Any) -> Generator[Any, None, None]:
+        return self._iterate(self._client.iterwalk(*arguments, **options))
+
+    def trace(self, *arguments: Any, **options: Any) -> Generator[Any, None, None]:
+        return self._iterate(self._client.trace(*arguments, **options))
+
+    def _iterate(self, found: Any) -> Generator[Any, None, None]:
+        try:
+            while True:
+                try:
+                    yield self._loop.do(found.__anext__)
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._loop.do(found.aclose)
+
+    def attach(self, *arguments: Any, **options: Any) -> AttachedMemory:
+        attached = self._loop.do(self._client.attach, *arguments, **options)
+        return cast("AttachedMemory", _AttachedFace(self._loop, attached))
+
+    def stream(self, export: str, path: str, write: Write, **options: Any) -> Stat:
+        """Let ``write`` block, and call the client itself."""
+
+        async def write_in_thread(payload: memoryview) -> None:
+            written: list[Outcome[object]] = []
+            await self._client._runtime.in_thread(lambda: written.append(capture(write, payload)))
+            written.pop().unwrap()
+
+        return self._loop.do(self._client.stream, export, path, write_in_thread, **options)
+
+
+class _AttachedFace:
+    def __init__(self, loop: _Loop, attached: AsyncAttachedMemory) -> None:
+        self._loop, self._attached = loop, attached
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._attached, name)
+
+    def load(self, *arguments: Any, **options: Any) -> int:
+        return self._loop.do(self._attached.load, *arguments, **options)
+
+    def detach(self) -> None:
+        self._loop.do(self._attached.detach)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._loop.do(self._attached.__aexit__, kind, error, traceback)
+
+
+class Taker:
+    """A client that connects for each file that it takes."""
+
+    def __init__(self, connect: Connect, address: str, *, reconnect: float = 5.0) -> None:
+        self._connect = partial(connect, address, reconnect=reconnect)
+
+    def download(self, path: str, fileno: int, **options: Any) -> Stat:
+        with self._connect() as client:
+            return client.download("kernels", path, fileno, **options)
+
+    def stream(self, path: str, write: Write, **options: Any) -> Stat:
+        with self._connect() as client:
+            return client.stream("kernels", path, write, **options)

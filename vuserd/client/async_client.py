@@ -1,0 +1,260 @@
+"""What the asynchronous clients have in common: any number of tasks call over one connection."""
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial, wraps
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
+
+from vuserd.client import calls, composite
+from vuserd.client.async_link import AsyncLink
+from vuserd.client.calls import Call, RemotePath
+from vuserd.client.conversation import Conversation, Talk
+from vuserd.client.memory import AsyncAttachedMemory
+from vuserd.client.procedure import (
+    Emit,
+    Finish,
+    Pause,
+    Procedure,
+    Running,
+    Step,
+    Stream,
+    Wait,
+    Write,
+)
+from vuserd.client.reconnect import PATIENCE
+from vuserd.client.records import Entry, Stat, WalkEntry
+from vuserd.client.runtime import Runtime
+from vuserd.client.sync_client import Client
+from vuserd.client.ticket import Ticket
+from vuserd.client.trace import TraceEvent
+from vuserd.client.wholefile import Progress
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Whole files that are taken at once, fewer than a daemon lets a client have open by default (64).
+_TRANSFERS: Final = 48
+
+
+def _asks(
+    method: Callable[Concatenate[Client, P], T], make: Callable[P, Call[T]]
+) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
+    """Return a method of the synchronous client, that does one call, as one to await."""
+
+    @wraps(method)
+    async def asks(self: "AsyncClient", /, *args: P.args, **options: P.kwargs) -> T:
+        return await self.call(make(*args, **options))
+
+    return asks
+
+
+def _runs(
+    method: Callable[Concatenate[Client, P], T],
+    make: Callable[Concatenate[Talk, P], Procedure[T]],
+) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
+    """Return a method of the synchronous client, that runs a procedure, as one to await."""
+
+    @wraps(method)
+    async def runs(self: "AsyncClient", /, *args: P.args, **options: P.kwargs) -> T:
+        return await self._run(make(self._talk, *args, **options))
+
+    return runs
+
+
+class AsyncClient:
+    """A connection to the daemon, with all that :class:`vuserd.client.Client` has, to await.
+
+    Use it as the client of a library: :class:`vuserd.client.TrioClient` or
+    :class:`vuserd.client.AsyncioClient`.
+    """
+
+    _make_runtime: Callable[[], Runtime]
+
+    def __init__(self, sock: socket.socket | None = None) -> None:
+        """Talk over a connected stream socket, which is the client's from now on.
+
+        :meth:`connect` makes a socket itself.
+        """
+        runtime = self._runtime = self._make_runtime()
+        self._talk = Conversation(lambda made: AsyncLink(made, runtime), runtime.now)
+        self._transfers = runtime.semaphore(_TRANSFERS)
+        if sock is not None:
+            self._talk.use(sock)
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls, address: str | None = None, *, reconnect: float = PATIENCE
+    ) -> AsyncIterator[Self]:
+        """Connect to the daemon at ``address``, by default where :mod:`vuserd.wire.address` says.
+
+        ``reconnect`` is how many seconds a call may take to find the daemon's successor; with 0 it
+        does not look for one. An address that is not named has to answer within one second, or
+        else the next is tried. Raises CannotConnect.
+        """
+        client = cls()
+        await client._runtime.checkpoint()
+        await client._run(client._talk.connect(address, limit=0.0, patience=reconnect))
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def close(self) -> None:
+        """Close the connection; calls in flight fail with ConnectionLost."""
+        self._talk.close()
+
+    # -- the methods of the daemon, as the synchronous client has them -----------------------------
+
+    api_info = _asks(Client.api_info, calls.api_info)
+    exports = _asks(Client.exports, calls.exports)
+    stat = _asks(Client.stat, calls.stat)
+    readlink = _asks(Client.readlink, calls.readlink)
+    readdir = _asks(Client.readdir, calls.readdir)
+    walk = _asks(Client.walk, calls.walk)
+    read = _runs(Client.read, composite.read)
+    read_into = _asks(Client.read_into, calls.read_into)
+    statfs = _asks(Client.statfs, calls.statfs)
+    reload = _asks(Client.reload, calls.reload)
+    rigs = _asks(Client.rigs, calls.rigs)
+    trace_page = _asks(Client.trace_page, calls.trace)
+    metrics = _asks(Client.metrics, calls.metrics)
+    status = _asks(Client.status, calls.status)
+    fetch = _asks(Client.fetch, calls.fetch)
+    load = _asks(Client.load, calls.load)
+    detach = _asks(Client.detach, calls.detach)
+
+    def iterdir(
+        self, export: str, path: RemotePath, *, attrs: bool = False
+    ) -> AsyncIterator[Entry]:
+        """Return all entries of a directory, as :meth:`vuserd.client.Client.iterdir` does."""
+        return self._iterate(composite.iterdir(self._talk, export, path, attrs=attrs))
+
+    def iterwalk(
+        self, export: str, path: RemotePath, *, attrs: bool = False
+    ) -> AsyncIterator[WalkEntry]:
+        """Return all that is below a directory, as :meth:`vuserd.client.Client.iterwalk` does."""
+        return self._iterate(composite.iterwalk(self._talk, export, path, attrs=attrs))
+
+    def trace(self, export: str) -> AsyncIterator[TraceEvent]:
+        """Return the FUSE requests of an export, as :meth:`vuserd.client.Client.trace` does."""
+        return self._iterate(composite.trace(self._talk, export))
+
+    async def attach(
+        self, memfd: int | None = None, *, size: int | None = None
+    ) -> AsyncAttachedMemory:
+        """Lend memory to the daemon, as :meth:`vuserd.client.Client.attach` does."""
+        lent = await self._run(composite.attach(self._talk, memfd, size=size))
+        return AsyncAttachedMemory(self.call, self._talk.tell, *lent)
+
+    async def download(
+        self,
+        export: str,
+        path: RemotePath,
+        fileno: int,
+        *,
+        progress: Progress | None = None,
+        grows: bool = False,
+    ) -> Stat:
+        """Write a file to one that is open, as :meth:`vuserd.client.Client.download` does.
+
+        It is written to in a thread.
+        """
+        procedure = composite.download(
+            self._talk, export, path, fileno, progress=progress, grows=grows
+        )
+        async with self._transfers:
+            return await self._run(procedure)
+
+    async def stream(
+        self,
+        export: str,
+        path: RemotePath,
+        write: Callable[[memoryview], Awaitable[object]],
+        *,
+        progress: Progress | None = None,
+        grows: bool = True,
+    ) -> Stat:
+        """Hand a file's bytes to ``write``, as :meth:`vuserd.client.Client.stream` does."""
+        procedure = composite.stream(
+            self._talk, export, path, write, progress=progress, grows=grows
+        )
+        async with self._transfers:
+            return await self._run(procedure)
+
+    async def call(self, call: Call[T]) -> T:
+        """Do one call of :mod:`vuserd.client.calls` and wait for it."""
+        return await self._finish(self._talk.begin(call))
+
+    # -- the steps of procedures -------------------------------------------------------------------
+
+    async def _finish(self, ticket: Ticket[T]) -> T:
+        """Wait for a call that was begun; where that is cancelled, forget it."""
+        talk = self._talk
+        try:
+            await self._runtime.checkpoint()
+            if not ticket.done:
+                await talk.link_of(ticket).wait(ticket)
+            if ticket.refused is not None:
+                await self._run(talk.send_again(ticket))
+        except BaseException:
+            talk.abandon(ticket)
+            raise
+        if talk.former:
+            talk.leave_former()
+        return ticket.result()
+
+    async def _run(self, procedure: Procedure[T]) -> T:
+        """Take the steps of a procedure until it returns."""
+        running = Running(procedure)
+        while (step := running.next_step()) is not None:
+            await self._take(step, running)
+        return running.result
+
+    async def _iterate(self, stream: Stream[T]) -> AsyncIterator[T]:
+        """Take the steps of a procedure, and yield what it emits."""
+        running = Running(stream)
+        while (step := running.next_step()) is not None:
+            if not isinstance(step, Emit):
+                await self._take(step, running)
+                continue
+            try:
+                for value in step.values:
+                    yield value
+            except BaseException as error:
+                running.failed(error)
+
+    async def _take(self, step: Step, running: Running[Any, Any]) -> None:
+        """Take one step, and let its procedure hear what comes of it.
+
+        One that was cancelled waits for nothing more, while it cleans up: trio sees to that by
+        itself, asyncio tells a task once.
+        """
+        if running.cancelled is not None:
+            running.failed(running.cancelled)
+            return
+        try:
+            running.came(await self._outcome(step))
+        except self._runtime.cancelled as cancelled:
+            running.cancelled = cancelled
+            running.failed(cancelled)
+        except BaseException as error:
+            running.failed(error)
+
+    async def _outcome(self, step: Step) -> object:
+        match step:
+            case Finish(ticket):
+                return await self._finish(ticket)
+            case Wait(ticket, None):
+                await self._talk.link_of(ticket).wait(ticket)
+            case Wait(ticket, seconds):
+                wait = partial(self._talk.link_of(ticket).wait, ticket)
+                await self._runtime.within(cast("float", seconds), wait)
+            case Write(sink, payload, offset) if sink.is_file:
+                await self._runtime.in_thread(partial(sink.write, payload, offset))
+            case Write(sink, payload, offset):
+                return await cast("Awaitable[object]", sink.write(payload, offset))
+            case Pause(seconds):
+                await self._runtime.sleep(seconds)
+        return None

@@ -1,0 +1,97 @@
+"""The asyncio client: what the asynchronous clients need, as asyncio has it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from vuserd.client.async_client import AsyncClient
+from vuserd.client.runtime import Closed, Runtime
+
+
+class _AsyncioRuntime(Runtime):
+    """The loop that runs where it is made."""
+
+    cancelled = asyncio.CancelledError
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        #: Descriptors that are waited for.
+        self._awaited: dict[int, asyncio.Future[None]] = {}
+
+    def now(self) -> float:
+        return self._loop.time()
+
+    def event(self) -> asyncio.Event:
+        return asyncio.Event()
+
+    def semaphore(self, count: int) -> asyncio.Semaphore:
+        return asyncio.Semaphore(count)
+
+    async def checkpoint(self) -> None:
+        await asyncio.sleep(0)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def readable(self, fileno: int) -> None:
+        self._awaited[fileno] = future = self._loop.create_future()
+        self._loop.add_reader(fileno, self._settle, fileno, None)
+        try:
+            await future
+        finally:
+            self._settle(fileno, None, future)
+
+    def closing(self, fileno: int) -> None:
+        self._settle(fileno, Closed())
+
+    def _settle(
+        self, fileno: int, error: Exception | None, only: "asyncio.Future[None] | None" = None
+    ) -> None:
+        """Have nobody wait for a descriptor any more, whose number may soon be another's."""
+        future = self._awaited.get(fileno)
+        if future is None or only not in (None, future):
+            return
+        del self._awaited[fileno]
+        self._loop.remove_reader(fileno)
+        if future.done():  # it was cancelled
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    async def within(self, seconds: float, wait: Callable[[], Awaitable[None]]) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await wait()
+
+    async def in_thread(self, function: Callable[[], object]) -> None:
+        """Call a function in a thread of the loop's executor."""
+        future = self._loop.run_in_executor(None, function)
+        cancelled: asyncio.CancelledError | None = None
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            future.exception()  # or asyncio tells that nobody asked for it
+            raise cancelled
+        future.result()
+
+
+class AsyncioClient(AsyncClient):
+    """A connection to the daemon: ``async with AsyncioClient.connect() as client: ...``.
+
+    It belongs to the loop that it was made in.
+
+    Every call may raise a :class:`vuserd.client.errors.ClientError`, mostly a RemoteError with the
+    daemon's answer.  A cancelled call (a task's ``cancel()``, ``asyncio.timeout``) leaves the
+    connection and all other calls as they are.  Of whole files 48 are taken at once, and others
+    wait for one of these.
+
+    A restart of the daemon goes unnoticed, as with :class:`vuserd.client.Client`, which tells what
+    becomes of a call then.
+    """
+
+    _make_runtime = _AsyncioRuntime

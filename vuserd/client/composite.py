@@ -1,0 +1,109 @@
+"""The methods of a client that take more than one call, as procedures."""
+
+from collections.abc import Callable
+
+from vuserd.client import calls
+from vuserd.client.calls import RemotePath
+from vuserd.client.conversation import Talk
+from vuserd.client.errors import NotTaken
+from vuserd.client.memory import SharedMemory
+from vuserd.client.procedure import Emit, Procedure, Stream
+from vuserd.client.records import Entry, Stat, WalkEntry, WalkProblem
+from vuserd.client.relisting import Relisting
+from vuserd.client.sinks import FileSink, StreamSink
+from vuserd.client.trace import TraceEvent
+from vuserd.client.wholefile import Options, Progress, take
+
+
+def iterdir(talk: Talk, export: str, path: RemotePath, *, attrs: bool = False) -> Stream[Entry]:
+    """Emit all entries of a directory; a listing outlives its connection."""
+    listing = Relisting(export, path, attrs=attrs)
+    ticket = talk.begin(listing.next_call())
+    try:
+        while True:
+            try:
+                page = yield from talk.finish(ticket)
+            except NotTaken:
+                if not (listing.begin_again() and talk.goes_on):
+                    raise
+                ticket = talk.begin(listing.next_call())
+                continue
+            if listing.take(page):  # the daemon reads on while these are taken
+                ticket = talk.begin(listing.next_call(), ticket.core)
+            yield Emit(listing.entries())
+            if listing.finished:
+                return
+    finally:
+        talk.abandon(ticket)
+
+
+def iterwalk(
+    talk: Talk, export: str, path: RemotePath, *, attrs: bool = False
+) -> Stream[WalkEntry]:
+    """Emit all that is below a directory; raise what could not be read of it in the end."""
+    after, problems = None, list[WalkProblem]()
+    try:
+        while True:
+            page = yield from talk.ask(calls.walk(export, path, attrs=attrs, after=after))
+            after = page.next
+            problems += page.problems
+            yield Emit(page.entries)
+            if after is None:
+                break
+    finally:
+        talk.link.core.held.discard(calls.walk_going_on(after))
+    if problems:
+        raise problems[0].error
+
+
+def trace(talk: Talk, export: str) -> Stream[TraceEvent]:
+    """Emit the FUSE requests of an export as they happen, for ever."""
+    page = yield from talk.ask(calls.trace(export, wait=0.0))
+    while True:
+        yield Emit(page.events)
+        page = yield from talk.ask(calls.trace(export))
+
+
+def read(talk: Talk, export: str, path: RemotePath, offset: int, length: int) -> Procedure[bytes]:
+    """Return bytes of a file."""
+    buffer = bytearray(length)
+    count = yield from talk.ask(calls.read_into(export, path, offset, buffer))
+    return bytes(memoryview(buffer)[:count])
+
+
+def attach(
+    talk: Talk, memfd: int | None = None, *, size: int | None = None
+) -> Procedure[tuple[SharedMemory, int]]:
+    """Lend memory to the daemon; return it, and the daemon's name for it."""
+    memory = SharedMemory(memfd, size)
+    try:
+        return memory, (yield from talk.ask(calls.attach(memory.fileno(), memory.size)))
+    except BaseException:
+        memory.close()
+        raise
+
+
+def download(
+    talk: Talk,
+    export: str,
+    path: RemotePath,
+    fileno: int,
+    *,
+    progress: Progress | None = None,
+    grows: bool = False,
+) -> Procedure[Stat]:
+    """Write a file, whole, to the regular file open at ``fileno``; return its attributes."""
+    return take(talk, export, path, FileSink(fileno), Options(progress, grows))
+
+
+def stream(
+    talk: Talk,
+    export: str,
+    path: RemotePath,
+    write: Callable[[memoryview], object],
+    *,
+    progress: Progress | None = None,
+    grows: bool = True,
+) -> Procedure[Stat]:
+    """Hand a file's bytes to ``write``, in their order; return its attributes."""
+    return take(talk, export, path, StreamSink(write), Options(progress, grows))

@@ -1,0 +1,206 @@
+"""What a client says to the daemon, over one connection after the other.
+
+It is all that the clients have in common; they differ in how they wait. So nothing here waits, and
+what has to is a procedure.
+"""
+
+import socket
+from collections.abc import Callable
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from vuserd.client import calls
+from vuserd.client.calls import Call
+from vuserd.client.exchange import Link
+from vuserd.client.procedure import Finish, Pause, Procedure, Wait
+from vuserd.client.reconnect import (
+    PAUSE,
+    QUEUE_PAUSE,
+    Approach,
+    Search,
+    breaks_protocol,
+    connect_once,
+    is_bound,
+    is_silent,
+    queue_is_full,
+    why_not_taken,
+)
+from vuserd.client.ticket import Carrier, Ticket
+from vuserd.wire.address import Candidate, socket_candidates
+
+T = TypeVar("T")
+L = TypeVar("L", bound=Link)
+
+
+class Conversation(Generic[L]):
+    """The connection that calls go over, and those before it that still owe answers.
+
+    Args:
+        make_link: makes a link of a connected socket.
+        now: the time, in seconds, by the clock of whoever drives the procedures.
+
+    """
+
+    #: Calls go over this one.
+    link: L
+
+    def __init__(self, make_link: Callable[[socket.socket], L], now: Callable[[], float]) -> None:
+        self.now = now
+        #: Seconds that a call may take to find the daemon's successor.
+        self.patience = 0.0
+        #: Connections that answers are awaited on, and that take no more calls.
+        self.former: list[L] = []
+        self._make_link = make_link
+        self._address: Candidate | None = None
+        self._next_look = now()
+
+    def connect(self, address: str | None, *, limit: float, patience: float) -> Procedure[None]:
+        """Connect to the daemon at an address, or where it may be.
+
+        Raises:
+            CannotConnect: with each address that was tried, for ``limit`` seconds at most.
+
+        """
+        approach = Approach(socket_candidates(address), limit)
+        for candidate, seconds in approach:
+            try:
+                yield from self._reach(candidate, seconds)
+            except OSError as error:
+                approach.failed(candidate, error)
+            else:
+                self._address, self.patience = candidate, patience
+                return
+        raise approach.error()
+
+    def use(self, sock: socket.socket) -> None:
+        """Talk over a connected socket."""
+        self.link = self._make_link(sock)
+
+    def close(self) -> None:
+        """Close all connections; calls in flight fail with ConnectionLost."""
+        self._address = None
+        for link in (self.link, *self.former):
+            link.close()
+        self.former.clear()
+
+    # -- calls -------------------------------------------------------------------------------------
+
+    def begin(self, call: Call[T], core: Carrier | None = None) -> Ticket[T]:
+        """Send one call over the connection that has what it is about; where that ended, fail."""
+        ticket = (core or self.link.core).begin(call)
+        self.link.send()
+        return ticket
+
+    def abandon(self, ticket: Ticket[Any]) -> None:
+        """Forget a call that was begun; what its result holds is let go."""
+        ticket.core.abandon(ticket)
+        self.link.send()  # what undoes its result, where that was there
+
+    def tell(self, call: Call[Any]) -> None:
+        """Send one call whose answer is of no interest."""
+        self.abandon(self.begin(call))
+
+    def ask(self, call: Call[T], core: Carrier | None = None) -> Procedure[T]:
+        """Do one call, as :meth:`begin` sends it, and wait for its result."""
+        return self.finish(self.begin(call, core))
+
+    def finish(self, ticket: Ticket[T]) -> Procedure[T]:
+        """Wait for the result of a call that was begun; where that fails, forget it."""
+        try:
+            result: T = yield Finish(ticket)
+        except BaseException:
+            self.abandon(ticket)
+            raise
+        return result
+
+    def link_of(self, ticket: Ticket[Any]) -> L:
+        """Return the connection that carries a call."""
+        core = ticket.core
+        if core is self.link.core:
+            return self.link
+        return next(link for link in self.former if link.core is core)
+
+    # -- the daemon's successor --------------------------------------------------------------------
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether calls are taken, or may be by the daemon's successor."""
+        core = self.link.core
+        has_successor = self._address is not None and self.patience > 0 and core.can_be_replaced
+        return core.takes_requests or has_successor
+
+    def send_again(self, ticket: Ticket[Any]) -> Procedure[None]:
+        """Have a call answered that was not taken, over another connection if there can be one."""
+        search: Search | None = None
+        while ticket.refused is not None and not is_bound(ticket):
+            core = self.link.core
+            if core.takes_requests:
+                core.begin_again(ticket)
+                self.link.send()
+                yield Wait(ticket)
+                continue
+            self.link.hear()
+            if not self.goes_on or self._address is None:
+                break
+            search = search or Search(self._address.address, self.patience, self.now())
+            if search.is_over(self.now()):
+                ticket.fail(search.error())
+            elif (pause := self._next_look - self.now()) > 0:
+                yield Pause(pause)
+            else:
+                self._look(self._address, search, ticket)
+        if ticket.refused is not None:
+            ticket.fail(why_not_taken(ticket))
+
+    def _look(self, address: Candidate, search: Search, ticket: Ticket[Any]) -> None:
+        """Look once for the successor of the connection, for all calls that want one."""
+        self._next_look = self.now() + PAUSE
+        try:
+            sock = connect_once(address)
+        except OSError as error:
+            if not search.failed(error):
+                ticket.fail(search.error())
+        else:
+            self.former.append(self.link)
+            self.link = self._make_link(sock)
+
+    def leave_former(self) -> None:
+        """Close the connections that nobody awaits an answer on."""
+        for link in self.former:
+            if not link.core.is_awaited:
+                link.close()
+        self.former = [link for link in self.former if link.core.is_awaited]
+
+    # -- the first connection ----------------------------------------------------------------------
+
+    def _reach(self, candidate: Candidate, seconds: float) -> Procedure[None]:
+        """Connect to one address in so many seconds; have it answer in as many, where guessed."""
+        deadline = self.now() + seconds
+        while True:
+            try:
+                sock = connect_once(candidate)
+                break
+            except BlockingIOError:
+                pass
+            if self.now() >= deadline:
+                raise queue_is_full(seconds)
+            yield Pause(QUEUE_PAUSE)
+        self.link = self._make_link(sock)
+        if candidate.is_guessed:
+            try:
+                yield from self._require_daemon(seconds)
+            except BaseException:
+                self.link.close()
+                raise
+
+    def _require_daemon(self, seconds: float) -> Procedure[None]:
+        """Have a first call answered, or raise OSError."""
+        ticket = self.begin(calls.api_info())
+        yield Wait(ticket, seconds)
+        if not ticket.done:
+            raise is_silent(seconds)
+        if (error := breaks_protocol(self.link.core)) is not None:
+            raise error
+
+
+#: Whoever drives it.
+Talk: TypeAlias = Conversation[Any]
