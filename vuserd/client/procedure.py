@@ -5,9 +5,8 @@ what came of that; so it has no clock and no loop of its own, and waits for noth
 """
 
 from collections.abc import Generator, Iterable
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from vuserd.client.sinks import Sink
 from vuserd.client.ticket import Ticket
 
 T = TypeVar("T")
@@ -24,6 +23,16 @@ class Wait(NamedTuple):
 
     ticket: Ticket[Any]
     seconds: float | None = None
+
+
+class Sink(Protocol):
+    """Whoever wants the bytes of a file."""
+
+    #: A file, which may block; what it is otherwise may return something to await.
+    is_file: bool
+
+    def write(self, payload: memoryview, offset: int, /) -> object:
+        """Take bytes, and their offset in the file."""
 
 
 class Write(NamedTuple):

@@ -13,23 +13,20 @@ from contextlib import suppress
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from vuserd.client import calls
-from vuserd.client.calls import Call, RemotePath
+from vuserd.client.calls import RemotePath
 from vuserd.client.conversation import Talk
 from vuserd.client.errors import BadReply, ClientError, NotTaken, RemoteError
-from vuserd.client.memory import SharedMemory
+from vuserd.client.loan import OpenFile, lend
 from vuserd.client.procedure import Finish, Pause, Procedure, Write
 from vuserd.client.records import OpenedFile, Stat
 from vuserd.client.sinks import Sink, is_sparse
 from vuserd.client.ticket import Carrier, Ticket
 from vuserd.client.transfer import (
-    NOT_LENT,
     Chunk,
     Place,
     Resumption,
     Source,
     Transfer,
-    lent_places,
-    lent_size,
     own_places,
 )
 from vuserd.errors import ErrorCode
@@ -70,18 +67,6 @@ class Options(NamedTuple):
     progress: Progress | None
     #: Whether of a file that only grew what stood there when it was opened will do.
     grows: bool
-
-
-class _Open(NamedTuple):
-    """The file, open on one connection: on another one its number is that of another file."""
-
-    source: Source
-    talk: Talk
-    core: Carrier
-
-    def ask(self, call: Call[T]) -> Procedure[T]:
-        """Do a call that is about it."""
-        return self.talk.ask(call, self.core)
 
 
 class _Sum(NamedTuple):
@@ -155,7 +140,7 @@ class _Attempt:
         while True:
             try:
                 opened, core = yield from self._open()
-                file = _Open(Source(self._export, self._path, opened.file), talk, core)
+                file = OpenFile(Source(self._export, self._path, opened.file), talk, core)
                 try:
                     return (yield from self._take(file, opened))
                 except RemoteError as error:
@@ -174,7 +159,7 @@ class _Attempt:
         ticket = self._talk.begin(calls.open_for_transfer(self._export, self._path))
         return (yield from self._talk.finish(ticket)), ticket.core
 
-    def _take(self, file: _Open, opened: OpenedFile) -> Procedure[Stat]:
+    def _take(self, file: OpenFile, opened: OpenedFile) -> Procedure[Stat]:
         is_same = True
         if self._opened is None:
             yield from self._begin(file, opened)
@@ -193,7 +178,7 @@ class _Attempt:
             return after._replace(size=size)
         return (yield from self._take_growth(file, size, after))
 
-    def _take_growth(self, file: _Open, size: int, after: Stat) -> Procedure[Stat]:
+    def _take_growth(self, file: OpenFile, size: int, after: Stat) -> Procedure[Stat]:
         """Take what a file that may have grown had when it was looked at; read on for that.
 
         Attributes do not tell an append from a longer version that was written in its place. But
@@ -213,7 +198,7 @@ class _Attempt:
                 return after._replace(size=size)
             after = later
 
-    def _read_on(self, file: _Open, begin: int, end: int) -> Procedure[int]:
+    def _read_on(self, file: OpenFile, begin: int, end: int) -> Procedure[int]:
         """Take the bytes from ``begin`` to ``end``; return that.
 
         Raises:
@@ -242,7 +227,7 @@ class _Attempt:
             and now.size >= then.size
         )
 
-    def _begin(self, file: _Open, opened: OpenedFile) -> Procedure[None]:
+    def _begin(self, file: OpenFile, opened: OpenedFile) -> Procedure[None]:
         self._opened = opened
         attributes = opened.stat
         if not opened.settled or (self._options.grows and _may_grow(attributes)):
@@ -254,10 +239,10 @@ class _Attempt:
             has_holes_told = self._parts != [(0, attributes.size)]
         self._sink.begin(attributes, has_holes_told=has_holes_told)
 
-    def _take_chunks(self, file: _Open, size: int) -> Procedure[int]:
+    def _take_chunks(self, file: OpenFile, size: int) -> Procedure[int]:
         """Take what is missing; return how many bytes the file has."""
         missing = self._missing()
-        loan = yield from _lend(file, sum(length for _, length in missing))
+        loan = yield from lend(file, sum(length for _, length in missing))
         try:
             places: Sequence[Place] = own_places(size) if loan is None else loan.places
             transfer = Transfer(file.source, size, missing, places)
@@ -274,7 +259,7 @@ class _Attempt:
         cut = ((max(begin, self.there), begin + length) for begin, length in self._parts)
         return [(begin, end - begin) for begin, end in cut if begin < end]
 
-    def _run(self, file: _Open, transfer: Transfer, size: int) -> Procedure[None]:
+    def _run(self, file: OpenFile, transfer: Transfer, size: int) -> Procedure[None]:
         in_flight: deque[tuple[Chunk, Ticket[int]]] = deque()
         try:
             while True:
@@ -297,7 +282,7 @@ class _Attempt:
             for _, ticket in in_flight:
                 self._talk.abandon(ticket)
 
-    def _take_rest(self, file: _Open, transfer: Transfer, size: int) -> Procedure[int]:
+    def _take_rest(self, file: OpenFile, transfer: Transfer, size: int) -> Procedure[int]:
         """Read on to the end of a file whose size is untrue; not of one that changed."""
         assert self._opened is not None
         now = yield from file.ask(calls.stat_open(*file.source))
@@ -337,7 +322,7 @@ class _Attempt:
             except ClientError as error:
                 raise _OfCaller(error) from None
 
-    def _compare(self, file: _Open) -> Procedure[None]:
+    def _compare(self, file: OpenFile) -> Procedure[None]:
         """Read all of it once more.
 
         Raises:
@@ -365,7 +350,7 @@ def _may_grow(attributes: Stat) -> bool:
     return attributes.size <= _SMALL or age < _LIVELY_NS
 
 
-def _extents(file: _Open, size: int) -> Procedure[_Parts]:
+def _extents(file: OpenFile, size: int) -> Procedure[_Parts]:
     """Ask where a file of ``size`` bytes has data."""
     parts: _Parts = []
     position: int | None = 0
@@ -380,58 +365,3 @@ def _extents(file: _Open, size: int) -> Procedure[_Parts]:
         parts += page.extents
         position = page.next
     return parts
-
-
-class _Loan:
-    """Memory that is lent to the daemon for the chunks of a file."""
-
-    def __init__(self, memory: SharedMemory, identifier: int) -> None:
-        self._memory, self._identifier = memory, identifier
-        with memoryview(memory.mapping()) as view:
-            self.places = lent_places(identifier, view)
-
-    def end(self, file: _Open) -> Procedure[None]:
-        """Take it back from the daemon, and let go of it."""
-        try:
-            with suppress(ClientError):
-                yield from file.ask(calls.detach(self._identifier))
-        finally:
-            # An error's traceback may keep the places, and so all of the memory, for long.
-            for place in self.places:
-                place.view.release()
-            self._memory.close()
-
-
-def _lend(file: _Open, size: int) -> Procedure[_Loan | None]:
-    """Lend memory to the daemon for so many bytes of a file; None where there is no room for it."""
-    room = lent_size(size)
-    if room is None:
-        return None
-    try:
-        memory = SharedMemory(None, room)
-    except OSError:
-        return None  # no descriptor or memory left here
-    try:
-        return (yield from _attach(file, memory))
-    except BaseException as error:
-        memory.close()
-        if isinstance(error, RemoteError):
-            if error.code in NOT_LENT:
-                return None
-        elif isinstance(error, OSError):
-            return None  # likewise
-        raise
-
-
-def _attach(file: _Open, memory: SharedMemory) -> Procedure[_Loan]:
-    export, path, number = file.source
-    identifier = yield from file.ask(
-        calls.attach_for_transfer(memory.fileno(), memory.size, number)
-    )
-    try:  # its backend's room shows with this
-        yield from file.ask(calls.load(identifier, 0, export, path, length=1, file=number))
-        return _Loan(memory, identifier)
-    except BaseException:
-        with suppress(ClientError):
-            yield from file.ask(calls.detach(identifier))
-        raise

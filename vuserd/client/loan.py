@@ -1,0 +1,82 @@
+"""Memory that is lent to the daemon for the time that a file takes."""
+
+from contextlib import suppress
+from typing import NamedTuple, TypeVar
+
+from vuserd.client import calls
+from vuserd.client.calls import Call
+from vuserd.client.conversation import Talk
+from vuserd.client.errors import ClientError, RemoteError
+from vuserd.client.memory import SharedMemory
+from vuserd.client.procedure import Procedure
+from vuserd.client.ticket import Carrier
+from vuserd.client.transfer import NOT_LENT, Source, lent_places, lent_size
+
+T = TypeVar("T")
+
+
+class OpenFile(NamedTuple):
+    """The file, open on one connection: on another one its number is that of another file."""
+
+    source: Source
+    talk: Talk
+    core: Carrier
+
+    def ask(self, call: Call[T]) -> Procedure[T]:
+        """Do a call that is about it."""
+        return self.talk.ask(call, self.core)
+
+
+class Loan:
+    """Memory that is lent to the daemon for the chunks of a file."""
+
+    def __init__(self, memory: SharedMemory, identifier: int) -> None:
+        self._memory, self._identifier = memory, identifier
+        with memoryview(memory.mapping()) as view:
+            self.places = lent_places(identifier, view)
+
+    def end(self, file: OpenFile) -> Procedure[None]:
+        """Take it back from the daemon, and let go of it."""
+        try:
+            with suppress(ClientError):
+                yield from file.ask(calls.detach(self._identifier))
+        finally:
+            # An error's traceback may keep the places, and so all of the memory, for long.
+            for place in self.places:
+                place.view.release()
+            self._memory.close()
+
+
+def lend(file: OpenFile, size: int) -> Procedure[Loan | None]:
+    """Lend memory to the daemon for so many bytes of a file; None where there is no room for it."""
+    room = lent_size(size)
+    if room is None:
+        return None
+    try:
+        memory = SharedMemory(None, room)
+    except OSError:
+        return None  # no descriptor or memory left here
+    try:
+        return (yield from _attach(file, memory))
+    except BaseException as error:
+        memory.close()
+        if isinstance(error, RemoteError):
+            if error.code in NOT_LENT:
+                return None
+        elif isinstance(error, OSError):
+            return None  # likewise
+        raise
+
+
+def _attach(file: OpenFile, memory: SharedMemory) -> Procedure[Loan]:
+    export, path, number = file.source
+    identifier = yield from file.ask(
+        calls.attach_for_transfer(memory.fileno(), memory.size, number)
+    )
+    try:  # its backend's room shows with this
+        yield from file.ask(calls.load(identifier, 0, export, path, length=1, file=number))
+        return Loan(memory, identifier)
+    except BaseException:
+        with suppress(ClientError):
+            yield from file.ask(calls.detach(identifier))
+        raise
