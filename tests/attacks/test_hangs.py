@@ -16,9 +16,9 @@ from tests.attacks.people import MALLORY, VICTIM, As, run_as
 from tests.attacks.threats import Who, threat
 
 #: Seconds that the backend has for each reply.
-_TIMEOUT: Final = 1.5
+_TIMEOUT: Final = 2.5
 _CONFIGURATION: Final = """
-timeout = 1.5
+timeout = 2.5
 [[listen]]
 socket = "{ground}/s"
 mode = "0666"
@@ -63,6 +63,14 @@ def _read(socket: Path, name: str) -> Any:
     return result if error is None else error["code"]
 
 
+def _read_from_another_backend(socket: Path, name: str) -> Any:
+    """Read a file when one has come up, which takes a while on a busy machine."""
+    deadline = time.monotonic() + 30
+    while (got := _read(socket, name)) == "BACKEND_DOWN" and time.monotonic() < deadline:
+        pass
+    return got
+
+
 def _within(seconds: float, since: float) -> bool:
     return time.monotonic() - since < seconds
 
@@ -84,7 +92,7 @@ def test_a_file_that_hangs_is_held_back(ground: Path, virtiofsd: str) -> None:
         def attack() -> None:
             assert _read(ground / "s", "leased") == "TIMEOUT"
             # The backend that hangs is given another second to show that it is alive.
-            assert _read(ground / "s", "leased") == "ETIMEDOUT"
+            assert _read_from_another_backend(ground / "s", "leased") == "ETIMEDOUT"
             begun = time.monotonic()
             for _ in range(50):
                 assert _read(ground / "s", "leased") == "ETIMEDOUT"
@@ -120,7 +128,7 @@ def test_a_file_that_hangs_is_held_back(ground: Path, virtiofsd: str) -> None:
     " doubles; all others are served",
 )
 def test_a_user_who_finds_ever_more_of_them_is_held_back(ground: Path, rust_virtiofsd: str) -> None:
-    names = [f"leased{number}" for number in range(6)]
+    names = [f"leased{number}" for number in range(30)]  # three will do, where none is slow
     with (
         _leased(ground / "export", names),
         serving(ground, rust_virtiofsd, _CONFIGURATION),

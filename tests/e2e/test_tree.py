@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +20,18 @@ _PART = 8 << 20
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tree")
-    make_tree(folder)
-    return folder
+def place() -> Iterator[Path]:
+    """Give a folder where others get: any run of pytest takes that back from its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def tree(place: Path) -> Path:
+    (place / "tree").mkdir()
+    make_tree(place / "tree")
+    return place / "tree"
 
 
 @pytest.fixture(scope="module")
@@ -157,22 +165,17 @@ def test_statfs_is_the_hosts(client: Client, tree: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_an_unprivileged_daemon_sees_what_its_user_may(
-    tree: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_an_unprivileged_daemon_sees_what_its_user_may(tree: Path, place: Path) -> None:
     program = find_backend("rust")
     if program is None:
         pytest.skip("no rust virtiofsd on this machine: make backends")
     nobody = 65534
-    own = tmp_path_factory.mktemp("virtiofsd") / "copy"
+    own = place / "virtiofsd"
     if Path(program).is_relative_to(REPOSITORY):  # where nobody may not look
         shutil.copytree(Path(program).parent, own, symlinks=True)
         program = str(own / Path(program).name)
-    folder = tmp_path_factory.mktemp("nobody")
-    for above in [tree, own.parent, folder, *folder.parents]:
-        mode = stat.S_IMODE(above.stat().st_mode)
-        if mode & 0o011 != 0o011:
-            above.chmod(mode | 0o011)
+    folder = place / "nobody"
+    folder.mkdir()
     tree.chmod(0o755)
     os.chown(folder, nobody, nobody)
     socket = folder / "s"
