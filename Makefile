@@ -12,6 +12,8 @@ WORKERS ?= $(shell expr 2 '*' "$$(nproc)")
 NAME ?= files
 SUITE ?= trixie
 FUZZ_TIME ?= 60
+# The suite starts thousands of interpreters: what one has compiled, the others are to find.
+unexport PYTHONDONTWRITEBYTECODE
 export PYTHON PREFIX DESTDIR SYSCONFDIR UNITDIR USERUNITDIR SYSUSERSDIR TMPFILESDIR VIRTIOFSD
 
 .DEFAULT_GOAL := help
