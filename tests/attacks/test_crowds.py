@@ -54,6 +54,7 @@ _OF_MANY_VALUES: Final = msgpack.packb([2, "nothing", [[{}] * 900]])
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_crowd_leaves_others_their_turns(ground: Path, rust_virtiofsd: str, sent: bytes) -> None:
     path = str(ground / "s")
     with serving(ground, rust_virtiofsd), As(MALLORY, lambda: _send_for_ever(path, sent)) as crowd:

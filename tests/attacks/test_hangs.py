@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgpack
+import pytest
 
 from tests.attacks.daemons import call, connected, serving
 from tests.attacks.people import MALLORY, VICTIM, As, run_as
@@ -83,6 +84,7 @@ def _within(seconds: float, since: float) -> bool:
     promise="what hung the backend fails at once for a while, in which all else is served, in the"
     " same directory, too; the time doubles with each hang, and ends when a try does",
 )
+@pytest.mark.slow
 def test_a_file_that_hangs_is_held_back(ground: Path, virtiofsd: str) -> None:
     with (
         _leased(ground / "export", ["leased"]) as attacker,
@@ -127,6 +129,7 @@ def test_a_file_that_hangs_is_held_back(ground: Path, virtiofsd: str) -> None:
     promise="a user whose calls hung the backend three times has none put to it for a while, which"
     " doubles; all others are served",
 )
+@pytest.mark.slow
 def test_a_user_who_finds_ever_more_of_them_is_held_back(ground: Path, rust_virtiofsd: str) -> None:
     names = [f"leased{number}" for number in range(30)]  # three will do, where none is slow
     with (

@@ -196,6 +196,7 @@ def storm(
 
 
 @pytest.mark.timeout(120 + 4 * KILLS)
+@pytest.mark.slow
 def test_clients_see_only_a_delay(virtiofsd: str, shared: Path, tmp_path: Path) -> None:
     delays = []
     with (
@@ -254,6 +255,7 @@ def test_one_that_hangs_is_replaced(virtiofsd: str, shared: Path, tmp_path: Path
 
 
 @pytest.mark.timeout(120 + 4 * REPLACED)
+@pytest.mark.slow
 def test_a_planned_restart_loses_nothing(virtiofsd: str, shared: Path, tmp_path: Path) -> None:
     with (
         RunningDaemon({"files": shared}, tmp_path / "s", virtiofsd) as daemon,

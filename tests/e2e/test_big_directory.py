@@ -25,6 +25,7 @@ def directory() -> Path:
     return made_once(f"{ENTRIES}-entries", make)
 
 
+@pytest.mark.slow
 def test_it_is_listed_whole_and_leaves_nothing_in_the_backend(
     directory: Path, virtiofsd: str, tmp_path: Path
 ) -> None:

@@ -3,6 +3,8 @@
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.processes import family
 from tests.running import RunningDaemon
 from vuserd.client import Client
@@ -24,6 +26,7 @@ def wakes(process: int) -> int:
     )
 
 
+@pytest.mark.slow
 def test_nothing_wakes_an_idle_daemon(virtiofsd: str, tmp_path: Path) -> None:
     folder = tmp_path / "files"
     folder.mkdir()

@@ -12,6 +12,7 @@ from tests.system.checkout import kernel_package
 
 pytestmark = [
     pytest.mark.network,
+    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("apt-get") is None, reason="the kernel comes by apt"),
 ]
 

@@ -222,6 +222,7 @@ def test_many_who_ask_at_once_are_given_one_image(
             each.close()
 
 
+@pytest.mark.slow
 def test_many_small_images_do_not_use_up_the_descriptors(virtiofsd: str, tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir()

@@ -108,6 +108,7 @@ def make_file(path: Path, size: int) -> None:
     promise="that call is ENOMEM, and the daemon serves on",
 )
 @pytest.mark.parametrize("level", [".", "inner"])
+@pytest.mark.slow
 def test_a_file_that_does_not_fit_is_refused(
     group: Path, virtiofsd: str, tmp_path: Path, level: str
 ) -> None:

@@ -84,6 +84,7 @@ def be_rude(path: str) -> None:
 
 
 @pytest.mark.timeout(120 + 2 * rounds(SECONDS))
+@pytest.mark.slow
 def test_memory_stays_as_it_is(tmp_path: Path, virtiofsd: str) -> None:
     seconds = rounds(SECONDS)
     with (

@@ -115,6 +115,7 @@ def test_what_is_installed_occupies_one_name(wheel: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.slow
 def test_distributions_of_these_names_change_nothing(
     wheel: Path, rust_virtiofsd: str, tmp_path: Path, order: str
 ) -> None:

@@ -182,6 +182,7 @@ def running(place: Place, virtiofsd: str, tmp_path: Path) -> Iterator[RunningDae
     promise="no path leads out of the export",
 )
 @repeated
+@pytest.mark.slow
 def test_nothing_outside_is_reached(place: Place, running: RunningDaemon) -> None:
     forbidden = place.outside_inodes()
     with Client.connect(running.socket) as client:

@@ -269,6 +269,7 @@ class Busy:
 
 @repeated
 @pytest.mark.parametrize("activated", [True, False], ids=["activated", "own_socket"])
+@pytest.mark.slow
 def test_no_call_is_lost(rust_virtiofsd: str, tmp_path: Path, *, activated: bool) -> None:
     expected = Expected(tmp_path / "files")
     with Service(tmp_path, rust_virtiofsd, activated=activated) as service:

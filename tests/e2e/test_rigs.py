@@ -85,6 +85,7 @@ def serving(folder: Path, backend: str, rigs: str) -> Iterator[RunningDaemon]:
     does="asks for whatever there is, and for what only managers may, as root of its namespace",
     promise="it sees the exports of its rig that are for its user, and manages nothing",
 )
+@pytest.mark.slow
 def test_each_sees_what_it_may_and_nothing_else(tmp_path: Path, rust_virtiofsd: str) -> None:
     choose = random.Random(20261123)
     with contextlib.ExitStack() as stack:

@@ -170,6 +170,7 @@ def test_nothing_is_held_after_the_time_that_is_configured(ground: Ground, virti
         check_nothing_is_busy(ground)
 
 
+@pytest.mark.slow
 def test_nothing_happens_after_ten_seconds(ground: Ground, backends: list[str]) -> None:
     """By default, in daemons and in their backends: all of them at a time, for the waiting."""
     with ExitStack() as stack:

@@ -288,6 +288,7 @@ def test_an_odd_root(odd: Odd, fields: dict[str, object]) -> None:
 )
 @pytest.mark.timeout(240 + rounds(0))
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
+@pytest.mark.slow
 def test_any_tree(odd: Odd) -> None:
     """Try as many as $VUSERD_TEST_ROUNDS says."""
 
