@@ -9,8 +9,8 @@ from benchmarks.corpus import PAGE, SLOT, SMALL_READ, BigFile, SmallFiles
 from benchmarks.daemon import EXPORT, Served
 from vuserd.client import Client
 from vuserd.client.calls import Call, read_into
+from vuserd.client.files.transfer import CHUNK_BYTES, WINDOW
 from vuserd.client.records import Entry
-from vuserd.client.transfer import CHUNK_BYTES, WINDOW
 
 _PAGE_ENTRIES: Final = 10_000
 _SMALL_IN_FLIGHT: Final = 32

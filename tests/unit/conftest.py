@@ -9,7 +9,8 @@ import pytest
 from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
 from tests.loops import LOOPS, Loop
 from tests.unit.faces import KINDS, Connect, Taker, connecting
-from vuserd.client import Client, transfer
+from vuserd.client import Client
+from vuserd.client.files import transfer
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from trio.testing import MockClock
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, directory
 from tests.loops import Loop
-from vuserd.client import AsyncioClient, Client, TrioClient, calls, sinks, transfer
+from vuserd.client import AsyncioClient, Client, TrioClient, calls
 from vuserd.client.async_client import AsyncClient
 from vuserd.client.errors import CannotConnect, ConnectionLost, NotTaken, RemoteError
+from vuserd.client.files import sinks, transfer
 from vuserd.wire.codec import Request
 
 #: More than a socket holds that nobody reads from.

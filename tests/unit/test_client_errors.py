@@ -10,8 +10,9 @@ import pytest
 
 from tests.fake.rpc_server import FakeDaemon, Node
 from tests.unit.faces import Connect, Taker
-from vuserd.client import Client, transfer
+from vuserd.client import Client
 from vuserd.client.errors import BadReply, ClientError, RemoteError
+from vuserd.client.files import transfer
 from vuserd.ctl import main
 from vuserd.errors import ErrorCode
 from vuserd.wire.codec import encode_response

@@ -14,8 +14,9 @@ import pytest
 from tests.fake.rpc_server import IMAGE, FakeDaemon
 from tests.loops import Loop
 from tests.unit.faces import Connect
-from vuserd.client import Client, transfer
+from vuserd.client import Client
 from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
+from vuserd.client.files import transfer
 from vuserd.client.image import Image
 from vuserd.client.memory import SharedMemory
 from vuserd.client.records import ImageInfo

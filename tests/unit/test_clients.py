@@ -9,12 +9,13 @@ import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, Node
 from tests.unit.faces import Connect
-from vuserd.client import Client, calls, transfer
+from vuserd.client import Client, calls
 from vuserd.client.errors import (
     CannotConnect,
     ConnectionLost,
     RemoteError,
 )
+from vuserd.client.files import transfer
 from vuserd.client.records import Stat
 from vuserd.wire.codec import Request
 

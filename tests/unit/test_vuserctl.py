@@ -18,7 +18,7 @@ import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node, directory
 from tests.running import REPOSITORY
-from vuserd.client import transfer
+from vuserd.client.files import transfer
 from vuserd.client.records import Entry, Stat
 from vuserd.client.sync_client import Client
 from vuserd.ctl import main, output

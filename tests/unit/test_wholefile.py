@@ -11,9 +11,10 @@ import pytest
 from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node
 from tests.loops import Loop
 from tests.unit.faces import Connect, Taker
-from vuserd.client import Client, calls, sinks, transfer, wholefile
+from vuserd.client import Client, calls
 from vuserd.client.async_client import AsyncClient
 from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
+from vuserd.client.files import sinks, transfer, wholefile
 from vuserd.client.memory import SharedMemory
 from vuserd.client.records import Stat
 from vuserd.wire.codec import Request

@@ -10,6 +10,7 @@ from vuserd.client import calls, composite
 from vuserd.client.async_link import AsyncLink
 from vuserd.client.calls import Call, RemotePath
 from vuserd.client.conversation import Conversation, Talk
+from vuserd.client.files.wholefile import Progress
 from vuserd.client.memory import AsyncAttachedMemory
 from vuserd.client.procedure import (
     Emit,
@@ -28,7 +29,6 @@ from vuserd.client.runtime import Runtime
 from vuserd.client.sync_client import Client
 from vuserd.client.ticket import Ticket
 from vuserd.client.trace import TraceEvent
-from vuserd.client.wholefile import Progress
 
 P = ParamSpec("P")
 T = TypeVar("T")

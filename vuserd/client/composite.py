@@ -6,13 +6,13 @@ from vuserd.client import calls
 from vuserd.client.calls import RemotePath
 from vuserd.client.conversation import Talk
 from vuserd.client.errors import NotTaken
+from vuserd.client.files.sinks import FileSink, StreamSink
+from vuserd.client.files.wholefile import Options, Progress, take
 from vuserd.client.memory import SharedMemory
 from vuserd.client.procedure import Emit, Procedure, Stream
 from vuserd.client.records import Entry, Stat, WalkEntry, WalkProblem
 from vuserd.client.relisting import Relisting
-from vuserd.client.sinks import FileSink, StreamSink
 from vuserd.client.trace import TraceEvent
-from vuserd.client.wholefile import Options, Progress, take
 
 
 def iterdir(talk: Talk, export: str, path: RemotePath, *, attrs: bool = False) -> Stream[Entry]:

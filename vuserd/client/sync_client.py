@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 from vuserd.client import calls, composite
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
 from vuserd.client.conversation import Conversation
+from vuserd.client.files.wholefile import Progress
 from vuserd.client.image import Image
 from vuserd.client.memory import AttachedMemory
 from vuserd.client.procedure import (
@@ -37,7 +38,6 @@ from vuserd.client.records import (
 from vuserd.client.sync_link import SyncLink
 from vuserd.client.ticket import Ticket
 from vuserd.client.trace import PAGE_EVENTS, TraceEvent, TracePage
-from vuserd.client.wholefile import Progress
 
 T = TypeVar("T")
 

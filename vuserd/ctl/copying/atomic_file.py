@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from vuserd.client.files.sinks import write_at
 from vuserd.client.records import Stat
-from vuserd.client.sinks import write_at
 
 #: Readable as well, since it may have to be copied.
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -16,12 +16,9 @@ from vuserd.client import calls
 from vuserd.client.calls import RemotePath
 from vuserd.client.conversation import Talk
 from vuserd.client.errors import BadReply, ClientError, NotTaken, RemoteError
-from vuserd.client.loan import OpenFile, lend
-from vuserd.client.procedure import Finish, Pause, Procedure, Write
-from vuserd.client.records import OpenedFile, Stat
-from vuserd.client.sinks import Sink, is_sparse
-from vuserd.client.ticket import Carrier, Ticket
-from vuserd.client.transfer import (
+from vuserd.client.files.loan import OpenFile, lend
+from vuserd.client.files.sinks import Sink, is_sparse
+from vuserd.client.files.transfer import (
     Chunk,
     Place,
     Resumption,
@@ -29,6 +26,9 @@ from vuserd.client.transfer import (
     Transfer,
     own_places,
 )
+from vuserd.client.procedure import Finish, Pause, Procedure, Write
+from vuserd.client.records import OpenedFile, Stat
+from vuserd.client.ticket import Carrier, Ticket
 from vuserd.errors import ErrorCode
 
 T = TypeVar("T")

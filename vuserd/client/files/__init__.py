@@ -1,0 +1,1 @@
+"""Whole files: one version of each, in chunks, to a file or a stream."""
