@@ -7,7 +7,7 @@ import pytest
 
 from tests.fake.rpc_server import Node
 from vuserd.client import calls
-from vuserd.client.core import ClientCore, Ticket
+from vuserd.client.connection import ClientCore
 from vuserd.client.errors import (
     BadReply,
     ConnectionLost,
@@ -15,6 +15,7 @@ from vuserd.client.errors import (
     RemoteError,
 )
 from vuserd.client.replies import ReplyDecoder
+from vuserd.client.ticket import Ticket
 from vuserd.wire.address import (
     SYSTEM_SOCKET,
     Candidate,

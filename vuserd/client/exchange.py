@@ -7,7 +7,7 @@ import os
 import socket
 from typing import Any, Final
 
-from vuserd.client.core import ClientCore
+from vuserd.client.connection import ClientCore
 from vuserd.client.errors import describe_loss
 from vuserd.client.foreign import MOST_DESCRIPTORS, hang_up
 from vuserd.client.ticket import Ticket

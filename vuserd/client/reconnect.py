@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from vuserd.client.core import ClientCore
+from vuserd.client.connection import ClientCore
 from vuserd.client.errors import CannotConnect, NotTaken, reason_of
 from vuserd.client.foreign import hang_up
 from vuserd.client.ticket import Ticket

@@ -6,7 +6,7 @@ import struct
 import time
 from typing import Any
 
-from vuserd.client.core import ClientCore
+from vuserd.client.connection import ClientCore
 from vuserd.client.errors import describe_loss
 from vuserd.client.exchange import Link
 from vuserd.client.ticket import Ticket

@@ -1,11 +1,7 @@
 """One connection to the daemon without its socket: calls in, bytes out; bytes in, answers out.
 
-Both clients drive it in the same way::
-
-    ticket = core.begin(call)
-    exchange.send_some(socket, core)
-    exchange.receive_some(socket, core)
-    ticket.result()
+``begin`` gives a ticket for a call; a :class:`~vuserd.client.exchange.Link` sends and receives, and
+the ticket has the result once it is ``done``.
 
 A large payload is received where the caller wants it: at the beginning of a frame
 ``receive_buffer`` asks for no more than a response's head while payloads are due, and then for the
@@ -29,8 +25,7 @@ from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.foreign import let_go
 from vuserd.client.passing import Arrivals, Close, Outgoing
 from vuserd.client.replies import ReplyDecoder
-from vuserd.client.ticket import GIVEN_UP
-from vuserd.client.ticket import Ticket as Ticket
+from vuserd.client.ticket import GIVEN_UP, Ticket
 from vuserd.errors import ErrorCode
 from vuserd.wire.codec import (
     BIN_HEAD_MAX,
