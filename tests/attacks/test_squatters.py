@@ -17,7 +17,8 @@ import trio
 from tests.attacks.false_daemons import PATIENCE, reply, requests
 from tests.attacks.people import MALLORY, VICTIM, As, run_as
 from tests.attacks.threats import Who, threat
-from vuserd.client import AsyncioClient, Client, TrioClient, reconnect
+from vuserd.client import AsyncioClient, Client, TrioClient
+from vuserd.client.core import reconnect
 from vuserd.client.errors import CannotConnect, NotTaken
 from vuserd.ctl import main, show
 

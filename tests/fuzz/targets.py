@@ -25,10 +25,10 @@ from protocol.fuse import Entry, NodeId
 from protocol.virtio_ring import RingLayout
 from tests.fake.bare_daemon import bare_connection, bare_methods
 from vuserd.client.calls import Call
-from vuserd.client.connection import ClientCore
+from vuserd.client.core.connection import ClientCore
+from vuserd.client.core.replies import ReplyDecoder
+from vuserd.client.core.ticket import Ticket
 from vuserd.client.errors import ClientError
-from vuserd.client.replies import ReplyDecoder
-from vuserd.client.ticket import Ticket
 from vuserd.config import arguments
 from vuserd.config.files import read_config
 from vuserd.config.lines import find_lines

@@ -16,9 +16,9 @@ from outcome import Outcome, acapture, capture
 
 from vuserd.client import AsyncioClient, Client, TrioClient
 from vuserd.client.async_client import AsyncClient
+from vuserd.client.core.ticket import Ticket
 from vuserd.client.memory import AsyncAttachedMemory, AttachedMemory
 from vuserd.client.records import Stat
-from vuserd.client.ticket import Ticket
 
 T = TypeVar("T")
 Write = Callable[[memoryview], object]

@@ -7,15 +7,15 @@ import pytest
 
 from tests.fake.rpc_server import Node
 from vuserd.client import calls
-from vuserd.client.connection import ClientCore
+from vuserd.client.core.connection import ClientCore
+from vuserd.client.core.replies import ReplyDecoder
+from vuserd.client.core.ticket import Ticket
 from vuserd.client.errors import (
     BadReply,
     ConnectionLost,
     NotTaken,
     RemoteError,
 )
-from vuserd.client.replies import ReplyDecoder
-from vuserd.client.ticket import Ticket
 from vuserd.wire.address import (
     SYSTEM_SOCKET,
     Candidate,

@@ -15,12 +15,12 @@ from tests.fake.rpc_server import IMAGE, FakeDaemon
 from tests.loops import Loop
 from tests.unit.faces import Connect
 from vuserd.client import Client
+from vuserd.client.core.ticket import Ticket
 from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.files import transfer
 from vuserd.client.image import Image
 from vuserd.client.memory import SharedMemory
 from vuserd.client.records import ImageInfo
-from vuserd.client.ticket import Ticket
 from vuserd.ctl import main
 from vuserd.ctl.load import parse_number
 from vuserd.wire.codec import Request, encode_response

@@ -13,12 +13,13 @@ import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
 from tests.unit.faces import Connect
-from vuserd.client import Client, calls, reconnect
-from vuserd.client.connection import ClientCore
+from vuserd.client import Client, calls
+from vuserd.client.core import reconnect
+from vuserd.client.core.connection import ClientCore
+from vuserd.client.core.reconnect import Approach, is_silent, queue_is_full
+from vuserd.client.core.ticket import Ticket
 from vuserd.client.errors import CannotConnect, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.files.transfer import Resumption
-from vuserd.client.reconnect import Approach, is_silent, queue_is_full
-from vuserd.client.ticket import Ticket
 from vuserd.ctl import main
 from vuserd.wire.address import Candidate
 from vuserd.wire.codec import Request, encode_notification, encode_response

@@ -6,9 +6,9 @@ import pytest
 
 from tests.fake.rpc_server import FakeDaemon, Node
 from tests.unit.faces import Connect
+from vuserd.client.core.relisting import Relisting
 from vuserd.client.errors import NotTaken, RemoteError
 from vuserd.client.records import RawPage
-from vuserd.client.relisting import Relisting
 
 NAMES = [f"{number:04}" for number in range(3500)]
 

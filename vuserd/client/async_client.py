@@ -9,10 +9,8 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
 from vuserd.client import calls, composite
 from vuserd.client.async_link import AsyncLink
 from vuserd.client.calls import Call, RemotePath
-from vuserd.client.conversation import Conversation, Talk
-from vuserd.client.files.wholefile import Progress
-from vuserd.client.memory import AsyncAttachedMemory
-from vuserd.client.procedure import (
+from vuserd.client.core.conversation import Conversation, Talk
+from vuserd.client.core.procedure import (
     Emit,
     Finish,
     Pause,
@@ -23,11 +21,13 @@ from vuserd.client.procedure import (
     Wait,
     Write,
 )
-from vuserd.client.reconnect import PATIENCE
+from vuserd.client.core.reconnect import PATIENCE
+from vuserd.client.core.ticket import Ticket
+from vuserd.client.files.wholefile import Progress
+from vuserd.client.memory import AsyncAttachedMemory
 from vuserd.client.records import Entry, Stat, WalkEntry
 from vuserd.client.runtime import Runtime
 from vuserd.client.sync_client import Client
-from vuserd.client.ticket import Ticket
 from vuserd.client.trace import TraceEvent
 
 P = ParamSpec("P")

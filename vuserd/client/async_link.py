@@ -9,9 +9,9 @@ import select
 import socket
 from typing import Any
 
-from vuserd.client.exchange import MOST_AT_ONCE, Link
+from vuserd.client.core.exchange import MOST_AT_ONCE, Link
+from vuserd.client.core.ticket import Ticket
 from vuserd.client.runtime import Closed, Event, Runtime
-from vuserd.client.ticket import Ticket
 
 
 class AsyncLink(Link):

@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 from vuserd.client import calls
 from vuserd.client.calls import RemotePath
-from vuserd.client.conversation import Talk
+from vuserd.client.core.conversation import Talk
+from vuserd.client.core.procedure import Emit, Procedure, Stream
+from vuserd.client.core.relisting import Relisting
 from vuserd.client.errors import NotTaken
 from vuserd.client.files.sinks import FileSink, StreamSink
 from vuserd.client.files.wholefile import Options, Progress, take
 from vuserd.client.memory import SharedMemory
-from vuserd.client.procedure import Emit, Procedure, Stream
 from vuserd.client.records import Entry, Stat, WalkEntry, WalkProblem
-from vuserd.client.relisting import Relisting
 from vuserd.client.trace import TraceEvent
 
 

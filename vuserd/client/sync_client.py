@@ -8,11 +8,8 @@ from typing import Any, Self, TypeVar
 
 from vuserd.client import calls, composite
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
-from vuserd.client.conversation import Conversation
-from vuserd.client.files.wholefile import Progress
-from vuserd.client.image import Image
-from vuserd.client.memory import AttachedMemory
-from vuserd.client.procedure import (
+from vuserd.client.core.conversation import Conversation
+from vuserd.client.core.procedure import (
     Emit,
     Finish,
     Pause,
@@ -23,7 +20,11 @@ from vuserd.client.procedure import (
     Wait,
     Write,
 )
-from vuserd.client.reconnect import PATIENCE
+from vuserd.client.core.reconnect import PATIENCE
+from vuserd.client.core.ticket import Ticket
+from vuserd.client.files.wholefile import Progress
+from vuserd.client.image import Image
+from vuserd.client.memory import AttachedMemory
 from vuserd.client.records import (
     ApiInfo,
     DirectoryPage,
@@ -36,7 +37,6 @@ from vuserd.client.records import (
     WalkPage,
 )
 from vuserd.client.sync_link import SyncLink
-from vuserd.client.ticket import Ticket
 from vuserd.client.trace import PAGE_EVENTS, TraceEvent, TracePage
 
 T = TypeVar("T")

@@ -6,10 +6,10 @@ import struct
 import time
 from typing import Any
 
-from vuserd.client.connection import ClientCore
+from vuserd.client.core.connection import ClientCore
+from vuserd.client.core.exchange import Link
+from vuserd.client.core.ticket import Ticket
 from vuserd.client.errors import describe_loss
-from vuserd.client.exchange import Link
-from vuserd.client.ticket import Ticket
 
 
 class SyncLink(Link):

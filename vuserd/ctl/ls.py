@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from vuserd.client import calls
+from vuserd.client.core.ticket import Ticket
 from vuserd.client.errors import RemoteError
 from vuserd.client.records import Entry
 from vuserd.client.sync_client import Client
-from vuserd.client.ticket import Ticket
 from vuserd.ctl.output import emit, emit_json, emit_long, entry_fields, shown
 from vuserd.ctl.target import Target
 

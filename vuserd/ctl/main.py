@@ -11,8 +11,8 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from vuserd.client.core.reconnect import PATIENCE
 from vuserd.client.errors import ClientError, RemoteError
-from vuserd.client.reconnect import PATIENCE
 from vuserd.client.sync_client import Client
 from vuserd.ctl.output import complain, emit, local_fault, shown, take_streams
 from vuserd.ctl.parser import parse

@@ -5,12 +5,12 @@ from typing import NamedTuple, TypeVar
 
 from vuserd.client import calls
 from vuserd.client.calls import Call
-from vuserd.client.conversation import Talk
+from vuserd.client.core.conversation import Talk
+from vuserd.client.core.procedure import Procedure
+from vuserd.client.core.ticket import Carrier
 from vuserd.client.errors import ClientError, RemoteError
 from vuserd.client.files.transfer import NOT_LENT, Source, lent_places, lent_size
 from vuserd.client.memory import SharedMemory
-from vuserd.client.procedure import Procedure
-from vuserd.client.ticket import Carrier
 
 T = TypeVar("T")
 

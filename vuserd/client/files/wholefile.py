@@ -14,7 +14,9 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from vuserd.client import calls
 from vuserd.client.calls import RemotePath
-from vuserd.client.conversation import Talk
+from vuserd.client.core.conversation import Talk
+from vuserd.client.core.procedure import Finish, Pause, Procedure, Write
+from vuserd.client.core.ticket import Carrier, Ticket
 from vuserd.client.errors import BadReply, ClientError, NotTaken, RemoteError
 from vuserd.client.files.loan import OpenFile, lend
 from vuserd.client.files.sinks import Sink, is_sparse
@@ -26,9 +28,7 @@ from vuserd.client.files.transfer import (
     Transfer,
     own_places,
 )
-from vuserd.client.procedure import Finish, Pause, Procedure, Write
 from vuserd.client.records import OpenedFile, Stat
-from vuserd.client.ticket import Carrier, Ticket
 from vuserd.errors import ErrorCode
 
 T = TypeVar("T")

@@ -17,11 +17,11 @@ from typing import Any, Final, NamedTuple
 
 from vuserd.client import calls
 from vuserd.client.calls import Call
+from vuserd.client.core.ticket import Ticket
 from vuserd.client.errors import RemoteError
 from vuserd.client.files.sinks import write_at
 from vuserd.client.records import DirectoryPage, Entry, Stat
 from vuserd.client.sync_client import Client
-from vuserd.client.ticket import Ticket
 from vuserd.ctl.copying.atomic_file import (
     new_file,
     new_symlink,

@@ -7,7 +7,7 @@ what came of that; so it has no clock and no loop of its own, and waits for noth
 from collections.abc import Generator, Iterable
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from vuserd.client.ticket import Ticket
+from vuserd.client.core.ticket import Ticket
 
 T = TypeVar("T")
 

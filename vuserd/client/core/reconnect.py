@@ -8,10 +8,10 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from vuserd.client.connection import ClientCore
+from vuserd.client.core.connection import ClientCore
+from vuserd.client.core.foreign import hang_up
+from vuserd.client.core.ticket import Ticket
 from vuserd.client.errors import CannotConnect, NotTaken, reason_of
-from vuserd.client.foreign import hang_up
-from vuserd.client.ticket import Ticket
 from vuserd.wire.address import Candidate, to_sockaddr
 
 #: Seconds for which a client looks for the daemon's successor, unless the caller says otherwise.

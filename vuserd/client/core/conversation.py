@@ -10,9 +10,9 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from vuserd.client import calls
 from vuserd.client.calls import Call
-from vuserd.client.exchange import Link
-from vuserd.client.procedure import Finish, Pause, Procedure, Wait
-from vuserd.client.reconnect import (
+from vuserd.client.core.exchange import Link
+from vuserd.client.core.procedure import Finish, Pause, Procedure, Wait
+from vuserd.client.core.reconnect import (
     PAUSE,
     QUEUE_PAUSE,
     Approach,
@@ -24,7 +24,7 @@ from vuserd.client.reconnect import (
     queue_is_full,
     why_not_taken,
 )
-from vuserd.client.ticket import Carrier, Ticket
+from vuserd.client.core.ticket import Carrier, Ticket
 from vuserd.wire.address import Candidate, socket_candidates
 
 T = TypeVar("T")

@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from vuserd.client import reconnect
-from vuserd.client.reconnect import check_listener
+from vuserd.client.core import reconnect
+from vuserd.client.core.reconnect import check_listener
 from vuserd.wire.address import Candidate
 
 GUESSES = [Candidate(name, is_guessed=True) for name in ("@vuserd", "/run/user/1/vuserd.sock")]

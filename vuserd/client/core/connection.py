@@ -1,7 +1,7 @@
 """One connection to the daemon without its socket: calls in, bytes out; bytes in, answers out.
 
-``begin`` gives a ticket for a call; a :class:`~vuserd.client.exchange.Link` sends and receives, and
-the ticket has the result once it is ``done``.
+``begin`` returns a ticket for a call; a :class:`~vuserd.client.core.exchange.Link` sends and
+receives, and the ticket has the result once it is ``done``.
 
 A large payload is received where the caller wants it: at the beginning of a frame
 ``receive_buffer`` asks for no more than a response's head while payloads are due, and then for the
@@ -21,11 +21,11 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 from vuserd.client.calls import Call
+from vuserd.client.core.descriptor_stream import Arrivals, Close, Outgoing
+from vuserd.client.core.foreign import let_go
+from vuserd.client.core.replies import ReplyDecoder
+from vuserd.client.core.ticket import GIVEN_UP, Ticket
 from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
-from vuserd.client.foreign import let_go
-from vuserd.client.passing import Arrivals, Close, Outgoing
-from vuserd.client.replies import ReplyDecoder
-from vuserd.client.ticket import GIVEN_UP, Ticket
 from vuserd.errors import ErrorCode
 from vuserd.wire.codec import (
     BIN_HEAD_MAX,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vuserd.client.passing import Arrivals, Outgoing
+from vuserd.client.core.descriptor_stream import Arrivals, Outgoing
 
 
 class Piece(NamedTuple):

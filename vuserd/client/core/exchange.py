@@ -7,10 +7,10 @@ import os
 import socket
 from typing import Any, Final
 
-from vuserd.client.connection import ClientCore
+from vuserd.client.core.connection import ClientCore
+from vuserd.client.core.foreign import MOST_DESCRIPTORS, hang_up
+from vuserd.client.core.ticket import Ticket
 from vuserd.client.errors import describe_loss
-from vuserd.client.foreign import MOST_DESCRIPTORS, hang_up
-from vuserd.client.ticket import Ticket
 from vuserd.wire.descriptors import ancillary_space, ancillary_with, received_descriptors
 
 #: How often to receive without a look at anything else; a socket holds less than that.
