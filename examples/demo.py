@@ -20,9 +20,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final, NamedTuple, NoReturn
 
-from vuserd.client import Client
-from vuserd.client.errors import CannotConnect, ClientError, RemoteError
-from vuserd.client.records import Entry
+from vuserd.client import CannotConnect, Client, ClientError, Entry, RemoteError
 
 READY_WITHIN: Final = 20.0  #: seconds from the start of the daemon to its first answer
 STOPPED_WITHIN: Final = 20.0

@@ -10,33 +10,60 @@ import argparse
 import hashlib
 import os
 import sys
-from typing import Final
+from typing import Final, NamedTuple
 
-from vuserd.client import Client
-from vuserd.client.errors import ClientError
-from vuserd.client.memory import AttachedMemory
-from vuserd.ctl.parser import number_argument, target_argument
-from vuserd.ctl.target import Target
+from vuserd.client import AttachedMemory, Client, ClientError
 
 READ_MAX: Final = 8 << 20  #: the most that one read gives
+SUFFIXES: Final = {"K": 10, "M": 20, "G": 30}
 
 
-def sha256_by_read(client: Client, target: Target) -> str:
+class Target(NamedTuple):
+    """A path inside an export."""
+
+    export: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.export}:{self.path}"
+
+
+def target(text: str) -> Target:
+    """Read EXPORT:PATH."""
+    export, colon, path = text.partition(":")
+    if not export or not colon:
+        raise argparse.ArgumentTypeError(f"{text!r} is not EXPORT:PATH")
+    return Target(export, path)
+
+
+def number(text: str) -> int:
+    """Read a number such as 4096, 0x80000, 64K or 1G."""
+    shift = SUFFIXES.get(text[-1:], 0)
+    try:
+        found = int(text[:-1] if shift else text, 0) << shift
+    except ValueError:
+        found = -1
+    if not 0 <= found < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 0x80000 or 64K")
+    return found
+
+
+def sha256_by_read(client: Client, file: Target) -> str:
     """Return the SHA-256 of a file as ``read`` gives it, part by part."""
     digest, buffer, offset = hashlib.sha256(), memoryview(bytearray(READ_MAX)), 0
-    while count := client.read_into(target.export, target.path, offset, buffer):
+    while count := client.read_into(file.export, file.path, offset, buffer):
         digest.update(buffer[:count])
         offset += count
     return digest.hexdigest()
 
 
-def load(client: Client, memory: AttachedMemory, target: Target, address: int) -> bool:
+def load(client: Client, memory: AttachedMemory, file: Target, address: int) -> bool:
     """Load a file, and say whether the RAM has its bytes then."""
-    length = memory.load(target.export, target.path, address)
+    length = memory.load(file.export, file.path, address)
     with memoryview(memory.buffer) as ram, ram[address : address + length] as loaded:
         in_ram = hashlib.sha256(loaded).hexdigest()
-    same = in_ram == sha256_by_read(client, target)
-    print(f"{address:#012x}  {length:>11,} bytes  {target}")
+    same = in_ram == sha256_by_read(client, file)
+    print(f"{address:#012x}  {length:>11,} bytes  {file}")
     print(f"{'equal' if same else 'DIFFERS':>12}  sha256 {in_ram}")
     return same
 
@@ -44,14 +71,14 @@ def load(client: Client, memory: AttachedMemory, target: Target, address: int) -
 def main() -> int:
     """Do it; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("kernel", type=target_argument, metavar="EXPORT:KERNEL")
-    parser.add_argument("dtb", type=target_argument, metavar="EXPORT:DTB")
+    parser.add_argument("kernel", type=target, metavar="EXPORT:KERNEL")
+    parser.add_argument("dtb", type=target, metavar="EXPORT:DTB")
     for option, default, words in (
         ("--ram", 256 << 20, "bytes (256M)"),
         ("--kernel-address", 0x80000, "(0x80000)"),
         ("--dtb-address", 0x8000000, "(0x8000000)"),
     ):
-        parser.add_argument(option, type=number_argument, default=default, help=words)
+        parser.add_argument(option, type=number, default=default, help=words)
     parser.add_argument("--socket", help="the daemon's socket")
     options = parser.parse_args()
 

@@ -271,7 +271,7 @@ def test_two_clients_trace_at_once(daemon: RunningDaemon, client: Client) -> Non
             await connected.trace_page("files", wait=0.0)
             await connected.stat("files", "a")
             seen = []
-            async with contextlib.aclosing(connected.trace("files")) as trace:  # type: ignore[type-var]
+            async with contextlib.aclosing(connected.trace("files")) as trace:
                 async for event in trace:
                     seen.append(event)
                     if len(seen) == 1:

@@ -7,6 +7,7 @@ import os
 import pydoc
 import socket
 import threading
+from contextlib import aclosing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -218,8 +219,9 @@ class TestCancelled:
     def test_a_listing(self, loop: Loop, fake_daemon: FakeDaemon) -> None:
         async def main() -> None:
             async def walk() -> None:
-                async for _ in connected.iterdir("kernels", ""):
-                    await loop.forever()
+                async with aclosing(connected.iterdir("kernels", "")) as entries:
+                    async for _ in entries:
+                        await loop.forever()
 
             async with loop.client.connect(fake_daemon.address) as connected:
                 async with loop.group() as group:

@@ -131,7 +131,7 @@ class TestUsage:
             (["k:a", "k:b", "--ram", "1.5G"], "argument --ram: '1.5G' is not a number such as"),
             (
                 ["k:a", "k:b", "--dtb-address", "9999999999G"],
-                "--dtb-address: '9999999999G' is more",
+                "--dtb-address: '9999999999G' is not a number such as",
             ),
         ],
     )
@@ -142,7 +142,7 @@ class TestUsage:
         arguments: list[str],
         reason: str,
     ) -> None:
-        """Programs of others read targets and numbers in the same way, and tell the reason."""
+        """It tells the reason as vuserctl does."""
         monkeypatch.setattr(sys, "argv", ["rig.py", *arguments])
         with pytest.raises(SystemExit) as exit_:
             runpy.run_path(str(REPOSITORY / "examples/rig.py"))["main"]()

@@ -1,29 +1,101 @@
 """The client libraries of vuserd: :class:`Client`, :class:`TrioClient`, :class:`AsyncioClient`.
 
-Each is loaded when it is first used, so that nobody waits for trio or asyncio who needs neither.
+All that a program needs is here, by name; modules below are the library's own, but for ``calls``,
+whose functions are for ``client.call`` and ``client.begin``. A name is loaded when it is first
+used, so that nobody waits for trio or asyncio who needs neither.
 """
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from vuserd.client import calls as calls
+    from vuserd.client.async_client import AsyncClient as AsyncClient
     from vuserd.client.asyncio_client import AsyncioClient as AsyncioClient
+    from vuserd.client.errors import BadReply as BadReply
+    from vuserd.client.errors import CannotConnect as CannotConnect
+    from vuserd.client.errors import ClientError as ClientError
+    from vuserd.client.errors import ConnectionLost as ConnectionLost
+    from vuserd.client.errors import NotTaken as NotTaken
+    from vuserd.client.errors import RemoteError as RemoteError
+    from vuserd.client.image import Image as Image
+    from vuserd.client.memory import AsyncAttachedMemory as AsyncAttachedMemory
+    from vuserd.client.memory import AttachedMemory as AttachedMemory
+    from vuserd.client.records import ApiInfo as ApiInfo
+    from vuserd.client.records import Backend as Backend
+    from vuserd.client.records import DirectoryPage as DirectoryPage
+    from vuserd.client.records import Entry as Entry
+    from vuserd.client.records import ExportInfo as ExportInfo
+    from vuserd.client.records import FsStat as FsStat
+    from vuserd.client.records import RigInfo as RigInfo
+    from vuserd.client.records import Stat as Stat
+    from vuserd.client.records import WalkEntry as WalkEntry
+    from vuserd.client.records import WalkPage as WalkPage
+    from vuserd.client.records import WalkProblem as WalkProblem
     from vuserd.client.sync_client import Client as Client
+    from vuserd.client.trace import TraceEvent as TraceEvent
+    from vuserd.client.trace import TracePage as TracePage
     from vuserd.client.trio_client import TrioClient as TrioClient
 
-__all__ = ["AsyncioClient", "Client", "TrioClient"]
+__all__ = [
+    "ApiInfo",
+    "AsyncAttachedMemory",
+    "AsyncClient",
+    "AsyncioClient",
+    "AttachedMemory",
+    "Backend",
+    "BadReply",
+    "CannotConnect",
+    "Client",
+    "ClientError",
+    "ConnectionLost",
+    "DirectoryPage",
+    "Entry",
+    "ExportInfo",
+    "FsStat",
+    "Image",
+    "NotTaken",
+    "RemoteError",
+    "RigInfo",
+    "Stat",
+    "TraceEvent",
+    "TracePage",
+    "TrioClient",
+    "WalkEntry",
+    "WalkPage",
+    "WalkProblem",
+    "calls",
+]
+
+_MODULES: Final = {
+    "async_client": ("AsyncClient",),
+    "asyncio_client": ("AsyncioClient",),
+    "errors": (
+        "BadReply",
+        "CannotConnect",
+        "ClientError",
+        "ConnectionLost",
+        "NotTaken",
+        "RemoteError",
+    ),
+    "image": ("Image",),
+    "memory": ("AsyncAttachedMemory", "AttachedMemory"),
+    "sync_client": ("Client",),
+    "trace": ("TraceEvent", "TracePage"),
+    "trio_client": ("TrioClient",),
+}
+_MODULE_OF: Final = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Client":
-        from vuserd.client.sync_client import Client
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "calls":
+        return import_module(f"{__name__}.calls")
+    found = getattr(import_module(f"{__name__}.{_MODULE_OF.get(name, 'records')}"), name)
+    globals()[name] = found
+    return found
 
-        return Client
-    if name == "AsyncioClient":
-        from vuserd.client.asyncio_client import AsyncioClient
 
-        return AsyncioClient
-    if name == "TrioClient":
-        from vuserd.client.trio_client import TrioClient
-
-        return TrioClient
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return __all__

@@ -1,7 +1,7 @@
 """What the asynchronous clients have in common: any number of tasks call over one connection."""
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial, wraps
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
@@ -127,17 +127,17 @@ class AsyncClient:
 
     def iterdir(
         self, export: str, path: RemotePath, *, attrs: bool = False
-    ) -> AsyncIterator[Entry]:
+    ) -> AsyncGenerator[Entry, None]:
         """Return all entries of a directory, as :meth:`vuserd.client.Client.iterdir` does."""
         return self._iterate(composite.iterdir(self._talk, export, path, attrs=attrs))
 
     def iterwalk(
         self, export: str, path: RemotePath, *, attrs: bool = False
-    ) -> AsyncIterator[WalkEntry]:
+    ) -> AsyncGenerator[WalkEntry, None]:
         """Return all that is below a directory, as :meth:`vuserd.client.Client.iterwalk` does."""
         return self._iterate(composite.iterwalk(self._talk, export, path, attrs=attrs))
 
-    def trace(self, export: str) -> AsyncIterator[TraceEvent]:
+    def trace(self, export: str) -> AsyncGenerator[TraceEvent, None]:
         """Return the FUSE requests of an export, as :meth:`vuserd.client.Client.trace` does."""
         return self._iterate(composite.trace(self._talk, export))
 
@@ -212,7 +212,7 @@ class AsyncClient:
             await self._take(step, running)
         return running.result
 
-    async def _iterate(self, stream: Stream[T]) -> AsyncIterator[T]:
+    async def _iterate(self, stream: Stream[T]) -> AsyncGenerator[T, None]:
         """Take the steps of a procedure, and yield what it emits."""
         running = Running(stream)
         while (step := running.next_step()) is not None:

@@ -38,7 +38,7 @@ class AsyncLink(Link):
             super().close()
 
     async def wait(self, ticket: Ticket[Any]) -> None:
-        """Wait until a call is done; while nobody else exchanges bytes, do that."""
+        """Wait until a call is done; while no other task exchanges bytes, do that."""
         try:
             while not ticket.done:
                 if self._exchanging:
@@ -49,12 +49,12 @@ class AsyncLink(Link):
             self._pass_on()
 
     def send(self) -> None:
-        """Send what the socket takes at once; the rest is sent by whoever exchanges."""
+        """Send what the socket takes at once; the exchanging task sends the rest."""
         if self._epoll.closed:
             return
         failed = self._send()
         self._wake(failed)
-        # That it can take bytes wakes who exchanges, whose call may be among those that failed.
+        # That it can take bytes wakes the exchanging task, whose call may be one that failed.
         watched = select.EPOLLIN | (select.EPOLLOUT if self.core.outgoing or failed else 0)
         if watched != self._watched:
             self._watched = watched
@@ -82,7 +82,7 @@ class AsyncLink(Link):
                 event.set()
 
     def _pass_on(self) -> None:
-        """See to it that somebody exchanges bytes while anybody waits."""
+        """Wake one waiting task to exchange bytes, where no task does."""
         if not self._exchanging and self._waiting:
             next(iter(self._waiting.values())).set()
 

@@ -47,7 +47,7 @@ class _AsyncioRuntime(Runtime):
     def _settle(
         self, fileno: int, error: Exception | None, only: "asyncio.Future[None] | None" = None
     ) -> None:
-        """Have nobody wait for a descriptor any more, whose number may soon be another's."""
+        """Stop watching a descriptor, whose number may soon be another's; wake its task."""
         future = self._awaited.get(fileno)
         if future is None or only not in (None, future):
             return

@@ -52,7 +52,7 @@ class Call(NamedTuple, Generic[T]):
     With ``receives`` a descriptor comes with the result; ``decode`` is then given both, as a pair,
     and what it makes of them owns the descriptor.
 
-    ``undo`` is given a result that nobody will take; it may give a call that undoes the rest of it
+    ``undo`` is given a result that no caller takes; it may return a call that undoes the rest of it
     in the daemon.
 
     What a connection carries, and what ends with it, are attached memory, open files, and listings
@@ -85,9 +85,9 @@ class Call(NamedTuple, Generic[T]):
 
 
 def within(seconds: float, call: Call[T]) -> Call[T]:
-    """Give a call that asks a backend so many seconds, over which it has TIMEOUT.
+    """Return a call that asks a backend so many seconds, over which it has TIMEOUT.
 
-    ``client.call(within(0.5, stat("kernels", "Image")))``, with either client. Each answer of the
+    ``client.call(within(0.5, stat("kernels", "Image")))``, with any client. Each answer of the
     backend still has the time that the export's configuration gives it.
     """
     *params, last = call.params
@@ -179,7 +179,7 @@ def walk(
 
 
 def walk_going_on(token: Any) -> Hashable:
-    """Give what a connection carries of a walk, as ``holds`` and ``needs`` of a call."""
+    """Return what a connection carries of a walk, as ``holds`` and ``needs`` of a call."""
     return None if token is None else ("walk", token)
 
 
@@ -243,7 +243,7 @@ def _file(file: int) -> Hashable:
 
 
 def fetch(export: str, path: RemotePath) -> Call[Image]:
-    """Ask for a sealed image of a file; whoever takes it closes it."""
+    """Ask for a sealed image of a file, for the caller to close."""
     return Call(
         "fetch",
         [_wire(export), _wire(path)],

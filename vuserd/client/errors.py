@@ -151,5 +151,5 @@ def describe_loss(error: OSError) -> str:
 
 
 def reason_of(error: OSError) -> str:
-    """Give the words of an error, as a part of a sentence."""
+    """Return the words of an error, as a part of a sentence."""
     return in_a_sentence(error.strerror or str(error))

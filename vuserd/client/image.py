@@ -26,13 +26,13 @@ class Image:
         self._mapping: mmap.mmap | None = None
 
     def fileno(self) -> int:
-        """Give the memfd's descriptor, which stays the image's; ValueError once it is closed."""
+        """Return the memfd's descriptor, which stays the image's; ValueError once it is closed."""
         if self._descriptor < 0:
             raise ValueError("the image is closed")
         return self._descriptor
 
     def buffer(self) -> memoryview:
-        """Give the bytes, read-only, without a copy; they are mapped by the first call.
+        """Return the bytes, read-only, without a copy; they are mapped by the first call.
 
         A view may outlive :meth:`close`: the memory stays until the last one is let go.
         """

@@ -52,7 +52,7 @@ class Stat(NamedTuple):
         return cls(*(kind, *numbers, bool(submount)))
 
     def same_file(self, other: "Stat") -> bool:
-        """Tell whether two looks at one file saw the same version, as far as a stat can say.
+        """Return whether two looks at one file saw the same version, as far as a stat can say.
 
         Files of two file systems can have all of it in common and other bytes.
         """
@@ -60,7 +60,7 @@ class Stat(NamedTuple):
 
 
 def _are_numbers(fields: tuple[Any, ...]) -> bool:
-    """Tell whether all fields of a stat are integers, or owners that are not known."""
+    """Return whether all fields of a stat are integers, or owners that are not known."""
     if set(map(type, fields)) == {int}:
         return True
     others = fields[:_UID] + fields[_GID + 1 :]
@@ -94,7 +94,7 @@ class OpenedFile(NamedTuple):
         )
 
     def is_same(self, other: "OpenedFile") -> bool:
-        """Tell whether another opening was of the same version of the same file, for certain."""
+        """Return whether another opening was of the same version of the same file, for certain."""
         return self.by_attributes and other.by_attributes and self.stat.same_file(other.stat)
 
 
@@ -157,7 +157,7 @@ class RawPage(NamedTuple):
         return cls(_field(value, "entries", to_list), value.get("next"))
 
     def decoded(self) -> DirectoryPage:
-        """Give the page with its entries as records."""
+        """Return the page with its entries as records."""
         return DirectoryPage([Entry.from_wire(entry) for entry in self.entries], self.next)
 
 
@@ -318,7 +318,7 @@ class ApiInfo(NamedTuple):
 
 
 def _entry_from_wire(value: Any, key: str) -> tuple[str, str, int, Stat | None]:
-    """Give name or path, type, inode number and attributes of an entry: a listing's main work."""
+    """Return name or path, type, inode number and attributes of an entry: a listing's main work."""
     try:
         name, kind, ino = value[key], value["type"], value["ino"]
     except (KeyError, TypeError, IndexError):
@@ -338,7 +338,7 @@ def _pair(value: object) -> tuple[int, int]:
 
 
 def to_name(value: object) -> str:
-    """Give a name or a link target from the wire as ``str``."""
+    """Return a name or a link target from the wire as ``str``."""
     try:
         return os.fsdecode(name_bytes(value))
     except (TypeError, ValueError) as error:
@@ -346,33 +346,33 @@ def to_name(value: object) -> str:
 
 
 def to_list(value: object) -> list[Any]:
-    """Give the array that it has to be."""
+    """Return the array that it has to be."""
     return _typed(value, list)
 
 
 def to_map(value: object) -> dict[str, Any]:
-    """Give the map that it has to be."""
+    """Return the map that it has to be."""
     return _typed(value, dict)
 
 
 def to_int(value: object) -> int:
-    """Give the integer that it has to be."""
+    """Return the integer that it has to be."""
     return _typed(value, int)
 
 
 def to_flag(value: object) -> bool:
-    """Give the truth value that it has to be."""
+    """Return the truth value that it has to be."""
     return _typed(value, bool)
 
 
 def to_length(value: object) -> int:
-    """Give the number of bytes that ``load`` returns."""
+    """Return the number of bytes that ``load`` returns."""
     length: int = _field(value, "length")
     return length
 
 
 def to_nothing(_: object) -> None:
-    """Give nothing: the method returns nil."""
+    """Return None, where the method returns nil."""
 
 
 def exports_from_wire(value: object) -> list[ExportInfo]:
@@ -386,7 +386,7 @@ def rigs_from_wire(value: object) -> list[RigInfo]:
 
 
 def to_lines(value: object) -> list[str]:
-    """Give the lines that ``reload`` returns; none where it returns nil."""
+    """Return the lines that ``reload`` returns; none where it returns nil."""
     return [] if value is None else [to_name(line) for line in to_list(value)]
 
 
@@ -397,7 +397,7 @@ def _typed(value: object, kind: type[T]) -> T:
 
 
 def _field(value: Any, key: str, convert: Callable[[Any], Any] = to_int) -> Any:
-    """Give one field of a map from the wire."""
+    """Return one field of a map from the wire."""
     try:
         field = value[key]
     except (KeyError, TypeError, IndexError):

@@ -65,7 +65,7 @@ class TraceEvent(NamedTuple):
         return cls.from_map(value, to_int(to_map(value).get("lost", 0)), _text)
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as a map; bytes of names that are no UTF-8 are lone surrogates in JSON, too."""
+        """Return it as a map; bytes of names that are no UTF-8 are lone surrogates in JSON, too."""
         fields = self._asdict()
         if not self.lost:
             del fields["lost"]

@@ -48,7 +48,7 @@ _BY_DAEMON = "the daemon closed the connection"
 
 
 class _Payload:
-    """A payload on its way: into the caller's buffer, or nowhere once nobody waits for it."""
+    """A payload on its way: into the caller's buffer, or nowhere once it is given up."""
 
     __slots__ = ("arrived", "length", "ticket")
 
@@ -140,7 +140,7 @@ class ClientCore:
 
     @property
     def is_awaited(self) -> bool:
-        """True while somebody waits for an answer."""
+        """True while a call awaits its answer."""
         return bool(self._pending)
 
     @property
@@ -192,7 +192,7 @@ class ClientCore:
         return self._payload is not None
 
     def receive_buffer(self) -> memoryview:
-        """Give where the next bytes are to be received; it is never empty."""
+        """Return the memory to receive the next bytes into; it is never empty."""
         if self._payload is not None:
             return self._payload.view(self._scratch)
         if self._payloads_due and self._decoder.buffered < BIN_HEAD_MAX:
@@ -200,7 +200,7 @@ class ClientCore:
         return self._scratch
 
     def received(self, count: int, descriptors: Sequence[int] = ()) -> list[Ticket[Any]]:
-        """Take note of ``count`` bytes in :meth:`receive_buffer`; give the calls now done.
+        """Take in ``count`` bytes of :meth:`receive_buffer`; return the calls now done.
 
         0 is the end of the stream. The descriptors that came with them are the core's from here on.
         """
@@ -229,7 +229,7 @@ class ClientCore:
         return self._received - self._decoder.buffered
 
     def closed_for_requests(self, *, unread: bool = False) -> list[Ticket[Any]]:
-        """Take note that the daemon takes no more requests (EPIPE); give the calls that fail so.
+        """Send no more requests, as the daemon takes none (EPIPE); return the calls that fail.
 
         It has the others, and their answers will come. ``unread`` is that of :meth:`ended`.
         """
@@ -246,7 +246,7 @@ class ClientCore:
         return refused
 
     def ended(self, *, unread: bool = False) -> list[Ticket[Any]]:
-        """End the connection, as the daemon has; give the calls that fail, as :meth:`lost` does.
+        """End the connection, as the daemon has; return the calls that fail, as :meth:`lost` does.
 
         Args:
             unread: the last byte that was sent is among those it did not read (ECONNRESET).
@@ -257,7 +257,7 @@ class ClientCore:
         return self._end(reason, self.outgoing.begin - unread)
 
     def lost(self, reason: str) -> list[Ticket[Any]]:
-        """End the connection: every call in flight fails. Give those calls."""
+        """End the connection: every call in flight fails. Return those calls."""
         return self._end(reason, self.outgoing.begin)
 
     def interrupted(self, reason: str) -> list[Ticket[Any]]:

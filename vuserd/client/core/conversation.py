@@ -36,7 +36,7 @@ class Conversation(Generic[L]):
 
     Args:
         make_link: makes a link of a connected socket.
-        now: the time, in seconds, by the clock of whoever drives the procedures.
+        now: the time, in seconds, by the clock of the procedures' driver.
 
     """
 
@@ -164,7 +164,7 @@ class Conversation(Generic[L]):
             self.link = self._make_link(sock)
 
     def leave_former(self) -> None:
-        """Close the connections that nobody awaits an answer on."""
+        """Close the connections that no call awaits an answer on."""
         for link in self.former:
             if not link.core.is_awaited:
                 link.close()
@@ -202,5 +202,5 @@ class Conversation(Generic[L]):
             raise error
 
 
-#: Whoever drives it.
+#: A conversation, whatever its links are.
 Talk: TypeAlias = Conversation[Any]

@@ -42,7 +42,7 @@ class Outgoing:
         self._bytes += message
 
     def next_piece(self) -> tuple[bytes | bytearray, Sequence[int]]:
-        """Give what one system call may send: bytes, and descriptors beside the first of them."""
+        """Return what one system call may send: bytes, and descriptors beside the first of them."""
         if not self._beside:
             return self._bytes, ()
         at, descriptor = self._beside[0]
@@ -52,7 +52,7 @@ class Outgoing:
         return self._bytes[:end], (descriptor,)
 
     def sent(self, count: int) -> None:
-        """Note that so many bytes of :meth:`next_piece` are sent, and what was beside the first."""
+        """Remove what was sent: so many bytes of :meth:`next_piece`, and what was beside them."""
         if count and self._beside and self._beside[0][0] == self._begin:
             self._close(self._beside.popleft()[1])
         del self._bytes[:count]
@@ -86,7 +86,7 @@ class Arrivals:
         self._waiting.extend(_Arrival(begin, end, descriptor) for descriptor in descriptors)
 
     def claim(self, position: int) -> int | None:
-        """Give the descriptor of the message that begins at ``position``; None if none came.
+        """Return the descriptor of the message that begins at ``position``; None if none came.
 
         So the loss of one (a full descriptor table) does not shift those of other messages.
         """

@@ -1,6 +1,6 @@
 """Descriptors that a daemon sent: looked at before they are used, and let go without waiting.
 
-Closing a file that somebody else chose may last as long as they like (a TCP socket that lingers, a
+Closing a file that the daemon chose may last as long as they like (a TCP socket that lingers, a
 file system in user space), and so may looking at it.  Only what its seals are the kernel says by
 itself, and only memory has any.
 """
@@ -27,7 +27,7 @@ _DRAINED_AT_ONCE: Final = 64 << 10
 
 
 def require_image(descriptor: int, size: int) -> None:
-    """Refuse what is not ``size`` bytes of memory that can be read, and changed by nobody.
+    """Refuse what is not ``size`` bytes of memory that can be read, and changed by no process.
 
     Raises:
         BadReply: with what is wrong with it.

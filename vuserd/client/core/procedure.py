@@ -1,4 +1,4 @@
-"""Procedures, written once for all clients: what they wait for is up to whoever drives them.
+"""Procedures, written once for all clients: how to wait is the driver's business.
 
 A procedure is a generator. What it yields is a step to take, and what it is sent, or thrown, is
 what came of that; so it has no clock and no loop of its own, and waits for nothing itself.
@@ -26,7 +26,7 @@ class Wait(NamedTuple):
 
 
 class Sink(Protocol):
-    """Whoever wants the bytes of a file."""
+    """The taker of a file's bytes."""
 
     #: A file, which may block; what it is otherwise may return something to await.
     is_file: bool
@@ -36,7 +36,7 @@ class Sink(Protocol):
 
 
 class Write(NamedTuple):
-    """Hand bytes of a file to whoever wants them, and their offset in it."""
+    """Hand bytes of a file to the sink, with their offset in it."""
 
     sink: Sink
     payload: memoryview

@@ -42,7 +42,7 @@ def connect_once(candidate: Candidate) -> socket.socket:
     """Return a non-blocking socket that is connected to an address, without waiting.
 
     Raises:
-        OSError: nobody listens there who is believed; BlockingIOError: its queue is full.
+        OSError: no believed daemon listens there; BlockingIOError: its queue is full.
 
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -56,7 +56,7 @@ def connect_once(candidate: Candidate) -> socket.socket:
 
 
 def is_absent(error: OSError) -> bool:
-    """Return whether nobody listens, which another daemon may change."""
+    """Return whether no daemon listens, which may change."""
     return error.errno in _ABSENT
 
 
@@ -112,7 +112,7 @@ class Approach:
             ]
 
     def failed(self, candidate: Candidate, error: OSError) -> None:
-        """Note why an address is not the one."""
+        """Record why an address is not the one."""
         self._errors[candidate] = error
 
     def error(self) -> CannotConnect:
@@ -141,7 +141,7 @@ class Search:
         return now >= self._deadline
 
     def failed(self, error: OSError) -> bool:
-        """Note why a look found none; return whether to look again."""
+        """Record why a look found none; return whether to look again."""
         if isinstance(error, BlockingIOError):
             self._error = queue_is_full(self._seconds)
             return True
@@ -181,7 +181,7 @@ def check_listener(sock: socket.socket, candidate: Candidate) -> None:
     client's own: those who called listen().
 
     Raises:
-        PermissionError: somebody else did.
+        PermissionError: another user did.
 
     """
     if not (candidate.is_guessed or candidate.is_abstract):

@@ -58,7 +58,7 @@ class ReplyDecoder:
             self._give(data)
 
     def next_message(self) -> Message | NeedData:
-        """Give the next message, or NEED_DATA where no whole one is there.
+        """Return the next message, or NEED_DATA where no whole one is there.
 
         Raises:
             FramingError: now and from here on: it is not MessagePack, or too long.
@@ -110,7 +110,7 @@ class ReplyDecoder:
         return message
 
     def peek_bin_response_head(self) -> BinHead | NeedData | None:
-        """Tell whether the next message is a response that carries a bin."""
+        """Return whether the next message is a response that carries a bin."""
         return parse_bin_response_head(self._buffer[:BIN_HEAD_MAX])
 
     def take(self, size: int) -> bytes:

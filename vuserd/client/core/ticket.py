@@ -55,7 +55,7 @@ class Ticket(Generic[T]):
         self._error: Exception | None = None
 
     def result(self) -> T:
-        """Give what the call returned, or raise the error it met."""
+        """Return what the call returned, or raise the error it met."""
         if not self.done:
             raise RuntimeError("the call is not done")
         if self._error is not None:
@@ -81,7 +81,7 @@ class Ticket(Generic[T]):
         return self._error is not None
 
     def undone(self) -> Call[Any] | None:
-        """Undo a result that nobody took; give what the daemon has to do for that, if anything."""
+        """Undo a result that was not taken; return the call that does so in the daemon, if any."""
         undo, value = self._undo, self._value
         if undo is None or not self.done or self.failed:
             return None

@@ -22,7 +22,7 @@ _UNCHANGEABLE: Final = (
 
 
 def is_sparse(attributes: Stat) -> bool:
-    """Tell whether a file has holes, or may have."""
+    """Return whether a file has holes, or may have."""
     return attributes.blocks * _SECTOR < attributes.size
 
 

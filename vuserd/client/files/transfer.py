@@ -125,7 +125,7 @@ class Transfer:
         self.is_longer = False
 
     def _cut(self, parts: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-        """Give offset, bytes that are expected, and bytes to ask for, of each chunk in turn."""
+        """Return offset, bytes that are expected, and bytes to ask for, of each chunk in turn."""
         for begin, length in parts:
             for offset in range(begin, begin + length, self._room):
                 expected = min(self._room, begin + length - offset)
@@ -175,7 +175,7 @@ class Resumption:
         self._deadline: float | None = None
 
     def after(self, there: int, now: float) -> bool:
-        """Note how far it got; return whether to go on."""
+        """Record how far it got; return whether to go on."""
         if there > self._there or self._deadline is None:
             self._deadline = now + self._patience
         self._there = there
