@@ -27,36 +27,37 @@ CATALOGUE: Final = REPOSITORY / "docs" / "faults.md"
 
 #: What has to become of most faults.
 BROKEN: Final = (
-    "The session is declared broken with this cause, the caller has BACKEND_DOWN, and so has every"
-    " later call on this session."
+    "The session is declared broken with this cause. The caller gets BACKEND_DOWN, and so does"
+    " every later call on this session."
 )
 REFUSED: Final = "The session does not come up: BACKEND_DOWN, and the message names the cause."
-DOWN: Final = "The caller has BACKEND_DOWN at once, and so has every later call on this session."
+DOWN: Final = "The caller gets BACKEND_DOWN at once, and so does every later call on this session."
 TIMED_OUT: Final = (
-    "The caller has TIMEOUT when its deadline is over. What the backend holds stays in quarantine,"
+    "The caller gets TIMEOUT when its deadline is over. What the backend holds stays in quarantine,"
     " is not used for anything else, and is given back when the late reply comes."
 )
-ERRNO: Final = "The caller has the errno; the session goes on and owes nothing."
-EIO: Final = "The caller has EIO, with words that say why; the session goes on and owes nothing."
+ERRNO: Final = "The caller gets the errno; the session goes on and owes nothing."
+EIO: Final = (
+    "The caller gets EIO, with a message that says why; the session goes on and owes nothing."
+)
 PASSED_ON: Final = (
-    "It is the file system's to say, and is passed on as it is; the session goes on and owes"
-    " nothing."
+    "It is up to the file system, and is passed on unchanged; the session goes on and owes nothing."
 )
 CHANGED: Final = (
-    "The caller has CHANGED after three attempts; the session goes on and owes nothing."
+    "The caller gets CHANGED after three attempts; the session goes on and owes nothing."
 )
 UNHARMED: Final = "The call is served as if nothing had happened."
 
 _HEAD: Final = """# Faults
 
-What a backend may do wrong, and which of the daemon's own system calls may fail; what vuserd has to
-make of it, and the test that shows it. Faults stand below what must happen. The page is made from
-the tests: `python -m tests.faults` writes it, and a test fails when it is stale.
+What a backend may do wrong, which of the daemon's own system calls may fail, how vuserd has to
+react, and the test that shows it. Faults are grouped by what has to happen. The page is made from
+the tests: `python -m tests.faults` writes it, and a test fails if it is out of date.
 
-In all of these cases nothing crashes and nothing waits for ever. When the session has ended, no
-descriptor is left; where it goes on, no message buffer, payload buffer, lookup reference or open
-handle is. **fake** is `tests/fake/backend.py`, a backend that misbehaves on demand; **rust** and
-**c** are the two real virtiofsd; **codec** is the parser alone; **daemon** is vuserd itself, with
+In all of these cases nothing crashes and nothing waits for ever. If the session has ended, no
+descriptor is left; if it goes on, no message buffer, payload buffer, lookup count or open handle
+is. **fake** is `tests/fake/backend.py`, a backend that misbehaves on demand; **rust** and **c** are
+the two real virtiofsd; **codec** is the parser alone; **daemon** is vuserd itself, with
 one of its system calls made to fail.
 """
 _OWN_HEAD: Final = """

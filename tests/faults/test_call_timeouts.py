@@ -41,7 +41,7 @@ KEPT: Final = {Opcode.LOOKUP, Opcode.READ, Opcode.READDIR, Opcode.STATFS}
 @fault(
     "slower-than-the-caller-has-time",
     done="the backend answers later than a client has said that the call may take",
-    must="The call has TIMEOUT when its own time is over; the session goes on and owes nothing.",
+    must="The call ends with TIMEOUT when its time is over; the session goes on and owes nothing.",
 )
 @pytest.mark.parametrize("name", CALLS)
 async def test_a_call_has_the_time_that_its_caller_gives_it(

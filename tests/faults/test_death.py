@@ -192,7 +192,7 @@ async def test_silence_in_a_call(
 @fault(
     "silent-at-all",
     done="the backend takes requests, and answers none of them any more",
-    must="The caller has TIMEOUT at its deadline; a second later, when a request that was sent to"
+    must="The caller gets TIMEOUT at its deadline; a second later, when a request that was sent to"
     " learn whether the backend lives is not answered either, the session is declared lost.",
 )
 async def test_silence(
@@ -212,8 +212,8 @@ async def test_silence(
 
 @fault(
     "silent-at-RELEASE",
-    done="the backend never answers RELEASE, which nobody waits for",
-    must="Calls are served until the ring is full of them; then the caller has TIMEOUT and the"
+    done="the backend never answers RELEASE, for which no caller waits",
+    must="Calls are served until the ring is full of them; then the caller gets TIMEOUT and the"
     " session is declared lost.",
 )
 async def test_silence_where_nobody_waits(
@@ -259,7 +259,7 @@ async def test_silence_on_the_hiprio_queue(
 @fault(
     "keeps-bulk",
     done="the backend never answers as many READs of 1 MiB as it is given at once, and all else",
-    must="Their callers have TIMEOUT; READs of 1 MiB that come later have their turn once the"
+    must="Their callers get TIMEOUT; READs of 1 MiB that come later have their turn once the"
     " deadline of those is over, also where the callers gave up before.",
 )
 async def test_bulk_that_is_kept_holds_up_others_for_its_time_only(
@@ -297,7 +297,8 @@ async def test_bulk_that_is_kept_holds_up_others_for_its_time_only(
 @fault(
     "keeps-payloads",
     done="the backend never answers as many small READs as there are payload buffers, and all else",
-    must="Who waits for a buffer has TIMEOUT at the deadline, and the session is declared lost.",
+    must="A caller that waits for a buffer gets TIMEOUT at the deadline, and the session is"
+    " declared lost.",
 )
 async def test_payloads_that_are_kept(
     front: Front,
@@ -339,7 +340,7 @@ async def test_payloads_that_others_use_are_waited_for_in_vain_once(
 @fault(
     "dies-when-idle",
     done="the backend ends while nothing is asked of it",
-    must="The session is declared lost at once; the next call has BACKEND_DOWN.",
+    must="The session is declared lost at once; the next call gets BACKEND_DOWN.",
 )
 async def test_death_without_a_call(front: Front) -> None:
     front.backend.die()
@@ -351,7 +352,7 @@ async def test_death_without_a_call(front: Front) -> None:
 @fault(
     "dies-under-a-crowd",
     done="the backend ends with a thousand calls on the ring and waiting for a place on it",
-    must="Each of them has BACKEND_DOWN at once, and no buffer stays taken.",
+    must="Each of them gets BACKEND_DOWN at once, and no buffer stays taken.",
 )
 async def test_death_under_a_crowd(front: Front) -> None:
     front.tell(Opcode.LOOKUP, None)

@@ -77,7 +77,7 @@ async def test_a_backend_that_lies_is_replaced(backend: FakeBackend, socket: str
 @fault(
     "lies-always",
     done="each backend breaks the protocol in the same call, and so does its successor",
-    must="The caller has BACKEND_DOWN when its deadline is over, at the latest.",
+    must="The caller gets BACKEND_DOWN when its deadline is over, at the latest.",
 )
 async def test_a_backend_that_always_lies(
     backend: FakeBackend,
@@ -114,7 +114,7 @@ def vanishing(backend: FakeBackend, change: Callable[[], None]) -> None:
             marks=fault(
                 "feature-vanishes",
                 done="VERSION_1 is offered in the first session, and not in the second",
-                must="The second session is refused; callers have BACKEND_DOWN with the cause.",
+                must="The second session is refused; callers get BACKEND_DOWN with the cause.",
             ),
             id="feature",
         ),
@@ -125,7 +125,7 @@ def vanishing(backend: FakeBackend, change: Callable[[], None]) -> None:
             marks=fault(
                 "queue-vanishes",
                 done="there are two queues in the first session, and one in the second",
-                must="The second session is refused; callers have BACKEND_DOWN with the cause.",
+                must="The second session is refused; callers get BACKEND_DOWN with the cause.",
             ),
             id="queue",
         ),
@@ -136,7 +136,7 @@ def vanishing(backend: FakeBackend, change: Callable[[], None]) -> None:
             marks=fault(
                 "memory-refused-again",
                 done="the memory table is taken in the first session, and refused in the second",
-                must="The second session is refused; callers have BACKEND_DOWN with the cause.",
+                must="The second session is refused; callers get BACKEND_DOWN with the cause.",
             ),
             id="memory",
         ),
@@ -147,7 +147,7 @@ def vanishing(backend: FakeBackend, change: Callable[[], None]) -> None:
             marks=fault(
                 "pages-shrink",
                 done="INIT allows 256 pages in the first session, and 8 in the second",
-                must="The second session is refused; callers have BACKEND_DOWN with the cause.",
+                must="The second session is refused; callers get BACKEND_DOWN with the cause.",
             ),
             id="pages",
         ),
@@ -174,7 +174,7 @@ async def test_a_feature_that_vanishes(
 @fault(
     "memory-slots-vanish",
     done="memory slots are offered in the first session, and not in the second",
-    must="The second session comes up without them: reads are served, a load has BUSY.",
+    must="The second session comes up without them: reads are served, a load gets BUSY.",
 )
 async def test_memory_slots_that_vanish(backend: FakeBackend, socket: str) -> None:
     backend.protocol_features |= CONFIGURE_MEM_SLOTS
@@ -240,7 +240,7 @@ async def test_idle_nodes_make_room(
 @fault(
     "out-of-descriptors-for-good",
     done="LOOKUP is answered with EMFILE, whatever is forgotten",
-    must="The caller has EMFILE, after no more than a few tries; the session goes on.",
+    must="The caller gets EMFILE, after no more than a few tries; the session goes on.",
 )
 async def test_exhaustion_that_stays(backend: FakeBackend, socket: str) -> None:
     async with exported(backend, socket) as export:
@@ -268,7 +268,7 @@ async def test_exhaustion_of_another_kind(backend: FakeBackend, socket: str, num
 
 @fault(
     "stops-listening",
-    done="an adopted backend ends, and nobody listens on its socket for five seconds",
+    done="an adopted backend ends, and no process listens on its socket for five seconds",
     must=UNHARMED,
 )
 async def test_an_adopted_backend_that_comes_back(
@@ -295,7 +295,7 @@ async def test_an_adopted_backend_that_comes_back(
 @fault(
     "detached-while-awaited",
     done="an adopted backend ends, and a client detaches the memory of a load that waits for it",
-    must="The load has BAD_REQUEST; the next session is not harmed by it.",
+    must="The load gets BAD_REQUEST; the next session is not harmed by it.",
 )
 async def test_a_detach_while_a_load_waits_for_a_backend(backend: FakeBackend, socket: str) -> None:
     backend.protocol_features |= CONFIGURE_MEM_SLOTS

@@ -85,7 +85,7 @@ async def test_memory_that_is_not_let_go(front: Front, memory: AttachedMemory) -
 @fault(
     "add-region-acknowledged-oddly",
     done="ADD_MEM_REG is acknowledged with 4 bytes",
-    must="The load has BACKEND_DOWN, and the session is declared broken with this cause.",
+    must="The load gets BACKEND_DOWN, and the session is declared broken with this cause.",
 )
 async def test_an_acknowledgement_that_is_none(front: Front, memory: AttachedMemory) -> None:
     front.backend.altered = {Request.ADD_MEM_REG: lambda reply: reply._replace(payload=bytes(4))}
@@ -117,8 +117,8 @@ async def test_death_at_a_change_of_memory(
 @fault(
     "silent-at-ADD_MEM_REG",
     done="ADD_MEM_REG is acknowledged after the deadline",
-    must="The load has TIMEOUT, and the session is declared lost: who answers what is not known any"
-    " more.",
+    must="The load gets TIMEOUT, and the session is declared lost: it is no longer known which"
+    " request a reply is to.",
 )
 async def test_silence_at_a_change_of_memory(
     front: Front,
@@ -201,7 +201,7 @@ async def test_death_while_loading(front: Front, memory: AttachedMemory) -> None
 @fault(
     "keeps-a-read-into-memory",
     done="the backend never answers a READ into a client's memory, and all else",
-    must="The load has TIMEOUT. A detach ends within another deadline, and as the memory may still"
+    must="The load gets TIMEOUT. A detach ends within another deadline, and as the memory may still"
     " be written to, the session is declared lost.",
 )
 async def test_a_read_into_memory_that_never_ends(
@@ -414,7 +414,7 @@ async def test_a_late_read_of_a_load_that_failed(front: Front) -> None:
     done="the backend never answers a READ into a client's memory, and the client loads another"
     " file to the same place",
     must="As the memory may still be written to, the session is declared lost within another"
-    " deadline, and the load has BACKEND_DOWN.",
+    " deadline, and the load gets BACKEND_DOWN.",
 )
 async def test_a_read_that_never_ends_before_the_next_load(
     front: Front,

@@ -227,7 +227,7 @@ async def test_an_init_with_odd_values(
 @fault(
     "no-memory-slots",
     done="the backend takes ADD_MEM_REG, but has 0 slots for it",
-    must="The session comes up; a load into a client's memory has BUSY.",
+    must="The session comes up; a load into a client's memory gets BUSY.",
 )
 async def test_a_backend_without_memory_slots(backend: FakeBackend) -> None:
     backend.protocol_features |= CONFIGURE_MEM_SLOTS

@@ -97,7 +97,7 @@ async def test_odd_attributes_are_passed_on(
             marks=fault(
                 "read-size-negative",
                 done="a file that is to be read has a negative size",
-                must="The caller has EOVERFLOW; the session goes on and owes nothing.",
+                must="The caller gets EOVERFLOW; the session goes on and owes nothing.",
             ),
             id="read-size-negative",
         ),
@@ -109,7 +109,7 @@ async def test_odd_attributes_are_passed_on(
             marks=fault(
                 "read-mode-0",
                 done="what is to be read is of no type",
-                must="The caller has EINVAL; the session goes on and owes nothing.",
+                must="The caller gets EINVAL; the session goes on and owes nothing.",
             ),
             id="read-mode-0",
         ),
@@ -208,7 +208,7 @@ async def test_a_file_that_becomes_a_directory(front: Front) -> None:
 @fault(
     "lookup-node-0",
     done="LOOKUP succeeds with node id 0 and garbage where the attributes belong",
-    must="There is no such name: the caller has ENOENT, and nothing is given back.",
+    must="There is no such name: the caller gets ENOENT, and nothing is given back.",
 )
 async def test_node_0_is_no_entry(front: Front) -> None:
     front.tell(Opcode.LOOKUP, Answer(bytes(8) + b"\xff" * 120))
@@ -300,7 +300,7 @@ async def test_one_node_with_two_types(front: Front) -> None:
 @fault(
     "symlinks-without-end",
     done="every name is a symlink to the next one",
-    must="The caller has ELOOP after 40; the session goes on and owes nothing.",
+    must="The caller gets ELOOP after 40; the session goes on and owes nothing.",
 )
 async def test_symlinks_without_an_end(front: Front) -> None:
     front.tell(Opcode.READLINK, Answer(b"link"))

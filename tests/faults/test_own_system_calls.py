@@ -38,7 +38,7 @@ NO_MEMORY: Final = (errno.ENOMEM, errno.ENOBUFS)
 GONE: Final = (errno.EPIPE, errno.ECONNRESET)
 
 SERVED = "The session is given up, nothing is left of it, and the call is served by the next one."
-ERRNO = "The caller has this errno; what was made is given back, and the same call is served then."
+ERRNO = "The caller gets this errno; what was made is given back, and the same call is served then."
 DROPPED = "At most this client is dropped; others are served, and so is it when it comes again."
 NOT_STARTED = (
     "The backend is not started: BACKEND_DOWN, or the next try serves the call; nothing is left."
@@ -267,7 +267,7 @@ async def test_a_fetch(
 ATTACH = failing(
     "seals-of-a-clients-memory",
     "F_ADD_SEALS on memory that a client attaches",
-    "The client has BAD_REQUEST and the cause; the descriptor that came is closed.",
+    "The client gets BAD_REQUEST and the cause; the descriptor that came is closed.",
     SystemCall(fcntl, "fcntl", FOREIGN, command=fcntl.F_ADD_SEALS),
     (errno.EPERM, errno.EBUSY),
 )

@@ -95,8 +95,8 @@ async def test_a_backend_that_is_killed_is_replaced(virtiofsd: str, shared: Path
 @fault(
     "stopped",
     done="the backend's process is stopped (SIGSTOP): its socket stays open, its rings are dead",
-    must="The caller has TIMEOUT at its deadline; a second later the backend is replaced, and calls"
-    " are served again.",
+    must="The caller gets TIMEOUT at its deadline; a second later the backend is replaced, and"
+    " calls are served again.",
 )
 async def test_a_backend_that_is_stopped_is_replaced(virtiofsd: str, shared: Path) -> None:
     async with served(virtiofsd, shared, seconds=0.5) as export:

@@ -170,7 +170,7 @@ async def test_death_while_replaced(backends: Backends, *, restarted_first: bool
 
 @fault(
     "replacement-given-up",
-    done="who asked for another backend is gone before that serves",
+    done="the client that asked for another backend is gone before that serves",
     must="The other one ends, and all is as it was: the old one serves, and a next one is like it.",
 )
 @pytest.mark.parametrize("connected", [False, True])
@@ -476,8 +476,8 @@ def dies_of_statfs(backend: FakeBackend) -> None:
 @fault(
     "killed-by-a-call",
     done="each backend dies of one call, and so does the next that it is put to",
-    must="The call has BACKEND_DOWN after two backends, with a message that says so; the export"
-    " goes on for all others.",
+    must="The call ends with BACKEND_DOWN after two backends, with a message that says so; the"
+    " export goes on for all others.",
 )
 async def test_a_call_that_kills_every_backend(backends: Backends) -> None:
     async with exported() as export:
@@ -498,7 +498,7 @@ async def test_a_call_that_kills_every_backend(backends: Backends) -> None:
 @fault(
     "killed-by-a-call-among-others",
     done="each backend dies of one kind of call, of which two come at once with twenty others",
-    must="The two have BACKEND_DOWN; all others are answered, however often they lost a backend"
+    must="The two get BACKEND_DOWN; all others are answered, however often they lost a backend"
     " that was not theirs to lose.",
 )
 async def test_a_call_that_kills_does_not_take_others_with_it(backends: Backends) -> None:
@@ -563,7 +563,7 @@ async def test_no_call_brings_an_export_to_failed(backends: Backends) -> None:
 @fault(
     "starts-fail-in-a-row",
     done="a backend serves and is lost, and all that come after it do not start",
-    must="The export fails after as many starts as `restarts` says, and calls have BACKEND_DOWN.",
+    must="The export fails after as many starts as `restarts` says, and calls get BACKEND_DOWN.",
 )
 async def test_starts_that_fail_bring_an_export_to_failed(backends: Backends) -> None:
     backends.start_at_once()
@@ -623,7 +623,7 @@ async def test_a_call_in_progress_when_the_directory_is_replaced(backends: Backe
 @fault(
     "directory-gone",
     done="the exported directory is removed, and made again later",
-    must="Calls have BACKEND_DOWN with a message that says so, no backend is left, nothing is done"
+    must="Calls get BACKEND_DOWN with a message that says so, no backend is left, nothing is done"
     " until a call comes; then the export comes up again.",
 )
 async def test_a_directory_that_is_gone_and_comes_again(backends: Backends) -> None:

@@ -294,7 +294,7 @@ async def test_an_errno_is_the_callers(front: Front, opcode: Opcode, call: Call)
 @fault(
     "errno-unknown",
     done="a reply's error is one that Linux keeps to itself (512) or has no name (4095)",
-    must="The caller has the code ERRNO_512 or ERRNO_4095; the session goes on.",
+    must="The caller gets the code ERRNO_512 or ERRNO_4095; the session goes on.",
 )
 async def test_an_errno_without_a_name_is_the_callers_too(front: Front) -> None:
     for number in (512, 4095):
@@ -307,7 +307,7 @@ async def test_an_errno_without_a_name_is_the_callers_too(front: Front) -> None:
 
 @fault(
     "release-refused",
-    done="RELEASE and RELEASEDIR, which nobody waits for, are answered with an error",
+    done="RELEASE and RELEASEDIR, for which no caller waits, are answered with an error",
     must=UNHARMED,
 )
 async def test_a_release_that_is_refused(front: Front) -> None:
@@ -418,7 +418,7 @@ async def test_late_replies_owe_nothing(
 @fault(
     "look-ahead-malformed",
     done="a name is looked up ahead in a directory that has become another one, and this answer,"
-    " which nobody needs, is malformed",
+    " which is not needed, is malformed",
     must=BROKEN,
 )
 async def test_an_answer_that_is_not_needed_is_checked_as_well(front: Front) -> None:

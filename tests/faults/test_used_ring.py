@@ -185,7 +185,7 @@ async def test_a_chain_used_again_later(front: Front) -> None:
 @fault(
     "used-when-idle",
     done="used.idx moves while nothing at all is outstanding",
-    must="The session is declared broken with this cause; the next call has BACKEND_DOWN.",
+    must="The session is declared broken with this cause; the next call gets BACKEND_DOWN.",
 )
 async def test_a_chain_used_while_none_is_outstanding(front: Front) -> None:
     front.backend.use_anything(REQUEST_QUEUE, (0, 16))
@@ -205,7 +205,7 @@ async def test_a_chain_used_while_none_is_outstanding(front: Front) -> None:
             marks=fault(
                 "forget-answered",
                 done="a FORGET, which is never answered, is used with a length of 1",
-                must="The session is declared broken with this cause; the next call has"
+                must="The session is declared broken with this cause; the next call gets"
                 " BACKEND_DOWN.",
             ),
             id="forget-answered",
@@ -218,7 +218,7 @@ async def test_a_chain_used_while_none_is_outstanding(front: Front) -> None:
                 "forget-id-unissued",
                 done="the hiprio queue's used ring names a descriptor that was never made"
                 " available",
-                must="The session is declared broken with this cause; the next call has"
+                must="The session is declared broken with this cause; the next call gets"
                 " BACKEND_DOWN.",
             ),
             id="forget-id-unissued",

@@ -208,7 +208,7 @@ async def test_a_reply_that_is_never_finished(
             marks=fault(
                 "message-unasked",
                 done="a vhost-user reply comes in the middle of a session, to no request",
-                must="The session is declared broken with this cause, and everybody is told.",
+                must="The session is declared broken with this cause, and all callers are told.",
             ),
             id="message-unasked",
         ),
@@ -217,7 +217,7 @@ async def test_a_reply_that_is_never_finished(
             marks=fault(
                 "socket-garbage",
                 done="64 KiB of garbage come over the vhost-user socket",
-                must="The session is declared broken with this cause, and everybody is told.",
+                must="The session is declared broken with this cause, and all callers are told.",
             ),
             id="socket-garbage",
         ),

@@ -97,7 +97,7 @@ async def test_it_is_opened_anew_in_the_next_backend(backend: FakeBackend) -> No
     "another-file-system-in-its-place",
     done="a file that a client has open, and a listing that goes on, are opened anew where another"
     " file system was mounted, with a file and a directory of the very attributes",
-    must="The caller has CHANGED: attributes name a file on one file system alone.",
+    must="The caller gets CHANGED: attributes name a file on one file system alone.",
 )
 async def test_attributes_say_nothing_on_another_file_system(backend: FakeBackend) -> None:
     held, listing = None, Listing(b"", attributes=False)
@@ -123,7 +123,7 @@ async def test_attributes_say_nothing_on_another_file_system(backend: FakeBacken
 @fault(
     "open-file-replaced",
     done="a file that a client has open is opened anew, and has another version",
-    must="The caller has CHANGED.",
+    must="The caller gets CHANGED.",
 )
 @pytest.mark.parametrize(
     "now",
@@ -172,7 +172,7 @@ async def test_what_is_no_file_any_more(
 @fault(
     "open-file-elsewhere",
     done="a file on another file system is opened anew, with the same attributes",
-    must="The caller has CHANGED, as nothing tells that it is the same one.",
+    must="The caller gets CHANGED, as nothing shows that it is the same file.",
 )
 @pytest.mark.parametrize("submounts", [False, True])
 async def test_one_elsewhere_is_not_known_again(backend: FakeBackend, submounts: bool) -> None:

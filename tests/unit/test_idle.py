@@ -256,7 +256,7 @@ async def pass_(clock: MockClock, seconds: float) -> None:
 
 @fault(
     "nobody-asks",
-    done="nobody asks for anything for some seconds",
+    done="no call comes for some seconds",
     must="No node and no handle is left in the backend, and nothing in the daemon wakes.",
 )
 async def test_nothing_wakes_while_nothing_is_idle(

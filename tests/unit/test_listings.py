@@ -170,7 +170,7 @@ async def test_a_reader_that_was_closed_leaves_out_what_it_gave(
 @fault(
     "replaced-between-pages",
     done="a path leads to another directory than the page before came from",
-    must="The caller has CHANGED.",
+    must="The caller gets CHANGED.",
 )
 async def test_a_directory_that_was_replaced_is_told(
     files: FileSystem, backend: FakeBackend
@@ -227,7 +227,7 @@ async def test_another_directory_after_a_lapse(
 @fault(
     "elsewhere-between-pages",
     done="a directory on another file system was not read for a while, and is looked up anew",
-    must="The caller has CHANGED, as nothing tells that it is the same one.",
+    must="The caller gets CHANGED, as nothing shows that it is the same file.",
 )
 @pytest.mark.parametrize("submounts", [False, True])
 async def test_a_directory_elsewhere_is_not_known_after_a_lapse(

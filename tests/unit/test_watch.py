@@ -46,7 +46,7 @@ async def lost_after(session: Session, begun: float) -> tuple[str, float]:
 @fault(
     "dead-after-a-reply",
     done="the backend answers something while a request waits, and then nothing any more",
-    must="The caller has TIMEOUT; the session is declared lost when nothing was answered for the"
+    must="The caller gets TIMEOUT; the session is declared lost when nothing was answered for the"
     " time of a reply.",
 )
 async def test_dead_rings_are_found_although_something_was_answered_meanwhile(
@@ -109,7 +109,7 @@ async def test_there_is_one_probe_at_a_time(
 @fault(
     "slow-but-alive",
     done="the backend answers few of the requests, and those within the time of a reply",
-    must="Callers of the others have TIMEOUT; the session goes on.",
+    must="Callers of the others get TIMEOUT; the session goes on.",
 )
 async def test_a_slow_backend_is_left_alone(
     backend: FakeBackend,
