@@ -1,10 +1,10 @@
-"""The arguments of ``vuserd check``, apart from what checks: the parser needs no more of it."""
+"""Define the arguments of ``vuserd check`` for the parser, without importing the checks."""
 
 import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command's own arguments."""
+    """Add the command's own arguments."""
     parser.add_argument(
         "--config",
         metavar="FILE",

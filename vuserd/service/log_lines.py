@@ -1,4 +1,4 @@
-"""Lines of the daemon's log, wherever it goes: what they tell of adds none, and no escapes."""
+"""Format the daemon's log so that names in it add no lines and no terminal escapes."""
 
 import logging
 
@@ -6,9 +6,9 @@ from vuserd.errors import printable
 
 
 class PrintableFormatter(logging.Formatter):
-    """A formatter whose records are printable, whatever they tell of.
+    """A formatter whose records are printable, whatever names are in them.
 
-    A record has the lines that its message, a traceback or several problems have: names have none.
+    A record may have several lines, of its message or a traceback, but none that a name adds.
     """
 
     def format(self, record: logging.LogRecord) -> str:

@@ -1,8 +1,8 @@
-"""System calls on files of whoever they are, that come to an end.
+"""Make system calls on files of any owner, without repeating them for ever.
 
-Python repeats a call that was interrupted (PEP 475), also where it is a file system in user space
-that answers EINTR, each time anew. Here it is repeated a few times, as for a signal, and then is an
-error like any other.
+Python repeats a call that was interrupted (PEP 475), even if a file system in user space answers
+EINTR each time. Here a call is repeated a few times, as for a signal, and then EINTR is an error
+like any other.
 """
 
 import ctypes
@@ -10,14 +10,14 @@ import errno
 import os
 from typing import Final
 
-#: Tries of a call. Signals may come to a thread, though not often: the main one takes them.
+#: Tries of a call. A thread may get signals, but rarely: the main one takes them.
 _TRIES: Final = 8
 _openat = ctypes.CDLL(None, use_errno=True).openat
 _openat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 
 
 def open_entry(folder: int, name: str, flags: int) -> int:
-    """Open what a folder has by this name; the descriptor is the caller's.
+    """Open the entry of this name in a folder; the caller closes the descriptor.
 
     Raises:
         OSError: as :func:`os.open`, and InterruptedError.
@@ -37,7 +37,7 @@ def open_entry(folder: int, name: str, flags: int) -> int:
 
 
 def status_of(descriptor: int) -> os.stat_result:
-    """Return what is known of an open file.
+    """Return the status of an open file.
 
     Raises:
         OSError: as :func:`os.fstat`, and InterruptedError.
@@ -45,7 +45,7 @@ def status_of(descriptor: int) -> os.stat_result:
     """
     for _ in range(_TRIES - 1):
         try:
-            return os.stat(descriptor)  # which, unlike fstat(), does not go on for ever
+            return os.stat(descriptor)  # unlike os.fstat(), it does not repeat for ever
         except InterruptedError:
             continue
     return os.stat(descriptor)

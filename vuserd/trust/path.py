@@ -337,13 +337,13 @@ class _Walk:
 
 
 def _lets_in(status: os.stat_result, folder: os.stat_result) -> bool:
-    """Tell whether who may give a directory this name could look into it all the same."""
+    """Return whether a user who may give a directory this name could look into it anyway."""
     of_group = status.st_gid == folder.st_gid and status.st_mode & 0o050 == 0o050
     return not stat.S_ISDIR(status.st_mode) or of_group or status.st_mode & 0o005 == 0o005
 
 
 def _open_entry(folder: int, name: str) -> int:
-    """Open an entry as it is. A directory is asked for first: that mounts what is to be mounted."""
+    """Open an entry without following it; as a directory first, which triggers an automount."""
     flags = os.O_PATH | os.O_NOFOLLOW
     try:
         return open_entry(folder, name, flags | os.O_DIRECTORY)
@@ -352,14 +352,14 @@ def _open_entry(folder: int, name: str) -> int:
 
 
 def _mounter(descriptor: int) -> int | None:
-    """Return the user whose own file system (FUSE) a file is on; None where it is root's.
+    """Return the user whose own file system (FUSE) a file is on; None if it is root's.
 
     Raises:
-        OSError: it is not mounted any more, so that nothing tells.
+        OSError: it is not mounted any more, so that its user is unknown.
 
     """
     answer = ctypes.create_string_buffer(_STATFS_SIZE)
-    # This asks the file system itself. One that does not answer is looked for among the mounts.
+    # This asks the file system itself. If it does not answer, the mounts show whose it is.
     is_answered = not _LIBC.fstatfs(descriptor, answer)
     if is_answered and ctypes.c_long.from_buffer(answer).value != _FUSE_SUPER_MAGIC:
         return None
