@@ -1,9 +1,9 @@
-"""``make bench``: where vuserd stands beside what a user would pick instead, in one run.
+"""``make bench``: compare vuserd with its alternatives in one run.
 
 ``python -m benchmarks`` writes a table and a picture into ``benchmarks/results/``.
 
 - ``profiles``: how much of it a full and a quick run do
-- ``corpus``: the files that everybody reads, and the proof that they were read right
+- ``corpus``: the files that all contenders read, and the proof that they read them right
 - ``contender``, ``contenders``: who takes part, one module each; ``ring`` is the front-end without
   a daemon, the denominator of the daemon's own overhead
 - ``tasks``: the kinds of work, measured and proven alike for all

@@ -1,4 +1,4 @@
-"""Run the benchmark and write what came out: ``python -m benchmarks [--quick]``."""
+"""Run the benchmark and write its results: ``python -m benchmarks [--quick]``."""
 
 import argparse
 import os

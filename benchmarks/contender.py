@@ -1,4 +1,4 @@
-"""Who takes part: a way to reach the files, with the processes behind it."""
+"""A contender: a way to reach the files, with the processes behind it."""
 
 import contextlib
 from typing import NamedTuple

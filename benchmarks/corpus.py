@@ -1,4 +1,4 @@
-"""The files that everybody reads, and the proof that they were read right.
+"""The files that all contenders read, and the proof that they read them right.
 
 The clock stops when the client has touched one byte of every page of what it was given
 (:meth:`BigFile.touch`), in Python by one strided copy. Before each round those bytes are made wrong
@@ -188,7 +188,7 @@ def _fill_directory(directory: str, count: int) -> int:
 
 
 def drop_from_page_cache(path: str) -> None:
-    """Have the next reader of a file go to the disk, and make certain of it.
+    """Make the next reader of a file go to the disk, and check that it has to.
 
     Raises:
         Unavailable: the pages stay, as those of tmpfs do.

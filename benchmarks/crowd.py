@@ -1,4 +1,4 @@
-"""W7: a thousand clients that ask for the same thing, and one that takes all it can get.
+"""W7: a thousand clients that make the same call, and one that reads all it can.
 
 The clients of a storm are plain sockets in two processes: each sends the same encoded ``stat``
 again as soon as the answer is there, and an answer is right when it is the bytes of the first one,

@@ -1,4 +1,4 @@
-"""The lines to reach, and whether this run reached them.
+"""The lines that a run has to reach, and whether it did.
 
 A line is drawn for each virtiofsd. Those that are ratios compare medians of the same table; the
 others are times, counts and bytes of their own, and mean most on the machine they were drawn on.
@@ -50,7 +50,7 @@ class Verdict(NamedTuple):
 
     @property
     def reached(self) -> bool:
-        """Whether the line was reached; False where nobody can tell."""
+        """Whether the line was reached; False if that is unknown."""
         if self.value is None:
             return False
         limit = self.line.limit

@@ -106,5 +106,5 @@ def run_rounds(group: Group, tasks: Sequence[Task], rounds: int) -> Group:
 
 
 def say(words: str) -> None:
-    """Tell the person who waits what is going on."""
+    """Print the progress for the person who waits."""
     print(words, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""W8: how soon a daemon serves, and what it takes while nobody asks."""
+"""W8: how soon a daemon serves, and what it uses while idle."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""The kinds of work, each measured and proven in one place for all who do it.
+"""The kinds of work, each measured and proven in one place for all contenders.
 
 A task is made of a contender, of one of its methods, and of what the work has to bring. The clock
 of :meth:`Task.work` stops when the client has touched every page of what it asked for; the bytes
@@ -46,7 +46,7 @@ class Task(ABC):
 
     @abstractmethod
     def work(self) -> list[float] | None:
-        """Do the work once. What is many calls returns how long each took, in seconds."""
+        """Do the work once. Work of many calls returns how long each took, in seconds."""
 
     @abstractmethod
     def check(self, *, thorough: bool) -> None:
@@ -228,7 +228,7 @@ class Entries(Task, Generic[Found]):
         self._listing, self._bring, self._tally = listing, bring, tally
 
     def prepare(self) -> None:
-        """Let go of what was found before."""
+        """Forget what was found before."""
         self._found: Found | None = None
 
     def work(self) -> None:

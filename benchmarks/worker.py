@@ -68,7 +68,7 @@ class Worker:
             raise
 
     def turn(self, *, thorough: bool, weigh: bool) -> Turn | None:
-        """Let the task be done once; None once it is out, see ``fault``."""
+        """Make the task run once; return None once it has failed, see ``fault``."""
         if self.fault is not None:
             return None
         self._pipe.send(_Order(thorough, weigh))
@@ -94,7 +94,7 @@ class Worker:
         self.close()
 
     def close(self) -> None:
-        """Let the task close; end its process, with all that it started, where that does not."""
+        """Close the task; if that does not end its process, kill that with all that it started."""
         self._pipe.close()
         self._process.join(_CLOSES_WITHIN)
         if self._process.is_alive():

@@ -1,4 +1,4 @@
-"""W1 to W6: who does what, beside whom."""
+"""W1 to W6: which contenders do what, and beside which others."""
 
 import os
 import shutil
@@ -127,7 +127,7 @@ def _attached(bench: Bench, file: BigFile) -> Group:
 
 
 def _sealed(bench: Bench, file: BigFile) -> Group:
-    """W1b: as a sealed image that nobody asked for before."""
+    """W1b: as a sealed image that was not requested before."""
     with all_served(bench, file.directory, image_cache=False) as daemons:
         here = Host()
         cp = ToTmpfs(bench.tmpfs, ["cp"], "coreutils")

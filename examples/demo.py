@@ -1,4 +1,4 @@
-"""Serve a directory through virtio-fs without a virtual machine, and check what comes out.
+"""Serve a directory through virtio-fs without a virtual machine, and check the results.
 
 ``make demo [DIR=...]`` runs this. It starts a vuserd of its own on a private socket, talks to it as
 any client would, and stops it. Exit status: 0 where every byte was right, 1 where anything was not.
@@ -234,7 +234,7 @@ def show_work(client: Client) -> None:
 
 
 def main() -> None:
-    """Do all of it."""
+    """Run the whole demonstration."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("directory", nargs="?", default="/usr/bin", help="default: %(default)s")
     parser.add_argument("--backend", help="the virtiofsd to start (default: the first one found)")

@@ -69,7 +69,7 @@ def load(client: Client, memory: AttachedMemory, file: Target, address: int) -> 
 
 
 def main() -> int:
-    """Do it; return the exit status."""
+    """Load the files and check them; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("kernel", type=target, metavar="EXPORT:KERNEL")
     parser.add_argument("dtb", type=target, metavar="EXPORT:DTB")

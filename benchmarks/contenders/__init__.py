@@ -1,1 +1,1 @@
-"""Who takes part: vuserd, the front-end without a daemon, and what a user would pick instead."""
+"""The contenders: vuserd, the front-end without a daemon, and the alternatives to both."""

@@ -164,7 +164,7 @@ class TarPipe(Contender):
         self._view = warm_buffer(room)
 
     def read_many(self, files: SmallFiles, _: memoryview) -> Iterator[memoryview]:
-        """Take in the archive; its files are told apart when somebody asks for them."""
+        """Receive the archive; its files are separated when they are asked for."""
         # A list that is not longer than the pipe can be written before anything is read.
         with subprocess.Popen(
             ["tar", "-C", files.directory, "-cf", "-", "--no-recursion", "-T", "-"],

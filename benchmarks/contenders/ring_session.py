@@ -184,7 +184,7 @@ class RingSession:
         self.max_read = min(_decoded(fuse.decode_init, reply).max_read, PAYLOAD_SIZE)
 
     def add_region(self, region: Shareable) -> GuestRegion:
-        """Let virtiofsd map one more region."""
+        """Make virtiofsd map one more region."""
         placed = self._layout.memory.add(region)
         payload = encode_memory_region(placed.wire())
         self._tell(Request.ADD_MEM_REG, payload, [region.fileno()])
@@ -225,7 +225,7 @@ class RingSession:
         return results[0]
 
     def post(self, request: fuse.Request) -> None:
-        """Send a request whose reply nobody waits for."""
+        """Send a request without waiting for its reply."""
         self._submit(None, Exchange(request))
 
     def close_file(self, file: "Opened") -> None:
@@ -372,7 +372,7 @@ def read_small(
 def read_parts(
     ring: RingSession, file: Opened, offsets: Iterable[int], base: int, size: int
 ) -> Job:
-    """READ the parts that nobody else has taken, each to its place from address ``base`` on."""
+    """READ the parts that no other task has taken, each to its place from address ``base``."""
     for offset in offsets:
         length = min(ring.max_read, size - offset)
         got = yield Exchange(fuse.read(file.node, file.handle, offset, length), base + offset)

@@ -254,7 +254,7 @@ class Sftp(Contender):
         client.close_handle(handle)
 
     def read_path(self, path: str, undo: ExitStack) -> memoryview:
-        """OPEN, READ of one small file; nobody waits for its CLOSE."""
+        """OPEN and READ one small file, without waiting for its CLOSE."""
         client = self._client
         handle = client.handle(_Packet.OPEN, _string(path.encode()), _OPEN_READ)
         client.begin_read(handle, 0, SMALL_READ)

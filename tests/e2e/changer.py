@@ -73,7 +73,7 @@ class Changer:
         self._answers = process.stdout
 
     def begin(self, states: list[State], pauses: list[float]) -> None:
-        """Have the file go through these states, the first pause beginning now."""
+        """Put the file through these states; the first pause begins now."""
         order = [[*state, pause] for state, pause in zip(states, pauses, strict=True)]
         self._orders.write(json.dumps(order).encode() + b"\n")
         self._orders.flush()

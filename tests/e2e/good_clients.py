@@ -77,12 +77,12 @@ class GoodClients:
         self._answers = process.stdout
 
     def go(self) -> None:
-        """Let them begin; they have begun when this returns."""
+        """Start the clients; they have begun when this returns."""
         self._order("go")
         assert self._answers.readline() == "gone\n"
 
     def stop(self) -> Report:
-        """Let them pause, and tell what came of it since :meth:`go`."""
+        """Pause the clients, and return their results since :meth:`go`."""
         self._order("stop")
         faults, small, bulk = json.loads(self._answers.readline())
         return Report(faults, Times(*small), Times(*bulk))
@@ -186,7 +186,7 @@ class _Ways:
 
 
 def main() -> None:
-    """Do as is told until there are no more orders, as another user if that is said."""
+    """Obey orders until there are no more, as another user if one is given."""
     for user in map(int, sys.argv[2:]):
         os.setgroups([])
         os.setgid(user)

@@ -50,7 +50,7 @@ def run_lanes(lanes: Sequence[Lane]) -> dict[str, tuple[Counter[str], str]]:
 
 
 def run_lane(lane: Lane) -> tuple[Counter[str], str]:
-    """Do the rounds of one lane."""
+    """Run the rounds of one lane."""
     [way] = [way for way in WAYS if way.__name__ == lane.way]
     try:
         with Client.connect(lane.socket) as client:

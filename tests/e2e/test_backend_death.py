@@ -174,7 +174,7 @@ class Crowd:
 
 
 def see_everything(client: Client) -> None:
-    """Have the daemon know all files and images, as it does in the end, whatever comes between."""
+    """Make the daemon know all files and images, as it does at the end of each test."""
     client.stat("files", "large")
     for number in range(20):
         client.fetch("files", f"d{number}/below/small").close()
@@ -185,7 +185,7 @@ def see_everything(client: Client) -> None:
 def storm(
     running: RunningDaemon, client: Client, top: Path, tolerated: Container[str] = ()
 ) -> Iterator[Crowd]:
-    """Let clients work for the block's time, and check that nothing of it stays."""
+    """Keep clients working for the block's time, and check that they leave nothing behind."""
     see_everything(client)
     before = Standing.of(running)
     with Crowd(running.socket, top, tolerated) as crowd:

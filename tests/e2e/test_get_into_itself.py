@@ -43,7 +43,7 @@ def plain(_: Path) -> None:
 
 
 def there(top: Path) -> None:
-    """Have the destination be there, with something in it."""
+    """Make the destination, with something in it."""
     (top / "a" / "b" / "a" / "b").mkdir(parents=True)
     (top / "a" / "b" / "old").write_text("old")
 
@@ -62,13 +62,13 @@ def bound(top: Path) -> None:
 
 
 def bound_below(top: Path) -> None:
-    """Have a folder of the destination be one that is below its own source."""
+    """Make a folder of the destination one that is below its own source."""
     (top.parent / "d" / "sub").mkdir(parents=True)
     subprocess.run(["mount", "--bind", top / "sub" / "deep", top.parent / "d" / "sub"], check=True)
 
 
 def overlaid(top: Path) -> None:
-    """Have the destination be a view of ``work`` through overlayfs on another file system."""
+    """Make the destination a view of ``work`` through overlayfs on another file system."""
     other = top.parent / "other"
     other.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", other], check=True)

@@ -86,7 +86,7 @@ def owed(client: Client) -> dict[str, Any]:
 def done_many_times(
     running: RunningDaemon, client: Client, once: Callable[[], object], times: int = 100
 ) -> None:
-    """Do something often; check that from a third of the way on nothing is left of it.
+    """Repeat something; check that from a third of the way on it leaves nothing behind.
 
     Until then allocators and Python's collector of cycles find out how much they want to keep.
     """

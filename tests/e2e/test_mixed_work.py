@@ -77,7 +77,7 @@ def settled(client: Client, process: int) -> int:
 
 
 def be_rude(path: str) -> None:
-    """Do a little of what hostile clients do."""
+    """Make a few attacks of hostile clients."""
     attacks.malformed_frames(path, 50)
     attacks.peers_gone_in_mid_transfer(path, 20)
     attacks.descriptors_of_wrong_kinds(path, 20)

@@ -66,7 +66,7 @@ class Visitor:
 
 @contextmanager
 def namespace(name: str) -> Iterator[str]:
-    """Have a network namespace for the block's time; its name is this process's own."""
+    """Make a network namespace for the block's time, with a name of this process's own."""
     own = f"vuserd-test-{os.getpid()}-{name}"
     netns.create(own)
     try:

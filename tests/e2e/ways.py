@@ -184,7 +184,7 @@ def by_vuserctl_load(served: Served, path: str) -> bytes:
 
 
 def _vuserctl(served: Served, *arguments: str) -> str:
-    """Do a command in this process: starting Python for each would take most of the time."""
+    """Run a command in this process, since starting Python for each would take most of the time."""
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):
         status = main.run(["--socket", served.socket, *arguments])

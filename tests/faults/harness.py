@@ -43,7 +43,7 @@ class Front(NamedTuple):
     files: FileSystem
 
     def tell(self, opcode: fuse.Opcode, lie: Lie) -> None:
-        """Have the backend answer one kind of request so."""
+        """Make the backend answer one kind of request with this."""
         if lie is None or isinstance(lie, Answer):
             self.backend.answer_to(opcode, lie)
         else:
@@ -75,7 +75,7 @@ class Front(NamedTuple):
         assert self.session.channel.in_flight == 0
 
     async def owes_nothing(self) -> None:
-        """See that a session that goes on has given everything back."""
+        """Check that a session that goes on has given everything back."""
         assert not self.session.lost
         self.files.close()
         with trio.fail_after(FOR_EVER):
@@ -88,7 +88,7 @@ class Front(NamedTuple):
         assert self.session._layout.messages.available == sum(IN_FLIGHT.values())
 
     async def serves(self) -> None:
-        """See that the session is as good as new."""
+        """Check that the session is as good as new."""
         self.backend.answer = self.backend.serve_files
         with trio.fail_after(FOR_EVER):
             assert await read(self.files) == CONTENT

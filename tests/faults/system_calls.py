@@ -85,7 +85,7 @@ async def daemon_on(backend: FakeBackend, folder: str) -> AsyncIterator[str]:
 
 
 async def is_served(address: str, content: bytes) -> None:
-    """See that a new client is served."""
+    """Check that a new client is served."""
     with trio.fail_after(FOR_EVER):
         async with TrioClient.connect(address) as client:
             assert await client.read(FILE, "Image", 0, len(content)) == content

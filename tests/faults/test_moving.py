@@ -77,7 +77,7 @@ async def moved(front: Front, other: FakeBackend) -> AsyncIterator[Front]:
 
 
 async def stays(front: Front, other: FakeBackend, words: str) -> None:
-    """See that the session cannot be moved, and that nothing comes of that."""
+    """Check that the session cannot be moved, and that the attempt has no effect."""
     async with front.files.opened(b"Image") as file, other.connection() as stream:
         with trio.fail_after(FOR_EVER), pytest.raises(BackendError, match=words):
             await front.session.move(stream, lambda: pytest.fail("it moved"))
@@ -88,7 +88,7 @@ async def stays(front: Front, other: FakeBackend, words: str) -> None:
 
 
 def said(payload: int) -> Callable[[Reply], Reply]:
-    """Have a reply say something else."""
+    """Make a reply say something else."""
     return lambda reply: reply._replace(payload=struct.pack("=Q", payload))
 
 

@@ -65,7 +65,7 @@ class Backends:
         self.standing: Standing | None = Standing(1, 0, 1, 1)
 
     def start_at_once(self) -> None:
-        """Let each of them start when it is asked to."""
+        """Start each backend when it is asked for."""
         for number in range(1000):
             self.may_start[number].set()
 
@@ -73,7 +73,7 @@ class Backends:
     async def start(
         self, _: Program, directory: str, sandbox: str, options: BackendOptions, __: str
     ) -> AsyncIterator[AdoptedBackend]:
-        """Do as start_backend does."""
+        """Replace start_backend()."""
         number = len(self.backends)
         backend = FakeBackend({b"Image": CONTENT})
         backend.protocol_features |= DEVICE_STATE if self.move else 0

@@ -280,7 +280,7 @@ class RingAndArena(RuleBasedStateMachine):
             assert self.ring.device.available == len(self.published)
 
     def teardown(self) -> None:
-        """Let the device finish; then everything is back where it was."""
+        """Make the device finish, after which everything is back in its place."""
         if self.shared is None:
             return
         self.publish()

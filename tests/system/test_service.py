@@ -102,7 +102,7 @@ def _gets_the_kernel(machine: Machine, export: str = "kernels", user: str = "rig
 
 
 def _settings(machine: Machine, text: str) -> None:
-    """Have the service run with these settings in a drop-in, or with none."""
+    """Run the service with these settings in a drop-in, or with none."""
     if text:
         machine.run(f"mkdir -p {_DROP_INS}; cat >{_DROP_INS}/test.conf", given=text)
     else:

@@ -96,7 +96,7 @@ def _tmpfs(_: Path, place: Path) -> Iterator[None]:
 
 @contextmanager
 def _overlay(folder: Path, place: Path) -> Iterator[None]:
-    """Have files of the lower layer, of the upper one, of both, and removed ones."""
+    """Make files in the lower layer, in the upper one, in both, and removed ones."""
     (folder / "lower").mkdir()
     fill(folder / "lower")
     with overlay(folder, place):
@@ -111,7 +111,7 @@ def _overlay(folder: Path, place: Path) -> Iterator[None]:
 
 @contextmanager
 def _bound(folder: Path, place: Path) -> Iterator[None]:
-    """Have a directory bound, and a single file on one in there."""
+    """Bind a directory, and a single file on one in there."""
     tree = folder / "tree"
     tree.mkdir()
     fill(tree)

@@ -89,7 +89,7 @@ def serving(ground: Ground, virtiofsd: str, name: str, *, idle_time: int | None)
 
 
 def call_everything(served: Served) -> None:
-    """Do calls of all kinds, and leave listings unfinished."""
+    """Make calls of all kinds, and leave listings unfinished."""
     client = served.client
     for way in WAYS:
         way(served, "folder/file-1")

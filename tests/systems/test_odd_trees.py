@@ -90,7 +90,7 @@ def lives(served: Served) -> list[tuple[object, ...]]:
 
 
 def revive(odd: Odd) -> None:
-    """Have the exports up, whatever the tree before has done to them."""
+    """Bring the exports up, whatever the previous tree has done to them."""
     odd.system.show(directory({}))
     for export in odd.inside.client.exports():
         if export.state == "failed":

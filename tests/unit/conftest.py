@@ -56,7 +56,7 @@ def taker(connect: Connect, fake_daemon: FakeDaemon) -> Taker:
 
 @pytest.fixture(params=["reads", "lent"])
 def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have files come in many chunks, over the socket or through memory that is lent."""
+    """Make files come in many chunks, over the socket or through lent memory."""
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 10_000)
     monkeypatch.setattr(transfer, "LENT_CHUNK_BYTES", 8192)
     if request.param == "lent":

@@ -19,7 +19,7 @@ from vuserd.wire.codec import encode_response
 
 
 def errors_of(daemon: FakeDaemon, method: str, code: str) -> None:
-    """Have the daemon answer a method with an error."""
+    """Make the daemon answer a method with an error."""
     daemon.raw[method] = lambda request: encode_response(
         request.msgid, {"code": code, "message": "no"}, None
     )

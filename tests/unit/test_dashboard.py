@@ -143,7 +143,7 @@ def groupings(expression: Any) -> Iterator[tuple[set[str], list[Use]]]:
 
 
 def busy(client: Client) -> None:
-    """Have some calls succeed and some fail, in every way that bytes can go."""
+    """Make calls that succeed and calls that fail, with every way of delivery."""
     client.stat("files", "a/b")
     client.read("files", "a/b", 0, 100)
     client.fetch("files", "a/b").close()

@@ -247,7 +247,7 @@ async def asleep(clock: MockClock) -> bool:
 
 
 async def pass_(clock: MockClock, seconds: float) -> None:
-    """Let time pass, and those who waited for it do what they do then."""
+    """Let time pass, and the tasks that waited for it run."""
     for _ in range(2):
         await wait_all_tasks_blocked()
         clock.jump(seconds / 2)

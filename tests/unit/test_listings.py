@@ -295,7 +295,7 @@ async def test_what_is_no_directory_is_not_listed(
 
 
 def one_level(backend: FakeBackend) -> None:
-    """Have the root hold all names, and directories none."""
+    """Give the root all names, and directories none."""
 
     def answer(request: FuseRequest) -> Answer | None:
         if request.opcode in (Opcode.READDIR, Opcode.READDIRPLUS) and request.node != 1:

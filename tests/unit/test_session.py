@@ -147,7 +147,7 @@ async def lose_a_session_with_requests() -> None:
 
 @pytest.fixture
 def _memory_goes_at_once() -> Iterator[None]:
-    """See that neither a session nor its memory waits for the garbage collector."""
+    """Check that neither a session nor its memory waits for the garbage collector."""
     gc.collect()
     gc.disable()
     try:

@@ -164,7 +164,7 @@ class Stage:
         self._starter = starter
 
     async def do(self, step: str) -> None:
-        """Have one thing happen, and all that follows from it."""
+        """Make one thing happen, with all that follows from it."""
         match step:
             case "lost":
                 self._starter.servings[-1].lose()

@@ -852,7 +852,7 @@ class TestUnknownAndOdd:
 
     @pytest.fixture
     def answer(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Stat], None]:
-        """Have the client give one stat, for a file and for the one entry of a directory."""
+        """Make the client return one stat, for a file and for the one entry of a directory."""
 
         def use(found: Stat) -> None:
             entry = Entry("file", found.type, found.ino, found)

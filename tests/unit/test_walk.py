@@ -44,7 +44,7 @@ async def walked(files: FileSystem, path: bytes = b"", *, attributes: bool) -> l
 
 
 def lists(backend: FakeBackend, kinds: dict[bytes, int]) -> None:
-    """Have READDIR say that the root has these entries, all other directories none."""
+    """Make READDIR return these entries for the root, and none for other directories."""
     listing = b"".join(
         directory_record(name, number, kind=kind)
         for number, (name, kind) in enumerate(kinds.items(), 1)
@@ -196,7 +196,7 @@ class Nested:
 
 @pytest.fixture
 def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a walk come back to each directory many times."""
+    """Make a walk come back to each directory many times."""
     monkeypatch.setattr(walk_module, "_PORTION", 3)
     monkeypatch.setattr(walk_module, "_READERS", 2)
 

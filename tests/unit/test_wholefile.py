@@ -33,7 +33,7 @@ def memfds() -> list[str]:
 
 @pytest.fixture
 def _nothing_is_left(fake_daemon: FakeDaemon) -> Iterator[None]:
-    """See that the daemon has nothing open of a client that is done with its file."""
+    """Check that the daemon has nothing open for a client that is done with its file."""
     yield
     assert fake_daemon.left == []
 
@@ -835,7 +835,7 @@ class TestNothingIsLeft:
             self.require_nothing(fake_daemon, client)
 
     def require_nothing(self, fake_daemon: FakeDaemon, client: Client) -> None:
-        """Have the daemon take all that was sent before, and see that it holds nothing."""
+        """Make the daemon read all that was sent before, and check that it holds nothing."""
         client.exports()
         assert (fake_daemon.open, fake_daemon.memories) == ({}, {})
         core = client._talk.link.core
