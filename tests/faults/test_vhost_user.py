@@ -84,13 +84,13 @@ def row(name: str, alter: Alter, words: str, done: str, *marks: pytest.MarkDecor
         row(
             "reply-followed-by-bytes",
             lambda reply: reply._replace(followed_by=bytes(12)),
-            "a vhost-user message that nobody asked for|a reply to vhost-user request 0",
+            "a vhost-user message that was not requested|a reply to vhost-user request 0",
             "a vhost-user reply is followed by bytes that belong to nothing",
         ),
         row(
             "reply-twice",
             lambda reply: reply._replace(followed_by=reply.encode()),
-            "a vhost-user message that nobody asked for|a reply to vhost-user request",
+            "a vhost-user message that was not requested|a reply to vhost-user request",
             "a vhost-user reply comes twice",
         ),
     ],
@@ -228,7 +228,7 @@ async def test_bytes_that_nobody_asked_for(front: Front, message: bytes) -> None
     with trio.fail_after(FOR_EVER):
         reason = await front.session.wait_lost()
     assert isinstance(reason, BackendBroken)
-    assert str(reason) == "a vhost-user message that nobody asked for"
+    assert str(reason) == "a vhost-user message that was not requested"
     await front.is_over()
 
 

@@ -353,7 +353,7 @@ def test_a_socket_of_somebody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert configured.export_result(config).mark is Mark.PROBLEM
         monkeypatch.undo()
     left_behind = configured.export_result(config)
-    nobody = f"nobody in this network namespace listens on {path}"
+    nobody = f"no process in this network namespace listens on {path}"
     assert (left_behind.mark, left_behind.detail) == (Mark.WARNING, nobody)
     assert configured.export_result(ExportConfig("e", socket="/etc/hosts")).mark is Mark.PROBLEM
 

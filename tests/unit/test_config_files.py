@@ -565,7 +565,7 @@ exports = ["f"]
         *(
             (
                 f'[[export]]\nname = "e"\nsocket = "/s"\n{name} = {key.default or 1}',
-                f"export.{name}: the backend behind a socket is somebody else's; leave it out, and",
+                f"export.{name}: the daemon does not start the backend behind a socket; leave it",
             )
             for name, key in BACKEND.items()
             if key.default

@@ -114,7 +114,7 @@ def export_result(export: ExportConfig) -> Result:
         detail = f"{name_of(os.geteuid())} may not connect to {export.socket}"
         return Result(name, Mark.PROBLEM, detail, "permit it, or serve as another user")
     if is_listened_on(export.socket) is False:  # a backend leaves its socket behind when it ends
-        detail = f"nobody in this network namespace listens on {export.socket}"
+        detail = f"no process in this network namespace listens on {export.socket}"
         return Result(name, Mark.WARNING, detail, "start a virtiofsd there: it is waited for")
     return Result(name, Mark.OK, f"the backend on {export.socket}")
 

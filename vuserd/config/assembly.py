@@ -113,8 +113,8 @@ class Assembly:
             self._refuse(
                 export,
                 BACKEND,
-                "the backend behind a socket is somebody else's",
-                "leave it out, and see to it where that virtiofsd is started",
+                "the daemon does not start the backend behind a socket",
+                "leave it out, and give it where that virtiofsd is started",
             )
 
     def _check_names(self) -> None:

@@ -85,7 +85,7 @@ class VhostUserConnection:
             header = await self._receive(HEADER_SIZE)
             try:
                 if self._asked is None:
-                    raise MalformedError("a vhost-user message that nobody asked for")
+                    raise MalformedError("a vhost-user message that was not requested")
                 size = decode_reply_header(header, self._asked)
             except MalformedError as error:
                 raise BackendBroken(str(error)) from error
