@@ -66,8 +66,8 @@ def sandboxes(kind: BackendKind, uid: int) -> Sequence[str]:
 
     In no mode can a file outside the directory be reached through the socket. A namespace also
     hides the host's file system from a backend that is broken into; Landlock denies it the contents
-    of files, and all writing. Without root Landlock comes first, since in a user's namespace the
-    owners of files are not those of the host.
+    of other files, and all writing. Without root Landlock comes first, since in a user's namespace
+    the owners of files are not those of the host.
     """
     if uid == 0:
         return ("namespace", "chroot")
@@ -248,7 +248,7 @@ class BackendProcess(Backend):
             if request is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, request)
-            # A killed process is waited for as well, but not for ever, whatever delays its end.
+            # No other task reaps a killed process, so it has the long time, whatever delays it.
             with trio.move_on_after(_GRACE if request == signal.SIGKILL else grace):
                 code = await self._process.wait()
                 if request is None or code not in _ENDS_FOR_US:

@@ -167,7 +167,7 @@ async def _fill_untrue(file: OpenFile, pages: _Pages) -> int:
 
 
 async def _fill_extent(file: OpenFile, pages: _Pages, extent: Extent) -> bool:
-    """Read a part of the file into the memfd; return False if the file ends before it."""
+    """Read a part of the file into the memfd; return False if the file ends within it."""
     end = extent.offset + extent.length
     parts = iter(range(extent.offset, end, file.max_read))
     count = min(_WINDOW, -(-extent.length // file.max_read))

@@ -40,4 +40,4 @@ class Gate(Protocol):
         """
 
     def was_late(self, request: fuse.Request, path: bytes | None, asker: Asker | None) -> None:
-        """Withdraw a :meth:`hung`: the backend was only slow, or stopped altogether."""
+        """Withdraw a :meth:`hung`: the backend was only slow, or everything stood still."""
