@@ -154,14 +154,8 @@ class Export:
 
     def describe_fully(self) -> dict[str, Any]:
         """Return the export as ``status`` shows it."""
-        restarts, last = self.losses.restarts, self.losses.last
-        described = self.describe() | {
-            "source": self.config.source,
-            "restarts": sum(restarts.values()),
-            "restarts_by_cause": {str(cause): n for cause, n in restarts.items() if n},
-            "last_loss": last._asdict() if last is not None else None,
-        }
         usage = self.usage()
+        described = self.describe() | {"source": self.config.source} | self.losses.describe()
         return described | (usage._asdict() if usage is not None else {})
 
     @property

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from protocol import Check
 from vuserd.errors import BackendError, LossCause, VuserdError
@@ -47,6 +47,14 @@ class Losses:
         """Count the check that a session's bytes failed; none where it is empty."""
         if check in self.faults:
             self.faults[check] += 1
+
+    def describe(self) -> dict[str, Any]:
+        """Return them as ``status`` shows them."""
+        return {
+            "restarts": sum(self.restarts.values()),
+            "restarts_by_cause": {str(cause): n for cause, n in self.restarts.items() if n},
+            "last_loss": self.last._asdict() if self.last is not None else None,
+        }
 
 
 def cause_of(error: VuserdError, end: int | None) -> LossCause:
