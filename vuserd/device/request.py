@@ -17,8 +17,10 @@ Result: TypeAlias = outcome.Outcome[bytes | int]
 Undo: TypeAlias = Callable[[bytes], None]
 
 #: A request whose reply has this many bytes is bulk. Few of them are in the backend at once: enough
-#: to keep it busy, but the small requests of other users do not wait long behind them.
+#: to keep it busy, but the small requests of other users do not wait long behind them. The backend
+#: works longer for a byte of a listing than for one of a file, longest if it looks each name up.
 _BULK_SIZE: Final = 128 << 10
+_BULK_LISTINGS: Final = {fuse.Opcode.READDIR: 32 << 10, fuse.Opcode.READDIRPLUS: 16 << 10}
 
 
 class Target(Protocol):
@@ -80,4 +82,6 @@ class InFlight:
         self.result: Result | None = None
         self.task: trio.lowlevel.Task | None = None
         self.deadline = 0.0
-        self.is_bulk = target is not None and (request.reply_size or 0) >= _BULK_SIZE
+        self.is_bulk = target is not None and (
+            (request.reply_size or 0) >= _BULK_LISTINGS.get(request.opcode, _BULK_SIZE)
+        )

@@ -3,6 +3,7 @@
 import errno
 import functools
 from typing import Final, TypeAlias
+from weakref import WeakValueDictionary
 
 from outcome import Error, Outcome, Value
 
@@ -14,6 +15,9 @@ from vuserd.device.session import Session
 from vuserd.errors import FileError
 from vuserd.fs.nodes import Hold, Node, NodeTable, root_node
 from vuserd.fs.paths import components, resolve
+from vuserd.tasks.budget import Budget
+from vuserd.tasks.turns import take_turn
+from vuserd.users.asker import ASKER, Asker
 
 #: The results of LOOKUPs made ahead, before it is known whether the path leads there.
 _Answers: TypeAlias = "dict[tuple[NodeId, bytes], Outcome[bytes | int]]"
@@ -24,8 +28,13 @@ _RACED: Final = frozenset({errno.EAGAIN, errno.EXDEV})
 _ATTEMPTS: Final = 10
 #: The most replies in a row without an entry to show: "." and ".." may have one each.
 _MOST_BARREN: Final = 16
-#: Bytes of a directory that are read at once: no other task runs while they are decoded.
+#: Bytes of a directory that are read at once. No other task runs while they are decoded, and a
+#: backend with one thread serves no other request while it reads them. So they are fewer while
+#: other users wait: three hundred entries with attributes, instead of some thousands.
 _BATCH_SIZE: Final = 512 << 10
+_SHARED_BATCH_SIZE: Final = 64 << 10
+#: Such requests of a user's that may be under way: of those that wait no size is settled yet.
+_BATCHES: Final = 4
 
 
 def _was_raced(answer: "Outcome[bytes | int]") -> bool:
@@ -44,6 +53,8 @@ class NodeOperations:
         self._session = session
         self._channel = session.channel
         self._nodes = nodes
+        #: How many portions each user may have under way; kept while the user has or wants any.
+        self._batches = WeakValueDictionary[Asker | None, Budget]()
         #: If the backend does not mark mounts, any file may be on another file system.
         self._elsewhere = not (tells_mounts or session.init.flags & fuse.InitFlag.SUBMOUNTS)
 
@@ -216,19 +227,41 @@ class NodeOperations:
         entry's or the directory's own.
         """
         try:
-            return await self._read_buffer(node, handle, offset, limit, plus=plus)
+            return await self._read_in_turn(node, handle, offset, limit, plus=plus)
         except FileError as error:
             if not plus or await self.is_exhausted(error):
                 raise
-            return await self._read_buffer(node, handle, offset, limit, plus=False)
+            return await self._read_in_turn(node, handle, offset, limit, plus=False)
+
+    async def _read_in_turn(
+        self, node: Node, handle: FileHandle, offset: int, limit: int, *, plus: bool
+    ) -> tuple[list[DirectoryEntry], int | None]:
+        batches = self._batches.setdefault(ASKER.get(), Budget(_BATCHES))
+        if not batches.try_take(1):
+            await batches.take(1)
+        try:
+            # Before the request, not after its reply: what that brings is owed at once.
+            is_alone = await take_turn()
+            return await self._read_buffer(
+                node, handle, offset, limit, plus=plus, is_alone=is_alone
+            )
+        finally:
+            batches.give_back(1)
 
     async def _read_buffer(
-        self, node: Node, handle: FileHandle, offset: int, limit: int, *, plus: bool
+        self,
+        node: Node,
+        handle: FileHandle,
+        offset: int,
+        limit: int,
+        *,
+        plus: bool,
+        is_alone: bool,
     ) -> tuple[list[DirectoryEntry], int | None]:
         # Room for as many entries as are wanted, with names of the usual length, and few more: with
         # READDIRPLUS each further one costs a descriptor in the backend.
         size = max(LONGEST_RECORD, limit * (192 if plus else 64))
-        size = min(size, self._session.max_read, _BATCH_SIZE)
+        size = min(size, self._session.max_read, _BATCH_SIZE if is_alone else _SHARED_BATCH_SIZE)
         request = (fuse.readdirplus if plus else fuse.readdir)(node.id, handle, offset, size)
         decode = functools.partial(decode_directory, plus=plus, after=offset)
 

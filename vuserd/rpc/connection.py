@@ -33,6 +33,7 @@ from vuserd.rpc.intake import Intake
 from vuserd.rpc.methods import Methods
 from vuserd.rpc.outbox import Outbox, Reply
 from vuserd.rpc.signature import TIMEOUT
+from vuserd.tasks.turns import SHARER
 from vuserd.tracing.trace import TraceTable
 from vuserd.users.asker import ASKER, Asker
 from vuserd.users.foreign_descriptors import accept_descriptors_inline
@@ -170,6 +171,7 @@ class Connection:
     async def run(self) -> None:
         """Serve the client until it goes away, loses its framing, or stops reading."""
         ASKER.set(Asker(self._account.uid, self._account.rig))
+        SHARER.set(self._account)
         try:
             await self._account.take_turn()
             async with trio.open_nursery() as nursery:

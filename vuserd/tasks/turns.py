@@ -1,12 +1,36 @@
 """Take turns: while several users keep the daemon busy, each has one turn a round."""
 
 from collections import deque
-from typing import Any, Final
+from contextvars import ContextVar
+from typing import Any, Final, Protocol
 
 import trio
 
 #: Seconds without a request after which a user no longer counts as sharing the daemon.
 _MEMORY: Final = 0.1
+
+
+class Sharer(Protocol):
+    """A user who shares the daemon with others."""
+
+    def is_only_user(self) -> bool:
+        """Return whether no other user wants anything."""
+
+    async def take_turn(self) -> None:
+        """Wait for a turn, as :meth:`Turns.take` does."""
+
+
+#: On whose turns a task works; set once for each connection, None for what the daemon does itself.
+SHARER: Final[ContextVar[Sharer | None]] = ContextVar("SHARER", default=None)
+
+
+async def take_turn() -> bool:
+    """Wait for a turn of the user on whose behalf this task works; return whether it is alone."""
+    sharer = SHARER.get()
+    if sharer is None or sharer.is_only_user():
+        return True
+    await sharer.take_turn()
+    return sharer.is_only_user()
 
 
 class Turns:

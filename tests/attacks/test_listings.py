@@ -1,0 +1,104 @@
+"""Much work by few bytes, on one connection: walks of large trees, and who is served meanwhile."""
+
+import stat
+from typing import Final
+
+import pytest
+import trio
+
+from protocol.fuse import Opcode
+from tests.attacks.people import MALLORY, VICTIM
+from tests.attacks.threats import Who, threat
+from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
+from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.walk import TreeWalk
+from vuserd.tasks.turns import SHARER, Turns
+from vuserd.users.asker import ASKER, Asker
+
+_WALKS: Final = 16
+_ENTRIES: Final = 1500
+#: Portions of the walks that may come between a small call's question and its answer: those that
+#: the backend was given before it, and one in each pass of the scheduler.
+_MOST_BETWEEN: Final = 8
+#: Those that may have been on their way to the backend when another user came.
+_UNDER_WAY: Final = 4
+#: Bytes of a directory that are decoded without a pause then: some milliseconds' work.
+_MOST_AT_ONCE: Final = 64 << 10
+
+
+class User:
+    """A user as a connection's account would be."""
+
+    def __init__(self, uid: int, turns: Turns) -> None:
+        self._uid = uid
+        self._turns = turns
+
+    def is_only_user(self) -> bool:
+        return self._turns.is_free(self._uid)
+
+    async def take_turn(self) -> None:
+        await self._turns.take(self._uid)
+
+
+def become(uid: int, turns: Turns) -> User:
+    user = User(uid, turns)
+    ASKER.set(Asker(uid, None))
+    SHARER.set(user)
+    return user
+
+
+@threat(
+    "walks of large trees",
+    who=Who.CLIENT,
+    against="other clients",
+    does="asks on many connections at once for trees of thousands of entries with attributes",
+    promise="they are read in small portions, few of them before another user's call",
+)
+@pytest.mark.parametrize("attributes", [True, False], ids=["attributes", "names"])
+async def test_a_small_call_waits_for_few_portions_of_walks(*, attributes: bool) -> None:
+    opcode = Opcode.READDIRPLUS if attributes else Opcode.READDIR
+    backend = FakeBackend({b"%06d" % number: File(b"") for number in range(_ENTRIES)})
+    portions: dict[bytes, Answer | None] = {}  # for it takes its time to make them
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
+            return None  # it does not count what it says again
+        if request.opcode is not opcode:
+            return backend.serve_files(request)
+        where = request.body[8:20]  # its offset and size
+        if where not in portions:
+            portions[where] = backend.serve_files(request)
+        return portions[where]
+
+    backend.answer = answer
+    async with backend.session() as session, trio.open_nursery() as nursery:
+        files = FileSystem(session, idle_nodes=0)
+        turns = Turns()
+        nursery.start_soon(turns.run)
+
+        async def walk() -> None:
+            become(MALLORY, turns)
+            while True:
+                walk = TreeWalk(b"", attributes=attributes)
+                while not walk.finished:
+                    await walk.next_page(files, 2 * _ENTRIES)
+                walk.close()
+
+        for _ in range(_WALKS):
+            nursery.start_soon(walk)
+        while len(backend.named(opcode)) < _WALKS:
+            await trio.lowlevel.checkpoint()
+        victim = become(VICTIM, turns)
+        await victim.take_turn()  # as its connection begins
+        begun = len(backend.named(opcode)) + _UNDER_WAY
+        for _ in range(5):
+            before = len(backend.named(opcode))
+            await victim.take_turn()
+            assert stat.S_ISREG((await files.stat(b"000001", follow=True)).mode)
+            assert len(backend.named(opcode)) - before <= _MOST_BETWEEN
+        while len(backend.named(opcode)) <= begun:
+            await victim.take_turn()
+            await trio.lowlevel.checkpoint()
+        since = backend.named(opcode)[begun:]
+        assert max(int.from_bytes(one.body[16:20], "little") for one in since) <= _MOST_AT_ONCE
+        nursery.cancel_scope.cancel()
