@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-from vuserd.client.core.foreign import require_image
+from vuserd.client.descriptors import require_image
 from vuserd.client.image import Image
 from vuserd.client.records import (
     ApiInfo,

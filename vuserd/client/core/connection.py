@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 
 from vuserd.client.calls import Call
 from vuserd.client.core.descriptor_stream import Arrivals, Close, Outgoing
-from vuserd.client.core.foreign import let_go
 from vuserd.client.core.replies import ReplyDecoder
 from vuserd.client.core.ticket import GIVEN_UP, Ticket
+from vuserd.client.descriptors import let_go
 from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
 from vuserd.errors import ErrorCode
 from vuserd.wire.codec import (

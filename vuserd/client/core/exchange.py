@@ -8,8 +8,8 @@ import socket
 from typing import Any, Final
 
 from vuserd.client.core.connection import ClientCore
-from vuserd.client.core.foreign import MOST_DESCRIPTORS, hang_up
 from vuserd.client.core.ticket import Ticket
+from vuserd.client.descriptors import MOST_DESCRIPTORS, hang_up
 from vuserd.client.errors import describe_loss
 from vuserd.wire.descriptors import ancillary_space, ancillary_with, received_descriptors
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from vuserd.client.core.connection import ClientCore
-from vuserd.client.core.foreign import hang_up
 from vuserd.client.core.ticket import Ticket
+from vuserd.client.descriptors import hang_up
 from vuserd.client.errors import CannotConnect, NotTaken, reason_of
 from vuserd.wire.address import Candidate, to_sockaddr
 
