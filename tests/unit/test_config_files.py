@@ -847,6 +847,13 @@ _DOCUMENTS: Final = st.lists(
 ).map("\n".join)
 
 
+def test_an_integer_of_thousands_of_digits(file: Path) -> None:
+    """Python puts none of more than 4,300 digits into words."""
+    file.write_text(f"[[listen]]\nsocket = 0x{'f' * 5000}\n")
+    [problem] = problems(file)
+    assert "an integer is the wrong type" in problem
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(_DOCUMENTS | st.text(max_size=60))
 def test_no_document_gives_anything_but_the_one_exception(file: Path, text: str) -> None:

@@ -47,7 +47,8 @@ class Assembly:
         for export in self._exports:
             self._check_export(export)
         for listener in self._listeners:
-            if str(listener.given.get("socket", "")).startswith("@"):
+            socket = listener.given.get("socket")
+            if isinstance(socket, str) and socket.startswith("@"):
                 self._refuse(
                     listener,
                     ("mode", "group"),
