@@ -29,7 +29,7 @@ CONTENT: Final = bytes(range(256)) * 16
 SECRET: Final = b"secret! " * 512
 
 #: Seconds, longer than every deadline of a session together.
-FOR_EVER: Final = 30.0
+FOR_EVER: Final = 100.0
 
 Call: TypeAlias = Callable[[FileSystem], Awaitable[object]]
 Lie: TypeAlias = Answer | Callable[[FakeBackend, FuseRequest], Answer | None] | None

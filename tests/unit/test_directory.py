@@ -99,7 +99,8 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
     return Looks(monkeypatch)
 
 
-async def test_a_crowd_shares_one_look(looks: Looks) -> None:
+async def test_a_crowd_shares_one_look(looks: Looks, mock_clock: MockClock) -> None:
+    del mock_clock  # which stands still: what is new stays so
     lookout = Lookout("/srv", looks.told.append)
     async with trio.open_nursery() as nursery:
         for _ in range(100):

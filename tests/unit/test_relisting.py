@@ -72,9 +72,9 @@ class TestRestarts:
         def change(name: str, _: Callable[[], object]) -> None:
             if name == "0500":
                 long_directory.end_connections()
-                children = long_directory.root.children
+                # Another dictionary: a page of the old one may be on its way.
+                children = {**long_directory.root.children, b"new": Node()}
                 del children[b"0003"], children[b"3000"]
-                children[b"new"] = Node()
                 long_directory.root.children = dict(reversed(children.items()))
 
         names = list_all(long_directory, change)
