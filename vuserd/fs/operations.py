@@ -29,11 +29,14 @@ _ATTEMPTS: Final = 10
 #: The most replies in a row without an entry to show: "." and ".." may have one each.
 _MOST_BARREN: Final = 16
 #: Bytes of a directory that are read at once. No other task runs while they are decoded, and a
-#: backend with one thread serves no other request while it reads them. So they are fewer while
-#: other users wait: three hundred entries with attributes, instead of some thousands.
+#: backend with one thread serves no other request while it reads them. So they are enough for three
+#: hundred entries with attributes; for some thousands if the directory goes on and no other user
+#: wants anything.
 _BATCH_SIZE: Final = 512 << 10
-_SHARED_BATCH_SIZE: Final = 64 << 10
-#: Such requests of a user's that may be under way: of those that wait no size is settled yet.
+_SMALL_BATCH: Final = 64 << 10
+#: Entries of a batch after which a directory probably goes on.
+_MANY: Final = 200
+#: Large requests of a user's that may be under way: of those that wait no size is settled yet.
 _BATCHES: Final = 4
 
 
@@ -53,7 +56,7 @@ class NodeOperations:
         self._session = session
         self._channel = session.channel
         self._nodes = nodes
-        #: How many portions each user may have under way; kept while the user has or wants any.
+        #: How many large portions each user may have under way; kept while the user has or wants any.
         self._batches = WeakValueDictionary[Asker | None, Budget]()
         #: If the backend does not mark mounts, any file may be on another file system.
         self._elsewhere = not (tells_mounts or session.init.flags & fuse.InitFlag.SUBMOUNTS)
@@ -203,10 +206,14 @@ class NodeOperations:
         entries: list[DirectoryEntry] = []
         barren = 0
         position: int | None = start
+        goes_on = start != 0
         passed: set[int | None] = {start}
         while position is not None and len(entries) < limit:
             room = limit - len(entries)
-            batch, position = await self._read_batch(node, handle, position, room, plus=attributes)
+            batch, position = await self._read_batch(
+                node, handle, position, room, plus=attributes, goes_on=goes_on
+            )
+            goes_on = len(batch) >= _MANY
             entries += await self._with_attributes(node, batch) if attributes else batch
             barren = 0 if batch or position is None else barren + 1
             if position in passed or barren > _MOST_BARREN:
@@ -218,7 +225,7 @@ class NodeOperations:
         return entries, position
 
     async def _read_batch(
-        self, node: Node, handle: FileHandle, offset: int, limit: int, *, plus: bool
+        self, node: Node, handle: FileHandle, offset: int, limit: int, *, plus: bool, goes_on: bool
     ) -> tuple[list[DirectoryEntry], int | None]:
         """Read a batch of entries; return at most ``limit`` of them, and the next offset.
 
@@ -227,24 +234,27 @@ class NodeOperations:
         entry's or the directory's own.
         """
         try:
-            return await self._read_in_turn(node, handle, offset, limit, plus=plus)
+            return await self._read_in_turn(node, handle, offset, limit, plus=plus, goes_on=goes_on)
         except FileError as error:
             if not plus or await self.is_exhausted(error):
                 raise
-            return await self._read_in_turn(node, handle, offset, limit, plus=False)
+            return await self._read_in_turn(
+                node, handle, offset, limit, plus=False, goes_on=goes_on
+            )
 
     async def _read_in_turn(
-        self, node: Node, handle: FileHandle, offset: int, limit: int, *, plus: bool
+        self, node: Node, handle: FileHandle, offset: int, limit: int, *, plus: bool, goes_on: bool
     ) -> tuple[list[DirectoryEntry], int | None]:
+        if not goes_on:
+            await take_turn()
+            return await self._read_buffer(node, handle, offset, limit, _SMALL_BATCH, plus=plus)
         batches = self._batches.setdefault(ASKER.get(), Budget(_BATCHES))
         if not batches.try_take(1):
             await batches.take(1)
         try:
             # Before the request, not after its reply: what that brings is owed at once.
-            is_alone = await take_turn()
-            return await self._read_buffer(
-                node, handle, offset, limit, plus=plus, is_alone=is_alone
-            )
+            most = _BATCH_SIZE if await take_turn() else _SMALL_BATCH
+            return await self._read_buffer(node, handle, offset, limit, most, plus=plus)
         finally:
             batches.give_back(1)
 
@@ -254,14 +264,14 @@ class NodeOperations:
         handle: FileHandle,
         offset: int,
         limit: int,
+        most: int,
         *,
         plus: bool,
-        is_alone: bool,
     ) -> tuple[list[DirectoryEntry], int | None]:
         # Room for as many entries as are wanted, with names of the usual length, and few more: with
         # READDIRPLUS each further one costs a descriptor in the backend.
         size = max(LONGEST_RECORD, limit * (192 if plus else 64))
-        size = min(size, self._session.max_read, _BATCH_SIZE if is_alone else _SHARED_BATCH_SIZE)
+        size = min(size, self._session.max_read, most)
         request = (fuse.readdirplus if plus else fuse.readdir)(node.id, handle, offset, size)
         decode = functools.partial(decode_directory, plus=plus, after=offset)
 
