@@ -44,7 +44,7 @@ def _asks(
 
     @wraps(method)
     async def asks(self: "AsyncClient", /, *args: P.args, **options: P.kwargs) -> T:
-        return await self.call(make(*args, **options))
+        return await self._finish(self._talk.begin(make(*args, **options)))
 
     return asks
 
