@@ -56,7 +56,7 @@ class NodeOperations:
         self._session = session
         self._channel = session.channel
         self._nodes = nodes
-        #: How many large portions each user may have under way; kept while the user has or wants any.
+        #: How many large portions each user may have under way; kept while it has or wants any.
         self._batches = WeakValueDictionary[Asker | None, Budget]()
         #: If the backend does not mark mounts, any file may be on another file system.
         self._elsewhere = not (tells_mounts or session.init.flags & fuse.InitFlag.SUBMOUNTS)
