@@ -83,12 +83,12 @@ class FuseChannel:
         self._latest_answered = 0
         #: Whether INTERRUPT is sent for requests that are given up.
         self.interrupts = True
-        #: Who decides which requests the backend is given; what is held back, and empty mostly.
+        #: Decides which requests the backend is given; what it holds back is empty mostly.
         self.gate: Gate | None = None
         self._held_back: Sized = ()
-        #: What the backend was found to work at for longer than it may.
+        #: Requests that were found to hang the backend.
         self._hung: set[InFlight] = set()
-        #: Who is told of each request that the device is given, and what became of it.
+        #: Is told of each request that the device is given, and of its end.
         self.observer: Observer | None = None
 
     @staticmethod
@@ -143,7 +143,7 @@ class FuseChannel:
         settled.reverse()
         lengths: list[int] = []
         while settled:
-            # No variable has it: what raises would refer to itself, and to the targets.
+            # Not kept in a variable: an error would refer to itself and to the targets.
             length = settled.pop().unwrap()
             assert isinstance(length, int)
             lengths.append(length)
@@ -199,11 +199,11 @@ class FuseChannel:
         return reason
 
     def makes_progress(self) -> bool:
-        """Tell whether the tasks of this end do their work, however the backend is."""
+        """Return whether this end's tasks run on time, whatever the backend does."""
         return self._watch.makes_progress()
 
     def post(self, request: fuse.Request) -> None:
-        """Send a request that nobody waits for: RELEASE, FORGET, INTERRUPT and their kin.
+        """Send a request without a caller that waits: RELEASE, FORGET, INTERRUPT and their kin.
 
         It never waits: without a free slot it goes out as soon as there is one. After the backend
         is lost it does nothing, because the backend's state is gone too.
@@ -217,7 +217,7 @@ class FuseChannel:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Give the device nothing more for the block's time: what is asked meanwhile waits."""
+        """Submit nothing during the block; requests that come meanwhile wait."""
         self._is_held = True
         try:
             yield
@@ -227,7 +227,7 @@ class FuseChannel:
                 self._submit_waiting(queue)
 
     async def idle(self) -> None:
-        """Wait until the device has nothing of ours any more, or is lost."""
+        """Wait until the device holds no chain any more, or is lost."""
         while self._has_chains():
             await self._idle.park()
 
@@ -240,11 +240,14 @@ class FuseChannel:
         return any(queue.ring.outstanding for queue in self.queues.values())
 
     def fail(self, reason: BackendError) -> None:
-        """Wake everybody with ``reason``: the backend is lost. What it holds never comes back."""
+        """Fail all current and future calls with ``reason``: the backend is lost.
+
+        What the backend holds never comes back.
+        """
         if self._failure is not None:
             return
         self._failure = reason.again()
-        self._lost = lambda _: None  # who is told knows by now, and is not kept from here
+        self._lost = lambda _: None  # the session knows by now, and is not kept alive from here
         for backlog in self._backlog.values():
             backlog.clear()
         self._bulk.clear()
@@ -264,7 +267,7 @@ class FuseChannel:
         self.hiprio.close()
 
     def obey(self, gate: Gate) -> None:
-        """Let ``gate`` decide from now on which requests the backend is given."""
+        """Have ``gate`` decide from now on which requests the backend is given."""
         self.gate = gate
         self._held_back = gate.held
 
@@ -327,7 +330,7 @@ class FuseChannel:
         return entry.result
 
     def _give_up(self, entry: InFlight) -> None:
-        """Want a request's reply no more, whether it has come or not."""
+        """Give up a request's reply, whether it has come or not."""
         if entry.unique in self._awaited:
             self._orphan(entry)
         elif isinstance(entry.result, outcome.Value) and entry.undo is not None:
@@ -364,14 +367,14 @@ class FuseChannel:
             self._idle.unpark_all()
 
     async def watch_deadlines(self) -> None:
-        """Wake those whose request is overdue, find a backend that is silent; run for ever."""
+        """Fail overdue requests and find a silent backend; run until cancelled."""
         silence = await self._watch.run(
             self._find_hung, self._time_out, self._bulk_is_done, self._probe
         )
         self._lost(BackendDown(silence, LossCause.SILENT))
 
     def _find_hung(self, now: float) -> None:
-        """Tell the gate of what the backend has worked at for longer than any request may take.
+        """Report to the gate the requests that hang the backend.
 
         It takes requests in the order of the ring. So it is at what was put there before something
         that it has answered; where it has long answered nothing, its threads are at the oldest.
@@ -389,7 +392,7 @@ class FuseChannel:
                 self.gate.hung(entry.request, entry.path, entry.asker)
 
     def _pass(self, entry: InFlight) -> None:
-        """Tell the gate that a request was answered."""
+        """Report to the gate that a request was answered."""
         assert self.gate is not None
         if entry not in self._hung:
             self.gate.answered(entry.request)
@@ -433,7 +436,7 @@ class FuseChannel:
         self._watch.wake()
 
     def _answered(self, entry: InFlight, used: int) -> None:
-        """Take a used chain of the request queue: check the reply, wake who waits for it."""
+        """Take a used chain of the request queue: check the reply, wake its caller."""
         message = entry.message
         assert message is not None
         # Copied out before it is looked at: the backend may go on writing.

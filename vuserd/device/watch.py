@@ -17,12 +17,12 @@ PROBE_TIME: Final = 1.0
 class Watch:
     """Watches over a session's requests and over the queues that they are on.
 
-    A request that is overdue says little of a backend: others may be answered. So one more is sent,
-    a probe, that any backend answers at once. Where the whole queue stays silent the backend is
-    lost: its socket may be open still, but its rings are dead. A queue that has only what nobody
-    waits for any more is asked, too, as patient as for a call: callers may all go before their time
-    is over. Of the hiprio queue nothing is answered, but everything is taken at once, and so no
-    probe is needed there.
+    An overdue request says little about a backend, which may still answer others. So a probe is
+    sent, which any backend answers at once. If the whole queue stays silent, the backend is lost:
+    its socket may still be open, but its rings are dead. A queue that has only abandoned requests
+    is probed as well, after the time of a call, since all callers may leave before theirs is over.
+    The hiprio queue has no replies, but a backend takes its requests at once, so no probe is needed
+    there.
 
     Args:
         timeout: seconds for each request, the same for all.
@@ -34,10 +34,10 @@ class Watch:
     def __init__(
         self, timeout: float, requests: NotifiedQueue[InFlight], hiprio: NotifiedQueue[InFlight]
     ) -> None:
-        #: Requests that somebody wants the reply to, by unique: the oldest deadline is the first.
+        #: Requests whose caller waits, by unique: the oldest deadline is the first.
         self.awaited: dict[int, InFlight] = {}
-        #: The few that have their turn in the backend, which they hold until their deadline at the
-        #: longest, whether somebody waits for them or not.
+        #: The few bulk requests in the backend; each keeps its place until its deadline at the
+        #: latest, whether its caller still waits or not.
         self.turns: dict[int, InFlight] = {}
         self._timeout = timeout
         self._requests = requests
@@ -51,13 +51,13 @@ class Watch:
         self._something = trio.lowlevel.ParkingLot()
 
     def begin(self, entry: InFlight) -> None:
-        """Give a request its time, from now on."""
+        """Start a request's deadline."""
         entry.deadline = trio.current_time() + self._timeout
         self.awaited[entry.unique] = entry
         self.wake()
 
     def wake(self) -> None:
-        """Begin to watch, if there was nothing to be watched before."""
+        """Begin to watch, if there was nothing to watch before."""
         if self._something:
             self._something.unpark_all()
 
