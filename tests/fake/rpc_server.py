@@ -293,10 +293,13 @@ class FakeDaemon:
         for name in filter(None, name_bytes(path).split(b"/")):
             if node.type != "dir":
                 raise FaultError("ENOTDIR", "not a directory", errno=20)
-            if name not in node.children:
-                raise FaultError("ENOENT", "no such file or directory", errno=2)
-            node = node.children[name]
-            trail.append(node)
+            if name not in (b".", b".."):
+                if name not in node.children:
+                    raise FaultError("ENOENT", "no such file or directory", errno=2)
+                trail.append(node.children[name])
+            elif name == b".." and len(trail) > 1:
+                trail.pop()
+            node = trail[-1]
         if follow and node.type == "symlink":
             return self.find(export, node.content)
         return node

@@ -1,8 +1,12 @@
 """Fixtures for the tests of the clients and of vuserctl: a small tree behind the fake daemon."""
 
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -11,6 +15,10 @@ from tests.loops import LOOPS, Loop
 from tests.unit.faces import KINDS, Connect, Taker, connecting
 from vuserd.client import Client
 from vuserd.client.files import transfer
+from vuserd.ctl import main
+
+Run = Callable[..., tuple[int, str, str]]
+Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
@@ -70,3 +78,60 @@ def copy(tmp_path: Path) -> Iterator[BinaryIO]:
         opened.write(b"older and longer " * 30_000)
         opened.seek(0)
         yield opened
+
+
+@pytest.fixture
+def vuserctl_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    monkeypatch.setenv("COLUMNS", "100")
+    for name in ("LS_COLORS", "NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def run(
+    fake_daemon: FakeDaemon,
+    capfdbinary: pytest.CaptureFixture[bytes],
+    vuserctl_environment: None,  # noqa: ARG001
+) -> Run:
+    """Run vuserctl in this process; return its exit code, and what it prints."""
+
+    def run_it(*arguments: str, socket: bool = True) -> tuple[int, str, str]:
+        address = ("--socket", fake_daemon.address) if socket else ()
+        try:
+            code = main.run([*address, *arguments])
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else 99
+        out, err = capfdbinary.readouterr()
+        return code, os.fsdecode(out), os.fsdecode(err)
+
+    return run_it
+
+
+@pytest.fixture
+def start(fake_daemon: FakeDaemon) -> Iterator[Start]:
+    """Start vuserctl as a process of its own, which ends with the test."""
+    code = "import sys; from vuserd.ctl.main import main; sys.exit(main())"
+    # Signals end it, even if whoever started the tests ignores them.
+    command = ["env", "--default-signal", sys.executable, "-c", code]
+    command += ["--socket", fake_daemon.address]
+    with ExitStack() as stack:
+
+        def start_it(*arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
+            process = subprocess.Popen([*command, *arguments], **options)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start_it
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Work in an empty directory, under an ordinary umask."""
+    working = tmp_path / "here"
+    working.mkdir()
+    monkeypatch.chdir(working)
+    umask = os.umask(0o022)
+    yield working
+    os.umask(umask)

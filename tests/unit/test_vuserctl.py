@@ -9,8 +9,8 @@ import stat
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node, directory
 from tests.running import REPOSITORY
+from tests.unit.conftest import Run, Start
 from vuserd.client.files import transfer
 from vuserd.client.records import Entry, Stat
 from vuserd.client.sync_client import Client
@@ -27,50 +28,12 @@ from vuserd.ctl.status import lines
 from vuserd.ctl.target import Target
 from vuserd.wire.codec import Request
 
-Run = Callable[..., tuple[int, str, str]]
-
 MTIME_NS = 1_600_000_000_123_456_789
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "UTC")
-    monkeypatch.setenv("COLUMNS", "100")
-
-
-@pytest.fixture
-def run(fake_daemon: FakeDaemon, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
-    def run_it(*arguments: str, socket: bool = True) -> tuple[int, str, str]:
-        address = ("--socket", fake_daemon.address) if socket else ()
-        try:
-            code = main.run([*address, *arguments])
-        except SystemExit as exit_:
-            code = exit_.code if isinstance(exit_.code, int) else 99
-        out, err = capfdbinary.readouterr()
-        return code, os.fsdecode(out), os.fsdecode(err)
-
-    return run_it
-
-
-Start = Callable[..., "subprocess.Popen[bytes]"]
-
-
-@pytest.fixture
-def start(fake_daemon: FakeDaemon) -> Iterator[Start]:
-    """Start vuserctl as a process of its own, which ends with the test."""
-    code = "import sys; from vuserd.ctl.main import main; sys.exit(main())"
-    # Signals end it, even if the process that started the tests ignores them.
-    command = ["env", "--default-signal", sys.executable, "-c", code]
-    command += ["--socket", fake_daemon.address]
-    with ExitStack() as stack:
-
-        def start_it(*arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
-            process = subprocess.Popen([*command, *arguments], **options)
-            stack.enter_context(process)
-            stack.callback(process.kill)
-            return process
-
-        yield start_it
+def _environment(vuserctl_environment: None) -> None:
+    """Have the same environment for all tests here."""
 
 
 class TestTarget:
@@ -98,8 +61,10 @@ class TestUsage:
         [
             [],
             ["nonsense"],
-            ["ls"],
+            ["tree"],
             ["ls", "kernels"],
+            ["ls", "--color", "sometimes", "kernels:"],
+            ["tree", "-L", "0", "kernels:"],
             ["ls", ":/boot"],
             ["ls", "--no-such", "kernels:"],
             ["get", "kernels:"],
@@ -162,7 +127,9 @@ class TestUsage:
         self, run: Run, monkeypatch: pytest.MonkeyPatch, columns: int
     ) -> None:
         monkeypatch.setenv("COLUMNS", str(columns))
-        lines = run("get", "--help")[1].splitlines()
+        text, _, examples = run("get", "--help")[1].partition("examples:")
+        assert "\n  vuserctl get " in examples
+        lines = text.splitlines()
         assert columns / 2 < max(map(len, lines)) < columns
 
     def test_a_start_loads_little(self) -> None:
@@ -437,7 +404,8 @@ class TestLs:
         }
         assert run("ls", "kernels:")[1] == "a\nb\x1b\\\nä b\n\udcffz\n"
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-        assert run("ls", "kernels:")[1] == "a\\nb\\033\\\\\nä b\n\\377z\n"
+        monkeypatch.setenv("NO_COLOR", "1")
+        assert run("ls", "-1", "kernels:")[1] == "a\\nb\\033\\\\\nä b\n\\377z\n"
 
 
 class TestTree:
@@ -565,17 +533,6 @@ class TestCat:
         assert process.stderr.read() == b""
         process.stderr.close()
         assert process.wait() == -signal.SIGPIPE
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Work in an empty directory, under an ordinary umask."""
-    working = tmp_path / "here"
-    working.mkdir()
-    monkeypatch.chdir(working)
-    umask = os.umask(0o022)
-    yield working
-    os.umask(umask)
 
 
 @pytest.fixture(params=["lent", "reads"])
@@ -756,7 +713,8 @@ class TestCompletion:
         assert candidates(["s"]) == ["stat", "status"]
         assert "completion" in candidates([])
         assert candidates(["--v"]) == ["--version"]
-        assert candidates(["ls", "-"]) == ["--help", "--json", "--socket", "-h", "-l"]
+        assert candidates(["ls", "--"]) == ["--color", "--help", "--json", "--socket"]
+        assert {"-h", "-l", "-1", "-R"} < set(candidates(["ls", "-"]))
         assert candidates(["completion", ""]) == ["bash", "zsh", "fish"]
         assert candidates(["completion", "bash", ""]) == []
         assert candidates(["--socket", ""]) == []

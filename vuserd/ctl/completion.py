@@ -11,10 +11,11 @@ from collections.abc import Iterable
 
 from vuserd.client.errors import ClientError
 from vuserd.client.sync_client import Client
-from vuserd.ctl.ls import sorted_entries
+from vuserd.ctl.listing import sorted_entries
 from vuserd.ctl.output import emit
-from vuserd.ctl.parser import EXPORT, parser, target_argument
+from vuserd.ctl.parser import parser
 from vuserd.ctl.target import Target
+from vuserd.ctl.usage.arguments import EXPORT, FILE
 
 #: How long the shell waits for each answer of the daemon.
 _TIMEOUT_SECONDS = 2.0
@@ -94,7 +95,7 @@ def candidates(words: list[str]) -> list[str]:
         return []
     if operand.choices is not None:
         return _matching(current, operand.choices)
-    if operand.type is not target_argument and operand.metavar != EXPORT:
+    if operand.metavar not in (EXPORT, FILE):
         return []
     try:
         with Client.connect(line.socket, timeout=_TIMEOUT_SECONDS, reconnect=0) as client:
@@ -143,7 +144,7 @@ class _Line:
                 self._read_by(command)
             else:
                 self.options, self._operands = {}, []
-        elif operand.nargs != "+":
+        elif operand.nargs not in ("+", "*"):
             del self._operands[0]
 
 

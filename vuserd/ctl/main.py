@@ -14,6 +14,7 @@ from typing import Final
 from vuserd.client.core.reconnect import PATIENCE
 from vuserd.client.errors import ClientError, RemoteError
 from vuserd.client.sync_client import Client
+from vuserd.ctl.operands import for_each
 from vuserd.ctl.output import complain, emit, local_fault, shown, take_streams
 from vuserd.ctl.parser import parse
 from vuserd.ctl.parser import parser as parser
@@ -91,35 +92,43 @@ def _exports(client: Client, options: Namespace) -> None:
     show.exports(client, as_json=options.json)
 
 
-def _stat(client: Client, options: Namespace) -> None:
-    from vuserd.ctl import show
+def _stat(client: Client, options: Namespace) -> int:
+    from vuserd.ctl.looking.stat import stat
 
-    show.stat(client, options.target, follow=options.follow, as_json=options.json)
+    return stat(client, options.targets, follow=options.follow, as_json=options.json)
 
 
-def _ls(client: Client, options: Namespace) -> None:
-    from vuserd.ctl.ls import ls
+def _ls(client: Client, options: Namespace) -> int:
+    if not options.targets:
+        return _ls_exports(client, options)
+    from vuserd.ctl.looking.ls import How, ls
 
-    ls(client, options.target, long=options.long, as_json=options.json)
+    how = How(**{name: getattr(options, name) for name in How._fields})
+    return ls(client, options.targets, how, terminal=sys.stdout.isatty())
+
+
+def _ls_exports(client: Client, options: Namespace) -> int:
+    """List the exports, as operands of the next command."""
+    if options.long or options.json:
+        _exports(client, options)
+        return 0
+    for export in client.exports():
+        emit(shown(f"{export.name}:"))
+    return 0
 
 
 def _tree(client: Client, options: Namespace) -> int:
-    from vuserd.ctl import tree
+    from vuserd.ctl.looking import tree
 
-    return (tree.print_json if options.json else tree.draw)(client, options.target)
+    show = tree.print_json if options.json else tree.draw
+    return show(client, options.target, depth=options.depth)
 
 
 def _cat(client: Client, options: Namespace) -> int:
     """Write one file after the other; a missing one does not hold back the others."""
     from vuserd.ctl.copying.get import cat
 
-    code = 0
-    for target in options.targets:
-        try:
-            cat(client, target)
-        except RemoteError as error:
-            code = complain(f"{target}: {error}")
-    return code
+    return for_each(client, options.targets, lambda target: cat(client, target))
 
 
 def _get(client: Client, options: Namespace) -> int:

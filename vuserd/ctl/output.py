@@ -3,10 +3,10 @@
 import errno
 import io
 import os
-import stat
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from vuserd.client.records import Entry, Stat
@@ -95,6 +95,14 @@ def local_fault(error: OSError) -> str:
     return f"{os.fsdecode(error.filename) or repr('')}: {text}"
 
 
+def screen_width() -> int:
+    """Return $COLUMNS, or else the columns of the terminal on standard output, or else 80."""
+    said = os.environ.get("COLUMNS", "")
+    with suppress(OSError):
+        return (int(said) if said.isdecimal() else 0) or os.get_terminal_size().columns or 80
+    return 80
+
+
 def emit(line: str = "") -> None:
     """Print one line."""
     sys.stdout.write(line + "\n")
@@ -137,39 +145,9 @@ def entry_fields(entry: Entry, target: str | None = None) -> dict[str, Any]:
     return fields
 
 
-def emit_long(entries: Iterable[Entry], targets: Mapping[str, str]) -> None:
-    """Print entries in columns as ``ls -l`` does; ``targets`` are those of the symlinks."""
-    rows = [(*_long_columns(entry.stat), entry.name) for entry in entries]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for mode, links, uid, gid, size, mtime, name in rows:
-        columns = (
-            mode,
-            links.rjust(widths[1]),
-            uid.ljust(widths[2]),
-            gid.ljust(widths[3]),
-            size.rjust(widths[4]),
-            mtime.ljust(widths[5]),
-            with_target(name, targets.get(name)),
-        )
-        emit(" ".join(columns))
-
-
 def with_target(name: str, target: str | None) -> str:
     """Return a name, followed by the target of a symlink."""
     return shown(name) if target is None else f"{shown(name)} -> {shown(target)}"
-
-
-def _long_columns(attributes: Stat | None) -> tuple[str, str, str, str, str, str]:
-    if attributes is None:  # the file is gone, or this client may not see its attributes
-        return ("??????????", "?", "?", "?", "?", "?")
-    return (
-        stat.filemode(attributes.mode & 0o177777),
-        str(attributes.nlink),
-        known(attributes.uid),
-        known(attributes.gid),
-        size_or_device(attributes),
-        _clock(attributes.mtime_ns // 10**9, "%Y-%m-%d %H:%M"),
-    )
 
 
 def known(number: int | None) -> str:
@@ -177,7 +155,7 @@ def known(number: int | None) -> str:
     return "?" if number is None else str(number)
 
 
-def _clock(seconds: int, form: str) -> str:
+def clock(seconds: int, form: str) -> str:
     """Return a time in the local zone; the number of seconds if it cannot be represented."""
     try:
         return time.strftime(form, time.localtime(seconds))
@@ -196,7 +174,7 @@ def size_or_device(attributes: Stat) -> str:
 def long_time(time_ns: int) -> str:
     """Return a time to the nanosecond, in the local zone, as ``stat`` prints it."""
     seconds, fraction = divmod(time_ns, 10**9)
-    return f"{_clock(seconds, '%Y-%m-%d %H:%M:%S')}.{fraction:09} {_clock(seconds, '%z')}"
+    return f"{clock(seconds, '%Y-%m-%d %H:%M:%S')}.{fraction:09} {clock(seconds, '%z')}"
 
 
 def binary_size(count: object) -> str:
@@ -209,6 +187,21 @@ def binary_size(count: object) -> str:
             break
         size, unit = size / 1024, larger
     return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def rounded_size(count: int) -> str:
+    """Return a number of bytes as ``ls -h`` and ``du -h`` do: 512, 4.0K, 12M; rounded up."""
+    unit = 1
+    for letter in ("", *"KMGTPE"):
+        tenths = -(-count * 10 // unit)
+        if not letter and count < 1024:
+            return str(count)
+        if letter and tenths < 100:
+            return f"{tenths // 10}.{tenths % 10}{letter}"
+        if letter and -(-count // unit) < 1024:
+            return f"{-(-count // unit)}{letter}"
+        unit <<= 10
+    return str(count)
 
 
 def duration(seconds: object) -> str:

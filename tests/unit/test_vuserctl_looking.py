@@ -1,0 +1,243 @@
+"""vuserctl's ls, tree and stat as people type them: options, operands, patterns, a terminal."""
+
+import json
+import os
+import pty
+import termios
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
+from tests.running import RunningDaemon
+from tests.unit.conftest import Run, Start
+from vuserd.client.records import Entry
+from vuserd.ctl.looking.colours import Colours
+from vuserd.ctl.looking.layout import name_columns
+from vuserd.ctl.output import rounded_size
+from vuserd.wire.codec import Request
+
+YEAR_NS = 365 * 86400 * 10**9
+
+
+@pytest.fixture(autouse=True)
+def _tree(fake_daemon: FakeDaemon) -> None:
+    """Have kernels of several ages and sizes, a hidden one, and no name that is odd."""
+    boot = fake_daemon.root.children[b"boot"].children
+    boot.clear()
+    for number in range(1, 4):
+        stamp = number * YEAR_NS
+        boot[b"vmlinuz-%d" % number] = Node(content=bytes(7000 // number), mtime_ns=stamp)
+    boot[b".hidden"] = Node()
+    boot[b"dtbs"] = directory(**{"a.dtb": Node(), "b.dtb": Node()})
+    for name in (b"\xff", b"odd"):
+        del fake_daemon.root.children[name]
+
+
+def on_terminal(start: Start, *arguments: str, columns: int = 60) -> str:
+    """Return what a command prints on a terminal."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    plain = {key: os.environ[key] for key in os.environ if key not in ("COLUMNS", "NO_COLOR")}
+    process = start(*arguments, stdout=theirs, env=plain | {"TERM": "xterm"})
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # how Linux says that the other side is closed
+        while piece := os.read(ours, 4096):
+            shown += piece
+    os.close(ours)
+    assert process.wait() == 0
+    return shown.decode().replace("\r\n", "\n")
+
+
+class TestLs:
+    def test_sizes_that_a_person_reads(self, run: Run) -> None:
+        out = run("ls", "-lh", "kernels:")[1]
+        assert "-rw-r--r-- 1 1000 100 293K 2020-09-13 12:26 image\n" in out
+        assert "usage: vuserctl ls" in run("ls", "--help")[1]
+
+    @pytest.mark.parametrize(
+        ("count", "text"),
+        [
+            (0, "0"), (1023, "1023"), (1024, "1.0K"), (1025, "1.1K"), (10_137, "9.9K"),
+            (10_240, "10K"), (1023 << 10, "1023K"), ((1023 << 10) + 1, "1.0M"), (5 << 40, "5.0T"),
+            (3 << 80, str(3 << 80)), (-5, "-5"),
+        ],
+    )  # fmt: skip
+    def test_sizes(self, count: int, text: str) -> None:
+        """As coreutils rounds them: up."""
+        assert rounded_size(count) == text
+
+    @pytest.mark.parametrize(
+        ("options", "names"),
+        [
+            ([], [".hidden", "dtbs", "vmlinuz-1", "vmlinuz-2", "vmlinuz-3"]),
+            (["-r"], ["vmlinuz-3", "vmlinuz-2", "vmlinuz-1", "dtbs", ".hidden"]),
+            (["-t"], [".hidden", "dtbs", "vmlinuz-3", "vmlinuz-2", "vmlinuz-1"]),
+            (["-Sr"], ["dtbs", ".hidden", "vmlinuz-3", "vmlinuz-2", "vmlinuz-1"]),
+            (["-a1"], [".", "..", ".hidden", "dtbs", "vmlinuz-1", "vmlinuz-2", "vmlinuz-3"]),
+            (["-d"], ["boot"]),
+        ],
+    )
+    def test_order(self, run: Run, options: list[str], names: list[str]) -> None:
+        # What is typed behind the operand counts, too.
+        assert run("ls", "kernels:boot", *options) == (0, "".join(f"{n}\n" for n in names), "")
+
+    def test_what_a_link_leads_to(self, run: Run) -> None:
+        out = run("ls", "-l", "kernels:")[1]
+        assert "      6 2020-09-13 12:26 link -> /image\n" in out
+        out = run("ls", "-lL", "kernels:")[1]
+        assert " 300001 2020-09-13 12:26 link\n" in out
+        assert run("ls", "-ldL", "kernels:link")[1].startswith("-rw-r--r-- 1 1000 100 300001")
+
+    def test_several(self, run: Run) -> None:
+        code, out, err = run(
+            "ls", "kernels:boot/dtbs", "kernels:no", "kernels:image", "kernels:link"
+        )
+        assert (code, out) == (1, "image\nlink\n\nkernels:boot/dtbs:\na.dtb\nb.dtb\n")
+        assert err == "vuserctl: kernels:no: no such file or directory (ENOENT)\n"
+
+    def test_all_below(self, run: Run) -> None:
+        assert run("ls", "-R", "kernels:boot")[1] == (
+            "kernels:boot:\n.hidden\ndtbs\nvmlinuz-1\nvmlinuz-2\nvmlinuz-3\n\n"
+            "kernels:boot/dtbs:\na.dtb\nb.dtb\n"
+        )
+        assert run("ls", "-Ra", "kernels:boot/dtbs")[1] == (
+            "kernels:boot/dtbs:\n.\n..\na.dtb\nb.dtb\n"
+        )
+
+    def test_all_below_but_one(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        def refuse(request: Request) -> None:
+            if request.method == "readdir" and request.params[1] == "boot/dtbs":
+                fake_daemon.root.children[b"boot"].children.pop(b"dtbs", None)
+
+        fake_daemon.before = refuse
+        code, out, err = run("ls", "-R", "kernels:")
+        assert (code, out.count("boot:")) == (1, 1)
+        assert err == "vuserctl: kernels:boot/dtbs: no such file or directory (ENOENT)\n"
+
+    def test_json(self, run: Run) -> None:
+        several = json.loads(run("ls", "--json", "kernels:boot/dtbs", "kernels:image")[1])
+        assert [entry["name"] for entry in several["kernels:boot/dtbs"]] == ["a.dtb", "b.dtb"]
+        assert several[""][0]["size"] == len(IMAGE)
+        assert [*json.loads(run("ls", "-R", "--json", "kernels:boot")[1])] == [
+            "kernels:boot",
+            "kernels:boot/dtbs",
+        ]
+
+    def test_exports(self, run: Run) -> None:
+        assert run("ls") == (0, "kernels:\nbroken:\n", "")
+        assert "no virtiofsd" in run("ls", "-l")[1]
+        assert json.loads(run("ls", "--json")[1])[0]["name"] == "kernels"
+
+
+class TestPatterns:
+    @pytest.mark.parametrize(
+        ("pattern", "found"),
+        [
+            ("boot/vmlinuz-[12]", ["boot/vmlinuz-1", "boot/vmlinuz-2"]),
+            ("/b*/vmlinuz-?", ["/boot/vmlinuz-1", "/boot/vmlinuz-2", "/boot/vmlinuz-3"]),
+            ("boot/.h*", ["boot/.hidden"]),
+            ("boot/*dd*", []),
+            ("*/dtbs/a.dtb", ["boot/dtbs/a.dtb"]),
+            ("*/dtbs/no", []),
+            (r"*/dtb\s/*", ["boot/dtbs/a.dtb", "boot/dtbs/b.dtb"]),
+            (r"boot/\*", []),
+            ("image/*", []),
+        ],
+    )
+    def test_matches(self, run: Run, pattern: str, found: list[str]) -> None:
+        code, out, err = run("ls", "-d", f"kernels:{pattern}")
+        assert out == "".join(f"{path}\n" for path in found)
+        none = f"vuserctl: kernels:{pattern}: ".replace("\\", "\\\\")
+        assert (code, err.startswith(none)) == ((0, False) if found else (1, True))
+
+    def test_a_file_that_is_named_so(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        """What was fetched by its name before there were patterns still is."""
+        names = {b"a[1]": b"x", b"a1": b"y", b"*": b"star", b"back\\slash": b"z"}
+        for name, content in names.items():
+            fake_daemon.root.children[name] = Node(content=content)
+        assert run("cat", "kernels:a[1]", "kernels:*", "kernels:back\\slash")[1] == "xstarz"
+        assert run("cat", r"kernels:\*")[1] == "star"
+        assert run("cat", r"kernels:a\[1]")[1] == "x"
+        assert run("cat", "kernels:a[!2]")[1] == "y"
+
+    def test_faults(self, run: Run) -> None:
+        said = "vuserctl: nothing:*: no export nothing (UNKNOWN_EXPORT)\n"
+        assert run("cat", "nothing:*") == (1, "", said)
+
+
+class TestTerminal:
+    def test_columns_and_colours(self, start: Start) -> None:
+        out = on_terminal(start, "ls", "kernels:boot")
+        assert out == (
+            ".hidden  vmlinuz-1  vmlinuz-3\n\x1b[01;34mdtbs\x1b[0m     vmlinuz-2\n"
+        ) or out == (".hidden  \x1b[01;34mdtbs\x1b[0m  vmlinuz-1  vmlinuz-2  vmlinuz-3\n")
+        assert on_terminal(start, "ls", "-1", "--color=never", "kernels:boot/dtbs") == (
+            "a.dtb\nb.dtb\n"
+        )
+
+    def test_columns_are_read_downwards(self) -> None:
+        names = ["a", "bbbb", "cc", "d", "e", "ff", "日本"]
+        entries = [Entry(name, "file", 1) for name in names]
+
+        def laid_out(width: int) -> list[str]:
+            return list(name_columns(entries, lambda _, text: text, width))
+
+        assert laid_out(80) == ["a  bbbb  cc  d  e  ff  日本"]
+        assert laid_out(15) == ["a     d   日本", "bbbb  e", "cc    ff"]
+        assert laid_out(1) == names
+        assert list(name_columns([], lambda _, text: text, 80)) == []
+
+    def test_colours_in_a_pipe(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LS_COLORS", "*.dtb=35:di=0:fi=1\x1b[31m")
+        assert run("ls", "--color", "always", "kernels:boot/dtbs")[1] == (
+            "\x1b[35ma.dtb\x1b[0m\n\x1b[35mb.dtb\x1b[0m\n"
+        )
+        assert run("ls", "--color=always", "kernels:")[1].startswith("boot\n")
+        assert "\x1b" not in run("ls", "kernels:boot/dtbs")[1]
+
+    @pytest.mark.parametrize(
+        ("kind", "permissions", "name", "code"),
+        [
+            ("dir", 0o755, "d", "di"), ("dir", 0o1777, "d", "tw"), ("dir", 0o1755, "d", "di"),
+            ("symlink", 0o777, "l", "ln"), ("char", 0o644, "c", "cd"), ("fifo", 0o644, "p", "pi"),
+            ("file", 0o755, "x.c", "ex"), ("file", 0o644, "x.c", "*.c"), ("file", 0o644, "x", "-"),
+        ],
+    )  # fmt: skip
+    def test_which(self, kind: str, permissions: int, name: str, code: str) -> None:
+        keys = ["di", "tw", "ln", "cd", "pi", "ex", "*.c"]
+        palette = Colours(":".join(f"{key}={at}" for at, key in enumerate(keys, 1)) + ":bad:x=\x07")
+        stat = Node(kind, permissions=permissions).stat()
+        entry = Entry.from_wire(stat | {"name": name})
+        painted = f"\x1b[{keys.index(code) + 1}mx\x1b[0m" if code in keys else "x"
+        assert palette.paint(entry, "x") == painted
+
+
+class TestTreeAndStat:
+    def test_depth(self, run: Run) -> None:
+        out = run("tree", "-L", "1", "kernels:")[1]
+        assert out.startswith("kernels:\n├── boot\n├── empty\n")
+        assert out.endswith("\n\n1 directory, 4 files\n")
+        assert "a.dtb" not in run("tree", "-L", "2", "--json", "kernels:")[1]
+
+    def test_stat_of_several(self, run: Run) -> None:
+        code, out, err = run("stat", "kernels:image", "kernels:no", "kernels:link")
+        assert code == 1
+        assert out.count("    file  ") == 2
+        assert err == "vuserctl: kernels:no: no such file or directory (ENOENT)\n"
+        image, link = json.loads(run("stat", "--json", "kernels:image", "kernels:link")[1])
+        assert (image["size"], link["target"]) == (len(IMAGE), "/image")
+
+
+def test_over_a_real_backend(virtiofsd: str, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "top/boot").mkdir(parents=True)
+    (tmp_path / "top/boot/vmlinuz-1").write_bytes(bytes(5000))
+    (tmp_path / "top/boot/latest").symlink_to("vmlinuz-1")
+    with RunningDaemon({"files": tmp_path / "top"}, tmp_path / "s", virtiofsd) as running:
+        out = run("--socket", running.socket, "ls", "-lhSL", "files:/b*", socket=False)[1]
+    assert [line.split()[4::3] for line in out.splitlines()] == [
+        ["4.9K", "latest"],
+        ["4.9K", "vmlinuz-1"],
+    ]

@@ -1,0 +1,112 @@
+"""The files that a command's operands name: one after the other, and those that patterns match.
+
+As with scp, it is the client that matches: ``*``, ``?`` and ``[...]`` in each component of a path,
+which a backslash makes ordinary characters.  A file that is really named so comes before that.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from vuserd.client.errors import RemoteError
+from vuserd.client.sync_client import Client
+from vuserd.ctl.listing import sorted_entries
+from vuserd.ctl.output import complain
+from vuserd.ctl.target import Target
+
+_MAGIC: Final = re.compile(r"[*?]|\[[^/]+\]")
+_QUOTED: Final = re.compile(r"\\(.)", re.DOTALL)
+#: Errors of a path that names no file.
+_NOT_THERE: Final = frozenset({"ENOENT", "ENOTDIR", "ENAMETOOLONG"})
+
+
+def for_each(client: Client, targets: Iterable[Target], do: Callable[[Target], object]) -> int:
+    """Do something with each file that the targets name or match; return the exit code.
+
+    The daemon's error for one is reported, and the others have their turn.
+    """
+    code = 0
+    for target in targets:
+        try:
+            for found in expand(client, target):
+                try:
+                    do(found)
+                except RemoteError as error:
+                    code = report(client, found, error)
+        except RemoteError as error:
+            code = report(client, target, error)
+    return code
+
+
+def report(_client: Client, target: Target, error: RemoteError) -> int:
+    """Print the daemon's error for a file; return the exit code for a failure."""
+    return complain(f"{target}: {error}")
+
+
+def expand(client: Client, target: Target) -> Iterable[Target]:
+    """Return the targets that a pattern matches, in order; without a pattern, the target itself.
+
+    Hidden names are matched by a pattern that begins with a dot alone.
+
+    Raises:
+        RemoteError: ENOENT if there is none, and what the daemon says.
+
+    """
+    if not _MAGIC.search(target.path):
+        return [target]
+    try:
+        client.stat(*target, follow=False)
+    except RemoteError as error:
+        if error.code not in _NOT_THERE:
+            raise
+        return _expand(client, target, error)
+    return [target]
+
+
+def _expand(client: Client, target: Target, nothing: RemoteError) -> list[Target]:
+    found = [Target(target.export, "/" if target.path.startswith("/") else "")]
+    is_sure = True  # that all of them are there
+    for component in filter(None, target.path.split("/")):
+        is_sure = _MAGIC.search(component) is not None
+        if is_sure:
+            found = [each for above in found for each in _matches(client, above, component)]
+        else:
+            found = [above.child(_QUOTED.sub(r"\1", component)) for above in found]
+    if not is_sure:
+        found = [each for each in found if _is_there(client, each)]
+    if not found:
+        raise nothing
+    return found
+
+
+def _is_there(client: Client, target: Target) -> bool:
+    try:
+        client.stat(*target, follow=False)
+    except RemoteError as error:
+        if error.code not in _NOT_THERE:
+            raise
+        return False
+    return True
+
+
+def _matches(client: Client, directory: Target, pattern: str) -> list[Target]:
+    """Return what a pattern matches in a directory; nothing where that is none."""
+    from fnmatch import fnmatchcase
+
+    translated = _QUOTED.sub(_as_set, pattern)
+    try:
+        entries = sorted_entries(client, directory)
+    except RemoteError as error:
+        if error.code not in _NOT_THERE:
+            raise
+        return []
+    return [
+        directory.child(entry.name)
+        for entry in entries
+        if (entry.name[:1] != "." or pattern[:1] == ".") and fnmatchcase(entry.name, translated)
+    ]
+
+
+def _as_set(quoted: re.Match[str]) -> str:
+    """Return a character after a backslash as fnmatch takes it literally."""
+    return f"[{quoted[1]}]" if quoted[1] in "*?[" else quoted[1]

@@ -1,0 +1,115 @@
+"""The parser of one command: options and operands in any order, and help with examples."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from vuserd.ctl.output import screen_width
+from vuserd.ctl.usage.arguments import FILE, target_argument
+
+
+class Help(argparse.HelpFormatter):
+    """Formats help as wide as the terminal; a text of several lines stays as it is written."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=screen_width() - 2)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return "".join(indent + line for line in text.splitlines(keepends=True))
+        return super()._fill_text(text, width, indent)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Takes options before, between and behind operands, as GNU's getopt does.
+
+    argparse alone takes no operand behind an option once it has taken one before it.
+    """
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Read a command's words; what is unknown is an error of this command."""
+        found, unknown = super().parse_known_args(self._options_first(args or ()), namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+    def _options_first(self, words: Sequence[str]) -> list[str]:
+        """Move the operands behind the options; write an option and its value as one word."""
+        options: list[str] = []
+        operands: list[str] = []
+        rest = iter(words)
+        for word in rest:
+            if word == "--":
+                operands += rest
+            elif word[:1] != "-" or word == "-":
+                operands.append(word)
+            elif self._waits_for_value(word) and (value := next(rest, None)) is not None:
+                options.append(f"{word}={value}" if word in self._option_string_actions else word)
+                options += [] if word in self._option_string_actions else [value]
+            else:
+                options.append(word)
+        return [*options, "--", *operands] if operands else options
+
+    def _waits_for_value(self, word: str) -> bool:
+        """Return whether an option's value is the next word."""
+        action = self._option_string_actions.get(word)
+        if action is not None or word.startswith("--"):
+            return action is not None and action.nargs is None
+        for at, letter in enumerate(word[1:], 2):  # several of one letter, such as -rn 5
+            action = self._option_string_actions.get(f"-{letter}")
+            if action is None or action.nargs is None:
+                return action is not None and at == len(word)
+        return False
+
+
+class AddCommand(Protocol):
+    """Adds a command to ``vuserctl``."""
+
+    def __call__(self, name: str, text: str, *examples: str, own_h: bool = False) -> CommandParser:
+        """Return its parser; with ``own_h`` its -h is its own, and help is --help alone."""
+
+
+def add_commands(
+    commands: "argparse._SubParsersAction[CommandParser]", common: CommandParser
+) -> AddCommand:
+    """Return the function that adds commands, with the options that all have in common."""
+
+    def command(name: str, text: str, *examples: str, own_h: bool = False) -> CommandParser:
+        parser = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog="\n  ".join(["examples:", *(f"vuserctl {each}" for each in examples)]),
+            parents=[common],
+            allow_abbrev=False,
+            formatter_class=Help,
+            add_help=not own_h,
+        )
+        if own_h:
+            parser.add_argument("--help", action="help", help="show this help message and exit")
+        parser.set_defaults(usage=parser)
+        return parser
+
+    return command
+
+
+def add_flags(parser: argparse.ArgumentParser, **flags: tuple[str, str]) -> None:
+    """Add options without a value: for each destination, the option and its help."""
+    for destination, (option, text) in flags.items():
+        parser.add_argument(option, dest=destination, action="store_true", help=text)
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Add the operand EXPORT:PATH."""
+    parser.add_argument("target", type=target_argument, metavar=FILE)
+
+
+def add_targets(
+    parser: argparse.ArgumentParser,
+    nargs: str = "+",
+    kind: Callable[[str], Any] = target_argument,
+) -> None:
+    """Add the operands EXPORT:PATH ..., in which ``*``, ``?`` and ``[...]`` are patterns."""
+    parser.add_argument("targets", type=kind, metavar=FILE, nargs=nargs)

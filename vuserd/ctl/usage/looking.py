@@ -1,0 +1,57 @@
+"""The commands that show what is in an export: ls, tree and stat."""
+
+from typing import Final
+
+from vuserd.ctl.usage.arguments import count_argument
+from vuserd.ctl.usage.grammar import AddCommand, add_flags, add_target, add_targets
+
+_COLOR: Final = ("auto", "always", "never")
+
+
+def add_looking(command: AddCommand) -> None:
+    """Add these commands."""
+    ls = command(
+        "ls",
+        "list directories, hidden names included; without an operand, the exports",
+        "ls -lh kernels:/boot",
+        "ls -t 'kernels:/boot/vmlinuz-*'",
+        own_h=True,
+    )
+    add_flags(
+        ls,
+        long=("-l", "with attributes"),
+        human=("-h", "with -l: sizes such as 4.0K and 12M"),
+        dots=("-a", "list '.' and '..', too"),
+        single=("-1", "one name a line, also on a terminal"),
+        recursive=("-R", "list what is below as well"),
+        itself=("-d", "list directories themselves, not what is in them"),
+        follow=("-L", "of a symlink, the attributes of the file that it leads to"),
+        reverse=("-r", "in reverse order"),
+    )
+    ls.add_argument("-t", dest="sort", action="store_const", const="time", help="the newest first")
+    ls.add_argument("-S", dest="sort", action="store_const", const="size", help="the largest first")
+    ls.add_argument(
+        "--color",
+        metavar="WHEN",
+        choices=_COLOR,
+        default="auto",
+        help="auto (on a terminal), always or never; by LS_COLORS, and NO_COLOR for never",
+    )
+    add_targets(ls, "*")
+    tree = command(
+        "tree", "list a directory with all below it", "tree kernels:/boot", "tree -L 1 kernels:"
+    )
+    tree.add_argument(
+        "-L", dest="depth", metavar="DEPTH", type=count_argument, help="no deeper than this"
+    )
+    add_target(tree)
+    stat = command(
+        "stat",
+        "show files' attributes",
+        "stat kernels:/boot/Image",
+        "stat --json -L kernels:/vmlinuz",
+    )
+    stat.add_argument(
+        "-L", "--follow", action="store_true", help="of the file that a symlink leads to"
+    )
+    add_targets(stat)
