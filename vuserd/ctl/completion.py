@@ -95,7 +95,7 @@ def candidates(words: list[str]) -> list[str]:
         return []
     if operand.choices is not None:
         return _matching(current, operand.choices)
-    if operand.metavar not in (EXPORT, FILE):
+    if operand.metavar not in (EXPORT, FILE) or (line.may_be_local and ":" not in current):
         return []
     try:
         with Client.connect(line.socket, timeout=_TIMEOUT_SECONDS, reconnect=0) as client:
@@ -113,6 +113,8 @@ class _Line:
         self._read_by(parser())
         self.socket: str | None = None
         self.waits_for_value = False
+        #: Whether the word at the cursor may be DEST, which the shell completes.
+        self.may_be_local = False
         rest = iter(words)
         for word in rest:
             name, equals, value = word.partition("=")
@@ -144,7 +146,9 @@ class _Line:
                 self._read_by(command)
             else:
                 self.options, self._operands = {}, []
-        elif operand.nargs not in ("+", "*"):
+        elif operand.nargs in ("+", "*"):
+            self.may_be_local = len(self._operands) > 1
+        else:
             del self._operands[0]
 
 

@@ -132,14 +132,11 @@ def _cat(client: Client, options: Namespace) -> int:
 
 
 def _get(client: Client, options: Namespace) -> int:
-    if options.recursive:
-        from vuserd.ctl.copying.get_tree import get_tree
+    from vuserd.ctl.copying.get_all import get_all
+    from vuserd.ctl.copying.how import How
 
-        return get_tree(client, options.target, options.destination, grows=options.growing)
-    from vuserd.ctl.copying.get import get
-
-    get(client, options.target, options.destination, grows=options.growing)
-    return 0
+    how = How(**{name: getattr(options, name) for name in How._fields})
+    return get_all(client, options.targets, options.destination, how)
 
 
 def _load(client: Client, options: Namespace) -> None:

@@ -3,6 +3,8 @@
 import argparse
 
 from vuserd import __version__
+from vuserd.ctl.target import Target
+from vuserd.ctl.usage.arguments import FILE
 from vuserd.ctl.usage.arguments import number_argument as number_argument
 from vuserd.ctl.usage.arguments import target_argument as target_argument
 from vuserd.ctl.usage.copying import add_copying
@@ -31,15 +33,29 @@ def _check(usage: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         usage.error("trace takes an export, or a capture to --read")
     if options.command == "trace" and options.read is not None and options.write is not None:
         usage.error("trace either reads a capture or writes one")
-    if options.command == "get" and options.destination == "":
-        usage.error("DEST is an empty string, which names no file")
-    if options.command not in ("get", "load") or options.target.name:
-        return
-    # Refuse a target that names no file where a file is needed.
-    if options.command == "load" or not options.recursive:
+    if options.command == "get":
+        _take_destination(usage, options)
+    elif options.command == "load" and not options.target.name:
         usage.error(f"'{options.target}' names no file")
-    if options.destination is None:
-        usage.error(f"'{options.target}' has no name of its own: say where to put it")
+
+
+def _take_destination(usage: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Take the last one of several operands of ``get`` for DEST, and check the others."""
+    if len(options.targets) > 1:
+        options.destination = options.targets.pop()
+    if options.destination == "":
+        usage.error("DEST is an empty string, which names no file")
+    try:
+        options.targets = [Target.parse(text) for text in options.targets]
+    except ValueError as error:
+        usage.error(f"argument {FILE}: {error}")
+    for target in options.targets:
+        if target.name:
+            continue
+        if not options.recursive:
+            usage.error(f"'{target}' names no file")
+        if options.destination is None:
+            usage.error(f"'{target}' has no name of its own: say where to put it")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from vuserd.client.files.wholefile import Progress
 from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.atomic_file import new_file, open_directory, open_existing, set_times
+from vuserd.ctl.copying.how import How
 from vuserd.ctl.copying.progress import progress_of_file
 from vuserd.ctl.target import Target
 from vuserd.service.standard_streams import require_output
@@ -35,15 +36,7 @@ def cat(client: Client, target: Target, progress: Progress | None = None) -> Non
     output.flush()
 
 
-class How(NamedTuple):
-    """How a file is fetched."""
-
-    progress: Progress | None = None
-    #: Whether of a growing file the bytes that it had at the start are enough.
-    grows: bool = False
-
-
-def get(client: Client, target: Target, destination: str | None, *, grows: bool = False) -> None:
+def get(client: Client, target: Target, destination: str | None, how: How) -> None:
     """Fetch a file to ``destination``: a file, a directory, or '-' for standard output.
 
     The new file has the source's modification time, and its permissions less the umask. A
@@ -51,23 +44,37 @@ def get(client: Client, target: Target, destination: str | None, *, grows: bool 
     that ends in a slash is a directory, which has to exist.
     """
     if destination == "-":
-        with progress_of_file(target.name) as progress:
-            cat(client, target, progress)
+        if not how.dry_run:
+            with progress_of_file(target.name, quiet=how.no_progress) as progress:
+                cat(client, target, progress)
         return
     local = local_path(target, destination)
     if destination is not None and destination.endswith("/"):
         local = os.path.join(destination, target.name)
+    stat = client.stat(target.export, target.path)  # before any file is opened or emptied
+    if stat.type == "dir":
+        raise RemoteError("EISDIR", "a directory, which is fetched with -r")
     try:
         fetch = _way_to(local)
-        stat = client.stat(target.export, target.path)  # before any file is opened or emptied
-        with progress_of_file(target.name) as progress:
-            fetch(client, target, stat, local, How(progress, grows))
+        if how.is_current(stat, local):
+            return
+        if not how.dry_run:
+            with progress_of_file(target.name, quiet=how.no_progress) as progress:
+                fetch(client, target, stat, local, _Fetch(how, progress))
+        how.tell(target, local)
     except RemoteError:  # which may be an OSError, too
         raise
     except OSError as error:  # report it with the user's name, not that of a temporary file
         raise OSError(error.errno, error.strerror or str(error), local) from None
     except (OverflowError, ValueError) as error:  # attributes that no local file can have
         raise OSError(errno.EINVAL, str(error), local) from None
+
+
+class _Fetch(NamedTuple):
+    """How one file is fetched."""
+
+    how: How
+    progress: Progress | None = None
 
 
 def local_path(target: Target, destination: str | None) -> str:
@@ -78,7 +85,7 @@ def local_path(target: Target, destination: str | None) -> str:
 
 
 #: Fetches a file to a path; the Stat is what ``stat`` returned just before.
-_Way = Callable[[Client, Target, Stat, str, How], object]
+_Way = Callable[[Client, Target, Stat, str, _Fetch], object]
 
 
 def _way_to(path: str) -> _Way:
@@ -111,24 +118,23 @@ def _is_named_file(path: str) -> bool:
     return True
 
 
-def _fetch_to_device(client: Client, target: Target, _stat: Stat, path: str, how: How) -> None:
+def _fetch_to_device(client: Client, target: Target, _stat: Stat, path: str, fetch: _Fetch) -> None:
     # Without O_CREAT, with which another user's pipe in a sticky directory cannot be opened.
     with open(os.open(path, os.O_WRONLY | os.O_CLOEXEC), "wb") as device:
-        client.stream(target.export, target.path, device.write, progress=how.progress)
+        client.stream(target.export, target.path, device.write, progress=fetch.progress)
 
 
-def _fetch_into(client: Client, target: Target, stat: Stat, path: str, how: How) -> None:
+def _fetch_into(client: Client, target: Target, stat: Stat, path: str, fetch: _Fetch) -> None:
     with open(open_existing(path, stat), "wb") as file:
-        found = client.download(target.export, target.path, file.fileno(), **how._asdict())
-        set_times(file.fileno(), stat.atime_ns, found.mtime_ns)
+        _download(client, target, stat, file.fileno(), fetch)
 
 
-def _fetch_beside(client: Client, target: Target, stat: Stat, path: str, how: How) -> None:
+def _fetch_beside(client: Client, target: Target, stat: Stat, path: str, fetch: _Fetch) -> None:
     # As cp does, replace the file that a symlink leads to, not the link.
     parent, name = os.path.split(os.path.realpath(path))
     directory = open_directory(parent)
     try:
-        fetch_new(client, target, stat, directory, name, how)
+        fetch_new(client, target, stat, directory, name, *fetch)
     finally:
         os.close(directory)
 
@@ -140,9 +146,16 @@ def fetch_new(
     directory: int,
     name: str,
     how: How,
+    progress: Progress | None = None,
 ) -> int:
     """Fetch a file, with attributes ``stat``, to ``name`` in a directory; return its size."""
     with new_file(directory, name, stat.mode & 0o777, stat) as fileno:
-        found = client.download(target.export, target.path, fileno, **how._asdict())
-        set_times(fileno, stat.atime_ns, found.mtime_ns)
+        return _download(client, target, stat, fileno, _Fetch(how, progress))
+
+
+def _download(client: Client, target: Target, stat: Stat, fileno: int, fetch: _Fetch) -> int:
+    grows = fetch.how.growing
+    found = client.download(*target, fileno, progress=fetch.progress, grows=grows)
+    fetch.how.set_permissions(fileno, stat)
+    set_times(fileno, stat.atime_ns, found.mtime_ns)
     return found.size

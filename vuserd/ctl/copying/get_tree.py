@@ -29,37 +29,39 @@ from vuserd.ctl.copying.atomic_file import (
     open_directory,
     set_times,
 )
-from vuserd.ctl.copying.get import How, fetch_new, get, local_path
+from vuserd.ctl.copying.get import fetch_new, get, local_path
+from vuserd.ctl.copying.how import SKIPPED, How
 from vuserd.ctl.copying.own_copies import OwnCopies
 from vuserd.ctl.copying.progress import Shown, progress_of_files
 from vuserd.ctl.output import complain, local_fault
 from vuserd.ctl.target import Target
 
+_RECURSIVE: Final = How(recursive=True)
 _WINDOW: Final = 32  # calls in flight
 _WINDOW_BYTES: Final = 8 << 20  # of files in flight
 _SMALL: Final = 1 << 20  # bytes: a file up to this size is fetched by one read
-#: Types that are skipped with a message; any other unknown type is an error.
-_SKIPPED: Final = frozenset({"fifo", "socket", "char", "block"})
 
 
-def get_tree(
-    client: Client, target: Target, destination: str | None, *, grows: bool = False
-) -> int:
+def get_tree(client: Client, target: Target, destination: str | None, how: How = _RECURSIVE) -> int:
     """Fetch a directory to ``destination``, or into it if that exists; return the exit code.
 
     Failures are reported, and the rest goes on.
     """
     stat = client.stat(target.export, target.path)
     if stat.type != "dir":
-        get(client, target, destination, grows=grows)
+        get(client, target, destination, how)
         return 0
     if destination == "-":
         return complain(f"{target} is a directory, and cannot go to standard output")
     local = destination if destination is not None and not target.name else None
     if local is None:
         local = local_path(target, destination)
-    with progress_of_files(target.name or target.export) as show:
-        return _TreeFetch(client, local, show, How(grows=grows)).run(target, stat)
+    if how.dry_run:
+        from vuserd.ctl.copying.dry_run import dry_run
+
+        return dry_run(client, target, local, how)
+    with progress_of_files(target.name or target.export, quiet=how.no_progress) as show:
+        return _TreeFetch(client, local, show, how).run(target, stat)
 
 
 class _Directory:
@@ -255,6 +257,7 @@ class _TreeFetch:
             fileno = open_below(self._root, made.names, readable=True)
             try:
                 os.fchmod(fileno, os.fstat(fileno).st_mode & made.stat.mode & 0o777)
+                self._how.set_permissions(fileno, made.stat)
                 set_times(fileno, made.stat.atime_ns, made.stat.mtime_ns)
             finally:
                 os.close(fileno)
@@ -286,11 +289,13 @@ class _TreeFetch:
                 item.target,
                 lambda target: self._put_symlink(item, target),
             )
-        elif stat.type in _SKIPPED:
+        elif stat.type in SKIPPED:
             complain(f"{item.target}: skipped, a {stat.type}")
         elif stat.type != "file":
             self._fail(f"{item.target}: of a type that is not known, {stat.type!r}")
-        elif stat.size <= _SMALL and not self._how.grows:
+        elif self._how.is_current(stat, item.name, directory.fileno):
+            pass
+        elif stat.size <= _SMALL and not self._how.growing:
             self._begin_small(item, stat)
         else:
             self._fetch_alone(item, stat)
@@ -299,7 +304,7 @@ class _TreeFetch:
         if not target or "\0" in target:
             raise ValueError(f"a symlink to {target!r}, which cannot be made")
         new_symlink(item.directory.fileno, item.name, target)
-        self._there(0)
+        self._there(item, 0)
 
     def _begin_small(self, item: _Item, stat: Stat) -> None:
         buffer = bytearray(stat.size + 1)  # one byte more shows whether the file has grown
@@ -311,8 +316,9 @@ class _TreeFetch:
             permissions = stat.mode & 0o777
             with new_file(item.directory.fileno, item.name, permissions, stat) as fileno:
                 write_at(fileno, memoryview(buffer)[:count], 0)
+                self._how.set_permissions(fileno, stat)
                 set_times(fileno, stat.atime_ns, stat.mtime_ns)
-            self._there(count)
+            self._there(item, count)
 
         call = calls.read_into(*item.target, 0, buffer)
         self._begin(call, item.directory, item.target, arrived, stat.size)
@@ -323,9 +329,11 @@ class _TreeFetch:
             with suppress(RemoteError):  # reported when its turn comes
                 self._client.finish(job.ticket)
         fileno = item.directory.fileno
-        self._there(fetch_new(self._client, item.target, stat, fileno, item.name, self._how))
+        size = fetch_new(self._client, item.target, stat, fileno, item.name, self._how)
+        self._there(item, size)
 
-    def _there(self, size: int) -> None:
+    def _there(self, item: _Item, size: int) -> None:
+        self._how.tell(item.target, os.path.join(self._local, *item.directory.names, item.name))
         self._files += 1
         self._bytes += size
         if self._show is not None:

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 Shown = Callable[[int, int], object] | None
 
 
-def progress_of_file(name: str) -> AbstractContextManager[Shown]:
+def progress_of_file(name: str, *, quiet: bool = False) -> AbstractContextManager[Shown]:
     """Show one file: called with the bytes that are there, and with all that there will be."""
-    return _bar(name, _show_bytes)
+    return _bar(name, _show_bytes, quiet=quiet)
 
 
-def progress_of_files(name: str) -> AbstractContextManager[Shown]:
+def progress_of_files(name: str, *, quiet: bool = False) -> AbstractContextManager[Shown]:
     """Show many files: called with how many are there, and with their bytes."""
-    return _bar(name, _show_files)
+    return _bar(name, _show_files, quiet=quiet)
 
 
 def _show_bytes(bar: "tqdm[Any]", there: int, total: int) -> None:
@@ -35,8 +35,10 @@ def _show_files(bar: "tqdm[Any]", files: int, size: int) -> None:
 
 
 @contextmanager
-def _bar(name: str, show: Callable[["tqdm[Any]", int, int], None]) -> Iterator[Shown]:
-    if not sys.stderr.isatty():
+def _bar(
+    name: str, show: Callable[["tqdm[Any]", int, int], None], *, quiet: bool
+) -> Iterator[Shown]:
+    if quiet or not sys.stderr.isatty():
         yield None
         return
     from tqdm import tqdm

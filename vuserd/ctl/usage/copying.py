@@ -10,16 +10,23 @@ def add_copying(command: AddCommand) -> None:
     add_targets(cat)
     get = command(
         "get",
-        "fetch a file, and put it in place once it is whole",
+        "fetch files, and put each in place once it is whole",
         "get kernels:/boot/Image",
-        "get -r kernels:/dtbs /srv/tftp/",
+        "get 'kernels:/boot/vmlinuz-*' kernels:/board.dtb /srv/tftp/",
+        "get -ru kernels:/dtbs /srv/tftp/",
     )
     add_flags(
         get,
-        recursive=("-r", "fetch a directory with all below it"),
+        recursive=("-r", "fetch directories with all below them"),
+        update=("-u", "skip what is there with the same size and modification time"),
+        preserve=("-p", "keep permissions whatever the umask (times are always kept)"),
+        quiet=("-q", "show no progress"),
+        verbose=("-v", "print each file that is fetched, and where to"),
+        dry_run=("-n", "print what would be fetched, and write nothing"),
         growing=("--growing", "of a growing file, fetch what it has at the start"),
     )
-    add_target(get)
+    # Which of the operands is DEST, parser.parse() says once there are all of them.
+    add_targets(get, kind=str)
     get.add_argument("destination", metavar="DEST", nargs="?", help="file, directory, or '-'")
     load = command(
         "load",
