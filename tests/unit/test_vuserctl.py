@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import runpy
+import shlex
 import signal
 import stat
 import subprocess
@@ -24,6 +25,7 @@ from vuserd.client.records import Entry, Stat
 from vuserd.client.sync_client import Client
 from vuserd.ctl import main, output
 from vuserd.ctl.completion import candidates, script
+from vuserd.ctl.parser import parse
 from vuserd.ctl.status import lines
 from vuserd.ctl.target import Target
 from vuserd.wire.codec import Request
@@ -115,12 +117,64 @@ class TestUsage:
         assert reason in capsys.readouterr().err
 
     def test_help_and_version(self, run: Run) -> None:
-        assert run("--version") == (0, "vuserctl 0.1.0\n", "")
+        assert run("--version") == run("-V") == (0, "vuserctl 0.1.0\n", "")
         code, out, _ = run("--help")
         assert code == 0
         assert "__complete" not in out
         for command in (*main._COMMANDS, "completion"):
             assert f"\n    {command} " in out
+
+    @pytest.mark.parametrize(
+        ("arguments", "command", "words"),
+        [
+            (["lst", "kernels:"], "", "unknown command 'lst'; did you mean \"ls\"?"),
+            (["xyzzy"], "", "unknown command 'xyzzy'"),
+            (["help", "gett"], " help", "unknown command 'gett'; did you mean \"get\"?"),
+            (["--sokcet", "x", "ls"], "", "unknown option '--sokcet'; did you mean \"--socket\"?"),
+            (["get", "--growin", "k:x"], " get", "'--growin'; did you mean \"--growing\"?"),
+            (["get", "k:x", "-Z"], " get", "unknown option '-Z'"),
+            (["ls", "--color"], " ls", "argument --color: expected one argument"),
+            (["status", "now"], " status", "unrecognized arguments: now"),
+            (["get"], " get", "the following arguments are required: EXPORT:PATH"),
+            (["trace"], " trace", "trace takes an export, or a capture to --read"),
+            (["load", "k:x"], " load", "the following arguments are required: --memory, --address"),
+        ],
+    )
+    def test_the_usage_of_the_command_itself(
+        self, run: Run, arguments: list[str], command: str, words: str
+    ) -> None:
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"usage: vuserctl{command} [")
+        assert words in err
+
+    def test_help_of_a_command(self, run: Run) -> None:
+        assert run("help", "get") == run("get", "--help")
+        assert run("help") == run("--help")
+        assert run("help", "get")[0] == 0
+
+    def test_every_command_has_examples_that_are_right(self, run: Run) -> None:
+        [commands] = [act.choices for act in main.parser()._actions if act.dest == "command"]
+        for name in dict(commands or {}):
+            _, _, examples = run(name, "--help")[1].partition("\nexamples:\n")
+            assert examples
+            for line in examples.splitlines():
+                words = shlex.split(line.replace("|", ">").partition(">")[0])
+                assert words[0] == "vuserctl"
+                parse(words[1:])
+
+    @pytest.mark.parametrize(
+        ("arguments", "prefix"),
+        [
+            (["ls", "kernel:boot"], "kernel:boot: "),
+            (["get", "kernel:boot"], "kernel:boot: "),
+            (["tree", "kernel:"], "kernel:: "),
+            (["reload", "kernel"], ""),
+        ],
+    )
+    def test_an_export_that_is_mistyped(self, run: Run, arguments: list[str], prefix: str) -> None:
+        words = 'no export kernel (UNKNOWN_EXPORT); did you mean "kernels"?'
+        assert run(*arguments) == (1, "", f"vuserctl: {prefix}{words}\n")
 
     @pytest.mark.parametrize("columns", [40, 100])
     def test_help_is_as_wide_as_the_terminal(
@@ -143,6 +197,7 @@ class TestUsage:
             [sys.executable, "-c", code], env=plain, capture_output=True, check=True
         )
         heavy = {"trio", "shutil", "subprocess", "json", "threading", "dataclasses", "inspect"}
+        heavy |= {"difflib", "fnmatch", "hashlib", "unicodedata"}
         assert not heavy & set(ended.stdout.decode().split())
 
 
@@ -713,6 +768,7 @@ class TestCompletion:
         assert candidates(["s"]) == ["stat", "status"]
         assert "completion" in candidates([])
         assert candidates(["--v"]) == ["--version"]
+        assert candidates(["help", "st"]) == ["stat", "status"]
         assert candidates(["ls", "--"]) == ["--color", "--help", "--json", "--socket"]
         assert {"-h", "-l", "-1", "-R"} < set(candidates(["ls", "-"]))
         assert candidates(["completion", ""]) == ["bash", "zsh", "fish"]

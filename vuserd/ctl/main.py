@@ -14,7 +14,7 @@ from typing import Final
 from vuserd.client.core.reconnect import PATIENCE
 from vuserd.client.errors import ClientError, RemoteError
 from vuserd.client.sync_client import Client
-from vuserd.ctl.operands import for_each
+from vuserd.ctl.operands import for_each, report
 from vuserd.ctl.output import complain, emit, local_fault, shown, take_streams
 from vuserd.ctl.parser import parse
 from vuserd.ctl.parser import parser as parser
@@ -51,7 +51,6 @@ def run(arguments: list[str]) -> int:
     """
     take_streams()
     options = None if arguments[:1] == ["__complete"] else parse(arguments)
-    target: Target | None = getattr(options, "target", None)
     try:
         if options is None:
             from vuserd.ctl.completion import complete
@@ -60,8 +59,6 @@ def run(arguments: list[str]) -> int:
         else:
             code = _dispatch(options)
         sys.stdout.flush()
-    except RemoteError as error:
-        return complain(f"{target}: {error}" if target else str(error))
     except ClientError as error:
         return complain(str(error))
     except BrokenPipeError:
@@ -79,7 +76,11 @@ def _dispatch(options: Namespace) -> int:
     # A trace ends with its connection: a new one would silently lack the events in between.
     reconnect = 0.0 if options.command == "trace" else PATIENCE
     with Client.connect(options.socket, reconnect=reconnect) as client:
-        return _COMMANDS[options.command](client, options) or 0
+        try:
+            return _COMMANDS[options.command](client, options) or 0
+        except RemoteError as error:
+            target: Target | None = getattr(options, "target", None)
+            return report(client, target, error, export=getattr(options, "export", None))
 
 
 # Each command imports only what it needs, since a shell may start vuserctl again and again. It
@@ -202,6 +203,11 @@ def _read_trace(options: Namespace) -> int | None:
     return 0
 
 
+def _help(options: Namespace) -> int:
+    parse([*([] if options.topic is None else [options.topic]), "--help"])
+    return 0
+
+
 def _completion(options: Namespace) -> int:
     from vuserd.ctl.completion import script
 
@@ -228,6 +234,7 @@ _COMMANDS: Final[Mapping[str, Callable[[Client, Namespace], int | None]]] = {
 _ALONE: Final[Mapping[str, Callable[[Namespace], int | None]]] = {
     "trace": _read_trace,
     "completion": _completion,
+    "help": _help,
 }
 
 

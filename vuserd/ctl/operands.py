@@ -6,13 +6,16 @@ which a backslash makes ordinary characters.  A file that is really named so com
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Final
 
-from vuserd.client.errors import RemoteError
+from vuserd.client.errors import ClientError, RemoteError
 from vuserd.client.sync_client import Client
 from vuserd.ctl.listing import sorted_entries
 from vuserd.ctl.output import complain
 from vuserd.ctl.target import Target
+from vuserd.ctl.usage.suggestions import suggestion
+from vuserd.errors import ErrorCode
 
 _MAGIC: Final = re.compile(r"[*?]|\[[^/]+\]")
 _QUOTED: Final = re.compile(r"\\(.)", re.DOTALL)
@@ -38,9 +41,16 @@ def for_each(client: Client, targets: Iterable[Target], do: Callable[[Target], o
     return code
 
 
-def report(_client: Client, target: Target, error: RemoteError) -> int:
-    """Print the daemon's error for a file; return the exit code for a failure."""
-    return complain(f"{target}: {error}")
+def report(
+    client: Client, target: Target | None, error: RemoteError, *, export: str | None = None
+) -> int:
+    """Print the daemon's error for a file, or an export; return the exit code for a failure."""
+    hint = ""
+    export = export if target is None else target.export
+    if error.code == ErrorCode.UNKNOWN_EXPORT and export is not None:
+        with suppress(ClientError):
+            hint = suggestion(export, [found.name for found in client.exports()])
+    return complain(f"{error}{hint}" if target is None else f"{target}: {error}{hint}")
 
 
 def expand(client: Client, target: Target) -> Iterable[Target]:

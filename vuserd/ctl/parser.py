@@ -4,12 +4,12 @@ import argparse
 
 from vuserd import __version__
 from vuserd.ctl.target import Target
-from vuserd.ctl.usage.arguments import FILE
+from vuserd.ctl.usage.arguments import COMMAND, FILE
 from vuserd.ctl.usage.arguments import number_argument as number_argument
 from vuserd.ctl.usage.arguments import target_argument as target_argument
 from vuserd.ctl.usage.copying import add_copying
 from vuserd.ctl.usage.daemon import add_daemon
-from vuserd.ctl.usage.grammar import CommandParser, Help, add_commands
+from vuserd.ctl.usage.grammar import CommandParser, Help, Parser, add_commands
 from vuserd.ctl.usage.looking import add_looking
 
 _EPILOG = """\
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--socket", metavar="PATH", help="the daemon's socket")
     common.add_argument("--json", action="store_true", help="print JSON where there is a table")
 
-    top_level = argparse.ArgumentParser(
+    top_level = Parser(
         prog="vuserctl",
         description="List and fetch what the vuserd daemon exports.",
         epilog=_EPILOG,
@@ -74,12 +74,14 @@ def parser() -> argparse.ArgumentParser:
         parents=[common],
         allow_abbrev=False,
     )
-    top_level.add_argument("--version", action="version", version=f"vuserctl {__version__}")
+    top_level.add_argument("-V", "--version", action="version", version=f"vuserctl {__version__}")
     commands = top_level.add_subparsers(
-        dest="command", metavar="COMMAND", required=True, parser_class=CommandParser
+        dest="command", metavar=COMMAND, required=True, parser_class=CommandParser
     )
     command = add_commands(commands, common)
     add_looking(command)
     add_copying(command)
     add_daemon(command)
+    topics = command("help", "show how a command is used", "help get")
+    topics.add_argument("topic", metavar=COMMAND, nargs="?", choices=[*commands.choices])
     return top_level

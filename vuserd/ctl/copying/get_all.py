@@ -6,7 +6,7 @@ from vuserd.client.errors import RemoteError
 from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.get import get, local_path
 from vuserd.ctl.copying.how import How
-from vuserd.ctl.operands import for_each
+from vuserd.ctl.operands import for_each, report
 from vuserd.ctl.output import complain, local_fault
 from vuserd.ctl.target import Target
 
@@ -41,7 +41,7 @@ def _get_one(client: Client, target: Target, destination: str | None, how: How) 
             return get_tree(client, target, destination, how)
         get(client, target, destination, how)
     except RemoteError as error:
-        return complain(f"{target}: {error}")
+        return report(client, target, error)
     except BrokenPipeError:
         raise
     except OSError as error:

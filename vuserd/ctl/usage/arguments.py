@@ -7,6 +7,8 @@ from vuserd.ctl.target import Target
 
 #: How usage names an operand that is an export.
 EXPORT: Final = "EXPORT"
+#: How usage names a command.
+COMMAND: Final = "COMMAND"
 #: How usage names a file of an export.
 FILE: Final = "EXPORT:PATH"
 

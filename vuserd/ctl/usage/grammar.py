@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from vuserd.ctl.output import screen_width
-from vuserd.ctl.usage.arguments import FILE, target_argument
+from vuserd.ctl.usage.arguments import COMMAND, FILE, target_argument
+from vuserd.ctl.usage.suggestions import suggestion
 
 
 class Help(argparse.HelpFormatter):
@@ -20,7 +21,42 @@ class Help(argparse.HelpFormatter):
         return super()._fill_text(text, width, indent)
 
 
-class CommandParser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says what was probably meant by an option or a command that is unknown."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Read the words; an unknown option before the command would take that for its value."""
+        rest = iter(args or ())
+        for word in rest:
+            name = word.partition("=")[0]
+            if not name.startswith("--") or name == "--":
+                break
+            if name not in self._option_string_actions:
+                self.refuse_words([word])
+            if self._option_string_actions[name].nargs is None and name == word:
+                next(rest, None)
+        return super().parse_known_args(args, namespace)
+
+    def refuse_words(self, unknown: Sequence[str]) -> NoReturn:
+        """Report words that the parser has no use for."""
+        for word in unknown:
+            name = word.partition("=")[0]
+            if name.startswith("-") and name != "-":
+                hint = suggestion(name, self._option_string_actions)
+                self.error(f"unknown option {name!r}{hint}")
+        self.error(f"unrecognized arguments: {' '.join(unknown)}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        known = action.choices
+        if action.metavar == COMMAND and known is not None and value not in known:
+            hint = suggestion(value, known)
+            raise argparse.ArgumentError(None, f"unknown command {value!r}{hint}")
+        super()._check_value(action, value)
+
+
+class CommandParser(Parser):
     """Takes options before, between and behind operands, as GNU's getopt does.
 
     argparse alone takes no operand behind an option once it has taken one before it.
@@ -30,9 +66,10 @@ class CommandParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
         """Read a command's words; what is unknown is an error of this command."""
-        found, unknown = super().parse_known_args(self._options_first(args or ()), namespace)
+        words = self._options_first(args or ())
+        found, unknown = argparse.ArgumentParser.parse_known_args(self, words, namespace)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            self.refuse_words([word for word in unknown if word != "--"])
         return found, unknown
 
     def _options_first(self, words: Sequence[str]) -> list[str]:
