@@ -1,8 +1,10 @@
 """vuserctl's ls, tree and stat as people type them: options, operands, patterns, a terminal."""
 
 import json
+import math
 import os
 import pty
+import subprocess
 import termios
 from contextlib import suppress
 from pathlib import Path
@@ -231,12 +233,116 @@ class TestTreeAndStat:
         assert (image["size"], link["target"]) == (len(IMAGE), "/image")
 
 
+class TestFind:
+    @pytest.mark.parametrize(
+        ("tests", "found"),
+        [
+            (["-name", "*.dtb"], ["dtbs/a.dtb", "dtbs/b.dtb"]),
+            (["-iname", "A.DT?"], ["dtbs/a.dtb"]),
+            (["-type", "d"], ["", "dtbs"]),
+            (["-type", "d,f", "-name", "d*"], ["dtbs"]),
+            (["-size", "+3k"], ["vmlinuz-1", "vmlinuz-2"]),
+            (["-size", "7000c"], ["vmlinuz-1"]),
+            (["-type", "f", "-size", "-1k"], [".hidden", "dtbs/a.dtb", "dtbs/b.dtb"]),
+            (["-size", "14"], ["vmlinuz-1"]),
+            (["-newer", "kernels:boot/vmlinuz-2", "-name", "v*"], ["vmlinuz-3"]),
+            (["-maxdepth", "0"], [""]),
+            (["-maxdepth", "1", "-name", "d*"], ["dtbs"]),
+            (["-name", "boot"], [""]),
+        ],
+    )
+    def test_tests(self, run: Run, tests: list[str], found: list[str]) -> None:
+        names = [f"kernels:boot/{name}".rstrip("/") for name in found]
+        assert run("find", "kernels:boot", *tests) == (0, "".join(f"{n}\n" for n in names), "")
+
+    def test_newer_than_a_local_file(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "a:b").touch()
+        os.utime(tmp_path / "a:b", ns=(0, 2 * YEAR_NS))
+        assert run("find", "kernels:boot", "-name", "v*", "-newer", str(tmp_path / "a:b"))[1] == (
+            "kernels:boot/vmlinuz-3\n"
+        )
+        code, _, err = run("find", "kernels:boot", "-newer", "./no:file")
+        assert (code, err) == (1, "vuserctl: ./no:file: no such file or directory (ENOENT)\n")
+
+    def test_several_and_how_they_are_printed(self, run: Run) -> None:
+        both = ("kernels:image", "kernels:no", "kernels:link")
+        code, out, err = run("find", "-print0", *both)
+        assert (code, out) == (1, "kernels:image\0kernels:link\0")
+        assert err == "vuserctl: kernels:no: no such file or directory (ENOENT)\n"
+        [found] = json.loads(run("find", "--json", "kernels:", "-type", "l")[1])
+        assert (found["path"], found["size"]) == ("kernels:link", 6)
+
+    @pytest.mark.parametrize("tests", [["-type", "x"], ["-size", "big"], ["-size", "-1.5M"]])
+    def test_wrong(self, run: Run, tests: list[str]) -> None:
+        code, _, err = run("find", "kernels:", *tests)
+        assert (code, err.startswith("usage: vuserctl find")) == (2, True)
+
+    def test_what_cannot_be_listed(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        def refuse(request: Request) -> None:
+            if request.method == "readdir" and request.params[1] == "boot/dtbs":
+                fake_daemon.root.children[b"boot"].children.pop(b"dtbs", None)
+
+        fake_daemon.before = refuse
+        said = "vuserctl: kernels:boot/dtbs: no such file or directory (ENOENT)\n"
+        assert run("find", "kernels:boot", "-type", "d") == (
+            1,
+            "kernels:boot\nkernels:boot/dtbs\n",
+            said,
+        )
+
+
+class TestDu:
+    @pytest.fixture(autouse=True)
+    def _blocks(self, fake_daemon: FakeDaemon) -> None:
+        boot = fake_daemon.root.children[b"boot"]
+        for node in (boot, *boot.children.values()):
+            node.blocks = 8
+        dtbs = boot.children[b"dtbs"].children
+        dtbs[b"a.dtb"].blocks = 2048
+        dtbs[b"b.dtb"].blocks = 1
+
+    def test_directories(self, run: Run) -> None:
+        dtbs, boot = 4 + 1024 + 0.5, 4 + 4 * 4
+        assert run("du", "kernels:boot")[1] == (
+            f"{math.ceil(dtbs)}\tkernels:boot/dtbs\n{math.ceil(boot + dtbs)}\tkernels:boot\n"
+        )
+        assert run("du", "-sh", "kernels:boot")[1] == "1.1M\tkernels:boot\n"
+        assert run("du", "-d", "1", "-h", "kernels:", "kernels:image")[1].splitlines()[0] == (
+            "1.1M\tkernels:boot"
+        )
+        [found] = json.loads(run("du", "-s", "--json", "kernels:boot/dtbs")[1])
+        assert found == {"path": "kernels:boot/dtbs", "bytes": int(dtbs * 1024)}
+
+    def test_a_file_and_what_is_missing(self, run: Run) -> None:
+        code, out, err = run("du", "kernels:boot/dtbs/a.dtb", "kernels:no")
+        assert (code, out) == (1, "1024\tkernels:boot/dtbs/a.dtb\n")
+        assert err == "vuserctl: kernels:no: no such file or directory (ENOENT)\n"
+
+    def test_hard_links(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        """A file is counted once on its file system; on another one it is another file."""
+        stat = Node().stat() | {"nlink": 2, "ino": 7, "blocks": 8}
+        entries = [stat | {"name": name} for name in ("a", "b")]
+        fake_daemon.results["readdir"] = {"entries": entries, "next": None}
+        fake_daemon.root.blocks = 0
+        assert run("du", "-s", "kernels:")[1] == "4\tkernels:\n"
+        assert run("du", "-s", "kernels:", "kernels:")[1] == "4\tkernels:\n4\tkernels:\n"
+
+
 def test_over_a_real_backend(virtiofsd: str, tmp_path: Path, run: Run) -> None:
     (tmp_path / "top/boot").mkdir(parents=True)
     (tmp_path / "top/boot/vmlinuz-1").write_bytes(bytes(5000))
     (tmp_path / "top/boot/latest").symlink_to("vmlinuz-1")
     with RunningDaemon({"files": tmp_path / "top"}, tmp_path / "s", virtiofsd) as running:
         out = run("--socket", running.socket, "ls", "-lhSL", "files:/b*", socket=False)[1]
+        tests = ("-name", "vm*", "-size", "+4k", "-newer", "/etc/os-release")
+        assert run("--socket", running.socket, "find", "files:", *tests, socket=False) == (
+            0,
+            "files:boot/vmlinuz-1\n",
+            "",
+        )
+        space = run("--socket", running.socket, "du", "-s", "files:", socket=False)[1]
+    measured = subprocess.run(["du", "-s", tmp_path / "top"], capture_output=True, check=True)
+    assert space.split()[0] == measured.stdout.decode().split()[0]
     assert [line.split()[4::3] for line in out.splitlines()] == [
         ["4.9K", "latest"],
         ["4.9K", "vmlinuz-1"],

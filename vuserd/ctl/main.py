@@ -125,6 +125,31 @@ def _tree(client: Client, options: Namespace) -> int:
     return show(client, options.target, depth=options.depth)
 
 
+def _find(client: Client, options: Namespace) -> int:
+    from vuserd.ctl.looking import find
+
+    try:
+        tests = [
+            *([] if options.name is None else [find.named(options.name)]),
+            *([] if options.iname is None else [find.named(options.iname, any_case=True)]),
+            *([] if options.type is None else [find.of_type(options.type)]),
+            *([] if options.size is None else [find.of_size(options.size)]),
+        ]
+    except ValueError as error:
+        options.usage.error(str(error))
+    if options.newer is not None:
+        tests.append(find.newer_than(client, options.newer))
+    shape = {"depth": options.depth, "zero": options.zero, "as_json": options.json}
+    return find.find(client, options.targets, tests, **shape)
+
+
+def _du(client: Client, options: Namespace) -> int:
+    from vuserd.ctl.looking.du import du
+
+    shape = {"depth": options.depth, "human": options.human, "as_json": options.json}
+    return du(client, options.targets, **shape)
+
+
 def _cat(client: Client, options: Namespace) -> int:
     """Write one file after the other; a missing one does not hold back the others."""
     from vuserd.ctl.copying.get import cat
@@ -220,6 +245,8 @@ _COMMANDS: Final[Mapping[str, Callable[[Client, Namespace], int | None]]] = {
     "ls": _ls,
     "tree": _tree,
     "stat": _stat,
+    "find": _find,
+    "du": _du,
     "cat": _cat,
     "get": _get,
     "load": _load,
