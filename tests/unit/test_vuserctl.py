@@ -765,7 +765,7 @@ class TestCompletion:
         return candidates(["--socket", fake_daemon.address, *words])
 
     def test_commands_and_options(self) -> None:
-        assert candidates(["s"]) == ["stat", "status"]
+        assert candidates(["st"]) == ["stat", "status"]
         assert "completion" in candidates([])
         assert candidates(["--v"]) == ["--version"]
         assert candidates(["help", "st"]) == ["stat", "status"]

@@ -263,6 +263,8 @@ class TestFind:
         )
         code, _, err = run("find", "kernels:boot", "-newer", "./no:file")
         assert (code, err) == (1, "vuserctl: ./no:file: no such file or directory (ENOENT)\n")
+        code, _, err = run("find", "kernels:boot", "-newer", "kernels:no")
+        assert (code, err) == (1, "vuserctl: kernels:no: no such file or directory (ENOENT)\n")
 
     def test_several_and_how_they_are_printed(self, run: Run) -> None:
         both = ("kernels:image", "kernels:no", "kernels:link")

@@ -1,6 +1,7 @@
 """``vuserctl``: the daemon's methods as commands.
 
-Exit codes: 0 for success, 1 for a call that failed, 2 for wrong usage.  When a signal ends it (also
+Exit codes: 0 for success, 1 for a call that failed, 2 for wrong usage (and for trouble of ``diff``,
+as with diff's own, where 1 is that something differs).  When a signal ends it (also
 SIGPIPE, when the reader of ``cat``'s output is gone), it removes its temporary file and dies of
 that signal, as shells expect.
 """
@@ -60,12 +61,14 @@ def run(arguments: list[str]) -> int:
             code = _dispatch(options)
         sys.stdout.flush()
     except ClientError as error:
-        return complain(str(error))
+        code = complain(str(error))
     except BrokenPipeError:
         raise
     except OSError as error:
-        return complain(local_fault(error))
-    return code
+        code = complain(local_fault(error))
+    else:
+        return code
+    return 2 if options is not None and options.command == "diff" else code
 
 
 def _dispatch(options: Namespace) -> int:
@@ -155,6 +158,42 @@ def _cat(client: Client, options: Namespace) -> int:
     from vuserd.ctl.copying.get import cat
 
     return for_each(client, options.targets, lambda target: cat(client, target))
+
+
+def _head(client: Client, options: Namespace) -> int:
+    from vuserd.ctl.contents.parts import Part, head
+
+    return head(client, options.targets, Part(options.lines, options.bytes))
+
+
+def _tail(client: Client, options: Namespace) -> int:
+    from vuserd.ctl.contents.parts import Part, follow, tail
+
+    part = Part(options.lines, options.bytes)
+    if options.follow:
+        return follow(client, options.targets, part, options.interval)
+    return tail(client, options.targets, part)
+
+
+def _sha256sum(client: Client, options: Namespace) -> int:
+    from vuserd.ctl.contents.checksums import check_sums, sha256sum
+
+    if options.sums is None:
+        return sha256sum(client, options.targets, as_json=options.json)
+    return check_sums(client, options.sums, options.targets[0] if options.targets else None)
+
+
+def _diff(client: Client, options: Namespace) -> int:
+    from vuserd.ctl.contents.diff import diff
+
+    return diff(client, options.target, options.local, as_json=options.json)
+
+
+def _watch(client: Client, options: Namespace) -> None:
+    from vuserd.ctl.contents.watching import watch
+
+    how = {"interval": options.interval, "count": options.count, "as_json": options.json}
+    watch(client, options.target, options.run, **how)
 
 
 def _get(client: Client, options: Namespace) -> int:
@@ -249,6 +288,11 @@ _COMMANDS: Final[Mapping[str, Callable[[Client, Namespace], int | None]]] = {
     "du": _du,
     "cat": _cat,
     "get": _get,
+    "head": _head,
+    "tail": _tail,
+    "sha256sum": _sha256sum,
+    "diff": _diff,
+    "watch": _watch,
     "load": _load,
     "reload": _reload,
     "rigs": _rigs,

@@ -50,7 +50,8 @@ def report(
     if error.code == ErrorCode.UNKNOWN_EXPORT and export is not None:
         with suppress(ClientError):
             hint = suggestion(export, [found.name for found in client.exports()])
-    return complain(f"{error}{hint}" if target is None else f"{target}: {error}{hint}")
+    file = error.filename if target is None else target
+    return complain(f"{error}{hint}" if file is None else f"{file}: {error}{hint}")
 
 
 def expand(client: Client, target: Target) -> Iterable[Target]:

@@ -7,6 +7,7 @@ from vuserd.ctl.target import Target
 from vuserd.ctl.usage.arguments import COMMAND, FILE
 from vuserd.ctl.usage.arguments import number_argument as number_argument
 from vuserd.ctl.usage.arguments import target_argument as target_argument
+from vuserd.ctl.usage.contents import add_contents
 from vuserd.ctl.usage.copying import add_copying
 from vuserd.ctl.usage.daemon import add_daemon
 from vuserd.ctl.usage.grammar import CommandParser, Help, Parser, add_commands
@@ -35,6 +36,10 @@ def _check(usage: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         usage.error("trace either reads a capture or writes one")
     if options.command == "get":
         _take_destination(usage, options)
+    elif options.command == "sha256sum" and options.sums is None and not options.targets:
+        usage.error(f"the following arguments are required: {FILE}, or -c")
+    elif options.command == "sha256sum" and options.sums is not None and len(options.targets) > 1:
+        usage.error("-c takes one directory at most, in which the names are")
     elif options.command == "load" and not options.target.name:
         usage.error(f"'{options.target}' names no file")
 
@@ -81,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     command = add_commands(commands, common)
     add_looking(command)
     add_copying(command)
+    add_contents(command)
     add_daemon(command)
     topics = command("help", "show how a command is used", "help get")
     topics.add_argument("topic", metavar=COMMAND, nargs="?", choices=[*commands.choices])

@@ -62,6 +62,9 @@ class CommandParser(Parser):
     argparse alone takes no operand behind an option once it has taken one before it.
     """
 
+    #: The option that a number is the value of which stands as an option itself, such as -20.
+    number_option: str | None = None
+
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
@@ -82,6 +85,8 @@ class CommandParser(Parser):
                 operands += rest
             elif word[:1] != "-" or word == "-":
                 operands.append(word)
+            elif self.number_option is not None and word[1:].isdecimal():
+                options.append(f"{self.number_option}={word[1:]}")
             elif self._waits_for_value(word) and (value := next(rest, None)) is not None:
                 options.append(f"{word}={value}" if word in self._option_string_actions else word)
                 options += [] if word in self._option_string_actions else [value]

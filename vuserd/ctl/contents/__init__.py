@@ -1,0 +1,1 @@
+"""What files of an export hold: parts of them, sums, differences, and what changes."""
