@@ -72,6 +72,8 @@ class TestUsage:
             ["get", "kernels:"],
             ["get", "kernels:boot/.."],
             ["completion", "tcsh"],
+            ["--timeout", "0", "status"],
+            ["status", "--timeout", "-1"],
             ["top", "--interval", "0"],
             ["top", "--interval", "soon"],
             ["top", "--interval", "nan"],
@@ -769,7 +771,7 @@ class TestCompletion:
         assert "completion" in candidates([])
         assert candidates(["--v"]) == ["--version"]
         assert candidates(["help", "st"]) == ["stat", "status"]
-        assert candidates(["ls", "--"]) == ["--color", "--help", "--json", "--socket"]
+        assert candidates(["ls", "--"]) == ["--color", "--help", "--json", "--socket", "--timeout"]
         assert {"-h", "-l", "-1", "-R"} < set(candidates(["ls", "-"]))
         assert candidates(["completion", ""]) == ["bash", "zsh", "fish"]
         assert candidates(["completion", "bash", ""]) == []

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from vuserd.client.core.reconnect import PATIENCE
-from vuserd.client.errors import ClientError, RemoteError
+from vuserd.client.errors import ClientError, ConnectionLost, RemoteError
 from vuserd.client.sync_client import Client
 from vuserd.ctl.operands import for_each, report
 from vuserd.ctl.output import complain, emit, local_fault, shown, take_streams
@@ -21,6 +21,7 @@ from vuserd.ctl.parser import parse
 from vuserd.ctl.parser import parser as parser
 from vuserd.ctl.signals import Signalled, catch_signals, die_of, release_signals
 from vuserd.ctl.target import Target
+from vuserd.ctl.waiting import connect, where_to_look
 from vuserd.service.standard_streams import finish_output, prepare
 
 
@@ -61,7 +62,10 @@ def run(arguments: list[str]) -> int:
             code = _dispatch(options)
         sys.stdout.flush()
     except ClientError as error:
-        code = complain(str(error))
+        hint = ""
+        if isinstance(error, ConnectionLost) and options is not None and options.timeout:
+            hint = f"; see {where_to_look(options.socket)}"
+        code = complain(f"{error}{hint}")
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -77,8 +81,14 @@ def _dispatch(options: Namespace) -> int:
     if alone is not None and (code := alone(options)) is not None:
         return code
     # A trace ends with its connection: a new one would silently lack the events in between.
-    reconnect = 0.0 if options.command == "trace" else PATIENCE
-    with Client.connect(options.socket, reconnect=reconnect) as client:
+    is_trace = options.command == "trace"
+    timeout = options.timeout
+    if is_trace and timeout is not None:
+        timeout += 1.0  # for which the daemon itself waits for an event
+    reconnect = 0.0 if is_trace else PATIENCE
+    named = getattr(options, "target", None) or (*getattr(options, "targets", ()), "")[0]
+    asked = f"{options.command} {named}".rstrip()
+    with connect(options.socket, asked, timeout=timeout, reconnect=reconnect) as client:
         try:
             return _COMMANDS[options.command](client, options) or 0
         except RemoteError as error:

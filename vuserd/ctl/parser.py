@@ -4,7 +4,7 @@ import argparse
 
 from vuserd import __version__
 from vuserd.ctl.target import Target
-from vuserd.ctl.usage.arguments import COMMAND, FILE
+from vuserd.ctl.usage.arguments import COMMAND, FILE, seconds_argument
 from vuserd.ctl.usage.arguments import number_argument as number_argument
 from vuserd.ctl.usage.arguments import target_argument as target_argument
 from vuserd.ctl.usage.contents import add_contents
@@ -23,7 +23,9 @@ namespace), else $XDG_RUNTIME_DIR/vuserd.sock, else /run/vuserd/vuserd.sock.
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read a command line; wrong usage ends the process with status 2."""
-    options = parser().parse_args(arguments, argparse.Namespace(socket=None, json=False))
+    options = parser().parse_args(
+        arguments, argparse.Namespace(socket=None, json=False, timeout=None)
+    )
     _check(options.usage, options)
     return options
 
@@ -69,6 +71,12 @@ def parser() -> argparse.ArgumentParser:
     # value; else the default of one place would overwrite what was given in the other.
     common = CommandParser(add_help=False, argument_default=argparse.SUPPRESS, formatter_class=Help)
     common.add_argument("--socket", metavar="PATH", help="the daemon's socket")
+    common.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=seconds_argument,
+        help="give up after so many seconds without an answer",
+    )
     common.add_argument("--json", action="store_true", help="print JSON where there is a table")
 
     top_level = Parser(

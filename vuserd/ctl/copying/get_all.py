@@ -2,7 +2,7 @@
 
 import os
 
-from vuserd.client.errors import RemoteError
+from vuserd.client.errors import ConnectionLost, RemoteError
 from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.get import get, local_path
 from vuserd.ctl.copying.how import How
@@ -42,6 +42,8 @@ def _get_one(client: Client, target: Target, destination: str | None, how: How) 
         get(client, target, destination, how)
     except RemoteError as error:
         return report(client, target, error)
+    except ConnectionLost as error:
+        raise type(error)(f"{target}: {error}") from error
     except BrokenPipeError:
         raise
     except OSError as error:
