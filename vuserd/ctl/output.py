@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vuserd.client.records import Entry, Stat
 from vuserd.errors import in_a_sentence
 from vuserd.service.standard_streams import NAME_ERRORS
+
+if TYPE_CHECKING:
+    from vuserd.client.records import Entry, Stat
 
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
@@ -135,7 +137,7 @@ def cell(value: object) -> str:
     return shown(os.fsdecode(value) if isinstance(value, bytes) else str(value))
 
 
-def entry_fields(entry: Entry, target: str | None = None) -> dict[str, Any]:
+def entry_fields(entry: "Entry", target: str | None = None) -> dict[str, Any]:
     """Return an entry as a flat map, for JSON."""
     fields: dict[str, Any] = {"name": entry.name, "type": entry.type, "ino": entry.ino}
     if entry.stat is not None:
@@ -163,7 +165,7 @@ def clock(seconds: int, form: str) -> str:
         return f"@{seconds}"
 
 
-def size_or_device(attributes: Stat) -> str:
+def size_or_device(attributes: "Stat") -> str:
     """Return the size in bytes, or a device's major and minor number."""
     if attributes.type in ("char", "block"):
         device = attributes.rdev & 0xFFFF_FFFF_FFFF_FFFF

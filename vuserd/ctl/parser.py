@@ -87,7 +87,8 @@ def parser() -> argparse.ArgumentParser:
         parents=[common],
         allow_abbrev=False,
     )
-    top_level.add_argument("-V", "--version", action="version", version=f"vuserctl {__version__}")
+    # With its own end of line: then it needs not be wrapped, nor textwrap be loaded.
+    top_level.add_argument("-V", "--version", action="version", version=f"vuserctl {__version__}\n")
     commands = top_level.add_subparsers(
         dest="command", metavar=COMMAND, required=True, parser_class=CommandParser
     )

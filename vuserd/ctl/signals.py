@@ -7,10 +7,9 @@ for SIGPIPE and SIGXFSZ that is unknown, since Python ignores them itself.
 
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Final, NoReturn
-
-from vuserd.ctl.copying.atomic_file import remove_unfinished
 
 _LEFT_ALONE: Final = frozenset(
     {
@@ -23,6 +22,20 @@ _LEFT_ALONE: Final = frozenset(
     }
 )  # fmt: skip
 _IGNORED_BY_PYTHON: Final = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
+
+
+#: What removes unfinished files, of each module that makes any.
+_cleanups: Final[list[Callable[[], None]]] = []
+
+
+def before_a_signal_ends(cleanup: Callable[[], None]) -> None:
+    """Have a function called before a signal ends the process; it may interrupt any code."""
+    _cleanups.append(cleanup)
+
+
+def _clean_up() -> None:
+    for cleanup in _cleanups:
+        cleanup()
 
 
 class Signalled(BaseException):
@@ -39,7 +52,7 @@ def catch_signals() -> list[int]:
     def on_signal(number: int, _frame: FrameType | None) -> NoReturn:
         for each in caught:
             signal.signal(each, _on_another)
-        remove_unfinished()  # now: the signal may interrupt the code that would remove them
+        _clean_up()  # now: the signal may interrupt the code that would remove them
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise Signalled(number)
@@ -53,7 +66,7 @@ def catch_signals() -> list[int]:
 
 def _on_another(number: int, _frame: FrameType | None) -> NoReturn:
     """End at once: the sender of a second signal will not wait for the cleanup after the first."""
-    remove_unfinished()
+    _clean_up()
     die_of(number)
 
 

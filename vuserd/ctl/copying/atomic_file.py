@@ -17,6 +17,7 @@ from typing import Final
 
 from vuserd.client.files.sinks import write_at
 from vuserd.client.records import Stat
+from vuserd.ctl.signals import before_a_signal_ends
 
 #: Readable as well, since it may have to be copied.
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -131,6 +132,9 @@ def remove_unfinished() -> None:
     for directory, name in list(_unfinished):
         with suppress(OSError):
             os.unlink(name, dir_fd=directory)
+
+
+before_a_signal_ends(remove_unfinished)
 
 
 @contextmanager
