@@ -95,14 +95,16 @@ class CommandParser(Parser):
         return [*options, "--", *operands] if operands else options
 
     def _waits_for_value(self, word: str) -> bool:
-        """Return whether an option's value is the next word."""
+        """Return whether an option's value is the next word; refuse letters that are no options."""
         action = self._option_string_actions.get(word)
         if action is not None or word.startswith("--"):
             return action is not None and action.nargs is None
         for at, letter in enumerate(word[1:], 2):  # several of one letter, such as -rn 5
             action = self._option_string_actions.get(f"-{letter}")
-            if action is None or action.nargs is None:
-                return action is not None and at == len(word)
+            if action is None:
+                self.refuse_words([f"-{letter}" if at > 2 else word])
+            if action.nargs is None:
+                return at == len(word)
         return False
 
 
