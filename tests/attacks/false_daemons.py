@@ -128,7 +128,9 @@ def ask_with_trio(
     return trio.run(main)
 
 
-def ask_with_asyncio(path: str, *calls: Call[Any], first: Callable[[], object] = int) -> list[Any]:
+def ask_with_asyncio(
+    path: str, *calls: Call[Any], first: Callable[[], object] = int, timeout: float = 5
+) -> list[Any]:
     """Do the same with the asyncio client, whose caller gives up after as long."""
 
     async def main() -> list[Any]:
@@ -137,7 +139,7 @@ def ask_with_asyncio(path: str, *calls: Call[Any], first: Callable[[], object] =
             first()
             for call in calls:
                 try:
-                    async with asyncio.timeout(5):
+                    async with asyncio.timeout(timeout):
                         outcomes.append(await client.call(call))
                 except Exception as error:
                     outcomes.append(error)
