@@ -39,6 +39,7 @@ def test_nobody_waits_for_what_others_need(statement: str, loaded: set[str]) -> 
     found = {"trio", "asyncio", "inspect", "protocol", "memory"} & {*output.stdout.split()}
     assert found - {"inspect"} == loaded
     assert loaded or "inspect" not in found  # nor for what is slow to load
+    assert "vuserd.client.files.wholefile" not in output.stdout.split()
 
 
 def test_all_that_is_named_is_there() -> None:

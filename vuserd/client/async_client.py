@@ -15,6 +15,7 @@ from vuserd.client.core.procedure import (
     Finish,
     Pause,
     Procedure,
+    Progress,
     Running,
     Step,
     Stream,
@@ -23,7 +24,6 @@ from vuserd.client.core.procedure import (
 )
 from vuserd.client.core.reconnect import PATIENCE
 from vuserd.client.core.ticket import Ticket
-from vuserd.client.files.wholefile import Progress
 from vuserd.client.memory import AsyncAttachedMemory
 from vuserd.client.records import Entry, Stat, WalkEntry
 from vuserd.client.runtime import Runtime

@@ -1,15 +1,16 @@
-"""The methods of a client that take more than one call, as procedures."""
+"""The methods of a client that take more than one call, as procedures.
+
+What takes whole files is loaded with the first one: most runs of vuserctl take none.
+"""
 
 from collections.abc import Callable
 
 from vuserd.client import calls
 from vuserd.client.calls import RemotePath
 from vuserd.client.core.conversation import Talk
-from vuserd.client.core.procedure import Emit, Procedure, Stream
+from vuserd.client.core.procedure import Emit, Procedure, Progress, Stream
 from vuserd.client.core.relisting import Relisting
 from vuserd.client.errors import NotTaken
-from vuserd.client.files.sinks import FileSink, StreamSink
-from vuserd.client.files.wholefile import Options, Progress, take
 from vuserd.client.memory import SharedMemory
 from vuserd.client.records import Entry, Stat, WalkEntry, WalkProblem
 from vuserd.client.trace import TraceEvent
@@ -93,6 +94,9 @@ def download(
     grows: bool = False,
 ) -> Procedure[Stat]:
     """Write a file, whole, to the regular file open at ``fileno``; return its attributes."""
+    from vuserd.client.files.sinks import FileSink
+    from vuserd.client.files.wholefile import Options, take
+
     return take(talk, export, path, FileSink(fileno), Options(progress, grows))
 
 
@@ -106,4 +110,7 @@ def stream(
     grows: bool = True,
 ) -> Procedure[Stat]:
     """Hand a file's bytes to ``write``, in their order; return its attributes."""
+    from vuserd.client.files.sinks import StreamSink
+    from vuserd.client.files.wholefile import Options, take
+
     return take(talk, export, path, StreamSink(write), Options(progress, grows))

@@ -14,6 +14,7 @@ from vuserd.client.core.procedure import (
     Finish,
     Pause,
     Procedure,
+    Progress,
     Running,
     Step,
     Stream,
@@ -22,7 +23,6 @@ from vuserd.client.core.procedure import (
 )
 from vuserd.client.core.reconnect import PATIENCE
 from vuserd.client.core.ticket import Ticket
-from vuserd.client.files.wholefile import Progress
 from vuserd.client.image import Image
 from vuserd.client.memory import AttachedMemory
 from vuserd.client.records import (

@@ -4,7 +4,7 @@ A procedure is a generator. What it yields is a step to take, and what it is sen
 what came of that; so it has no clock and no loop of its own, and waits for nothing itself.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from vuserd.client.core.ticket import Ticket
@@ -60,6 +60,8 @@ Step: TypeAlias = Finish | Wait | Write | Pause
 Procedure: TypeAlias = Generator[Step, Any, T]
 #: Hands the caller one thing after the other.
 Stream: TypeAlias = Generator[Step | Emit[T], Any, None]
+#: Called with the number of bytes of a file that are there, and the number there will be.
+Progress: TypeAlias = Callable[[int, int], object]
 _AnyStep = TypeVar("_AnyStep", covariant=True)
 
 

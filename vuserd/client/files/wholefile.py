@@ -8,14 +8,14 @@ timestamps are coarse or because it grew, it is read once more and compared with
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from vuserd.client import calls
 from vuserd.client.calls import RemotePath
 from vuserd.client.core.conversation import Talk
-from vuserd.client.core.procedure import Finish, Pause, Procedure, Write
+from vuserd.client.core.procedure import Finish, Pause, Procedure, Progress, Write
 from vuserd.client.core.ticket import Carrier, Ticket
 from vuserd.client.errors import BadReply, ClientError, NotTaken, RemoteError
 from vuserd.client.files.loan import OpenFile, lend
@@ -33,8 +33,6 @@ from vuserd.errors import ErrorCode
 
 T = TypeVar("T")
 
-#: Called with the number of bytes that are there, and the number there will be.
-Progress: TypeAlias = Callable[[int, int], object]
 _Parts: TypeAlias = list[tuple[int, int]]
 
 ATTEMPTS = 3

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from vuserd.client.core.procedure import Progress
 from vuserd.client.errors import RemoteError
-from vuserd.client.files.wholefile import Progress
 from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.atomic_file import new_file, open_directory, open_existing, set_times
