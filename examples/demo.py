@@ -223,8 +223,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def show_work(client: Client) -> None:
     """Say what the daemon counted."""
     status = client.status()
-    ways = ("bytes_read", "bytes_of_images", "bytes_loaded")
-    given = sum(status[way] for way in ways)
+    given = status["bytes_read"] + status["bytes_of_images"] + status["bytes_loaded"]
     fuse = sum(export.get("requests", 0) for export in status["exports"])
     step(
         "work",

@@ -38,7 +38,7 @@ class Standing(NamedTuple):
                 sum(len(os.listdir(f"/proc/{each}/fd")) for each in processes),
                 memfd_mappings(running.process.pid),
                 status["connections"],
-                {key: export[key] for key in held},
+                {key: dict(export)[key] for key in held},
             )
 
     def is_within(self, before: "Standing") -> bool:

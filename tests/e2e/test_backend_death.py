@@ -211,6 +211,7 @@ def test_clients_see_only_a_delay(virtiofsd: str, shared: Path, tmp_path: Path) 
             delays.append(time.monotonic() - begun)
             crowd.go_on()
         [export] = client.status()["exports"]
+        assert export["backend"] is not None
         assert export["backend"]["generation"] == KILLS + 1
     delays.sort()
     print(f"from kill to next served call: median {delays[len(delays) // 2] * 1e3:.1f} ms,", end="")

@@ -38,7 +38,9 @@ def test_it_is_listed_whole_and_leaves_nothing_in_the_backend(
     ):
         client.stat("big", "big")  # looked up once, and known from here on
         before = client.status()["exports"][0]
+        assert before["backend"] is not None
         pid = before["backend"]["pid"]
+        assert pid is not None
         limits = Path(f"/proc/{pid}/limits").read_text()
         assert f"Max open files            {DESCRIPTORS}" in limits
         open_before = open_descriptors(pid)

@@ -148,6 +148,7 @@ def test_a_kill_is_a_restart_with_its_cause(client: Client) -> None:
     (export,) = client.status()["exports"]
     assert export["restarts"] == 2
     assert export["restarts_by_cause"] == {"killed": 2}
+    assert export["last_loss"] is not None
     assert export["last_loss"]["cause"] == "killed"
     assert "SIGKILL" in export["last_loss"]["reason"]
 

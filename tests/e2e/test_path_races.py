@@ -201,5 +201,6 @@ def test_nothing_outside_is_reached(place: Place, running: RunningDaemon) -> Non
         assert place.outside_inodes() == forbidden
         export = client.status()["exports"][0]
         assert (export["in_flight"], export["payloads"]) == (0, 0)
+        assert export["backend"] is not None
         assert export["backend"]["generation"] == 1
     print(f"{swapper.swaps} exchanges; {dict(reader.came)}")

@@ -81,13 +81,16 @@ def test_a_walk_begins_anywhere(client: Client, tree: Path) -> None:
 def test_a_finished_walk_owes_nothing(client: Client) -> None:
     list(walk(client, "", attrs=True))
     before = client.status()["exports"][0]
-    opened = open_descriptors(before["backend"]["pid"])
+    assert before["backend"] is not None
+    backend = before["backend"]["pid"]
+    assert backend is not None
+    opened = open_descriptors(backend)
     for _ in range(3):
         list(walk(client, "", attrs=True))
     after = client.status()["exports"][0]
     assert after["nodes"] == before["nodes"]
     assert after["lookups"] == before["lookups"]
-    assert abs(open_descriptors(before["backend"]["pid"]) - opened) <= 64  # forgets go in batches
+    assert abs(open_descriptors(backend) - opened) <= 64  # forgets go in batches
 
 
 def test_an_unfinished_walk_ends_with_its_place_or_its_client(client: Client) -> None:

@@ -77,4 +77,5 @@ async def test_a_call_has_the_time_that_its_caller_gives_it(
             [export] = (await client.status())["exports"]
             while export["in_flight"]:
                 [export] = (await client.status())["exports"]
+        assert export["backend"] is not None
         assert (export["payloads"], export["backend"]["generation"]) == (0, 1)

@@ -82,8 +82,10 @@ def lives(served: Served) -> list[tuple[object, ...]]:
     """Return what shows of each export that its backend was lost."""
     return [
         (
-            *(export[key] for key in ("name", "state", "restarts")),
-            (export["backend"] or {}).get("generation"),
+            export["name"],
+            export["state"],
+            export["restarts"],
+            None if export["backend"] is None else export["backend"]["generation"],
         )
         for export in served.client.status()["exports"]
     ]

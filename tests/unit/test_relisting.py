@@ -8,7 +8,7 @@ from tests.fake.rpc_server import FakeDaemon, Node
 from tests.unit.faces import Connect
 from vuserd.client.core.relisting import Relisting
 from vuserd.client.errors import NotTaken, RemoteError
-from vuserd.client.records import RawPage
+from vuserd.client.records import PageToken, RawPage
 
 NAMES = [f"{number:04}" for number in range(3500)]
 
@@ -126,7 +126,8 @@ class TestRestarts:
 
 
 def page(following: int | None, *names: str) -> RawPage:
-    return RawPage([{"name": name, "type": "file", "ino": 1} for name in names], following)
+    token = None if following is None else PageToken(following)
+    return RawPage([{"name": name, "type": "file", "ino": 1} for name in names], token)
 
 
 def names_of(listing: Relisting) -> list[str]:

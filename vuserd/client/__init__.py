@@ -23,12 +23,21 @@ if TYPE_CHECKING:
     from vuserd.client.memory import AttachedMemory as AttachedMemory
     from vuserd.client.records import ApiInfo as ApiInfo
     from vuserd.client.records import Backend as Backend
+    from vuserd.client.records import BackendStatus as BackendStatus
+    from vuserd.client.records import ClientStatus as ClientStatus
     from vuserd.client.records import DirectoryPage as DirectoryPage
     from vuserd.client.records import Entry as Entry
     from vuserd.client.records import ExportInfo as ExportInfo
+    from vuserd.client.records import ExportStatus as ExportStatus
     from vuserd.client.records import FsStat as FsStat
+    from vuserd.client.records import ImagesStatus as ImagesStatus
+    from vuserd.client.records import ListenerStatus as ListenerStatus
+    from vuserd.client.records import LossStatus as LossStatus
+    from vuserd.client.records import PageToken as PageToken
     from vuserd.client.records import RigInfo as RigInfo
+    from vuserd.client.records import RigStatus as RigStatus
     from vuserd.client.records import Stat as Stat
+    from vuserd.client.records import Status as Status
     from vuserd.client.records import WalkEntry as WalkEntry
     from vuserd.client.records import WalkPage as WalkPage
     from vuserd.client.records import WalkProblem as WalkProblem
@@ -44,20 +53,29 @@ __all__ = [
     "AsyncioClient",
     "AttachedMemory",
     "Backend",
+    "BackendStatus",
     "BadReply",
     "CannotConnect",
     "Client",
     "ClientError",
+    "ClientStatus",
     "ConnectionLost",
     "DirectoryPage",
     "Entry",
     "ExportInfo",
+    "ExportStatus",
     "FsStat",
     "Image",
+    "ImagesStatus",
+    "ListenerStatus",
+    "LossStatus",
     "NotTaken",
+    "PageToken",
     "RemoteError",
     "RigInfo",
+    "RigStatus",
     "Stat",
+    "Status",
     "TraceEvent",
     "TracePage",
     "TrioClient",

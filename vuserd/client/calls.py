@@ -17,16 +17,18 @@ from vuserd.client.records import (
     FsStat,
     ImageInfo,
     OpenedFile,
+    PageToken,
     RawPage,
     RigInfo,
     Stat,
+    Status,
     WalkPage,
     exports_from_wire,
     rigs_from_wire,
+    status_from_wire,
     to_int,
     to_length,
     to_lines,
-    to_map,
     to_name,
     to_nothing,
 )
@@ -127,7 +129,7 @@ def readdir(
     *,
     attrs: bool = False,
     limit: int = PAGE_ENTRIES,
-    after: Any = None,
+    after: PageToken | None = None,
 ) -> Call[DirectoryPage]:
     """Ask for ``limit`` entries of a directory, after those that gave the token ``after``."""
     options = {"attrs": attrs, "limit": limit, "after": after}
@@ -140,7 +142,9 @@ def readdir(
     )
 
 
-def readdir_raw(export: str, path: RemotePath, *, attrs: bool, after: Any) -> Call[RawPage]:
+def readdir_raw(
+    export: str, path: RemotePath, *, attrs: bool, after: PageToken | None
+) -> Call[RawPage]:
     """Ask for one page of a directory, whose entries are made into records later."""
     options = {"attrs": attrs, "limit": PAGE_ENTRIES, "after": after}
     return Call(
@@ -152,7 +156,7 @@ def readdir_raw(export: str, path: RemotePath, *, attrs: bool, after: Any) -> Ca
     )
 
 
-def listing_going_on(token: Any) -> Hashable:
+def listing_going_on(token: PageToken | None) -> Hashable:
     """Return what a page needs of its connection: the listing that the token is of."""
     return None if token is None else ("listing", token)
 
@@ -163,7 +167,7 @@ def walk(
     *,
     attrs: bool = False,
     limit: int = PAGE_ENTRIES,
-    after: Any = None,
+    after: PageToken | None = None,
 ) -> Call[WalkPage]:
     """Ask for one page of the tree below a directory."""
     options = {"attrs": attrs, "limit": limit, "after": after}
@@ -178,7 +182,7 @@ def walk(
     )
 
 
-def walk_going_on(token: Any) -> Hashable:
+def walk_going_on(token: PageToken | None) -> Hashable:
     """Return what a connection carries of a walk, as ``holds`` and ``needs`` of a call."""
     return None if token is None else ("walk", token)
 
@@ -332,6 +336,6 @@ def metrics() -> Call[str]:
     return Call("metrics", [], to_name)
 
 
-def status() -> Call[dict[str, Any]]:
+def status() -> Call[Status]:
     """Ask for the daemon's own state."""
-    return Call("status", [], to_map)
+    return Call("status", [], status_from_wire)

@@ -8,7 +8,7 @@ bytes back.  Keys that a newer daemon adds are ignored; a missing or mistyped on
 import os
 from collections.abc import Callable
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NewType, NotRequired, TypedDict, TypeVar
 
 from vuserd.client.errors import BadReply, RemoteError
 from vuserd.wire.codec import name_bytes
@@ -133,11 +133,16 @@ class Entry(NamedTuple):
         return cls(*_entry_from_wire(value, "name"))
 
 
+#: Where a listing or a walk goes on, opaque: what a page has as ``next``, and the call for the
+#: following one takes as ``after``, on the same connection.
+PageToken = NewType("PageToken", object)
+
+
 class DirectoryPage(NamedTuple):
     """Some entries of a directory, and the token that asks for those after them."""
 
     entries: list[Entry]
-    next: Any  #: opaque; None after the last page
+    next: PageToken | None  #: None after the last page
 
     @classmethod
     def from_wire(cls, value: Any) -> "DirectoryPage":
@@ -149,12 +154,12 @@ class RawPage(NamedTuple):
     """The same with its entries as they came: so the next page can be asked for first."""
 
     entries: list[Any]
-    next: Any
+    next: PageToken | None
 
     @classmethod
     def from_wire(cls, value: Any) -> "RawPage":
         """Make it of what ``readdir`` returns."""
-        return cls(_field(value, "entries", to_list), value.get("next"))
+        return cls(_field(value, "entries", to_list), _token(value))
 
     def decoded(self) -> DirectoryPage:
         """Return the page with its entries as records."""
@@ -192,7 +197,7 @@ class WalkPage(NamedTuple):
 
     entries: list[WalkEntry]
     problems: list[WalkProblem]
-    next: Any  #: opaque; None after the last page
+    next: PageToken | None  #: None after the last page
 
     @classmethod
     def from_wire(cls, value: Any) -> "WalkPage":
@@ -202,8 +207,109 @@ class WalkPage(NamedTuple):
         return cls(
             [WalkEntry.from_wire(entry) for entry in entries],
             [WalkProblem.from_wire(problem) for problem in problems],
-            value.get("next"),
+            _token(value),
         )
+
+
+class BackendStatus(TypedDict):
+    """The virtiofsd behind an export, as ``status`` has it."""
+
+    kind: str
+    version: str | None
+    pid: int | None
+    generation: int
+
+
+class LossStatus(TypedDict):
+    """How an export's backend was lost; ``when`` is in seconds since 1970."""
+
+    cause: str
+    reason: str
+    when: float
+
+
+class ExportStatus(TypedDict):
+    """An export; what only managers of the daemon see, or only some states have, may be missing."""
+
+    name: str
+    state: str
+    backend: BackendStatus | None
+    reason: NotRequired[str]
+    source: NotRequired[str]
+    restarts: NotRequired[int]
+    restarts_by_cause: NotRequired[dict[str, int]]
+    last_loss: NotRequired[LossStatus | None]
+    requests: NotRequired[int]
+    in_flight: NotRequired[int]
+    nodes: NotRequired[int]
+    lookups: NotRequired[int]
+    payloads: NotRequired[int]
+
+
+class ClientStatus(TypedDict):
+    """A connection; ``since`` is in seconds since 1970."""
+
+    pid: int
+    uid: int
+    command: str | None
+    requests: int
+    in_flight: int
+    bytes_read: int
+    since: float
+
+
+class RigStatus(TypedDict):
+    """A rig."""
+
+    netns: str
+    socket: str
+    state: str
+    exports: list[str]
+    clients: int
+    reason: NotRequired[str]
+
+
+class ListenerStatus(TypedDict):
+    """A socket of the daemon's."""
+
+    socket: str
+    activated: bool
+    clients: int
+
+
+class ImagesStatus(TypedDict):
+    """The cache of images."""
+
+    count: int
+    bytes: int
+    hits: int
+    misses: int
+
+
+class Status(TypedDict):
+    """The daemon's state; what stands below ``clients`` is for managers of the daemon alone."""
+
+    version: str
+    uptime_s: float
+    exports: list[ExportStatus]
+    rigs: list[RigStatus]
+    clients: list[ClientStatus]
+    pid: NotRequired[int]
+    socket: NotRequired[str]
+    listeners: NotRequired[list[ListenerStatus]]
+    connections: NotRequired[int]
+    requests: NotRequired[int]
+    errors: NotRequired[int]
+    bytes_read: NotRequired[int]
+    bytes_of_images: NotRequired[int]
+    bytes_loaded: NotRequired[int]
+    images: NotRequired[ImagesStatus]
+
+
+def status_from_wire(value: Any) -> Status:
+    """Return what ``status`` returns, which is a map; what is in it is not checked."""
+    status: Status = to_map(value)  # type: ignore[assignment]
+    return status
 
 
 class Backend(NamedTuple):
@@ -394,6 +500,12 @@ def _typed(value: object, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise BadReply(f"the daemon sent {type(value).__name__} in place of {kind.__name__}")
     return value
+
+
+def _token(page: dict[str, Any]) -> PageToken | None:
+    """Return where the pages go on after this one, if they do."""
+    token = page.get("next")
+    return None if token is None else PageToken(token)
 
 
 def _field(value: Any, key: str, convert: Callable[[Any], Any] = to_int) -> Any:

@@ -31,8 +31,10 @@ from vuserd.client.records import (
     Entry,
     ExportInfo,
     FsStat,
+    PageToken,
     RigInfo,
     Stat,
+    Status,
     WalkEntry,
     WalkPage,
 )
@@ -128,7 +130,7 @@ class Client:
         *,
         attrs: bool = False,
         limit: int = PAGE_ENTRIES,
-        after: Any = None,
+        after: PageToken | None = None,
     ) -> DirectoryPage:
         """Return one page of a directory: ``limit`` entries at most, after the token ``after``."""
         return self.call(calls.readdir(export, path, attrs=attrs, limit=limit, after=after))
@@ -147,7 +149,7 @@ class Client:
         *,
         attrs: bool = False,
         limit: int = PAGE_ENTRIES,
-        after: Any = None,
+        after: PageToken | None = None,
     ) -> WalkPage:
         """Return one page of the tree below a directory, parents before what is in them.
 
@@ -210,8 +212,8 @@ class Client:
         """Return the daemon's metrics in Prometheus' text format."""
         return self.call(calls.metrics())
 
-    def status(self) -> dict[str, Any]:
-        """Return the daemon's own state, as it came."""
+    def status(self) -> Status:
+        """Return the daemon's state; more of it to those who manage the daemon."""
         return self.call(calls.status())
 
     # -- images and memory -------------------------------------------------------------------------

@@ -1,10 +1,9 @@
 """A listing that outlives its connection: what was listed before is left out."""
 
 from array import array
-from typing import Any
 
 from vuserd.client.calls import Call, RemotePath, readdir_raw
-from vuserd.client.records import Entry, RawPage
+from vuserd.client.records import Entry, PageToken, RawPage
 
 
 class Relisting:
@@ -12,7 +11,7 @@ class Relisting:
 
     def __init__(self, export: str, path: RemotePath, *, attrs: bool) -> None:
         self._export, self._path, self._attrs = export, path, attrs
-        self._after: Any = None
+        self._after: PageToken | None = None
         self._page = RawPage([], None)
         #: Hashes of the names that were given: 8 bytes each, where a set of names would have 100.
         self._given = array("q")

@@ -20,7 +20,7 @@ from vuserd.client.calls import Call
 from vuserd.client.core.ticket import Ticket
 from vuserd.client.errors import RemoteError
 from vuserd.client.files.sinks import write_at
-from vuserd.client.records import DirectoryPage, Entry, Stat
+from vuserd.client.records import DirectoryPage, Entry, PageToken, Stat
 from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.atomic_file import (
     new_file,
@@ -208,7 +208,7 @@ class _TreeFetch:
 
     # -- directories -------------------------------------------------------------------------------
 
-    def _begin_listing(self, directory: _Directory, after: Any) -> None:
+    def _begin_listing(self, directory: _Directory, after: PageToken | None) -> None:
         def arrived(page: DirectoryPage) -> None:
             if page.next is not None:
                 self._listings.append((directory, page.next))
