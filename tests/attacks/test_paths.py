@@ -299,6 +299,23 @@ def test_a_file_system_that_does_not_say_what_it_is(ground: Path, tree: Node, nu
         assert "decides in" in sight.reason
 
 
+@threat(
+    "names-of-mount-points",
+    who=Who.FOLDER_OWNER,
+    against="files of root's, and the daemon's life",
+    does="mounts a file system on a folder whose name has a carriage return and what options of"
+    " root's would be, or is no UTF-8, where the kernel lists it unescaped",
+    promise="it is that user's all the same, and the look at the path ends well",
+)
+@pytest.mark.parametrize("name", [b"odd,user_id=0\rx", b"odd\xff"])
+def test_a_file_system_at_a_misleading_name(ground: Path, tree: Node, name: bytes) -> None:
+    place = ground / "tmp" / os.fsdecode(name)
+    with odd_file_system(place, tree, MALLORY):
+        sight = look_at(str(place / "link"))
+        assert sight.standing is None
+        assert "decides in" in sight.reason
+
+
 @_of_a_swap
 def test_a_file_system_that_is_gone_when_it_is_looked_for(
     ground: Path, tree: Node, monkeypatch: pytest.MonkeyPatch

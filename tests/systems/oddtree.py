@@ -154,6 +154,6 @@ def odd_file_system(
             # Its end fails the processes that wait for a file of the mount; then the mount goes.
             process.kill()
             process.wait()
-            for line in Path("/proc/self/mountinfo").read_text().splitlines():
-                if line.split()[4] == str(place):
+            for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:
+                if line.split(b" ")[4] == os.fsencode(place):
                     run("umount", "--lazy", place)

@@ -245,7 +245,7 @@ def test_who_has_mounted_a_file_system(
         f" rw shared:1 - fuse.sshfs host: {options}\n",
     }
     monkeypatch.setattr(trust_module, "_LIBC", Libc(result))
-    monkeypatch.setattr("builtins.open", lambda path: io.StringIO(texts[path]))
+    monkeypatch.setattr("builtins.open", lambda path, _: io.BytesIO(texts[path].encode()))
     assert trust_module._mounter(7) == mounter
     texts["/proc/self/fdinfo/7"] = "mnt_id:\t42\n"  # which was unmounted since
     with pytest.raises(OSError, match="Stale"):

@@ -147,7 +147,7 @@ class _Mount(NamedTuple):
 
 
 def _mounts(mounts: bytes, kind: bytes, controller: bytes | None) -> Iterator[_Mount]:
-    for line in mounts.splitlines():
+    for line in mounts.split(b"\n"):  # a mount point's name may have a carriage return
         place, _, system = line.partition(b" - ")
         places, systems = place.split(b" "), system.split(b" ")
         if len(places) < 5 or len(systems) < 3 or systems[0] != kind:

@@ -363,12 +363,14 @@ def _mounter(descriptor: int) -> int | None:
     is_answered = not _LIBC.fstatfs(descriptor, answer)
     if is_answered and ctypes.c_long.from_buffer(answer).value != _FUSE_SUPER_MAGIC:
         return None
-    with open(f"/proc/self/fdinfo/{descriptor}") as lines:
-        mount = next((line.split()[1] for line in lines if line.startswith("mnt_id:")), "")
-    with open("/proc/self/mountinfo") as lines:
-        line = next((line for line in lines if line.split(" ", 1)[0] == mount), "")
+    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as lines:
+        mount = next((line.split()[1] for line in lines if line.startswith(b"mnt_id:")), b"")
+    # Users choose the names of mount points, in which the kernel escapes blanks and line feeds:
+    # as text, a carriage return would end a line, and what is no UTF-8 could not be read.
+    with open("/proc/self/mountinfo", "rb") as lines:
+        line = next((line for line in lines if line.split(b" ", 1)[0] == mount), b"")
     if not line:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-    options = line.split()[-1].split(",")
-    user = next((each for each in options if each.startswith("user_id=")), "user_id=0")
-    return int(user.partition("=")[2]) or None
+    options = line.rstrip(b"\n").split(b" ")[-1].split(b",")
+    user = next((each for each in options if each.startswith(b"user_id=")), b"user_id=0")
+    return int(user.partition(b"=")[2]) or None
