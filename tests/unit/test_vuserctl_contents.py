@@ -1,5 +1,6 @@
 """vuserctl's head, tail, sha256sum, diff and watch as people type them."""
 
+import errno
 import hashlib
 import io
 import json
@@ -9,10 +10,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
+from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node, directory
 from tests.running import RunningDaemon
 from tests.unit.conftest import Run, Start
 from vuserd.ctl.contents import opened
@@ -254,6 +256,34 @@ class TestDiff:
         assert (code, "only in kernels:boot/dtbs: b.dtb\n" in out) == (2, True)
         assert err.startswith("vuserctl: kernels:boot/Image: ")
 
+    def test_a_listing_without_attributes(
+        self, run: Run, alike: Path, fake_daemon: FakeDaemon
+    ) -> None:
+        names = ["Image", "gone", "link"]
+        (alike / "gone").touch()
+        (alike / "dtbs/a.dtb").unlink()
+        (alike / "dtbs/b.dtb").unlink()
+        (alike / "dtbs").rmdir()
+        entries = [{"name": name, "type": "unknown", "ino": 1} for name in names]
+        fake_daemon.results["readdir"] = {"entries": entries, "next": None}
+        said = "vuserctl: kernels:boot/gone: no such file or directory (ENOENT)\n"
+        assert run("diff", "kernels:boot", ".") == (2, "", said)
+
+    def test_a_local_file_that_cannot_be_read(
+        self, run: Run, alike: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        really = os.open
+
+        def refuse(path: Any, *arguments: Any, **options: Any) -> int:
+            if path == "./Image":
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return really(path, *arguments, **options)
+
+        monkeypatch.setattr(os, "open", refuse)
+        said = "vuserctl: ./Image: permission denied (EACCES)\n"
+        assert run("diff", "kernels:boot", ".") == (2, "", said)
+        assert alike
+
     def test_no_daemon(self, run: Run, tmp_path: Path) -> None:
         arguments = ("--socket", str(tmp_path / "none"), "diff", "kernels:", ".")
         assert run(*arguments, socket=False)[0] == 2
@@ -298,6 +328,28 @@ class TestWatch:
         found = json.loads(out)
         assert (process.returncode, found["change"]) == (0, "removed")
         assert found["path"] == "kernels:image"
+
+    def test_what_cannot_be_listed_stays_as_it_was(
+        self, run: Run, fake_daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        boot = directory(dtbs=directory(**{"a.dtb": Node()}))
+        fake_daemon.root.children[b"boot"] = boot
+        listed: list[object] = []
+        really = fake_daemon.do_readdir
+
+        def readdir(export: object, path: object, options: dict[str, Any]) -> Any:
+            listed.append(path)
+            if listed.count("boot") == 2:  # the second look
+                boot.children[b"new"] = Node()
+                if path == "boot/dtbs":
+                    raise FaultError("EACCES", "permission denied", errno=13)
+            return really(export, path, options)
+
+        monkeypatch.setattr(fake_daemon, "do_readdir", readdir)
+        code, out, err = run("watch", "--interval", "0.1", "-n", "1", "kernels:boot")
+        assert (code, out.split()[1:]) == (0, ["created", "kernels:boot/new"])
+        assert err.startswith("vuserctl: polling kernels:boot every 0.1 s")
+        assert listed == ["boot", "boot/dtbs"] * 2
 
     def test_faults(self, run: Run) -> None:
         said = "vuserctl: kernels:no: no such file or directory (ENOENT)\n"

@@ -18,7 +18,7 @@ from vuserd.client.records import Entry
 from vuserd.ctl.looking.colours import Colours
 from vuserd.ctl.looking.layout import name_columns
 from vuserd.ctl.output import rounded_size
-from vuserd.wire.codec import Request
+from vuserd.wire.codec import Request, encode_response
 
 YEAR_NS = 365 * 86400 * 10**9
 
@@ -319,6 +319,31 @@ class TestDu:
         code, out, err = run("du", "kernels:boot/dtbs/a.dtb", "kernels:no")
         assert (code, out) == (1, "1024\tkernels:boot/dtbs/a.dtb\n")
         assert err == "vuserctl: kernels:no: no such file or directory (ENOENT)\n"
+
+    def test_another_file_system_has_numbers_of_its_own(
+        self, run: Run, fake_daemon: FakeDaemon
+    ) -> None:
+        stat = Node().stat() | {"nlink": 2, "ino": 7, "blocks": 8}
+        mounted = Node("dir").stat() | {"submount": True, "blocks": 0, "name": "mounted"}
+        pages = {"": [stat | {"name": "a"}, mounted], "mounted": [stat | {"name": "b"}]}
+
+        def listed(request: Request) -> bytes:
+            answer = {"entries": pages[request.params[1]], "next": None}
+            return encode_response(request.msgid, None, answer)
+
+        fake_daemon.raw["readdir"] = listed
+        fake_daemon.root.blocks = 0
+        assert run("du", "kernels:")[1] == "4\tkernels:mounted\n8\tkernels:\n"
+
+    def test_what_cannot_be_listed(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        def refuse(request: Request) -> None:
+            if request.method == "readdir" and request.params[1] == "boot/dtbs":
+                fake_daemon.root.children[b"boot"].children.pop(b"dtbs", None)
+
+        fake_daemon.before = refuse
+        code, out, err = run("du", "-s", "kernels:boot")
+        assert (code, out) == (1, "24\tkernels:boot\n")
+        assert err == "vuserctl: kernels:boot/dtbs: no such file or directory (ENOENT)\n"
 
     def test_hard_links(self, run: Run, fake_daemon: FakeDaemon) -> None:
         """A file is counted once on its file system; on another one it is another file."""
