@@ -135,7 +135,7 @@ class TestUsage:
             (["--sokcet", "x", "ls"], "", "unknown option '--sokcet'; did you mean \"--socket\"?"),
             (["get", "--growin", "k:x"], " get", "'--growin'; did you mean \"--growing\"?"),
             (["get", "k:x", "-Z"], " get", "unknown option '-Z'"),
-            (["ls", "-lz", "k:x"], " ls", "unknown option '-z'"),
+            (["ls", "-lz", "k:x"], " ls", "unknown option '-z'\n"),
             (["find", "k:", "-nam", "x"], " find", "'-nam'; did you mean \"-name\"?"),
             (["sl"], "", "unknown command 'sl'; did you mean \"ls\"?"),
             (["ls", "--color"], " ls", "argument --color: expected one argument"),
