@@ -168,6 +168,70 @@ def test_a_flood_of_descriptors_ends_the_connection(ground: Path, ask: Ask) -> N
         assert run_as(VICTIM, victim) == 0
 
 
+def _deep(levels: int = 1018) -> bytes:
+    """Return as many arrays in one another as msgpack takes, too many for repr()."""
+    return b"\x91" * levels + b"\xc0"
+
+
+def _a_deep_error(number: int) -> bytes:
+    return b"\x94\x01" + bytes([number]) + _deep() + b"\xc0"
+
+
+def _a_deep_code(number: int) -> bytes:
+    return b"\x94\x01" + bytes([number]) + b"\x82\xa4code" + _deep() + b"\xa1x\xc0" + b"\xc0"
+
+
+def _deep_last_words(number: int) -> bytes:
+    return b"\x93\x02\xa5error\x91" + _deep(1017) + _a_deep_error(number)
+
+
+def _a_token_that_is_no_key(number: int) -> bytes:
+    page = {"entries": [], "problems": [], "next": {"no": "key"}}
+    return bytes(msgpack.packb([1, number, None, page]))
+
+
+@threat(
+    "odd answers",
+    who=Who.FALSE_DAEMON,
+    against="other calls on the same connection",
+    does="answers with errors nested too deeply to be shown, and with maps for tokens",
+    promise="each call has its own answer or a ClientError, and no call has another's fault",
+)
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=[*LOOPS])
+@pytest.mark.parametrize(
+    "odd", [_a_deep_error, _a_deep_code, _deep_last_words, _a_token_that_is_no_key]
+)
+def test_an_odd_answer_is_one_call_s(ground: Path, loop: Loop, odd: Callable[[int], bytes]) -> None:
+    def answer(connection: socket.socket, number: int, _: str) -> None:
+        connection.sendall(odd(number))
+
+    with false_daemon(ground, answer) as path:
+
+        def victim() -> None:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(PATIENCE)
+            outcomes: list[Exception] = []
+
+            async def main() -> None:
+                async with loop.client.connect(path, reconnect=0) as client:
+
+                    async def ask() -> None:
+                        try:
+                            await client.walk("x", "/")
+                        except Exception as error:
+                            outcomes.append(error)
+
+                    async with loop.group() as group:
+                        for _ in range(3):
+                            group.start(ask)
+
+            loop.run(main)
+            assert len(outcomes) == 3
+            assert all(isinstance(outcome, ClientError) for outcome in outcomes), outcomes
+
+        assert run_as(VICTIM, victim) == 0
+
+
 def _many_objects(connection: socket.socket, number: int) -> None:
     connection.sendall(b"\x94\x01" + bytes([number]) + b"\xc0\xdc" + bytes([0, 48]))
     for _ in range(48):  # arrays of empty maps

@@ -13,6 +13,7 @@
 """
 
 import errno
+import reprlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Self, cast
@@ -79,10 +80,15 @@ class RemoteError(ClientError):
     def from_wire(cls, error: object, filename: str | None = None) -> "RemoteError":
         """Make it of a response's error, whatever that is."""
         if not isinstance(error, dict):
-            return cls(ErrorCode.INTERNAL, str(error), None, filename)
-        fields = {str(key): value for key, value in error.items()}
-        code = str(fields.pop("code", ErrorCode.INTERNAL))
-        return cls(code, str(fields.pop("message", "no message")), fields, filename)
+            return cls(ErrorCode.INTERNAL, _text(error), None, filename)
+        fields = {_text(key): value for key, value in error.items()}
+        code = _text(fields.pop("code", ErrorCode.INTERNAL))
+        return cls(code, _text(fields.pop("message", "no message")), fields, filename)
+
+
+def _text(value: object) -> str:
+    """Return a text from the wire; of anything else, which str() may be too deep for, a sketch."""
+    return str(value) if isinstance(value, str) else reprlib.repr(value)
 
 
 def _number_of(code: str) -> int | None:

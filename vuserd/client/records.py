@@ -159,7 +159,7 @@ class RawPage(NamedTuple):
     @classmethod
     def from_wire(cls, value: Any) -> "RawPage":
         """Make it of what ``readdir`` returns."""
-        return cls(_field(value, "entries", to_list), _token(value))
+        return cls(_field(value, "entries", to_list), _next_token(value))
 
     def decoded(self) -> DirectoryPage:
         """Return the page with its entries as records."""
@@ -207,7 +207,7 @@ class WalkPage(NamedTuple):
         return cls(
             [WalkEntry.from_wire(entry) for entry in entries],
             [WalkProblem.from_wire(problem) for problem in problems],
-            _token(value),
+            _next_token(value),
         )
 
 
@@ -481,6 +481,16 @@ def to_nothing(_: object) -> None:
     """Return None, where the method returns nil."""
 
 
+def _next_token(page: dict[str, Any]) -> PageToken | None:
+    """Return what asks for the page after this one: opaque, but a key of what goes on."""
+    token = page.get("next")
+    if token is None:
+        return None
+    if not isinstance(token, bytes | str | int):
+        raise BadReply(f"the daemon sent {type(token).__name__} in place of a token")
+    return PageToken(token)
+
+
 def exports_from_wire(value: object) -> list[ExportInfo]:
     """Make the records of what ``exports`` returns."""
     return [ExportInfo.from_wire(export) for export in to_list(value)]
@@ -500,12 +510,6 @@ def _typed(value: object, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise BadReply(f"the daemon sent {type(value).__name__} in place of {kind.__name__}")
     return value
-
-
-def _token(page: dict[str, Any]) -> PageToken | None:
-    """Return where the pages go on after this one, if they do."""
-    token = page.get("next")
-    return None if token is None else PageToken(token)
 
 
 def _field(value: Any, key: str, convert: Callable[[Any], Any] = to_int) -> Any:
