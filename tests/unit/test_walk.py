@@ -316,3 +316,26 @@ async def test_a_walk_knows_what_it_remembers(files: FileSystem, backend: FakeBa
     await walk.next_page(files, 1)
     assert walk.remembered > 4 * walk_module._DIRECTORY_BYTES  # three and the top
     walk.close()
+
+
+async def test_a_page_has_few_problems(backend: FakeBackend, files: FileSystem) -> None:
+    """A tree may have a million directories that cannot be read."""
+    lists(backend, {b"%03d" % number: 4 for number in range(200)})
+    listed = backend.answer
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.LOOKUP:
+            return Answer(error=errno.EACCES)
+        return listed(request)
+
+    backend.answer = answer
+    walk = TreeWalk(b"", attributes=False)
+    entries, problems = [], []
+    while not walk.finished:
+        some, wrong = await walk.next_page(files, 20)
+        assert len(some) <= 20
+        assert len(wrong) < 20 + walk_module._READERS
+        entries += some
+        problems += wrong
+    assert len(entries) == len({problem.path for problem in problems}) == 200
+    walk.close()

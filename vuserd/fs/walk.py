@@ -118,6 +118,8 @@ class TreeWalk(Kept):
     ) -> tuple[list[WalkEntry], list[WalkProblem]]:
         """Return up to ``limit`` entries, and the directories that could not be read on the way.
 
+        There may be fewer entries, or none, where so many directories could not be read.
+
         Raises:
             FileError: ENOTDIR and what the backend says, of the directory where the walk begins.
             CallError: CHANGED of that one.
@@ -142,7 +144,7 @@ class TreeWalk(Kept):
     ) -> tuple[list[WalkEntry], list[WalkProblem]]:
         if self._top.node is None and self._top.unfinished:
             await self._enter_top(files)
-        while self._waiting and len(self._entries) - self._given < limit:
+        while self._waiting and self._unsaid() < limit:
             batch = self._waiting[-_READERS:]
             del self._waiting[-_READERS:]
             await gather([functools.partial(self._read, files, directory) for directory in batch])
@@ -153,6 +155,10 @@ class TreeWalk(Kept):
             self._given = self._entries_size = 0
         problems, self._problems = self._problems, []
         return page, problems
+
+    def _unsaid(self) -> int:
+        """Return how much there is for the next page."""
+        return len(self._entries) - self._given + len(self._problems)
 
     def lapse(self) -> None:
         """Close all directories and let go of them; the next page enters them anew."""
