@@ -4,13 +4,14 @@ import logging
 import os
 import socket
 import struct
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from vuserd.config.model import Access
-from vuserd.rpc.access import Peer, RefusalLog, Rights
+from vuserd.config.model import Access, ExportConfig
+from vuserd.rpc.access import Peer, RefusalLog, Rights, VisibleExports
 
 SO_PEERGROUPS = 59
 
@@ -103,3 +104,21 @@ async def test_users_without_number_take_no_memory(autojump_clock: trio.testing.
     for uid in range(5000):
         log.note(peer(61_000 + uid), "export a")
     assert len(log._users) <= 1024
+
+
+async def test_a_look_is_at_what_the_client_sees() -> None:
+    """The file system of another export may answer late."""
+    looked: list[str] = []
+
+    class Watched:
+        def __init__(self, name: str, user: int) -> None:
+            self.config = ExportConfig(name, access=Access(users=frozenset({user})))
+
+        async def look(self) -> None:
+            looked.append(self.config.name)
+
+    exports: Any = {"own": Watched("own", 61_001), "others": Watched("others", 61_002)}
+    await VisibleExports(exports).look(Rights(peer(61_001)))
+    assert looked == ["own"]
+    await VisibleExports(exports).look(Rights(peer(61_003)))
+    assert looked == ["own"]

@@ -156,6 +156,9 @@ class VisibleExports:
             if rights.sees(export.config.name, export.config.access):
                 yield export
 
-    async def look(self) -> None:
-        """Look where all paths lead to: a directory may be gone, and no call have found out."""
-        await gather([export.look for export in self._exports.values()])
+    async def look(self, rights: Rights) -> None:
+        """Look where the paths of those lead: a directory may be gone, and no call have found out.
+
+        The client neither waits for the file systems of other exports nor sets off looks at them.
+        """
+        await gather([export.look for export in self.of(rights)])

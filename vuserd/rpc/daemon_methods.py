@@ -68,7 +68,7 @@ class DaemonMethods:
     @method({}, {}, "array of map")
     async def exports(self, caller: Caller) -> list[dict[str, Any]]:
         """Return the exports that this client sees, and their state."""
-        await self._exports.look()
+        await self._exports.look(caller.rights)
         async with caller.one_at_a_time():
             return [export.describe() for export in self._exports.of(caller.rights)]
 
@@ -80,7 +80,7 @@ class DaemonMethods:
     @method({}, {}, "map", weight=lambda _, __: _STATUS_BYTES)
     async def status(self, caller: Caller) -> dict[str, Any]:
         """Return the daemon's state, as far as this client may see it."""
-        await self._exports.look()  # one look serves all calls that wait for it
+        await self._exports.look(caller.rights)  # one look serves all calls that wait for it
         async with caller.one_at_a_time():
             return self._manager.status(caller.rights)
 
