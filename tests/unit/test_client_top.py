@@ -68,7 +68,15 @@ class TestRates:
         assert [row["pid"] for row in rates.added_to(later, 2.0)["clients"]] == [2, 1, 3, 4]
 
     @pytest.mark.parametrize(
-        "found", [{}, {"clients": 5, "exports": "x"}, {"requests": "many"}, {"clients": [5, {}]}]
+        "found",
+        [
+            {},
+            {"clients": 5, "exports": "x"},
+            {"requests": "many"},
+            {"clients": [5, {}]},
+            {"pid": [1]},
+            {"clients": [{"requests_per_s": "fast"}, {"requests_per_s": None}]},
+        ],
     )
     def test_whatever_is_missing(self, found: dict[str, Any]) -> None:
         rates = Rates()

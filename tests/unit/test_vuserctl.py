@@ -858,7 +858,14 @@ class TestOutput:
 
     @pytest.mark.parametrize(
         ("seconds", "text"),
-        [(0, "0 s"), (61, "1 min 1 s"), (90_000, "1 d 1 h"), (3600, "1 h 0 min"), (None, "-")],
+        [
+            (0, "0 s"),
+            (61, "1 min 1 s"),
+            (90_000, "1 d 1 h"),
+            (3600, "1 h 0 min"),
+            (None, "-"),
+            (float("inf"), "inf"),
+        ],
     )
     def test_durations(self, seconds: object, text: str) -> None:
         assert output.duration(seconds) == text

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import math
 import os
 import sys
 import time
@@ -208,7 +209,7 @@ def rounded_size(count: int) -> str:
 
 def duration(seconds: object) -> str:
     """Return a time span in its two largest units."""
-    if not isinstance(seconds, int | float):
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
         return cell(seconds)
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

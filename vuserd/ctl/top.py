@@ -60,7 +60,7 @@ class Rates:
             self._before[key] = row
             return {**row, **_rates(before.get(key), row, passed)}
 
-        with_rates = added(found, ("daemon", found.get("pid")))
+        with_rates = added(found, ("daemon", str(found.get("pid"))))
         for name, key_of in (("exports", _export), ("clients", _client)):
             rows = found.get(name)
             if isinstance(rows, list):
@@ -85,7 +85,10 @@ def _client(row: Mapping[str, Any]) -> Hashable:
 
 def _busyness(row: Mapping[str, Any]) -> tuple[float, int]:
     rate, requests = row.get("requests_per_s"), row.get("requests")
-    return rate or 0.0, requests if isinstance(requests, int) else 0
+    return (
+        rate if isinstance(rate, int | float) else 0.0,
+        requests if isinstance(requests, int) else 0,
+    )
 
 
 def _rates(
