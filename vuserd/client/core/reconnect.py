@@ -1,4 +1,7 @@
-"""How a client reaches the daemon: where, for how long it tries, and whom it believes there."""
+"""How a client reaches the daemon: where, for how long it tries, and whom it believes there.
+
+Which calls are sent again, and when, is decided in :mod:`vuserd.client.core.conversation`.
+"""
 
 import errno
 import os
