@@ -338,6 +338,42 @@ def test_no_escapes_on_a_terminal(ground: Path, words: list[str]) -> None:
 
 
 @threat(
+    "names beyond a pattern",
+    who=Who.FALSE_DAEMON,
+    against="files of a user's",
+    does="lists names with slashes where a pattern is matched, of which the last part is another's",
+    promise="what is no name in one directory is matched by no pattern, and not fetched",
+)
+def test_a_pattern_matches_names_alone(ground: Path) -> None:
+    attributes = dict.fromkeys(STAT_NUMBERS, 1) | {"type": "file", "mode": 0o100644, "size": 3}
+    names = ["a/../.profile", "/a/.bashrc", "fine"]
+    results: dict[str, Any] = {
+        "readdir": {"entries": [attributes | {"name": each} for each in names], "next": None},
+        "open": attributes | {"file": 1, "settled": True, "by_attributes": True},
+        "read": b"bad",
+        "close": None,
+    }
+    is_looked_for: list[str] = []
+
+    def answer(connection: socket.socket, number: int, method: str) -> None:
+        if method == "stat" and not is_looked_for:  # the pattern itself
+            is_looked_for.append(method)
+            missing = {"code": "ENOENT", "message": "no such file"}
+            connection.sendall(msgpack.packb([1, number, missing, None]))
+        else:
+            reply(connection, number, results.get(method, attributes))
+
+    home = ground / "home"
+    home.mkdir()
+    with false_daemon(ground, answer) as path:
+        subprocess.run(
+            [sys.executable, "-m", "vuserd.ctl.main", "--socket", path, "get", "x:*", home],
+            timeout=PATIENCE, check=True,
+        )  # fmt: skip
+    assert os.listdir(home) == ["fine"]
+
+
+@threat(
     "completion without end",
     who=Who.FALSE_DAEMON,
     against="a user's shell",

@@ -25,6 +25,11 @@ def sorted_entries(client: Client, target: Target, *, attrs: bool = False) -> li
     return sorted(entries, key=lambda entry: os.fsencode(entry.name))
 
 
+def is_name(name: str) -> bool:
+    """Return whether a listing may have this name: any other leads out of the directory."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
 def link_targets(client: Client, target: Target, entries: Iterable[Entry]) -> dict[str, str]:
     """Return the targets of the symlinks among a directory's entries, by name."""
     asked = (

@@ -11,7 +11,7 @@ from typing import Final
 
 from vuserd.client.errors import ClientError, RemoteError
 from vuserd.client.sync_client import Client
-from vuserd.ctl.listing import sorted_entries
+from vuserd.ctl.listing import is_name, sorted_entries
 from vuserd.ctl.output import complain
 from vuserd.ctl.target import Target
 from vuserd.ctl.usage.suggestions import suggestion
@@ -114,7 +114,9 @@ def _matches(client: Client, directory: Target, pattern: str) -> list[Target]:
     return [
         directory.child(entry.name)
         for entry in entries
-        if (entry.name[:1] != "." or pattern[:1] == ".") and fnmatchcase(entry.name, translated)
+        if is_name(entry.name)  # "*" matches slashes, too
+        and (entry.name[:1] != "." or pattern[:1] == ".")
+        and fnmatchcase(entry.name, translated)
     ]
 
 

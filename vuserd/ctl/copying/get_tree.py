@@ -33,6 +33,7 @@ from vuserd.ctl.copying.get import fetch_new, get, local_path
 from vuserd.ctl.copying.how import SKIPPED, How
 from vuserd.ctl.copying.own_copies import OwnCopies
 from vuserd.ctl.copying.progress import Shown, progress_of_files
+from vuserd.ctl.listing import is_name
 from vuserd.ctl.output import complain, local_fault
 from vuserd.ctl.target import Target
 
@@ -226,7 +227,7 @@ class _TreeFetch:
 
     def _add(self, directory: _Directory, entry: Entry) -> None:
         name = entry.name
-        if name in ("", ".", "..") or "/" in name or "\0" in name:
+        if not is_name(name):
             self._fail(f"{directory.target}: the daemon sent {name!r}, which is no name of a file")
             return
         if name in directory.listed:
