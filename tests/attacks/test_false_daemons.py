@@ -280,13 +280,16 @@ _BYTES = "".join(map(chr, [*range(1, 32), 127, *range(128, 160)]))
 _ESCAPES = f"\x1b]0;title\x07\x1b[2J{_BYTES}\u202e"
 
 
-@threat(
+_of_escapes = threat(
     "escapes on a terminal",
     who=Who.FILE_OWNER,
     against="a user's terminal",
     does="gives files names with control characters, or a daemon sends some in all it says",
     promise="vuserctl writes none of them to a terminal, nor to standard error",
 )
+
+
+@_of_escapes
 @pytest.mark.parametrize(
     "words",
     [["ls", "x:"], ["ls", "-l", "x:"], ["tree", "x:"], ["stat", "x:f"], ["exports"], ["metrics"],
@@ -316,14 +319,44 @@ def test_no_escapes_on_a_terminal(ground: Path, words: list[str]) -> None:
             error = {"code": _ESCAPES, "message": _ESCAPES}
             connection.sendall(msgpack.packb([1, number, error, None]))
 
+    with false_daemon(ground, answer) as path:
+        _expect_escaped(path, words)
+
+
+@_of_escapes
+@pytest.mark.parametrize("words", [["stat", "x:f"], ["sha256sum", "x:f*"]], ids=" ".join)
+def test_no_escapes_of_odd_fields_on_a_terminal(ground: Path, words: list[str]) -> None:
+    """A type that there is not, and a name with a line feed, for which sha256sum has a form."""
+    attributes: dict[str, Any] = dict.fromkeys(STAT_NUMBERS, 1) | {"type": _ESCAPES}
+    results: dict[str, Any] = {
+        "readdir": {"entries": [attributes | {"name": f"f\n{_ESCAPES}"}], "next": None},
+        "open": attributes | {"file": 1, "settled": True, "by_attributes": True, "size": 3},
+        "read": b"abc",
+        "close": None,
+    }
+    asked: list[str] = []
+
+    def answer(connection: socket.socket, number: int, method: str) -> None:
+        asked.append(method)
+        if words[0] != "stat" and asked == ["stat"]:  # no file is named as the pattern
+            error = {"code": "ENOENT", "message": "no such file"}
+            connection.sendall(msgpack.packb([1, number, error, None]))
+        else:
+            reply(connection, number, results.get(method, attributes | {"size": 3}))
+
+    with false_daemon(ground, answer) as path:
+        _expect_escaped(path, words)
+
+
+def _expect_escaped(path: str, words: list[str]) -> None:
+    """Run vuserctl on a terminal, and look at what it writes there."""
     master, terminal = os.openpty()
     environment = {key: os.environ[key] for key in os.environ if key != "LS_COLORS"}
-    with false_daemon(ground, answer) as path:
-        subprocess.run(
-            [sys.executable, "-m", "vuserd.ctl.main", "--socket", path, *words],
-            env=environment | {"TERM": "xterm"},
-            stdout=terminal, stderr=terminal, timeout=PATIENCE, check=False,
-        )  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-m", "vuserd.ctl.main", "--socket", path, *words],
+        env=environment | {"TERM": "xterm"},
+        stdout=terminal, stderr=terminal, timeout=PATIENCE, check=False,
+    )  # fmt: skip
     os.close(terminal)
     written = b""
     with contextlib.suppress(OSError):

@@ -49,7 +49,8 @@ def sha256sum(client: Client, targets: list[Target], *, as_json: bool) -> int:
             sums.append({"path": name, "sha256": found})
             return
         escaped = re.sub(r"[\\\n\r]", lambda match: _ESCAPES[match[0]], name)
-        emit(f"{found}  {shown(name)}" if escaped == name else f"\\{found}  {escaped}")
+        is_plain = escaped == name or shown(name) != name  # a terminal is shown more escapes
+        emit(f"{found}  {shown(name)}" if is_plain else f"\\{found}  {escaped}")
 
     code = for_each(client, targets, show)
     if as_json:

@@ -35,7 +35,7 @@ def _print(target: Target, found: Stat, link: str | None) -> None:
     permissions = f"{modes.filemode(found.mode & 0o177777)} ({found.mode & 0o7777:04o})"
     sized = "device" if found.type in ("char", "block") else "size"
     emit(f"    file  {shown(str(target))}" + ("" if link is None else f" -> {shown(link)}"))
-    emit(f"    type  {kind}")
+    emit(f"    type  {shown(kind)}")
     emit(f"{sized:>8}  {size_or_device(found)}")
     emit(f"  blocks  {found.blocks} of 512 bytes, {found.blksize} at a time")
     emit(f"   inode  {found.ino}, {found.nlink} {'link' if found.nlink == 1 else 'links'}")
