@@ -44,6 +44,7 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts, ot
 _START: Final = """
 import locale, os, sys
 from vuserd.ctl import main
+from vuserd.client.files import wholefile
 from vuserd.ctl.copying import get, get_tree
 main.parser().format_help()
 if {user}:
