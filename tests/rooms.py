@@ -29,7 +29,7 @@ Graph = Mapping[str, frozenset[str]]
 
 def rooms() -> Graph:
     """Return, for each room, the rooms that it imports, for types alone included."""
-    modules = grimp.build_graph(*_FLOORS, exclude_type_checking_imports=False)
+    modules = grimp.build_graph(*_FLOORS, exclude_type_checking_imports=False, cache_dir=None)
     found: dict[str, set[str]] = {}
     for module in modules.modules:
         uses = found.setdefault(_room(module), set())
