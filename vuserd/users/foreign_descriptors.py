@@ -67,11 +67,6 @@ class ForeignDescriptors:
         self._lock = threading.Lock()
 
     @property
-    def is_full(self) -> bool:
-        """Whether the limit is reached, so that no more may be received."""
-        return self.held >= self._most
-
-    @property
     def is_stuck(self) -> bool:
         """Whether twice the limit is reached: connections pile up that cannot be closed."""
         return self.held >= 2 * self._most
