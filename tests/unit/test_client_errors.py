@@ -11,7 +11,7 @@ import pytest
 from tests.fake.rpc_server import FakeDaemon, Node
 from tests.unit.faces import Connect, Taker
 from vuserd.client import Client
-from vuserd.client.errors import BadReply, ClientError, RemoteError
+from vuserd.client.errors import BadReply, ClientError, ConnectionLost, RemoteError
 from vuserd.client.files import transfer
 from vuserd.ctl import main
 from vuserd.errors import ErrorCode
@@ -41,12 +41,13 @@ class TestRemoteError:
         ],
     )
     def test_of_an_errno(self, code: str, kind: type[OSError]) -> None:
-        error = RemoteError(code, "told so", {"errno": 999}, "kernels:boot")
+        error = RemoteError(code, "told so", {"errno": 999}, "kernels:boot", "stat")
         assert isinstance(error, kind)
         assert error.errno == getattr(errno, code)  # of this machine
         assert (error.strerror, error.filename) == ("told so", "kernels:boot")
         assert (error.code, error.message, error.fields) == (code, "told so", {"errno": 999})
-        assert str(error) == f"told so ({code})"
+        assert str(error) == f"kernels:boot: stat: told so ({code})"
+        assert (error.asked, error.words) == ("stat", f"told so ({code})")
         assert repr(error) == f"RemoteError({code!r}, 'told so', {{'errno': 999}})"
 
     @pytest.mark.parametrize(
@@ -60,12 +61,12 @@ class TestRemoteError:
 
     @pytest.mark.parametrize("code", ["ENOENT", "EIO", "CHANGED"])
     def test_copies(self, code: str) -> None:
-        error = RemoteError(code, "told so", {"limit": 7}, "kernels:boot")
+        error = RemoteError(code, "told so", {"limit": 7}, "kernels:boot", "stat")
         for same in (copy.copy(error), copy.deepcopy(error), pickle.loads(pickle.dumps(error))):
             assert type(same) is type(error)
             assert (same.code, same.message, same.fields) == (code, "told so", {"limit": 7})
             assert (str(same), repr(same)) == (str(error), repr(error))
-            assert (same.args, same.filename) == (error.args, "kernels:boot")
+            assert (same.args, same.filename, same.asked) == (error.args, "kernels:boot", "stat")
 
     @pytest.mark.parametrize("told", [None, 5, "text", [], {}, {"code": None}, {"message": b"x"}])
     def test_whatever_the_wire_has(self, told: object) -> None:
@@ -86,6 +87,8 @@ class TestOfCalls:
             with pytest.raises(FileNotFoundError) as missing:
                 client.stat("kernels", b"boot/\xff")
             assert missing.value.filename == "kernels:boot/\udcff"
+            words = "no such file or directory (ENOENT)"
+            assert str(missing.value) == f"kernels:boot/\\udcff: stat: {words}"
             with pytest.raises(NotADirectoryError) as file:
                 list(client.iterdir("kernels", Path("image")))
             assert file.value.filename == "kernels:image"
@@ -102,10 +105,29 @@ class TestOfCalls:
             with pytest.raises(OSError, match="EIO") as about_none:
                 client.statfs("kernels")
             assert about_none.value.filename is None
+            assert str(about_none.value) == "statfs: no (EIO)"
             with pytest.raises(RemoteError) as unknown:
                 client.stat("others", "image")
             assert not isinstance(unknown.value, OSError)
             assert unknown.value.filename == "others:image"
+
+    def test_a_lost_connection_names_what_was_asked(
+        self, connect: Connect, fake_daemon: FakeDaemon
+    ) -> None:
+        fake_daemon.cut_after = 1
+        with (
+            connect(fake_daemon.address, reconnect=0) as client,
+            pytest.raises(ConnectionLost, match=r"^kernels:/image: read: the daemon") as lost,
+        ):
+            client.read("kernels", "/image", 0, 10)
+        assert (lost.value.filename, lost.value.asked) == ("kernels:/image", "read")
+
+    def test_an_answer_that_is_none(self, connect: Connect, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.results["stat"] = {}
+        with connect(fake_daemon.address) as client:
+            for name in ("image", "boot"):
+                with pytest.raises(BadReply, match=f"^kernels:{name}: stat: an incomplete"):
+                    client.stat("kernels", name)
 
     @pytest.mark.parametrize("code", ["EPIPE", "ECONNRESET", "EAGAIN", "EINTR", "ETIMEDOUT"])
     def test_none_is_taken_for_the_connections(

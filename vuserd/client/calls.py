@@ -86,6 +86,11 @@ class Call(NamedTuple, Generic[T]):
         return f"{to_name(export)}:{to_name(path)}"
 
 
+def filename_of(export: str, path: RemotePath) -> str:
+    """Return the name of a file in errors: ``EXPORT:PATH``."""
+    return f"{export}:{os.fsdecode(path)}"
+
+
 def within(seconds: float, call: Call[T]) -> Call[T]:
     """Return a call that asks a backend so many seconds, over which it has TIMEOUT.
 

@@ -18,12 +18,30 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Self, cast
 
-from vuserd.errors import ErrorCode, VuserdError, in_a_sentence
+from vuserd.errors import ErrorCode, VuserdError, in_a_sentence, printable
 from vuserd.wire.address import RIG_SOCKET
 
 
 class ClientError(VuserdError):
-    """The base of all that a client's call raises on account of the daemon."""
+    """The base of all that a client's call raises on account of the daemon.
+
+    Its text is ``EXPORT:PATH: METHOD: WORDS``, of which there is what is known: ``filename`` is the
+    file that was asked about, ``asked`` the daemon's method, and ``words`` says what is wrong.
+    """
+
+    #: The file that was asked about, as ``EXPORT:PATH``; None where it was about none.
+    filename: str | None = None
+    #: The daemon's method that was called; None where it was none of them.
+    asked: str | None = None
+
+    @property
+    def words(self) -> str:
+        """What is wrong, without the file and what was asked."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        parts = (printable(self.filename or ""), self.asked, self.words)
+        return ": ".join(filter(None, parts))
 
 
 class RemoteError(ClientError):
@@ -37,12 +55,15 @@ class RemoteError(ClientError):
     the message, and ``filename`` the file that was asked about, as ``EXPORT:PATH``.
     """
 
+    filename: str | None  # that of an OSError, which sets it with the others
+
     def __new__(
         cls,
         code: str,
         message: str,
         fields: Mapping[str, Any] | None = None,  # noqa: ARG004 - is for __init__
         filename: str | None = None,
+        asked: str | None = None,  # noqa: ARG004 - likewise
     ) -> Self:
         """Make one of the class that the code calls for."""
         number = _number_of(code)
@@ -59,31 +80,36 @@ class RemoteError(ClientError):
         message: str,
         fields: Mapping[str, Any] | None = None,
         filename: str | None = None,
+        asked: str | None = None,
     ) -> None:
         super().__init__(code, message)
         self.code = code
         self.message = message
         self.fields = dict(fields or {})
-        #: The file that was asked about, as ``EXPORT:PATH``; None where it was about none.
         self.filename = filename
+        self.asked = asked
 
-    def __str__(self) -> str:
+    @property
+    def words(self) -> str:
+        """The message and the code."""
         return f"{self.message} ({self.code})"
 
     def __repr__(self) -> str:
         return f"RemoteError({self.code!r}, {self.message!r}, {self.fields!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteError, (self.code, self.message, self.fields, self.filename)
+        return RemoteError, (self.code, self.message, self.fields, self.filename, self.asked)
 
     @classmethod
-    def from_wire(cls, error: object, filename: str | None = None) -> "RemoteError":
+    def from_wire(
+        cls, error: object, filename: str | None = None, asked: str | None = None
+    ) -> "RemoteError":
         """Make it of a response's error, whatever that is."""
         if not isinstance(error, dict):
-            return cls(ErrorCode.INTERNAL, _text(error), None, filename)
+            return cls(ErrorCode.INTERNAL, _text(error), None, filename, asked)
         fields = {_text(key): value for key, value in error.items()}
         code = _text(fields.pop("code", ErrorCode.INTERNAL))
-        return cls(code, _text(fields.pop("message", "no message")), fields, filename)
+        return cls(code, _text(fields.pop("message", "no message")), fields, filename, asked)
 
 
 def _text(value: object) -> str:

@@ -32,7 +32,7 @@ def execute(options: Namespace | None, arguments: list[str]) -> int:
         hint = ""
         if isinstance(error, ConnectionLost) and options is not None and options.timeout:
             hint = f"; see {where_to_look(options.socket)}"
-        code = complain(f"{error}{hint}")
+        code = complain(f"{error.words}{hint}")
     except BrokenPipeError:
         raise
     except OSError as error:

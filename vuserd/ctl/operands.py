@@ -51,7 +51,7 @@ def report(
         with suppress(ClientError):
             hint = suggestion(export, [found.name for found in client.exports()])
     file = error.filename if target is None else target
-    return complain(f"{error}{hint}" if file is None else f"{file}: {error}{hint}")
+    return complain(f"{error.words}{hint}" if file is None else f"{file}: {error.words}{hint}")
 
 
 def expand(client: Client, target: Target) -> Iterable[Target]:

@@ -362,7 +362,7 @@ class ClientCore:
         elif message.error is not None:
             call = ticket.call
             assert call is not None
-            ticket.fail(RemoteError.from_wire(message.error, call.filename))
+            ticket.fail(RemoteError.from_wire(message.error, call.filename, call.method))
         elif ticket.msgid in self._descriptors_due:
             self._settle_with_descriptor(ticket, message.result, begin)
         elif (buffer := ticket.buffer) is not None:

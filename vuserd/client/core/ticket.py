@@ -4,7 +4,7 @@ from collections.abc import Hashable
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from vuserd.client.calls import Call
-from vuserd.client.errors import BadReply, ConnectionLost, NotTaken
+from vuserd.client.errors import BadReply, ClientError, ConnectionLost, NotTaken
 
 T = TypeVar("T")
 
@@ -108,7 +108,10 @@ class Ticket(Generic[T]):
             self._settle(value, None)
 
     def fail(self, error: Exception) -> None:
-        """Settle it with an error."""
+        """Settle it with an error, which names the call where it does not yet."""
+        call = self._call or self._refused
+        if call is not None and isinstance(error, ClientError) and error.asked is None:
+            error.filename, error.asked = call.filename, call.method
         self._refused = self._call if isinstance(error, NotTaken) else None
         self._settle(None, error)
 

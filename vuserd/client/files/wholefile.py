@@ -105,7 +105,8 @@ def _take(
         except FileChanged:
             if attempt.there and not sink.is_file:
                 break
-    raise RemoteError(ErrorCode.CHANGED, "the file changed while it was read")
+    name = calls.filename_of(export, path)
+    raise RemoteError(ErrorCode.CHANGED, "the file changed while it was read", None, name, "read")
 
 
 class _Attempt:

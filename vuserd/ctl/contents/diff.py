@@ -81,7 +81,7 @@ class _Comparison:
         try:
             compare(pair, *more)
         except RemoteError as error:
-            self.trouble = bool(complain(f"{pair.target}: {error}"))
+            self.trouble = bool(complain(f"{pair.target}: {error.words}"))
         except OSError as error:
             fault = OSError(error.errno, error.strerror, pair.local)
             self.trouble = bool(complain(local_fault(fault)))

@@ -149,9 +149,9 @@ class _Followed:
                 self._write_new()
             self._fault = ""
         except (RemoteError, NotTaken) as error:
-            if str(error) != self._fault:
-                complain(f"{self._target}: {error}; looking again")
-            self._fault = str(error)
+            if error.words != self._fault:
+                complain(f"{self._target}: {error.words}; looking again")
+            self._fault = error.words
 
     def _write_new(self) -> None:
         with opened(self._client, self._target) as file:

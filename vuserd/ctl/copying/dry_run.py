@@ -19,7 +19,7 @@ def dry_run(client: Client, root: Target, local: str, how: How) -> int:
         elif turn is Turn.ENTER:
             names.append(entry.name)
         elif error is not None:
-            code = complain(f"{target}: {error}")
+            code = complain(f"{target}: {error.words}")
         elif entry.type in SKIPPED:
             complain(f"{target}: skipped, a {entry.type}")
         else:

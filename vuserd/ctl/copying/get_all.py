@@ -43,7 +43,7 @@ def _get_one(client: Client, target: Target, destination: str | None, how: How) 
     except RemoteError as error:
         return report(client, target, error)
     except ConnectionLost as error:
-        raise type(error)(f"{target}: {error}") from error
+        raise type(error)(f"{target}: {error.words}") from error
     except BrokenPipeError:
         raise
     except OSError as error:

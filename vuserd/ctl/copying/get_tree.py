@@ -195,7 +195,7 @@ class _TreeFetch:
         try:
             yield
         except RemoteError as error:
-            self._fail(f"{target}: {error}")
+            self._fail(f"{target}: {error.words}")
         except (OverflowError, ValueError) as error:  # attributes that no local file can have
             self._fail(f"{target}: {error}")
         except OSError as error:

@@ -58,7 +58,7 @@ class _Usage:
         steps = walk(self._client, root, attrs=True) if stat.type == "dir" else ()
         for turn, target, entry, _, _, error in steps:
             if error is not None:
-                self.code = complain(f"{target}: {error}")
+                self.code = complain(f"{target}: {error.words}")
             if turn is Turn.LEAVE:
                 mounts.pop()
                 size = sizes.pop()

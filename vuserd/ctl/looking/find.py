@@ -122,7 +122,7 @@ def find(
             if turn is not Turn.LEAVE:
                 look_at(target, entry)
             if error is not None:
-                codes.append(complain(f"{target}: {error}"))
+                codes.append(complain(f"{target}: {error.words}"))
 
     codes.append(for_each(client, targets, begin))
     if as_json:

@@ -23,7 +23,7 @@ def draw(client: Client, root: Target, *, depth: int | None = None) -> int:
         line = with_target(step.entry.name, step.link)
         if step.error is not None:
             failures += 1
-            line += f" [{printable(str(step.error))}]"
+            line += f" [{printable(step.error.words)}]"
         emit("".join(indent) + (corner if step.last else tee) + line)
         if step.entry.type == "dir":
             directories += 1
