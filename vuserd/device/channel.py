@@ -32,6 +32,7 @@ from vuserd.errors import (
     BackendTimeout,
     FileError,
     LossCause,
+    VuserdError,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -120,8 +121,7 @@ class FuseChannel:
             BackendError: the backend is lost.
 
         """
-        if request.reply_size is None or request.reply_size + _HEADER > REPLY_ROOM:
-            raise ValueError(f"{request.opcode.name} has no fixed reply")
+        self._require_room(request, None)
         body = (await self._settled(self._begin(request, None, undo))).unwrap()
         assert isinstance(body, bytes)
         return self.decoded(decode, body)
@@ -130,7 +130,7 @@ class FuseChannel:
         self, requests: Sequence[fuse.Request], undo: Undo | None = None
     ) -> list[Result]:
         """Send requests of fixed replies all at once; return what became of each, undecoded."""
-        return await self._all_settled([(request, None) for request in requests], undo)
+        return await self._all_settled([(request, None, undo) for request in requests])
 
     async def call_all_into(self, requests: Sequence[tuple[fuse.Request, Target]]) -> list[int]:
         """Send requests whose replies go into targets all at once; return their lengths in bytes.
@@ -139,7 +139,7 @@ class FuseChannel:
             As :meth:`call`, for the first that failed; the others have ended then.
 
         """
-        settled = await self._all_settled(requests, None)
+        settled = await self._all_settled([(*request, None) for request in requests])
         settled.reverse()
         lengths: list[int] = []
         while settled:
@@ -149,12 +149,37 @@ class FuseChannel:
             lengths.append(length)
         return lengths
 
+    async def ask_all(
+        self, asked: Sequence[tuple[fuse.Request, Target | None, Undo | None]]
+    ) -> list[Result]:
+        """Send requests all at once; return what became of each, undecoded.
+
+        What may not be sent has an error as its result.
+        """
+        entries: list[InFlight | Result] = []
+        try:
+            for request, target, undo in asked:
+                self._require_room(request, target)
+                try:
+                    entries.append(self._begin(request, target, undo))
+                except VuserdError as error:
+                    entries.append(outcome.Error(error))
+            return [
+                await self._settled(entry) if isinstance(entry, InFlight) else entry
+                for entry in entries
+            ]
+        except BaseException:
+            for entry in entries:
+                if isinstance(entry, InFlight):
+                    self._give_up(entry)
+            raise
+
     async def _all_settled(
-        self, requests: Sequence[tuple[fuse.Request, Target | None]], undo: Undo | None
+        self, requests: Sequence[tuple[fuse.Request, Target | None, Undo | None]]
     ) -> list[Result]:
         entries: list[InFlight] = []
         try:
-            for request, target in requests:
+            for request, target, undo in requests:
                 entries.append(self._begin(request, target, undo))
             return [await self._settled(entry) for entry in entries]
         except BaseException:
@@ -173,11 +198,18 @@ class FuseChannel:
             As :meth:`call`.
 
         """
-        if request.reply_size is None or not 1 <= request.reply_size <= PAYLOAD_SIZE:
-            raise ValueError(f"{request.opcode.name} of {request.reply_size} bytes")
+        self._require_room(request, target)
         length = (await self._settled(self._begin(request, target, undo))).unwrap()
         assert isinstance(length, int)
         return length
+
+    @staticmethod
+    def _require_room(request: fuse.Request, target: Target | None) -> None:
+        size = request.reply_size
+        if target is None and (size is None or size + _HEADER > REPLY_ROOM):
+            raise ValueError(f"{request.opcode.name} has no fixed reply")
+        if target is not None and (size is None or not 1 <= size <= PAYLOAD_SIZE):
+            raise ValueError(f"{request.opcode.name} of {size} bytes")
 
     def decoded(self, decode: Callable[[bytes], Reply], body: bytes) -> Reply:
         """Decode what the backend wrote; what no backend may write ends the session.
@@ -334,9 +366,7 @@ class FuseChannel:
         if entry.unique in self._awaited:
             self._orphan(entry)
         elif isinstance(entry.result, outcome.Value) and entry.undo is not None:
-            late = entry.result.unwrap()
-            assert isinstance(late, bytes)
-            self.decoded(entry.undo, late)
+            self.decoded(entry.undo, _brought(entry, entry.result.unwrap()))
 
     def _timed_out(self, request: fuse.Request) -> BackendTimeout:
         return BackendTimeout(
@@ -460,11 +490,7 @@ class FuseChannel:
         if entry.unique in self._awaited:
             self._settle(entry, result)
         elif not error and entry.undo is not None:
-            # The reply's bytes are still where the device wrote them: the buffer is in quarantine.
-            buffer = entry.target
-            late = buffer.view[:length] if isinstance(buffer, Buffer) else result.unwrap()
-            assert not isinstance(late, int)
-            entry.undo(bytes(late))
+            entry.undo(_brought(entry, result.unwrap()))
         if entry.target is not None:
             entry.target.reclaim()
         self._bulk_is_done(entry)
@@ -509,3 +535,15 @@ class FuseChannel:
         except MalformedError as error:
             if self._failure is None:  # of a lost one nothing is outstanding, whatever it returns
                 self.broken(error)
+
+
+def _brought(entry: InFlight, found: bytes | int) -> bytes:
+    """Return the body of a reply that nobody waits for, which may be in its target.
+
+    Its bytes are still where the device wrote them: the target is in quarantine, or still the
+    caller's.
+    """
+    if isinstance(found, bytes):
+        return found
+    assert isinstance(entry.target, Buffer)
+    return bytes(entry.target.view[:found])

@@ -1,0 +1,307 @@
+"""Jobs as generators: all at once, few begun at once, and none left behind."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import outcome
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from protocol import fuse
+from protocol.fuse import FileHandle, NodeId, Opcode
+from tests.fake.backend import Answer, FakeBackend, FuseRequest
+from vuserd.device.jobs import Ask, Job, Jobs
+from vuserd.device.payloads import given_back
+from vuserd.device.session import Session
+from vuserd.errors import BackendDown, FileError
+
+ROOT = fuse.ROOT_ID
+IMAGE = bytes(range(256)) * 16
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend({b"Image": IMAGE})
+
+
+@pytest.fixture
+async def session(backend: FakeBackend) -> AsyncIterator[Session]:
+    async with backend.session() as session:
+        yield session
+
+
+def lookup(name: bytes) -> fuse.Request:
+    return fuse.lookup(ROOT, name)
+
+
+async def test_a_job_is_sent_the_results_of_what_it_asks_for(session: Session) -> None:
+    seen: list[object] = []
+
+    def job() -> Job:
+        found, missing = yield [Ask(lookup(b"Image")), Ask(lookup(b"nothing"))]
+        assert isinstance(missing, outcome.Error)
+        assert isinstance(missing.error, FileError)
+        seen.append(missing.error.code)
+        body = found.unwrap()
+        assert isinstance(body, bytes)
+        entry = fuse.decode_lookup(body)
+        assert entry is not None
+        assert list((yield [])) == []
+        [again] = yield [Ask(fuse.getattr(entry.node))]
+        body = again.unwrap()
+        assert isinstance(body, bytes)
+        seen.append(fuse.decode_attributes(body).size)
+
+    jobs = Jobs(session.channel)
+    await jobs.run()  # none at all
+    jobs.add(job())
+    await jobs.run()
+    assert seen == ["ENOENT", len(IMAGE)]
+    jobs.add(job())
+    await jobs.run()
+    assert len(seen) == 4
+
+
+async def test_a_reply_goes_into_its_target(session: Session, backend: FakeBackend) -> None:
+    read: list[bytes] = []
+    with given_back(await session.payloads.take(1)) as [buffer]:
+
+        def job() -> Job:
+            [found] = yield [Ask(lookup(b"Image"))]
+            body = found.unwrap()
+            assert isinstance(body, bytes)
+            entry = fuse.decode_lookup(body)
+            assert entry is not None
+            [opened] = yield [Ask(fuse.open(entry.node))]
+            body = opened.unwrap()
+            assert isinstance(body, bytes)
+            handle = fuse.decode_open(body)
+            request = fuse.read(entry.node, handle, 0, 1 << 20)
+            [length] = yield [Ask(request, buffer)]
+            count = length.unwrap()
+            assert isinstance(count, int)
+            read.append(bytes(buffer.view[:count]))
+            yield [Ask(fuse.release(entry.node, handle))]
+
+        jobs = Jobs(session.channel)
+        jobs.add(job())
+        await jobs.run()
+    assert read == [IMAGE]
+    assert not backend.open_handles
+
+
+async def test_what_a_job_asks_for_is_a_batch(session: Session, backend: FakeBackend) -> None:
+    def job() -> Job:
+        yield [Ask(fuse.statfs(ROOT))] * 100
+
+    jobs = Jobs(session.channel)
+    jobs.add(job())
+    before = backend.kicks[1]
+    await jobs.run()
+    assert len(backend.named(Opcode.STATFS)) == 100
+    assert backend.kicks[1] - before in (1, 2)
+
+
+async def test_few_jobs_are_begun_at_once(session: Session) -> None:
+    begun = most = ended = 0
+
+    def job() -> Job:
+        nonlocal begun, most, ended
+        begun += 1
+        most = max(most, begun)
+        for _ in range(3):
+            yield [Ask(fuse.getattr(ROOT))]
+        begun -= 1
+        ended += 1
+
+    jobs = Jobs(session.channel, depth=5)
+    for _ in range(40):
+        jobs.add(job())
+    await jobs.run()
+    assert (most, ended) == (5, 40)
+
+
+async def test_jobs_added_by_jobs_are_run_to_their_ends(session: Session) -> None:
+    ended: list[int] = []
+    jobs = Jobs(session.channel, depth=2)
+
+    def job(level: int) -> Job:
+        yield [Ask(fuse.getattr(ROOT))]
+        if level:
+            jobs.add(job(level - 1))
+            jobs.add(job(level - 1))
+        ended.append(level)
+
+    jobs.add(job(4))
+    await jobs.run()
+    assert sorted(ended) == sorted([0] * 16 + [1] * 8 + [2] * 4 + [3] * 2 + [4])
+
+
+async def test_jobs_added_from_outside_meanwhile_are_run_too(
+    session: Session, backend: FakeBackend
+) -> None:
+    held: list[FuseRequest] = []
+    backend.answer = held.append
+    ended = 0
+
+    def job() -> Job:
+        nonlocal ended
+        yield [Ask(fuse.statfs(ROOT))]
+        ended += 1
+
+    jobs = Jobs(session.channel)
+    jobs.add(job())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(jobs.run)
+        await wait_all_tasks_blocked()
+        jobs.add(job())
+        await wait_all_tasks_blocked()
+        assert len(held) == 2
+        for request in held:
+            backend.reply(request, Answer(bytes(80)))
+    assert ended == 2
+
+
+class Closing:
+    """A job that waits for a reply, and notes when it is closed."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+        self.undone: list[bytes] = []
+
+    def job(self, *requests: fuse.Request) -> Job:
+        try:
+            yield [Ask(request, undo=self.undone.append) for request in requests]
+            raise AssertionError("resumed, though it was closed")
+        finally:
+            self.closed += 1
+
+
+@pytest.fixture
+def withheld(backend: FakeBackend) -> Iterator[list[FuseRequest]]:
+    """Make the backend answer LOOKUP of ``Image`` only when the test does."""
+    held: list[FuseRequest] = []
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.body != b"Image\0":
+            return backend.serve_files(request)
+        held.append(request)
+        return None
+
+    backend.answer = answer
+    yield held
+    held.clear()
+
+
+def let_go(backend: FakeBackend, held: list[FuseRequest]) -> None:
+    for request in held:
+        answer = backend.serve_files(request)
+        assert answer is not None
+        backend.reply(request, answer)
+
+
+async def test_a_job_that_fails_ends_the_others(
+    session: Session, backend: FakeBackend, withheld: list[FuseRequest]
+) -> None:
+    closing = Closing()
+
+    def failing() -> Job:
+        yield [Ask(fuse.getattr(ROOT))]
+        raise KeyError("a job's own")
+
+    jobs = Jobs(session.channel, depth=3)
+    jobs.add(closing.job(lookup(b"Image")))
+    jobs.add(closing.job(lookup(b"Image"), lookup(b"nothing")))
+    jobs.add(failing())
+    never = closing.job(lookup(b"Image"))
+    jobs.add(never)
+    with pytest.raises(KeyError, match="a job's own"):
+        await jobs.run()
+    assert closing.closed == 2
+    assert next(never, None) is None  # closed before it was begun
+    await wait_all_tasks_blocked()
+    assert len(backend.named(Opcode.INTERRUPT)) == len(withheld) == 2
+    let_go(backend, withheld)
+    await wait_all_tasks_blocked()
+    assert [fuse.decode_lookup(body) is not None for body in closing.undone] == [True, True]
+    assert session.channel.in_flight == 0
+
+
+async def test_cancelled_jobs_leave_orphans_whose_effects_are_undone(
+    session: Session, backend: FakeBackend, withheld: list[FuseRequest]
+) -> None:
+    """What came already is undone at once, what comes later then."""
+    backend.files[b"other"] = backend.files[b"Image"]
+    closing = Closing()
+    jobs = Jobs(session.channel)
+    jobs.add(closing.job(lookup(b"other"), lookup(b"Image")))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(jobs.run)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert closing.closed == 1
+    assert len(closing.undone) == 1
+    let_go(backend, withheld)
+    await wait_all_tasks_blocked()
+    assert len(closing.undone) == 2
+    assert session.channel.in_flight == 0
+
+
+async def test_a_target_given_up_is_undone_from_its_bytes(
+    session: Session, backend: FakeBackend
+) -> None:
+    """The buffer is given back before the reply comes: it stays the device's until then."""
+    held: list[FuseRequest] = []
+    backend.answer = held.append
+    undone: list[bytes] = []
+
+    async def ask() -> None:
+        with given_back(await session.payloads.take(1)) as [buffer]:
+
+            def job() -> Job:
+                request = fuse.read(NodeId(2), FileHandle(1), 0, 4096)
+                yield [Ask(request, buffer, undone.append)]
+
+            jobs = Jobs(session.channel)
+            jobs.add(job())
+            await jobs.run()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert session.payloads.taken == 1
+    backend.reply(held[0], Answer(b"kernel"))
+    await wait_all_tasks_blocked()
+    assert undone == [b"kernel"]
+    assert session.payloads.taken == 0
+
+
+async def test_a_lost_backend_is_each_results_error(session: Session, backend: FakeBackend) -> None:
+    backend.answer = lambda _: None
+    errors: list[Exception] = []
+
+    def job() -> Job:
+        for _ in range(2):  # one that waits, one that is never sent
+            [lost] = yield [Ask(fuse.statfs(ROOT))]
+            assert isinstance(lost, outcome.Error)
+            assert isinstance(lost.error, BackendDown)
+            errors.append(lost.error)
+
+    jobs = Jobs(session.channel)
+    jobs.add(job())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(jobs.run)
+        await wait_all_tasks_blocked()
+        backend.die()
+    assert len(errors) == 2
+
+
+async def test_what_no_ring_can_carry_is_a_mistake_of_the_job(session: Session) -> None:
+    def job() -> Job:
+        yield [Ask(fuse.batch_forget([]))]
+
+    jobs = Jobs(session.channel)
+    jobs.add(job())
+    with pytest.raises(ValueError, match="FORGET has no fixed reply"):
+        await jobs.run()
