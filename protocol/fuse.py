@@ -226,7 +226,8 @@ def decode_init(body: bytes) -> InitReply:
 _ATTRIBUTES = struct.Struct("=QQQqqqIIIIIIIIII")
 _ENTRY_HEAD = struct.Struct("=QQQQII")
 _ATTR_HEAD = struct.Struct("=QII")
-ENTRY_SIZE: Final = _ENTRY_HEAD.size + _ATTRIBUTES.size
+ATTRIBUTES_SIZE: Final = _ATTRIBUTES.size
+ENTRY_SIZE: Final = _ENTRY_HEAD.size + ATTRIBUTES_SIZE
 
 
 class Attributes(NamedTuple):
@@ -265,8 +266,9 @@ class Entry(NamedTuple):
     attributes: Attributes
 
 
-def _attributes(body: bytes, offset: int) -> Attributes:
-    return Attributes._make(_ATTRIBUTES.unpack_from(body, offset))
+def decode_attributes_at(buffer: bytes, offset: int) -> Attributes:
+    """Decode ``struct fuse_attr`` at ``offset``, where there are as many bytes."""
+    return Attributes._make(_ATTRIBUTES.unpack_from(buffer, offset))
 
 
 def decode_entry_at(buffer: bytes, offset: int) -> Entry | None:
@@ -281,7 +283,7 @@ def decode_entry_at(buffer: bytes, offset: int) -> Entry | None:
     node = _ENTRY_HEAD.unpack_from(buffer, offset)[0]
     if node == 0:
         return None
-    return Entry(NodeId(node), _attributes(buffer, offset + _ENTRY_HEAD.size))
+    return Entry(NodeId(node), decode_attributes_at(buffer, offset + _ENTRY_HEAD.size))
 
 
 def _name(name: bytes) -> bytes:
@@ -338,14 +340,14 @@ def getattr(node: NodeId, handle: FileHandle | None = None) -> Request:  # noqa:
     """GETATTR: the attributes of a node, or of the open file behind ``handle``."""
     flags, number = (0, 0) if handle is None else (_GETATTR_FH, handle)
     body = _GETATTR_IN.pack(flags, 0, number)
-    return Request(Opcode.GETATTR, node, body, _ATTR_HEAD.size + _ATTRIBUTES.size)
+    return Request(Opcode.GETATTR, node, body, _ATTR_HEAD.size + ATTRIBUTES_SIZE)
 
 
 def decode_attributes(body: bytes) -> Attributes:
     """Decode ``struct fuse_attr_out``."""
-    if len(body) != _ATTR_HEAD.size + _ATTRIBUTES.size:
+    if len(body) != _ATTR_HEAD.size + ATTRIBUTES_SIZE:
         raise MalformedError(f"a reply to GETATTR of {len(body)} bytes")
-    return _attributes(body, _ATTR_HEAD.size)
+    return decode_attributes_at(body, _ATTR_HEAD.size)
 
 
 def readlink(node: NodeId) -> Request:

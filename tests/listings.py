@@ -1,6 +1,8 @@
 """Directories as the tests list them: a page, or all pages from one listing."""
 
 from protocol.dirent import DirectoryEntry
+from protocol.dirent_columns import DirectoryColumns, decode_directory_columns
+from protocol.fuse import Entry
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.listings import Listing
 
@@ -31,3 +33,28 @@ async def names(
     finally:
         listing.close()
     return found
+
+
+def entries_of(columns: DirectoryColumns) -> list[DirectoryEntry]:
+    """Return what stands in columns, an entry at a time."""
+    entries = [
+        DirectoryEntry(name, ino, offset, kind, None)
+        for name, ino, offset, kind in zip(
+            columns.names, columns.inos, columns.offsets, columns.types, strict=True
+        )
+    ]
+    for place, node in enumerate(columns.nodes):
+        if node:
+            found = Entry(node, columns.node_attributes(place))
+            entries[place] = entries[place]._replace(entry=found)
+    return entries
+
+
+def decode_by_columns(
+    buffer: bytes, *, plus: bool, after: int
+) -> tuple[list[DirectoryEntry], int | None]:
+    """Decode a reply into columns; return it as the plain decoder does."""
+    columns, following = decode_directory_columns(buffer, plus=plus, after=after)
+    of_nodes = len(columns.names) if plus else 0
+    assert [len(column) for column in columns] == [len(columns.names)] * 4 + [of_nodes] * 2
+    return entries_of(columns), following

@@ -24,6 +24,7 @@ from protocol import MalformedError, dirent, fuse, vhost_user
 from protocol.fuse import Entry, NodeId
 from protocol.virtio_ring import RingLayout
 from tests.fake.bare_daemon import bare_connection, bare_methods
+from tests.listings import decode_by_columns
 from vuserd.client.calls import Call
 from vuserd.client.core.connection import ClientCore
 from vuserd.client.core.replies import ReplyDecoder
@@ -396,6 +397,18 @@ def dirents(data: bytes) -> None:
                 assert entry.name not in (b".", b"..")
 
 
+def dirent_columns(data: bytes) -> None:
+    """Decode a directory into columns: they say what the plain decoder says, or refuse it, too."""
+    after = int.from_bytes(data[:8], "little")
+    for plus in (False, True):
+        found = plain = None
+        with contextlib.suppress(MalformedError):
+            plain = dirent.decode_directory(data[8:], plus=plus, after=after)
+        with contextlib.suppress(MalformedError):
+            found = decode_by_columns(data[8:], plus=plus, after=after)
+        assert found == plain
+
+
 # -- paths -----------------------------------------------------------------------------------------
 
 _MODES: Final = {0: stat.S_IFDIR, 1: stat.S_IFLNK, 2: stat.S_IFREG}
@@ -503,6 +516,7 @@ _FUNCTIONS: Final[tuple[Callable[[bytes], Awaitable[None] | None], ...]] = (
     used_ring,
     fuse_replies,
     dirents,
+    dirent_columns,
     paths,
     configuration,
     configuration_file,

@@ -25,6 +25,11 @@ from tests.mutants.trials import TrialError, Verdict, baseline, run_trials
 #: Each module and its tests, those that find most first.
 TARGETS: Final = {
     "protocol/dirent.py": ("tests/unit/test_dirent.py", "tests/property/test_dirent.py"),
+    "protocol/dirent_columns.py": (
+        "tests/unit/test_dirent_columns.py",
+        "tests/unit/test_dirent.py",
+        "tests/property/test_dirent.py",
+    ),
     "protocol/fuse.py": ("tests/unit/test_fuse.py", "tests/property/test_fuse.py"),
     "protocol/vhost_user.py": (
         "tests/unit/test_vhost_user.py",

@@ -1,11 +1,13 @@
 """Directories survive the way through an independent encoder, and broken ones are refused."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import MalformedError
 from protocol.dirent import LONGEST_RECORD, DirectoryEntry, decode_directory
 from protocol.fuse import Attributes, Entry, NodeId
+from tests.listings import decode_by_columns
 
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
@@ -72,9 +74,13 @@ def decode_or_refuse(
 ) -> tuple[list[DirectoryEntry], int | None] | None:
     """Decode; None if MalformedError came out. Any other exception fails the test."""
     try:
-        return decode_directory(reply, plus=plus, after=after)
+        found = decode_directory(reply, plus=plus, after=after)
     except MalformedError:
+        with pytest.raises(MalformedError):
+            decode_by_columns(reply, plus=plus, after=after)
         return None
+    assert decode_by_columns(reply, plus=plus, after=after) == found
+    return found
 
 
 def assert_sound(found: tuple[list[DirectoryEntry], int | None]) -> None:
@@ -93,7 +99,9 @@ def test_correct_directory_is_decoded_without_dot_and_dot_dot(
     data: st.DataObject, plus: bool, after: int
 ) -> None:
     directory = data.draw(entries(plus=plus))
-    found, following = decode_directory(encode(directory, plus=plus), plus=plus, after=after)
+    decoded = decode_or_refuse(encode(directory, plus=plus), plus=plus, after=after)
+    assert decoded is not None
+    found, following = decoded
     assert found == [entry for entry in directory if entry.name not in (b".", b"..")]
     assert following == (directory[-1].offset if directory else None)
 
@@ -103,8 +111,9 @@ def test_correct_directory_is_decoded_without_dot_and_dot_dot(
 def test_where_a_directory_began_does_not_matter(data: st.DataObject, plus: bool) -> None:
     directory = data.draw(entries(plus=plus).filter(bool))
     reply = encode(directory, plus=plus)
-    _, following = decode_directory(reply, plus=plus, after=directory[-1].offset)
-    assert following == directory[-1].offset
+    found = decode_or_refuse(reply, plus=plus, after=directory[-1].offset)
+    assert found is not None
+    assert found[1] == directory[-1].offset
 
 
 @given(names, nodes)

@@ -1,12 +1,14 @@
 """Directory entries: bytes worked out by hand from struct fuse_dirent and fuse_direntplus."""
 
 import sys
+from typing import Protocol
 
 import pytest
 
 from protocol import MalformedError
 from protocol.dirent import DIRENT_SIZE, LONGEST_RECORD, DirectoryEntry, decode_directory
 from protocol.fuse import Attributes, Entry, NodeId
+from tests.listings import decode_by_columns
 
 pytestmark = pytest.mark.skipif(
     sys.byteorder != "little", reason="the expected bytes are those of a little-endian machine"
@@ -49,6 +51,20 @@ IMAGE_ATTRIBUTES = Attributes(
 )
 
 
+class Decode(Protocol):
+    def __call__(
+        self, buffer: bytes, *, plus: bool, after: int
+    ) -> tuple[list[DirectoryEntry], int | None]:
+        """Decode as :func:`protocol.dirent.decode_directory` does."""
+
+
+@pytest.fixture(params=[decode_directory, decode_by_columns], ids=["plain", "columns"])
+def decode(request: pytest.FixtureRequest) -> Decode:
+    """Return each of the decoders, which have the same rules."""
+    chosen: Decode = request.param
+    return chosen
+
+
 def record(name: bytes, offset: int, padding: int) -> bytes:
     """Lay out one record of READDIR: ino 1, type DT_REG."""
     return b"".join(
@@ -72,24 +88,24 @@ class TestPublishedNumbers:
 
 
 class TestReaddir:
-    def test_end_of_the_directory_is_an_empty_reply(self) -> None:
-        assert decode_directory(b"", plus=False, after=0) == ([], None)
-        assert decode_directory(b"", plus=True, after=7) == ([], None)
+    def test_end_of_the_directory_is_an_empty_reply(self, decode: Decode) -> None:
+        assert decode(b"", plus=False, after=0) == ([], None)
+        assert decode(b"", plus=True, after=7) == ([], None)
 
-    def test_entries_without_dot_and_dot_dot_and_where_to_go_on(self) -> None:
-        entries, following = decode_directory(DOT + DOT_DOT + IMAGE + EIGHT, plus=False, after=0)
+    def test_entries_without_dot_and_dot_dot_and_where_to_go_on(self, decode: Decode) -> None:
+        entries, following = decode(DOT + DOT_DOT + IMAGE + EIGHT, plus=False, after=0)
         assert entries == [
             DirectoryEntry(b"Image", 11, 3, 8, None),
             DirectoryEntry(b"12345678", 12, 7, 4, None),
         ]
         assert following == 7
 
-    def test_reply_of_dot_and_dot_dot_only_still_goes_on(self) -> None:
-        assert decode_directory(DOT + DOT_DOT, plus=False, after=0) == ([], 2)
+    def test_reply_of_dot_and_dot_dot_only_still_goes_on(self, decode: Decode) -> None:
+        assert decode(DOT + DOT_DOT, plus=False, after=0) == ([], 2)
 
-    def test_offsets_are_opaque_and_may_go_down(self) -> None:
+    def test_offsets_are_opaque_and_may_go_down(self, decode: Decode) -> None:
         record_down = record(b"a", 2**64 - 1, 7) + record(b"b", 0, 7)
-        entries, following = decode_directory(record_down, plus=False, after=5)
+        entries, following = decode(record_down, plus=False, after=5)
         assert [entry.offset for entry in entries] == [2**64 - 1, 0]
         assert following == 0
 
@@ -101,56 +117,58 @@ class TestReaddir:
         ],
     )
     def test_directory_that_goes_on_where_it_began_is_the_readers_to_end(
-        self, reply: bytes
+        self, decode: Decode, reply: bytes
     ) -> None:
-        assert decode_directory(reply, plus=False, after=0)[1] == 0
+        assert decode(reply, plus=False, after=0)[1] == 0
 
-    def test_same_name_twice_is_two_entries(self) -> None:
-        entries, _ = decode_directory(IMAGE + IMAGE, plus=False, after=0)
+    def test_same_name_twice_is_two_entries(self, decode: Decode) -> None:
+        entries, _ = decode(IMAGE + IMAGE, plus=False, after=0)
         assert [entry.name for entry in entries] == [b"Image", b"Image"]
 
     @pytest.mark.parametrize(
         ("length", "padding"),
         [(1, 7), (7, 1), (8, 0), (9, 7), (255, 1), (256, 0), (300, 4), (4095, 1)],
     )
-    def test_name_is_padded_to_a_multiple_of_8(self, length: int, padding: int) -> None:
+    def test_name_is_padded_to_a_multiple_of_8(
+        self, decode: Decode, length: int, padding: int
+    ) -> None:
         reply = record(b"x" * length, 1, padding) + record(b"y", 2, 7)
-        entries, _ = decode_directory(reply, plus=False, after=0)
+        entries, _ = decode(reply, plus=False, after=0)
         assert [entry.name for entry in entries] == [b"x" * length, b"y"]
 
-    def test_numbers_have_no_sign(self) -> None:
+    def test_numbers_have_no_sign(self, decode: Decode) -> None:
         # ino | off | namelen 1 | type
         head = bytes.fromhex("ffffffffffffffff ffffffffffffffff 01000000 ffffffff")
-        entries, following = decode_directory(head + b"a" + bytes(7), plus=False, after=0)
+        entries, following = decode(head + b"a" + bytes(7), plus=False, after=0)
         assert entries == [DirectoryEntry(b"a", 2**64 - 1, 2**64 - 1, 2**32 - 1, None)]
         assert following == 2**64 - 1
 
-    def test_name_is_bytes_of_any_kind(self) -> None:
-        entries, _ = decode_directory(record(b"\xff...\n", 1, 3), plus=False, after=0)
+    def test_name_is_bytes_of_any_kind(self, decode: Decode) -> None:
+        entries, _ = decode(record(b"\xff...\n", 1, 3), plus=False, after=0)
         assert entries[0].name == b"\xff...\n"
 
 
 class TestReaddirplus:
-    def test_entry_has_its_node(self) -> None:
-        entries, following = decode_directory(
+    def test_entry_has_its_node(self, decode: Decode) -> None:
+        entries, following = decode(
             NO_ENTRY + DOT + NO_ENTRY + DOT_DOT + ENTRY + IMAGE, plus=True, after=0
         )
         node = Entry(NodeId(0x0A0B), IMAGE_ATTRIBUTES)
         assert entries == [DirectoryEntry(b"Image", 11, 3, 8, node)]
         assert following == 3
 
-    def test_entry_whose_lookup_failed_has_no_node(self) -> None:
-        entries, _ = decode_directory(NO_ENTRY + IMAGE, plus=True, after=0)
+    def test_entry_whose_lookup_failed_has_no_node(self, decode: Decode) -> None:
+        entries, _ = decode(NO_ENTRY + IMAGE, plus=True, after=0)
         assert entries == [DirectoryEntry(b"Image", 11, 3, 8, None)]
 
-    def test_entry_may_be_the_root(self) -> None:
+    def test_entry_may_be_the_root(self, decode: Decode) -> None:
         root = bytes.fromhex("0100000000000000") + ENTRY[8:]
-        entries, _ = decode_directory(root + IMAGE, plus=True, after=0)
+        entries, _ = decode(root + IMAGE, plus=True, after=0)
         assert [entry.entry for entry in entries] == [Entry(NodeId(1), IMAGE_ATTRIBUTES)]
 
-    def test_entry_may_be_of_no_type(self) -> None:
+    def test_entry_may_be_of_no_type(self, decode: Decode) -> None:
         odd = ENTRY[:100] + bytes(4) + ENTRY[104:]
-        entries, _ = decode_directory(odd + IMAGE, plus=True, after=0)
+        entries, _ = decode(odd + IMAGE, plus=True, after=0)
         assert [entry.entry for entry in entries] == [
             Entry(NodeId(0x0A0B), IMAGE_ATTRIBUTES._replace(mode=0))
         ]
@@ -181,9 +199,11 @@ class TestMalformedDirectories:
             pytest.param(record(b"a\0b", 1, 5), "no directory can hold", id="a NUL"),
         ],
     )
-    def test_reply_to_readdir_is_refused(self, reply: bytes, complaint: str) -> None:
+    def test_reply_to_readdir_is_refused(
+        self, decode: Decode, reply: bytes, complaint: str
+    ) -> None:
         with pytest.raises(MalformedError, match=complaint):
-            decode_directory(reply, plus=False, after=0)
+            decode(reply, plus=False, after=0)
 
     @pytest.mark.parametrize(
         ("reply", "complaint"),
@@ -195,6 +215,8 @@ class TestMalformedDirectories:
             pytest.param(ENTRY + DOT_DOT, r"a node for '\.\.'", id="a node for dot dot"),
         ],
     )
-    def test_reply_to_readdirplus_is_refused(self, reply: bytes, complaint: str) -> None:
+    def test_reply_to_readdirplus_is_refused(
+        self, decode: Decode, reply: bytes, complaint: str
+    ) -> None:
         with pytest.raises(MalformedError, match=complaint):
-            decode_directory(reply, plus=True, after=0)
+            decode(reply, plus=True, after=0)

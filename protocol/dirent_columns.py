@@ -1,0 +1,196 @@
+"""The same replies to READDIR and READDIRPLUS in columns: a list a field, for listings in bulk.
+
+The loop only cuts records; names are checked all at once, and attributes stay bytes until somebody
+wants a field of all of them. The rules are those of :mod:`protocol.dirent`.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from itertools import compress
+from typing import Any, Final, NamedTuple, Self
+
+from protocol import Check, MalformedError
+from protocol.dirent import DIRENT_SIZE
+from protocol.fuse import (
+    ATTRIBUTES_SIZE,
+    ENTRY_SIZE,
+    NAME_MAX,
+    Attributes,
+    NodeId,
+    decode_attributes_at,
+)
+
+_DIRENT = struct.Struct("=QQII")
+#: Of the entry before it the node and its attributes, as bytes.
+_DIRENT_PLUS = struct.Struct(f"=Q32x{ATTRIBUTES_SIZE}sQQII")
+_PLUS_SIZE: Final = ENTRY_SIZE + DIRENT_SIZE
+_DOTS: Final = frozenset({b".", b".."})
+
+#: Where each field of ``struct fuse_attr`` begins, in units of its format, and how many it has.
+_VIEWS: Final = {
+    field: (code, at, ATTRIBUTES_SIZE // struct.calcsize(code))
+    for code, first, fields in (
+        ("Q", 0, ("ino", "size", "blocks")),
+        ("q", 3, ("atime", "mtime", "ctime")),
+        ("I", 12, Attributes._fields[6:]),
+    )
+    for at, field in enumerate(fields, first)
+}
+
+
+class DirectoryColumns(NamedTuple):
+    """The entries of a directory: of each column, the values at one place belong together.
+
+    ``inos``, ``types`` and ``offsets`` are what :class:`protocol.dirent.DirectoryEntry` has.
+    ``nodes`` and ``attributes`` are empty after READDIR. READDIRPLUS brought one lookup count of
+    each node to give back; where a node is 0 there is none, and its attributes mean nothing.
+    """
+
+    names: list[bytes]
+    inos: list[int]
+    types: list[int]
+    offsets: list[int]
+    nodes: list[NodeId]
+    attributes: list[bytes]  #: each a ``struct fuse_attr``
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Return columns without entries."""
+        return cls([], [], [], [], [], [])
+
+    def extend(self, others: "DirectoryColumns") -> None:
+        """Add the entries of others, which have the same columns, behind these."""
+        each: Iterable[tuple[list[Any], list[Any]]] = zip(self, others, strict=True)
+        for column, other in each:
+            column += other
+
+    def part(self, begin: int, end: int) -> "DirectoryColumns":
+        """Return the entries from place ``begin`` to before ``end``."""
+        columns: Iterable[list[Any]] = self
+        return DirectoryColumns(*(column[begin:end] for column in columns))
+
+    def chosen(self, choice: Sequence[bool]) -> "DirectoryColumns":
+        """Return the entries for which ``choice`` is true."""
+        columns: Iterable[list[Any]] = self
+        return DirectoryColumns(*(list(compress(column, choice)) for column in columns))
+
+    def node_attributes(self, place: int) -> Attributes:
+        """Return the attributes of one entry's node."""
+        return decode_attributes_at(self.attributes[place], 0)
+
+
+class AttributeColumns:
+    """The attributes of many nodes, a list a field; what they mean :class:`Attributes` says."""
+
+    def __init__(self, attributes: Iterable[bytes]) -> None:
+        joined = memoryview(b"".join(attributes))
+        self._views = {"Q": joined.cast("Q"), "q": joined.cast("q"), "I": joined.cast("I")}
+
+    def column(self, field: str) -> list[int]:
+        """Return a field of :class:`Attributes`, of all of them in order."""
+        code, first, step = _VIEWS[field]
+        values: list[int] = self._views[code][first::step].tolist()
+        return values
+
+
+def decode_directory_columns(
+    buffer: bytes, *, plus: bool, after: int
+) -> tuple[DirectoryColumns, int | None]:
+    """Decode a whole reply to READDIR (READDIRPLUS with ``plus``) that began at offset ``after``.
+
+    Returns:
+        The entries but "." and "..", and the offset to go on from: None at the directory's end.
+
+    Raises:
+        MalformedError: as :func:`protocol.dirent.decode_directory`.
+
+    """
+    columns = DirectoryColumns.empty()
+    following = (_cut_plus if plus else _cut)(buffer, columns, after)
+    if not buffer:
+        return columns, None
+    # A NUL before, between and behind the names, so that each is found by those around it.
+    joined = b"\0%b\0" % b"\0".join(columns.names)
+    if b"/" in joined or b"\0\0" in joined or joined.count(0) != len(columns.names) + 1:
+        raise _name_error(columns.names)
+    if b"\0.\0" in joined or b"\0..\0" in joined:
+        columns = _without_dots(columns)
+    return columns, following
+
+
+def _cut(buffer: bytes, columns: DirectoryColumns, offset: int) -> int:
+    """Cut the records of a reply to READDIR; return the last one's offset."""
+    add_name, add_ino = columns.names.append, columns.inos.append
+    add_type, add_offset = columns.types.append, columns.offsets.append
+    unpack, head = _DIRENT.unpack_from, DIRENT_SIZE
+    position, end = 0, len(buffer)
+    try:
+        while position < end:
+            ino, offset, length, kind = unpack(buffer, position)
+            if length > NAME_MAX:
+                raise _length_error(length)
+            start = position + head
+            position = start + (length + 7 & -8)
+            add_name(buffer[start : start + length])
+            add_ino(ino)
+            add_type(kind)
+            add_offset(offset)
+    except struct.error:
+        raise _short_error(end - position) from None
+    if position != end:
+        raise _end_error()
+    return offset
+
+
+def _cut_plus(buffer: bytes, columns: DirectoryColumns, offset: int) -> int:
+    """Cut the records of a reply to READDIRPLUS; return the last one's offset."""
+    add_name, add_ino = columns.names.append, columns.inos.append
+    add_type, add_offset = columns.types.append, columns.offsets.append
+    add_node, add_attributes = columns.nodes.append, columns.attributes.append
+    unpack, head = _DIRENT_PLUS.unpack_from, _PLUS_SIZE
+    position, end = 0, len(buffer)
+    try:
+        while position < end:
+            node, attributes, ino, offset, length, kind = unpack(buffer, position)
+            if length > NAME_MAX:
+                raise _length_error(length)
+            start = position + head
+            position = start + (length + 7 & -8)
+            add_name(buffer[start : start + length])
+            add_ino(ino)
+            add_type(kind)
+            add_offset(offset)
+            add_node(node)
+            add_attributes(attributes)
+    except struct.error:
+        raise _short_error(end - position) from None
+    if position != end:
+        raise _end_error()
+    return offset
+
+
+def _without_dots(columns: DirectoryColumns) -> DirectoryColumns:
+    for name, node in zip(columns.names, columns.nodes, strict=False):
+        if node and name in _DOTS:
+            raise MalformedError(f"a node for {name.decode()!r}", Check.DIRECTORY)
+    return columns.chosen([name not in _DOTS for name in columns.names])
+
+
+def _short_error(left: int) -> MalformedError:
+    return MalformedError(f"{left} bytes left where a directory entry belongs", Check.DIRECTORY)
+
+
+def _length_error(length: int) -> MalformedError:
+    return MalformedError(f"a name of {length} bytes", Check.DIRECTORY)
+
+
+def _end_error() -> MalformedError:
+    return MalformedError("a directory entry that leaves its buffer", Check.DIRECTORY)
+
+
+def _name_error(names: list[bytes]) -> MalformedError:
+    """Return what is wrong with the names, of which one is empty or has a slash or a NUL."""
+    wrong = next(name for name in names if not name or b"/" in name or b"\0" in name)
+    if not wrong:
+        return _length_error(0)
+    return MalformedError(f"a name that no directory can hold: {wrong!r}", Check.DIRECTORY)
