@@ -23,6 +23,7 @@ from vuserd.wire.codec import (
     encode_response,
     name_bytes,
     parse_bin_response_head,
+    split_request,
     wire_name,
 )
 
@@ -128,3 +129,16 @@ def test_names_round_trip(name: bytes) -> None:
     assert name_bytes(wire_name(name)) == name
     decoded: Any = msgpack.unpackb(msgpack.packb(wire_name(name)))
     assert name_bytes(decoded) == name
+
+
+@given(st.lists(requests, min_size=1, max_size=4), st.binary(max_size=20))
+def test_the_quick_way_ends_where_the_decoder_does(sent: list[Request], rest: bytes) -> None:
+    """What is unpacked at once is what the decoder makes of the same bytes."""
+    stream = b"".join(map(encode, sent)) + rest
+    decoder = MessageDecoder()
+    while (found := split_request(stream)) is not None:
+        request, rest = found
+        decoder.feed(stream[: len(stream) - len(rest)])
+        assert decoder.next_message() == request
+        assert decoder.buffered == 0
+        stream = rest

@@ -8,6 +8,7 @@ import pytest
 from vuserd.wire.codec import (
     BIN_HEAD_MAX,
     NEED_DATA,
+    PLAIN_MAX,
     BinHead,
     FramingError,
     InvalidMessage,
@@ -25,6 +26,7 @@ from vuserd.wire.codec import (
     encode_values,
     name_bytes,
     parse_bin_response_head,
+    split_request,
     wire_name,
 )
 
@@ -300,3 +302,39 @@ class TestListing:
             "94 01 01 c0 81 a7 65 6e 74 72 69 65 73 dc 00 14"
         )
         assert encode_values([1, "a", None]).hex(" ") == "01 a1 61 c0"
+
+
+class TestQuickWay:
+    def test_requests_one_after_the_other(self) -> None:
+        other = encode_request(6, "stat", ["k", b"\xff", {"follow": False}])
+        stream = STAT + other + STAT[:3]
+        request, stream = split_request(stream) or pytest.fail("not taken")
+        assert request == Request(5, "stat", ["k", "/a"])
+        request, stream = split_request(stream) or pytest.fail("not taken")
+        assert request == Request(6, "stat", ["k", b"\xff", {"follow": False}])
+        assert stream == STAT[:3]
+        assert split_request(stream) is None
+
+    @pytest.mark.parametrize(
+        "frame",
+        [
+            pytest.param(STAT[:-1], id="not whole"),
+            pytest.param(encode_notification("stat", []), id="a notification"),
+            pytest.param(encode_response(5, None, None), id="a response"),
+            pytest.param(msgpack.packb([False, 5, "stat", []]), id="false for a kind"),
+            pytest.param(msgpack.packb([0, True, "stat", []]), id="true for a msgid"),
+            pytest.param(msgpack.packb([0, 2**32, "stat", []]), id="a msgid too large"),
+            pytest.param(msgpack.packb([0, 5, b"stat", []]), id="a method in bytes"),
+            pytest.param(encode_request(5, "st\u00e4t", []), id="a method beyond ASCII"),
+            pytest.param(msgpack.packb([0, 5, "stat", {}]), id="a map of params"),
+            pytest.param(encode_request(5, "stat", [[]]), id="a container in params"),
+            pytest.param(encode_request(5, "stat", [{"a": []}]), id="a container in options"),
+            pytest.param(msgpack.packb([0, 5, "stat", [msgpack.ExtType(1, b"")]]), id="ext"),
+            pytest.param(b"\xc1", id="no MessagePack"),
+            pytest.param(b"\x91" * 900 + b"\x00", id="deep"),
+            pytest.param(STAT * (PLAIN_MAX // len(STAT) + 1), id="much at once"),
+            pytest.param(b"", id="nothing"),
+        ],
+    )
+    def test_all_else_is_left_to_the_decoder(self, frame: bytes) -> None:
+        assert split_request(frame) is None

@@ -9,9 +9,10 @@ import trio.testing
 
 from tests.fake.bare_daemon import bare_connection
 from vuserd.delivery.images import ImageStore
-from vuserd.rpc import intake
+from vuserd.rpc import connection
 from vuserd.rpc.counters import Counters
-from vuserd.wire.codec import Message, MessageDecoder, NeedData, encode_request
+from vuserd.rpc.intake import Intake
+from vuserd.wire.codec import Message, NeedData, encode_request
 
 #: What one receive takes.
 _FLOOD: Final = 64 << 10
@@ -39,12 +40,12 @@ async def turns_of(flood: bytes, monkeypatch: pytest.MonkeyPatch) -> Turns:
     """Serve a client that has sent all of this, and reads nothing."""
     turns = Turns()
 
-    class CountingDecoder(MessageDecoder):
+    class CountingIntake(Intake):
         def next_message(self) -> Message | NeedData:
             turns.count()
             return super().next_message()
 
-    monkeypatch.setattr(intake, "MessageDecoder", CountingDecoder)
+    monkeypatch.setattr(connection, "Intake", CountingIntake)
     ours, theirs = socket.socketpair()
     with theirs:
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)

@@ -38,6 +38,7 @@ from vuserd.tracing.trace import TraceTable
 from vuserd.users.asker import ASKER, Asker
 from vuserd.users.foreign_descriptors import accept_descriptors_inline
 from vuserd.wire.codec import (
+    NEED_DATA,
     FramingError,
     InvalidMessage,
     Request,
@@ -239,12 +240,13 @@ class Connection:
 
     async def _start_requests(self, nursery: trio.Nursery) -> int:
         """Start a task for each request that is whole, in turns; return the count of messages."""
-        decoder = self._intake.decoder
-        number, looked_at = 0, decoder.values
-        for number, message in enumerate(decoder, 1):
-            is_dense = decoder.values - looked_at >= _DENSE
+        intake = self._intake
+        number, looked_at = 0, intake.values
+        while (message := intake.next_message()) is not NEED_DATA:
+            number += 1
+            is_dense = intake.values - looked_at >= _DENSE
             if is_dense:
-                looked_at = decoder.values
+                looked_at = intake.values
                 async with self._account.decoding:  # one of the user's in each pass
                     pass
             elif number % _MOST_ALONE == 0:

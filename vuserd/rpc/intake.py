@@ -10,7 +10,14 @@ import trio
 from vuserd.config.model import ClientLimits
 from vuserd.rpc.accounts import Allowance
 from vuserd.users.foreign_descriptors import ForeignDescriptors
-from vuserd.wire.codec import FramingError, Limits, MessageDecoder
+from vuserd.wire.codec import (
+    FramingError,
+    Limits,
+    Message,
+    MessageDecoder,
+    NeedData,
+    split_request,
+)
 
 #: Descriptors that may wait for the request that they came with.
 _MOST_DESCRIPTORS: Final = 16
@@ -21,7 +28,10 @@ _UNCOUNTED: Final = 4096
 class Intake:
     """What a client has sent and is no request yet.
 
-    For each piece that comes: :meth:`feed`, take the messages of ``decoder``, :meth:`settle`.
+    For each piece that comes: :meth:`feed`, take the messages, :meth:`settle`.
+
+    A piece that begins with a plain request, the usual case, is unpacked as it is. What follows
+    takes the long way, through a decoder that knows how much a request may have before it has one.
 
     Args:
         limits: of the client.
@@ -33,7 +43,9 @@ class Intake:
     def __init__(
         self, limits: ClientLimits, allowance: Allowance, foreign: ForeignDescriptors
     ) -> None:
-        self.decoder = MessageDecoder(Limits(limits.frame, limits.depth))
+        self._decoder = MessageDecoder(Limits(limits.frame, limits.depth))
+        #: Whole requests that the decoder has not seen.
+        self._plain = b""
         #: When the request that has begun has to be whole, by trio's clock; inf if none has.
         self.finish_by = math.inf
         self._stall = limits.stall
@@ -54,9 +66,33 @@ class Intake:
         self._descriptors.extend(descriptors)
         if len(self._descriptors) > _MOST_DESCRIPTORS:
             raise FramingError("TOO_LARGE", "too many descriptors came with a request")
-        self.decoder.feed(received)
+        if not self._unread:
+            self._plain = received
+        else:
+            self._decoder.feed(received)
         if self._unread + len(received) > _UNCOUNTED:
             self._allowance.count_unread(self._unread + len(received))
+
+    @property
+    def values(self) -> int:
+        """How many values the messages had that took the long way."""
+        return self._decoder.values
+
+    def next_message(self) -> Message | NeedData:
+        """Return the next message, or NEED_DATA while it is not whole.
+
+        Raises:
+            FramingError: what comes next is no message, or over a limit.
+
+        """
+        if self._plain:
+            found = split_request(self._plain)
+            if found is not None:
+                request, self._plain = found
+                return request
+            self._decoder.feed(self._plain)
+            self._plain = b""
+        return self._decoder.next_message()
 
     def settle(self, messages: int) -> None:
         """Count what is left once so many messages were taken, and set its deadline.
@@ -65,7 +101,7 @@ class Intake:
             CallError: BUSY, as :meth:`feed`.
 
         """
-        self._unread = self.decoder.buffered
+        self._unread = self._decoder.buffered
         if self._allowance.unread:
             self._allowance.count_unread(self._unread)
         if not self._unread:

@@ -40,6 +40,7 @@ __all__ = [
     "encode_response",
     "name_bytes",
     "parse_bin_response_head",
+    "split_request",
     "to_message",
     "wire_name",
 ]
@@ -257,6 +258,43 @@ def parse_bin_response_head(view: bytes | bytearray | memoryview) -> BinHead | N
 
 
 # -- decoding --------------------------------------------------------------------------------------
+
+
+#: Bytes that :func:`split_request` looks at: they cannot have more values than a message may.
+PLAIN_MAX: Final = Limits().values
+_SCALARS: Final = frozenset({str, bytes, int, float, bool, type(None)})
+
+
+def split_request(stream: bytes) -> tuple[Request, bytes] | None:
+    """Return the request that a stream begins with, and the bytes behind it, where that is quick.
+
+    None: it begins with something else, or is not whole, or has more than scalars and flat maps for
+    parameters; :class:`MessageDecoder` says which. Of all that this function returns, that class
+    makes the same, at some times the cost: the limits of :class:`Limits` hold for both, as long as
+    a frame may have :data:`PLAIN_MAX` bytes and three levels.
+    """
+    if len(stream) > PLAIN_MAX:
+        return None
+    rest = b""
+    try:
+        value = _unpack(stream)
+    except msgpack.ExtraData as more:
+        value, rest = more.unpacked, more.extra
+    except ValueError:
+        return None
+    if type(value) is not list or len(value) != 4:
+        return None
+    kind, msgid, method, params = value
+    if type(kind) is not int or kind != REQUEST or not _is_msgid(msgid):
+        return None
+    if type(method) is not str or not method.isascii() or type(params) is not list:
+        return None
+    for param in params:
+        if type(param) not in _SCALARS and (
+            type(param) is not dict or not _SCALARS.issuperset(map(type, param.values()))
+        ):
+            return None
+    return Request(msgid, method, params), rest
 
 
 class MessageDecoder:
