@@ -29,6 +29,10 @@ _PATIENCE: Final = 0.1
 _MOST_UNREAD: Final = 48 << 10
 #: Seconds between two looks whether they were read: nothing tells.
 _LOOK: Final = 0.01
+#: The most bytes of a reply that is not worth a look at what others want.
+_SMALL: Final = 16 << 10
+#: A plain number, which is passed on faster than the flag.
+_NO_SIGNAL: Final = int(socket.MSG_NOSIGNAL)
 _INT: Final = struct.Struct("=i")
 
 
@@ -120,14 +124,36 @@ class Outbox:
         So most replies need no other task than the one that has them. A fault of the socket is
         :meth:`run`'s to find.
         """
-        self._waiting.append(reply)
-        if len(self._waiting) == 1:
+        if not self._waiting:
+            if self._send_whole(reply):
+                return
+            self._waiting.append(reply)
             with contextlib.suppress(OSError):
                 self._send_some()
             if not self._waiting:
                 return
             self._more.unpark_all()
+        else:
+            self._waiting.append(reply)
         reply.since = trio.current_time()
+
+    def _send_whole(self, reply: Reply) -> bool:
+        """Send the usual reply, one small piece, as cheaply as can be; return whether it left."""
+        if len(reply.pieces) != 1 or reply.descriptor is not None:
+            return False
+        piece = reply.pieces[0]
+        if len(piece) > _SMALL:
+            return False
+        try:
+            sent = self._socket.send(piece, _NO_SIGNAL)
+        except OSError:
+            return False
+        if sent < len(piece):
+            reply.pieces[0] = memoryview(piece)[sent:]
+            return False
+        reply.close()
+        self._counter.gone(reply)
+        return True
 
     async def run(self, stall: float) -> None:
         """Send what :meth:`send` could not.
@@ -194,7 +220,7 @@ class Outbox:
             self._shorten(pieces)
         ancillary = [] if first.descriptor is None else ancillary_with([first.descriptor])
         try:
-            sent = self._socket.sendmsg(pieces, ancillary, socket.MSG_NOSIGNAL)
+            sent = self._socket.sendmsg(pieces, ancillary, _NO_SIGNAL)
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS or first.descriptor is None:
                 raise

@@ -156,28 +156,29 @@ class Method(NamedTuple):
             CallError: BAD_REQUEST, saying which parameter is wrong and what it should be.
 
         """
-        most = len(self.params) + bool(self.options)
-        if not len(self.params) <= len(values) <= most:
-            raise self._refused(f"takes {self._usage()}; {len(values)} parameters were given")
-        arguments = [
-            self._checked(name, kind, value)
-            for (name, kind), value in zip(self.params.items(), values, strict=False)
-        ]
-        given = self._given_options(values[len(self.params) :])
+        params, count = self.params, len(values)
+        if not len(params) <= count <= len(params) + bool(self.options):
+            raise self._refused(f"takes {self._usage()}; {count} parameters were given")
+        arguments: list[Any] = []
+        for (name, kind), value in zip(params.items(), values, strict=False):
+            try:
+                arguments.append(kind.check(value))
+            except (TypeError, ValueError) as error:
+                raise self._refused(f"{name}: {error}") from None
         options = {name: option.default for name, option in self.options.items()}
-        for name, value in given.items():
-            if name not in self.options:
-                raise self._refused(f"has no option {name!r}, only {', '.join(self.options)}")
-            options[name] = self._checked(name, self.options[name].kind, value)
+        if count > len(params):
+            for name, value in self._given_options(values[-1]).items():
+                if name not in options:
+                    raise self._refused(f"has no option {name!r}, only {', '.join(options)}")
+                options[name] = self._checked(name, self.options[name].kind, value)
         return arguments, options
 
-    def _given_options(self, rest: Sequence[Any]) -> dict[Any, Any]:
+    def _given_options(self, given: Any) -> dict[Any, Any]:
         """Return the options map, if one was given.
 
         nil stands for none, and so does an empty array: in Lua and PHP an empty table is both, and
         their encoders write it as an array.
         """
-        given = rest[0] if rest else None
         if given is None or given == []:
             return {}
         if not isinstance(given, dict):

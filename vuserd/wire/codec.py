@@ -54,9 +54,13 @@ NOTIFICATION: Final = 2
 # -- msgpack, which ships no types -----------------------------------------------------------------
 
 
-def _pack(value: object, *, unicode_errors: str = "strict") -> bytes:
-    packed: bytes = msgpack.packb(value, use_bin_type=True, unicode_errors=unicode_errors)
+def _pack(value: object) -> bytes:
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
     return packed
+
+
+#: Its buffer is made once, which costs more than most responses.
+_RESPONSES: Final[Any] = msgpack.Packer(use_bin_type=True, unicode_errors="backslashreplace")
 
 
 def _unpack(frame: bytes) -> Any:
@@ -148,14 +152,8 @@ def encode_response(msgid: int, error: object, result: object) -> bytes:
     Text is for people: what UTF-8 cannot express (an escaped byte of a file name) is written as a
     backslash escape. Names that have to arrive unchanged go through :func:`wire_name`.
     """
-    return b"".join(
-        (
-            b"\x94\x01",
-            _pack(msgid),
-            _pack(error, unicode_errors="backslashreplace"),
-            _pack(result, unicode_errors="backslashreplace"),
-        )
-    )
+    packed: bytes = _RESPONSES.pack((RESPONSE, msgid, error, result))
+    return packed
 
 
 def encode_values(values: Iterable[object]) -> bytes:
