@@ -150,22 +150,22 @@ def test_a_wrong_configuration_changes_nothing(configured: Configured) -> None:
         before = backends(client)
         del configured.exports["two"]
         configured.export("three")
-        configured.write('[[export]]\nname = "three"\npath = "/no/such/place"\nspeed = 3\n')
+        configured.write('[[export]]\nname = "three"\npath = "no/such/place"\nspeed = 3\n')
         with pytest.raises(RemoteError) as refused:
             reload(client)
         told = refused.value.message.splitlines()
         assert len(told) == 3
         assert all(f"{configured.path}:" in line for line in told)
-        assert {"three", "/no/such/place", "speed"} == {
+        assert {"three", "no/such/place", "speed"} == {
             word
-            for word in ("three", "/no/such/place", "speed")
+            for word in ("three", "no/such/place", "speed")
             if any(word in line for line in told)
         }
         assert backends(client) == before
         os.kill(daemon.process.pid, signal.SIGHUP)
         wait_until(lambda: "speed" in log_of(daemon))
         assert backends(client) == before
-    assert "/no/such/place" in daemon.log
+    assert "no/such/place" in daemon.log
 
 
 def test_a_backend_that_cannot_be_had_leaves_the_old_one(configured: Configured) -> None:

@@ -563,7 +563,8 @@ async def test_no_call_brings_an_export_to_failed(backends: Backends) -> None:
 @fault(
     "starts-fail-in-a-row",
     done="a backend serves and is lost, and all that come after it do not start",
-    must="The export fails after as many starts as `restarts` says, and calls get BACKEND_DOWN.",
+    must="The export fails after as many starts as `restarts` says, and calls get BACKEND_DOWN. It"
+    " is up again soon after backends start.",
 )
 async def test_starts_that_fail_bring_an_export_to_failed(backends: Backends) -> None:
     backends.start_at_once()
@@ -576,8 +577,14 @@ async def test_starts_that_fail_bring_an_export_to_failed(backends: Backends) ->
         backends.backends[0].die()
         with pytest.raises(BackendDown, match="export files is failed: the backend closed"):
             await export.call(stat)
-    assert export.state is ExportState.FAILED
-    assert len(backends.asked) == 1 + 1 + FIRST.restarts
+        assert export.state is ExportState.FAILED
+        assert len(backends.asked) == 1 + 1 + FIRST.restarts
+        backends.prepare = lambda _: None
+        with trio.fail_after(FOR_EVER):
+            while export.usage() is None:  # noqa: ASYNC110 - nothing tells
+                await trio.sleep(0.1)
+        await serves(export)
+        export.stop()
 
 
 @fault(

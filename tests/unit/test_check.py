@@ -127,7 +127,7 @@ def test_a_configuration_that_is_wrong(
 ) -> None:
     assert programs
     file = tmp_path / "vuserd.toml"
-    file.write_text("drain = true\ntimeot = 1\n[[export]]\nname = 'e'\npath = '/no/such'\n")
+    file.write_text("drain = true\ntimeot = 1\n[[export]]\nname = 'e'\npath = 'no/such'\n")
     assert command.run(options("--config", str(file))) == 1
     lines = capsys.readouterr().out.splitlines()
     problems = [line for line in lines if line.startswith("problem")]

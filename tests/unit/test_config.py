@@ -37,8 +37,6 @@ def test_an_adopted_backend() -> None:
         ("kernels=", "give it as NAME=DIR"),
         ("=/boot", "export name ''"),
         ("a:b=/", "export name 'a:b'"),
-        ("kernels=/no/such", "/no/such does not exist"),
-        ("kernels=/dev/null", "/dev/null is not a directory"),
     ],
 )
 def test_a_wrong_export(text: str, message: str) -> None:
@@ -84,7 +82,7 @@ def test_no_time(text: str) -> None:
     ("arguments", "message"),
     [
         ([], "nothing to serve"),
-        (["--export", "a=/no/such"], "does not exist"),
+        (["--export", "a="], "give it as NAME=DIR"),
         (["--export", "a=/", "--export", "a=/usr"], "two exports are named a"),
         (["--export", "a=/", "--image-cache", "lots"], "--image-cache lots: not a size"),
     ],

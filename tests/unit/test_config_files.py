@@ -104,9 +104,9 @@ NO_PATH: Final = (
     ('"~/srv"', "'~' stands for nothing here; give the path from the root on, such as \"/"),
 )
 NO_IDS: Final = (
-    ('["no-such-id"]', ' "no-such-id"; give names and numbers'),
+    ('["a:b"]', '"a:b" cannot be the name of a '),
     ('["1000"]', '"1000" is a string; give a number without quotes'),
-    ('["\\u0000"]', "there is no "),
+    ('["\\u0000"]', " cannot be the name of a "),
     ("[-1, 1.5]", "-1 cannot be the number of a "),
     ("[-1, 1.5]", ", a number is the wrong type; give"),
     ("[4294967295]", "4294967295 cannot be the number"),
@@ -169,8 +169,7 @@ SAMPLES: Final = {
             "DIR/vuserd.prom",
             [
                 *NO_PATH,
-                ('"DIR"', '"DIR" is a directory; give the path of a file'),
-                ('"/no/such/a.prom"', 'there is no folder "/no/such"; make it, or give another'),
+                ('"DIR/"', '"DIR/" is a directory; give the path of a file'),
             ],
         ),
         Sample("metrics_interval", "60", lambda c: c.metrics_interval, 60.0, NO_SECONDS),
@@ -216,8 +215,6 @@ SAMPLES: Final = {
             "DIR",
             [
                 *NO_PATH,
-                ('"/no/such"', '"/no/such": no such file or directory; give a directory that'),
-                ('"/dev/null"', '"/dev/null" is not a directory; give a directory that exists'),
             ],
         ),
         Sample(
@@ -243,7 +240,11 @@ SAMPLES: Final = {
             '["root", 2001]',
             lambda c: export(c).access,
             Access(groups=frozenset({0, 2001})),
-            [*NO_IDS, ('["*"]', 'there is no group "*"'), ('"*"', "a string is the wrong type")],
+            [
+                *NO_IDS,
+                ('["*"]', '"*" cannot be the name of a group'),
+                ('"*"', "a string is the wrong type"),
+            ],
         ),
         *SHARED_SAMPLES,
     ),
@@ -257,8 +258,7 @@ SAMPLES: Final = {
                 *NO_PATH,
                 ('"@"', '"@" is no abstract socket; give the path of a socket, or'),
                 (f'"@{"s" * 107}"', "108 bytes are too long for a socket"),
-                ('"DIR"', '"DIR" is a directory'),
-                ('"/no/such/d.sock"', 'there is no folder "/no/such"; make it, or give another'),
+                ('"DIR/"', '"DIR/" is a directory'),
             ],
         ),
         Sample(
@@ -279,7 +279,7 @@ SAMPLES: Final = {
             '"root"',
             lambda c: c.listeners[0].group,
             0,
-            [('"no-such-id"', 'there is no group "no-such-id"; give a name'), ("-1", "cannot be")],
+            [('"a:b"', '"a:b" cannot be the name of a group; give a name'), ("-1", "cannot be")],
         ),
     ),
     "rig": (
@@ -485,7 +485,7 @@ def test_everything_wrong_is_said_at_once_in_the_order_of_the_lines(tmp_path: Pa
 drain = "soon"
 [[export]]
 name = "e"
-path = "/no/such"
+path = "no/such"
 [[export]]
 name = "e"
 cache = 1
@@ -501,8 +501,8 @@ exports = ["f"]
         'a.toml:1: timeot: there is no such key; did you mean "timeout"?',
         "a.toml:2: drain: a string is the wrong type; give seconds from 0 to 86400, such as 2.5",
         (
-            'a.toml:5: export.path: "/no/such": no such file or directory;'
-            " give a directory that exists"
+            'a.toml:5: export.path: "no/such": a relative path; give the path from the root on,'
+            f' such as "{tmp_path}/no/such"'.replace(f"{tmp_path}/", "")
         ),
         "a.toml:6: export.path: is missing; give a directory, or socket for a virtiofsd's socket",
         'a.toml:7: export.name: "e": another export has this name: a.toml:4; choose another name',

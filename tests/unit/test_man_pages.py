@@ -184,10 +184,8 @@ ReadExample = Callable[[str], list[str]]
 
 @pytest.fixture
 def read_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReadExample:
-    """Read a configuration where its folders, users and groups exist; return its exports' names."""
-    monkeypatch.setattr("vuserd.config.values._uid", lambda _: 1000)
-    monkeypatch.setattr("vuserd.config.values._gid", lambda _: 1000)
-    monkeypatch.setattr("vuserd.config.values._in_a_folder", lambda path: path)
+    """Read a configuration where its users and groups exist; return its exports' names."""
+    monkeypatch.setattr("vuserd.config.values.number_of", lambda _: 1000)
 
     def read(text: str) -> list[str]:
         moved = re.sub(r'^path = "(?=/)', f'path = "{tmp_path}', text, flags=re.MULTILINE)

@@ -1,7 +1,8 @@
 """The states of an export: their table, the page that shows it, and a life for each transition."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import pytest
 import trio
@@ -10,7 +11,7 @@ from trio.testing import MockClock
 from tests import states
 from vuserd.backend.adopted import AdoptedBackend
 from vuserd.backend.find import BackendKind, Program
-from vuserd.config.model import ExportConfig
+from vuserd.config.model import Access, Account, ExportConfig
 from vuserd.errors import BackendDown
 from vuserd.exports import life
 from vuserd.exports.directory import Sight, Standing
@@ -52,9 +53,9 @@ def test_each_event_leads_to_one_state_or_keeps_an_adopted_export_apart() -> Non
         assert len(targets - kept_apart) == 1, event
 
 
-def test_nothing_leads_out_of_the_last_states_and_all_others_can_be_stopped() -> None:
+def test_nothing_leads_out_of_the_last_state_and_all_others_can_be_stopped() -> None:
     final = {state for state in ExportState if is_final(state)}
-    assert final == {ExportState.FAILED, ExportState.STOPPED}
+    assert final == {ExportState.STOPPED}
     for state in set(ExportState) - final:
         assert next_state(state, Event.STOP) is ExportState.STOPPED
     assert not final & CALLS_WAIT
@@ -146,6 +147,8 @@ class ScriptedStarter:
 class ScriptedLookout:
     """Looks at no time of its own: the script tells the export what is there."""
 
+    is_due = False
+
     def __init__(self, *_: object) -> None:
         pass
 
@@ -176,7 +179,7 @@ class Stage:
         await trio.sleep(100)  # the clock jumps
 
 
-STARTING, ABSENT, UP, RESTARTING, GONE, *_ = ExportState
+STARTING, ABSENT, UP, RESTARTING, GONE, FAILED, _ = ExportState
 
 #: A name, what becomes of each start, what happens, the transitions, and starts that may fail.
 LIVES: Final[dict[str, tuple[str, str, list[Transition], int]]] = {
@@ -196,7 +199,40 @@ LIVES: Final[dict[str, tuple[str, str, list[Transition], int]]] = {
         8,
     ),
     "it never starts": ("waits", "", [(STARTING, Event.STOP)], 8),
-    "its first start fails": ("fails", "", [(STARTING, Event.GIVE_UP)], 8),
+    "its first starts fail, and it serves at last": (
+        "fails fails serves",
+        "",
+        [
+            (STARTING, Event.GIVE_UP),
+            (FAILED, Event.GIVE_UP),
+            (FAILED, Event.SERVING),
+            (UP, Event.STOP),
+        ],
+        8,
+    ),
+    "its first start fails, and its directory goes": (
+        "fails gone serves",
+        "back",
+        [
+            (STARTING, Event.GIVE_UP),
+            (FAILED, Event.DIRECTORY_GONE),
+            (GONE, Event.DIRECTORY_BACK),
+            (RESTARTING, Event.SERVING),
+            (UP, Event.STOP),
+        ],
+        8,
+    ),
+    "its user comes later": (
+        "serves",
+        "",
+        [
+            (STARTING, Event.GIVE_UP),
+            (FAILED, Event.MENDED),
+            (STARTING, Event.SERVING),
+            (UP, Event.STOP),
+        ],
+        8,
+    ),
     "its next start takes long": (
         "serves waits",
         "other",
@@ -211,6 +247,7 @@ LIVES: Final[dict[str, tuple[str, str, list[Transition], int]]] = {
             (UP, Event.DIRECTORY_REPLACED),
             (RESTARTING, Event.RETRY),
             (RESTARTING, Event.GIVE_UP),
+            (FAILED, Event.STOP),
         ],
         1,
     ),
@@ -251,7 +288,12 @@ LIVES: Final[dict[str, tuple[str, str, list[Transition], int]]] = {
     "its directory is back and the only start that may fail does": (
         "serves fails",
         "gone",
-        [(STARTING, Event.SERVING), (UP, Event.DIRECTORY_GONE), (GONE, Event.GIVE_UP)],
+        [
+            (STARTING, Event.SERVING),
+            (UP, Event.DIRECTORY_GONE),
+            (GONE, Event.GIVE_UP),
+            (FAILED, Event.STOP),
+        ],
         0,
     ),
     "adopted, and there at last": (
@@ -272,6 +314,11 @@ LIVES: Final[dict[str, tuple[str, str, list[Transition], int]]] = {
         0,
     ),
 }
+
+
+async def at_once(function: Callable[[Any], Any], *args: Any) -> Any:
+    """Call a function as in a thread."""
+    return function(*args)
 
 
 @pytest.fixture
@@ -301,6 +348,11 @@ async def test_a_life(
     config = ExportConfig("files", directory="/files", restarts=restarts)
     if name.startswith("adopted"):
         config = replace(config, directory=None, socket="/s")
+    if "user" in name:
+        config = replace(config, access=Access(missing=frozenset({Account("user", "joe")})))
+        numbers = iter([None, 61_001])
+        monkeypatch.setattr("vuserd.config.accounts.number_of", lambda _: next(numbers))
+        monkeypatch.setattr(trio.to_thread, "run_sync", at_once)  # the clock waits for no thread
     export = Export(config, PROGRAM)
     stage = Stage(export, starter)
     async with trio.open_nursery() as nursery:

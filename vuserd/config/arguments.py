@@ -16,20 +16,16 @@ NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
 def parse_export(text: str) -> ExportConfig:
-    """Read ``NAME=DIR``.
+    """Read ``NAME=DIR``. The directory need not exist yet.
 
     Raises:
-        ConfigurationError: the form, the name or the directory is wrong; the message says how.
+        ConfigurationError: the form or the name is wrong; the message says how.
 
     """
     name, equals, directory = text.partition("=")
     if not equals or not directory:
         raise ConfigurationError(f"--export {text}: give it as NAME=DIR, such as kernels=/boot")
-    directory = os.path.abspath(directory)
-    if not os.path.isdir(directory):
-        what = "is not a directory" if os.path.exists(directory) else "does not exist"
-        raise ConfigurationError(f"--export {text}: {directory} {what}")
-    return ExportConfig(_checked(name), directory=directory)
+    return ExportConfig(_checked(name), directory=os.path.abspath(directory))
 
 
 def parse_adopted(text: str) -> ExportConfig:

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from vuserd.backend.process import BackendOptions
 from vuserd.config.documents import Section, Value
 from vuserd.config.model import (
     Access,
+    Account,
     ClientLimits,
     DaemonConfig,
     ExportConfig,
@@ -63,7 +65,7 @@ class Assembly:
     def config(self) -> DaemonConfig:
         """Return the model; call this only if there are no problems."""
         listeners = tuple(
-            ListenConfig(values["socket"], **_chosen(values, "mode", "group"))
+            ListenConfig(values["socket"], **_chosen(values, "mode"), **_group(values))
             for values in map(_plain, self._listeners)
         )
         rigs = tuple(
@@ -83,13 +85,13 @@ class Assembly:
     def _export(self, section: Section) -> ExportConfig:
         shared = {key: self._top[key].value for key in SHARED if key in self._top}
         values = shared | _plain(section)
-        everyone = values.get("users", Access())
+        users, groups = values.get("users", Access()), values.get("groups", Access())
         options = _chosen(values, *_OPTIONS)
         if values.get("sandbox", "auto") != "auto":
             options["sandbox"] = values["sandbox"]
         return ExportConfig(
             values["name"],
-            access=Access(everyone.everyone, everyone.users, values.get("groups", frozenset())),
+            access=replace(users, groups=groups.groups, missing=users.missing | groups.missing),
             options=BackendOptions(**options),
             session=SessionOptions(**_chosen(values, "timeout")),
             **_chosen(
@@ -220,6 +222,12 @@ def _chosen(values: dict[str, Any], *same: str, **renamed: str) -> dict[str, Any
     """Return those of the keys that have values; ``renamed`` maps names of the model to keys."""
     names = {name: name for name in same} | renamed
     return {ours: values[theirs] for ours, theirs in names.items() if theirs in values}
+
+
+def _group(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the group of a socket under the model's name for it."""
+    group = values.get("group")
+    return {"missing" if isinstance(group, Account) else "group": group}
 
 
 def _same_socket(address: str) -> str:

@@ -8,6 +8,17 @@ from vuserd.backend.process import BackendOptions
 from vuserd.device.session import SessionOptions
 
 
+class Account(NamedTuple):
+    """A user or group by its name."""
+
+    word: str  #: "user" or "group"
+    name: str
+
+    def __str__(self) -> str:
+        """Return what is wrong where it does not exist."""
+        return f"there is no {self.word} {self.name}"
+
+
 @dataclass(frozen=True)
 class Access:
     """Who may see an export, beside root and the daemon's own user."""
@@ -15,6 +26,8 @@ class Access:
     everyone: bool = False
     users: frozenset[int] = frozenset()
     groups: frozenset[int] = frozenset()
+    #: Those who are named and do not exist: nobody sees the export before they do.
+    missing: frozenset[Account] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,8 @@ class ListenConfig:
     mode: int = 0o600
     #: The group of the socket's file; None for the daemon's.
     group: int | None = None
+    #: The group that is named and does not exist: there is no socket before it does.
+    missing: Account | None = None
 
 
 @dataclass(frozen=True)

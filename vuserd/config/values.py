@@ -1,18 +1,15 @@
 """The kinds of values in configuration files: how each is checked and converted."""
 
-import grp
 import json
 import os
-import pwd
 import re
-import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeVar
 
+from vuserd.config.accounts import number_of
 from vuserd.config.arguments import DAY, NAME, SIZE, SIZE_SHIFTS
-from vuserd.config.model import Access
-from vuserd.errors import os_reason
-from vuserd.wire.address import SYSTEM_SOCKET
+from vuserd.config.model import Access, Account
 
 #: Bytes of sun_path, without the NUL that ends a path or begins an abstract name: unix(7).
 _LONGEST_SOCKET: Final = 107
@@ -178,32 +175,15 @@ def _path(value: Any, folder: str) -> str:
     return path
 
 
-def _directory(value: Any, folder: str) -> str:
-    path = _path(value, folder)
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        raise WrongValue(f"{shown(path)}: {os_reason(error)}") from None
-    if not stat.S_ISDIR(mode):
-        raise WrongValue(f"{shown(path)} is not a directory")
-    return path
-
-
 def _program(value: Any, folder: str) -> str:
     program: str = _wanted(value, str)
     return _path(program, folder) if "/" in program or not program else program
 
 
-def _new_file(value: Any, folder: str) -> str:
-    return _in_a_folder(_path(value, folder))
-
-
-def _in_a_folder(path: str) -> str:
-    if path.endswith("/") or os.path.isdir(path):
+def _file(value: Any, folder: str) -> str:
+    path = _path(value, folder)
+    if path.endswith("/"):
         raise WrongValue(f"{shown(path)} is a directory")
-    parent = os.path.dirname(path)
-    if not os.path.isdir(parent):
-        raise WrongValue(f"there is no folder {shown(parent)}", "make it, or give another")
     return path
 
 
@@ -226,10 +206,7 @@ def _socket(value: Any, folder: str) -> str:
     address: str = _wanted(value, str)
     if address.startswith("@"):
         return _abstract(address, folder)
-    path = _short_enough(_path(address, folder))
-    if path != SYSTEM_SOCKET:  # the daemon makes that one's folder
-        _in_a_folder(path)
-    return path
+    return _short_enough(_file(address, folder))
 
 
 def _socket_path(value: Any, folder: str) -> str:
@@ -257,15 +234,8 @@ def _netns(value: Any, folder: str) -> str:
     return netns
 
 
-def _uid(name: str) -> int:
-    return pwd.getpwnam(name).pw_uid
-
-
-def _gid(name: str) -> int:
-    return grp.getgrnam(name).gr_gid
-
-
-def _id(value: Any, word: str, look_up: Callable[[str], int]) -> int:
+def _id(value: Any, word: str) -> int | Account:
+    """Return a number; or the account that has none, which is no mistake: it may come later."""
     if type(value) is int:
         if not 0 <= value <= _HIGHEST_ID:
             raise WrongValue(f"{shown(value)} cannot be the number of a {word}")
@@ -273,28 +243,35 @@ def _id(value: Any, word: str, look_up: Callable[[str], int]) -> int:
     name: str = _wanted(value, str)
     if re.fullmatch(r"[0-9]+", name):
         raise WrongValue(f"{shown(name)} is a string", "give a number without quotes")
-    try:
-        return look_up(name)
-    except (KeyError, ValueError):
-        raise WrongValue(f"there is no {word} {shown(name)}") from None
+    if not re.fullmatch(r"[^\0\n:*]+", name):
+        raise WrongValue(f"{shown(name)} cannot be the name of a {word}")
+    account = Account(word, name)
+    number = number_of(account)
+    return account if number is None else number
 
 
 def _users(value: Any, _: str) -> Access:
-    found = frozenset(_each([value] if value == "*" else value, _user))
-    numbers = frozenset(number for number in found if number is not None)
-    return Access(everyone=None in found, users=numbers)
+    given = _each([value] if value == "*" else value, _user)
+    return replace(_access(given, "users"), everyone=None in given)
 
 
-def _user(value: Any) -> int | None:
-    return None if value == "*" else _id(value, "user", _uid)
+def _user(value: Any) -> int | Account | None:
+    return None if value == "*" else _id(value, "user")
 
 
-def _groups(value: Any, _: str) -> frozenset[int]:
-    return frozenset(_each(value, lambda each: _id(each, "group", _gid)))
+def _groups(value: Any, _: str) -> Access:
+    return _access(_each(value, lambda each: _id(each, "group")), "groups")
 
 
-def _group(value: Any, _: str) -> int:
-    return _id(value, "group", _gid)
+def _access(given: Iterable[int | Account | None], field: str) -> Access:
+    given = list(given)
+    numbers = frozenset(each for each in given if isinstance(each, int))
+    missing = frozenset(each for each in given if isinstance(each, Account))
+    return Access(**{field: numbers, "missing": missing})  # type: ignore[arg-type]
+
+
+def _group(value: Any, _: str) -> int | Account:
+    return _id(value, "group")
 
 
 FLAG: Final = Kind("boolean", _flag, "give true or false")
@@ -302,9 +279,9 @@ EXPORT_NAME: Final = Kind(
     "name", _name, "use letters, digits, '_', '-' and '.', 64 at most, the first no '-' or '.'"
 )
 EXPORT_NAMES: Final = Kind("names", _names, 'give names of exports, such as ["kernels"]')
-DIRECTORY: Final = Kind("directory", _directory, "give a directory that exists")
+DIRECTORY: Final = Kind("directory", _path, "give the path of a directory")
 PROGRAM: Final = Kind("program", _program, "give a path, or a name that is on the PATH, in quotes")
-NEW_FILE: Final = Kind("path", _new_file, "give the path of a file")
+NEW_FILE: Final = Kind("path", _file, "give the path of a file")
 SOCKET: Final = Kind(
     "socket", _socket, "give the path of a socket, or '@' and a name for an abstract one"
 )

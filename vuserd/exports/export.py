@@ -7,14 +7,9 @@ from typing import Any, TypeVar
 import trio
 
 from vuserd.backend.find import Program
+from vuserd.config.accounts import with_accounts
 from vuserd.config.model import ExportConfig
-from vuserd.errors import (
-    BackendDown,
-    BackendError,
-    CallError,
-    ConfigurationError,
-    ErrorCode,
-)
+from vuserd.errors import BackendDown, BackendError, CallError, ConfigurationError, ErrorCode
 from vuserd.exports.calls import Calls
 from vuserd.exports.directory import Lookout, Sight
 from vuserd.exports.hangs import Hangs
@@ -28,6 +23,7 @@ from vuserd.exports.states import Event, ExportState
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.owners import Owners
 from vuserd.service.journal import about_export
+from vuserd.tasks.pauses import pauses
 from vuserd.tracing.tap import Tracing
 
 _LOG = logging.getLogger(__name__)
@@ -42,6 +38,7 @@ class Export:
         config: what to export.
         program: the virtiofsd to start; or why there is none, which only matters to a directory.
         on_change: called whenever its state has changed.
+        find: finds the virtiofsd to start, where there was none or it did not start.
 
     """
 
@@ -50,16 +47,20 @@ class Export:
         config: ExportConfig,
         program: Program | ConfigurationError,
         on_change: Callable[[], object] = lambda: None,
+        find: Callable[[ExportConfig], Awaitable[Program | ConfigurationError]] | None = None,
     ) -> None:
         #: Counts sessions; a node id of one means nothing in another.
         self.generation = 0
         self.losses = Losses()
         self.tracing = Tracing()
         self._plan = Plan(config, program)
+        self._find = find
         self._life = Life(config.name, on_change)
         #: Set once the first backend is up, or is known not to be.
         self.settled = self._life.settled
         self._retries = Retries()
+        #: Those between the starts of an export that has failed.
+        self._mending = pauses()
         hangs = Hangs(config.name)
         self._calls = Calls(self._life, hangs, self._retries.note_answer)
         #: What watches the directory; that of an adopted backend is not known.
@@ -135,22 +136,7 @@ class Export:
     def describe(self) -> dict[str, Any]:
         """Return the export as the RPC's ``exports`` shows it."""
         serving = self._calls.serving
-        backend = serving.backend if serving is not None else None
-        described: dict[str, Any] = {
-            "name": self.config.name,
-            "state": str(self.state),
-            "backend": None
-            if backend is None
-            else {
-                "kind": str(backend.kind),
-                "version": backend.version,
-                "pid": backend.pid,
-                "generation": self.generation,
-            },
-        }
-        if self.reason:
-            described["reason"] = self.reason
-        return described
+        return self._life.describe(self.generation, serving.backend if serving else None)
 
     def describe_fully(self) -> dict[str, Any]:
         """Return the export as ``status`` shows it."""
@@ -233,7 +219,8 @@ class Export:
         if moved is None:
             return False
         self._plan = moved
-        self._log_backend(serving, "goes on with all that it has open")
+        what = moved.served_by(serving.backend)
+        self._log.info("export %s goes on with all that it has open: %s", self.config.name, what)
         return True
 
     async def run(self) -> None:
@@ -241,10 +228,12 @@ class Export:
 
         An export whose first backend cannot be had has failed; so has one that needs a backend and
         fails more than ``restarts`` times in a row to start one. No call brings it to that: a
-        backend that calls were put to did start. An adopted backend is waited for, for ever.
+        backend that calls were put to did start. An adopted backend is waited for, for ever. What
+        has failed or is gone is looked at again in :func:`~vuserd.tasks.pauses.pauses`.
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            await self._wait_for_accounts()
             while not self._stopped.is_set():
                 serving, self._next = self._next, None
                 if serving is None:
@@ -257,12 +246,20 @@ class Export:
                     serving = await self._serve_with(serving)
                 if serving is None or self._stopped.is_set() or self._next is not None:
                     continue
-                self._note_loss(serving, served=served)
-                if not await self._goes_on(serving, served=served):
-                    return
+                await self._back_off(serving, served=served)
             if self._next is not None:
                 self._next.retire()
             self._life.happen(Event.STOP)
+
+    async def _wait_for_accounts(self) -> None:
+        """Wait until the users and groups exist that the configuration names."""
+        while self.config.access.missing and not self._stopped.is_set():
+            access = await trio.to_thread.run_sync(with_accounts, self.config.access)
+            self.configure(self.config.with_access(access))
+            if missing := self.config.access.missing:
+                await self._fail(", ".join(sorted(map(str, missing))))
+        if self.state is ExportState.FAILED and not self._stopped.is_set():
+            self._life.happen(Event.MENDED)
 
     async def _start_next(self, nursery: trio.Nursery) -> Serving:
         """Start a backend; where the path leads to no directory, wait until it does."""
@@ -270,7 +267,10 @@ class Export:
             return await self._starter.start(nursery, self._plan)
         except DirectoryGone as gone:
             self._note_gone(str(gone))
-            await trio.sleep_forever()  # until a call finds that it is there again
+            later = pauses()
+            while True:  # until this look, or that of a call, finds that it is there again
+                await trio.sleep(next(later))
+                await self.look()
 
     async def _serve_with(self, serving: Serving) -> Serving | None:
         """Put calls to a backend, and to what replaces it, until one is lost; return that one.
@@ -307,7 +307,9 @@ class Export:
         if serving.mode is not None:
             self._plan = self._plan._replace(modes=[serving.mode])
         self._life.happen(Event.SERVING)
-        self._log_backend(serving, "is up")
+        self._log.info(
+            "export %s is up: %s", self.config.name, self._plan.served_by(serving.backend)
+        )
 
     def _note_sight(self, sight: Sight) -> None:
         """Leave a backend whose directory is not the one at the path; come back to one that is."""
@@ -343,22 +345,31 @@ class Export:
         self._life.happen(Event.DIRECTORY_GONE, reason)
         self._log.warning("export %s is gone: %s", self.config.name, reason)
 
-    def _note_loss(self, serving: Serving, *, served: bool) -> None:
-        """Count a loss; an adopted socket on which no backend listens yet is none."""
-        if served or self.config.socket is None:
-            self.losses.note(serving.cause, serving.failure)
-        self.losses.count_fault(serving.fault)
+    async def _fail(self, reason: str) -> None:
+        """Have failed, and pause until it is time to see whether that is mended."""
+        if self.state is not ExportState.FAILED:
+            self._mending = pauses()
+        if self._life.happen(Event.GIVE_UP, reason):
+            self._log.error("export %s failed: %s", self.config.name, reason)
+        await self._pause(next(self._mending), may_hasten=False)
 
-    async def _goes_on(self, serving: Serving, *, served: bool) -> bool:
-        """Record the failure and back off; return False once the export has failed for good."""
+    async def _back_off(self, serving: Serving, *, served: bool) -> None:
+        """Record the failure, and pause before the next try.
+
+        An adopted socket on which no backend listens yet is no loss.
+        """
         failure, asked = serving.failure, serving.was_asked
         adopted = self.config.socket is not None
+        if served or not adopted:
+            self.losses.note(serving.cause, failure)
+        self.losses.count_fault(serving.fault)
         self._retries.note_failure(asked=asked)
         never_served = self.generation == 0
         if not adopted and (never_served or self._retries.are_over(self.config.restarts)):
-            self._log.error("export %s failed: %s", self.config.name, failure)
-            self._life.happen(Event.GIVE_UP, failure)
-            return False
+            await self._fail(failure)
+            if self._find is not None:
+                self._plan = self._plan._replace(program=await self._find(self.config))
+            return
         if served or not adopted:
             self.losses.restarts[serving.cause] += 1
         if failure != self.reason:
@@ -371,7 +382,6 @@ class Export:
         else:
             delay = self._retries.delay(*self.config.restart_delays, asked=asked)
             await self._pause(delay, may_hasten=False)
-        return True
 
     async def _pause(self, seconds: float, *, may_hasten: bool) -> None:
         with trio.CancelScope() as self._waiting:
@@ -385,14 +395,3 @@ class Export:
         if self._may_hasten:
             self._may_hasten = False
             self._waiting.cancel()
-
-    def _log_backend(self, serving: Serving, what: str) -> None:
-        assert serving.backend is not None
-        self._log.info(
-            "export %s %s: %s through virtiofsd %s (%s)",
-            self.config.name,
-            what,
-            self.config.source,
-            serving.backend.version or "of unknown version",
-            serving.backend.kind,
-        )

@@ -1,9 +1,11 @@
 """Where one export is in its life: its state, why, and the calls that wait for another state."""
 
 from collections.abc import Callable
+from typing import Any
 
 import trio
 
+from vuserd.backend.base import Backend
 from vuserd.errors import BackendDown, printable
 from vuserd.exports.states import CALLS_WAIT, Event, ExportState, is_final, next_state
 
@@ -37,17 +39,31 @@ class Life:
         """Calls that wait for another state."""
         return len(self._changed)
 
-    def happen(self, event: Event, reason: str = "") -> None:
-        """Go on to the state that follows an event.
+    def happen(self, event: Event, reason: str = "") -> bool:
+        """Go on to the state that follows an event; return whether there is anything new.
 
         Raises:
             RuntimeError: the event cannot happen in the present state.
 
         """
+        before = self.state, self.reason
         self.state, self.reason = next_state(self.state, event), printable(reason)
         self.settled.set()
         self._changed.unpark_all()
         self._on_change()
+        return (self.state, self.reason) != before
+
+    def describe(self, generation: int, backend: Backend | None) -> dict[str, Any]:
+        """Return the export, with the backend that serves, as the RPC's ``exports`` shows it."""
+        described: dict[str, Any] = {"name": self._name, "state": str(self.state), "backend": None}
+        if backend is not None:
+            described["backend"] = {
+                "kind": str(backend.kind),
+                "version": backend.version,
+                "pid": backend.pid,
+                "generation": generation,
+            }
+        return described | ({"reason": self.reason} if self.reason else {})
 
     async def wait_changed(self, deadline: float) -> None:
         """Wait for the next event, where that may bring a backend.

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 import trio
 
+from vuserd.backend.base import Backend
 from vuserd.backend.find import BackendKind, Program
 from vuserd.backend.process import sandboxes
 from vuserd.config.model import ExportConfig
@@ -43,6 +44,12 @@ class Plan(NamedTuple):
         if self.modes or isinstance(self.program, ConfigurationError):
             return self.modes
         return sandboxes(self.program.kind, os.geteuid()) if wanted is None else [wanted]
+
+    def served_by(self, backend: Backend | None) -> str:
+        """Return what is served through which virtiofsd, for people."""
+        assert backend is not None
+        version = backend.version or "of unknown version"
+        return f"{self.config.source} through virtiofsd {version} ({backend.kind})"
 
     def directory(self, sight: Sight | None) -> str:
         """Return the path to share: without links, which could be switched meanwhile."""

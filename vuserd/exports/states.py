@@ -19,7 +19,7 @@ class ExportState(StrEnum):
     UP = "up"  #: a backend serves
     RESTARTING = "restarting"  #: its backend was lost or left, and the next one is on its way
     GONE = "gone"  #: its path leads to no directory; it comes up again when it does
-    FAILED = "failed"  #: no backend could be had, and none is tried any more
+    FAILED = "failed"  #: it lacks what it takes, and is tried again now and then until it has it
     STOPPED = "stopped"  #: it was removed, or the daemon ends
 
 
@@ -29,7 +29,8 @@ class Event(Enum):
     SERVING = "a backend serves"
     LOST = "the backend is lost"
     RETRY = "why there is no backend is known, and the next one will be tried"
-    GIVE_UP = "too many starts in a row failed"
+    GIVE_UP = "an account is missing, or too many starts in a row failed"
+    MENDED = "the account that was missing is there"
     DIRECTORY_GONE = "the path leads to no directory"
     DIRECTORY_REPLACED = "the path leads to another directory"
     DIRECTORY_BACK = "the path leads to a directory again"
@@ -38,11 +39,6 @@ class Event(Enum):
 
 _Ways: TypeAlias = Mapping[Event, ExportState]
 
-_NEVER_SERVED: Final[_Ways] = {
-    Event.SERVING: ExportState.UP,
-    Event.RETRY: ExportState.ABSENT,
-    Event.STOP: ExportState.STOPPED,
-}
 _NOT_SERVING: Final[_Ways] = {
     Event.SERVING: ExportState.UP,
     Event.RETRY: ExportState.RESTARTING,
@@ -53,12 +49,12 @@ _NOT_SERVING: Final[_Ways] = {
 
 TRANSITIONS: Final[Mapping[ExportState, _Ways]] = MappingProxyType(
     {
-        ExportState.STARTING: {
-            **_NEVER_SERVED,
-            Event.GIVE_UP: ExportState.FAILED,
-            Event.DIRECTORY_GONE: ExportState.GONE,
+        ExportState.STARTING: {**_NOT_SERVING, Event.RETRY: ExportState.ABSENT},
+        ExportState.ABSENT: {
+            Event.SERVING: ExportState.UP,
+            Event.RETRY: ExportState.ABSENT,
+            Event.STOP: ExportState.STOPPED,
         },
-        ExportState.ABSENT: _NEVER_SERVED,
         ExportState.UP: {
             Event.SERVING: ExportState.UP,  # one took the place of the other
             Event.LOST: ExportState.RESTARTING,
@@ -68,7 +64,13 @@ TRANSITIONS: Final[Mapping[ExportState, _Ways]] = MappingProxyType(
         },
         ExportState.RESTARTING: _NOT_SERVING,
         ExportState.GONE: {**_NOT_SERVING, Event.DIRECTORY_BACK: ExportState.RESTARTING},
-        ExportState.FAILED: {},
+        ExportState.FAILED: {
+            Event.SERVING: ExportState.UP,
+            Event.GIVE_UP: ExportState.FAILED,  # again, or for another reason
+            Event.MENDED: ExportState.STARTING,
+            Event.DIRECTORY_GONE: ExportState.GONE,
+            Event.STOP: ExportState.STOPPED,
+        },
         ExportState.STOPPED: {},
     }
 )

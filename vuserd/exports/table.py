@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 import trio
 
@@ -10,6 +11,9 @@ from vuserd.config.model import ExportConfig
 from vuserd.errors import BackendDown, CallError, ConfigurationError, ErrorCode, VuserdError
 from vuserd.exports.export import Export
 from vuserd.exports.states import ExportState
+
+#: Another one is started in the place of an export in one of these states.
+_ENDED: Final = frozenset({ExportState.FAILED, ExportState.STOPPED})
 
 
 class Exports(Mapping[str, Export]):
@@ -63,11 +67,11 @@ class Exports(Mapping[str, Export]):
         export = self._exports.get(name)
         if export is None:
             raise CallError(ErrorCode.UNKNOWN_EXPORT, f"there is no export {name!r} any more")
-        if not export.has_ended():
+        if export.state not in _ENDED:
             await export.replace(export.config, await _find_program(export.config))
             return [f"export {name}: backend replaced"]
         export = await self._start(export.config)
-        if export.has_ended():
+        if export.state in _ENDED:
             raise BackendDown(f"export {name} is {export.state}: {export.reason}")
         return [f"export {name}: started again"]
 
@@ -86,13 +90,18 @@ class Exports(Mapping[str, Export]):
         if current is None:
             export = await self._start(config)
             done.append(f"export {name}: added, {export.state}")
+        elif current.state is ExportState.FAILED and current.config == config:
+            export = await self._start(config)
+            done.append(f"export {name}: tried again, {export.state}")
         elif current.config != config:
             done.append(f"export {name}: {await self._change(current, config)}")
 
     async def _change(self, current: Export, config: ExportConfig) -> str:
-        if current.config.source != config.source or current.has_ended():
+        is_another = current.config.source != config.source
+        if is_another or current.state in _ENDED or config.access.missing:
             export = await self._start(config)
-            return f"now {config.source}, {export.state}"
+            what = f"now {config.source}" if is_another else "started anew"
+            return f"{what}, {export.state}"
         if current.config.serves_like(config):
             current.configure(config)
             return "other rights"
@@ -114,7 +123,9 @@ class Exports(Mapping[str, Export]):
 
         The new one takes calls before the old one ends, and has them wait for its backend.
         """
-        export = Export(config, await _find_program(config), self._watchers.unpark_all)
+        export = Export(
+            config, await _find_program(config), self._watchers.unpark_all, _find_program
+        )
         before = self._exports.get(config.name)
         self._exports[config.name] = export
         if before is not None:
