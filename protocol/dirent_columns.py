@@ -74,6 +74,11 @@ class DirectoryColumns(NamedTuple):
         columns: Iterable[list[Any]] = self
         return DirectoryColumns(*(list(compress(column, choice)) for column in columns))
 
+    def without_nodes(self) -> "DirectoryColumns":
+        """Return entries of READDIR as READDIRPLUS has those whose lookup failed."""
+        count = len(self.names)
+        return self._replace(nodes=[NodeId(0)] * count, attributes=[bytes(ATTRIBUTES_SIZE)] * count)
+
     def node_attributes(self, place: int) -> Attributes:
         """Return the attributes of one entry's node."""
         return decode_attributes_at(self.attributes[place], 0)

@@ -14,6 +14,7 @@ entries have their own module, :mod:`protocol.dirent`. Numbers are in the machin
 import struct
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
+from itertools import chain
 from typing import Final, NamedTuple, NewType
 
 from protocol import Check, MalformedError
@@ -271,6 +272,11 @@ def decode_attributes_at(buffer: bytes, offset: int) -> Attributes:
     return Attributes._make(_ATTRIBUTES.unpack_from(buffer, offset))
 
 
+def encode_attributes(attributes: Attributes) -> bytes:
+    """Encode ``struct fuse_attr``, as :func:`decode_attributes_at` reads it."""
+    return _ATTRIBUTES.pack(*attributes)
+
+
 def decode_entry_at(buffer: bytes, offset: int) -> Entry | None:
     """Decode ``struct fuse_entry_out`` at ``offset``; None for node id 0, which is no entry.
 
@@ -304,7 +310,7 @@ def decode_lookup(body: bytes) -> Entry | None:
     return decode_entry_at(body, 0)
 
 
-_FORGET_ONE = struct.Struct("=QQ")
+_FORGET_SIZE: Final = 16
 _BATCH_FORGET_HEAD = struct.Struct("=II")
 
 
@@ -315,22 +321,20 @@ class Forget(NamedTuple):
     lookups: int
 
 
-def _forgettable(node: NodeId, lookups: int) -> Forget:
-    if node in (0, ROOT_ID) or lookups < 1:
-        raise ValueError(f"FORGET of {lookups} lookups of node {node}")
-    return Forget(node, lookups)
-
-
-def batch_forget(forgets: Sequence[Forget]) -> Request:
-    """BATCH_FORGET: many of them in one request."""
-    ones = b"".join(_FORGET_ONE.pack(*_forgettable(*one)) for one in forgets)
-    body = _BATCH_FORGET_HEAD.pack(len(forgets), 0) + ones
+def batch_forget(forgets: Sequence[tuple[NodeId, int]]) -> Request:
+    """BATCH_FORGET: many of them in one request, each as :class:`Forget`."""
+    numbers = [*chain.from_iterable(forgets)]
+    nodes, lookups = numbers[0::2], numbers[1::2]
+    if 0 in nodes or ROOT_ID in nodes or min(lookups, default=1) < 1:
+        node, count = next(one for one in forgets if one[0] in (0, ROOT_ID) or one[1] < 1)
+        raise ValueError(f"FORGET of {count} lookups of node {node}")
+    body = _BATCH_FORGET_HEAD.pack(len(nodes), 0) + struct.pack(f"={len(numbers)}Q", *numbers)
     return Request(Opcode.BATCH_FORGET, NodeId(0), body, None)
 
 
 def batch_forget_capacity(size: int) -> int:
     """How many forgets a BATCH_FORGET of ``size`` bytes holds."""
-    return (size - IN_HEADER_SIZE - _BATCH_FORGET_HEAD.size) // _FORGET_ONE.size
+    return (size - IN_HEADER_SIZE - _BATCH_FORGET_HEAD.size) // _FORGET_SIZE
 
 
 _GETATTR_IN = struct.Struct("=IIQ")

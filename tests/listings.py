@@ -13,7 +13,7 @@ async def page(
     """Return the first entries of a directory; its listing ends here."""
     listing = Listing(path, attributes=attributes)
     try:
-        return await listing.next_page(files, limit)
+        return entries_of(await listing.next_page(files, limit))
     finally:
         listing.close()
 
@@ -27,9 +27,9 @@ async def names(
     try:
         while not listing.finished:
             entries = await listing.next_page(files, limit)
-            assert len(entries) <= limit
-            assert entries or listing.finished
-            found += [entry.name for entry in entries]
+            assert len(entries.names) <= limit
+            assert entries.names or listing.finished
+            found += entries.names
     finally:
         listing.close()
     return found

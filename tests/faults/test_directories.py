@@ -4,6 +4,7 @@ import errno
 import stat as modes
 import struct
 from collections.abc import Callable
+from itertools import compress
 
 import pytest
 import trio
@@ -353,7 +354,7 @@ async def test_an_endless_directory_comes_in_pages(front: Front) -> None:
     front.tell(Opcode.READDIR, going_on())  # type: ignore[arg-type]
     listing = Listing(b"", attributes=False)
     for _ in range(2):
-        assert len(await listing.next_page(front.files, 50)) == 50
+        assert len((await listing.next_page(front.files, 50)).names) == 50
         assert not listing.finished
     listing.close()
     asked = [struct.unpack_from("=QQ", one.body)[1] for one in front.backend.named(Opcode.READDIR)]
@@ -423,7 +424,7 @@ async def test_an_entry_that_is_no_directory_after_all(front: Front) -> None:
     walk = TreeWalk(b"", attributes=False)
     found, problems = await walk.next_page(front.files, 100)
     walk.close()
-    assert [one.path for one in found] == [b"Image"]
+    assert found.names == [b"Image"]
     assert problems == []
     assert walk.finished
     await front.serves()
@@ -453,7 +454,7 @@ async def test_a_walk_down_a_directory_that_holds_itself(front: Front) -> None:
     found, problems = await walk.next_page(front.files, 10)
     assert walk.finished
     walk.close()
-    assert [one.path for one in found] == [b"folder", b"folder/folder"]
+    assert found.names == [b"folder", b"folder/folder"]
     assert [(one.path, one.error.code) for one in problems] == [(b"folder/folder", "EIO")]
     await front.serves()
 
@@ -480,7 +481,7 @@ async def test_a_walk_down_directories_that_hold_each_other(front: Front) -> Non
     refused: list[VuserdError] = []
     for _ in range(ENOUGH):
         here, problems = await walk.next_page(front.files, 10)
-        found += len(here)
+        found += len(here.names)
         refused += [problem.error for problem in problems]
         if walk.finished:
             break
@@ -512,10 +513,11 @@ async def test_an_entry_that_cannot_be_looked_up(
 
     front.backend.answer = answer
     listing = Listing(b"", attributes=True)
-    found = [*await listing.next_page(front.files, 1), *await listing.next_page(front.files, 100)]
+    found = await listing.next_page(front.files, 1)
+    found.extend(await listing.next_page(front.files, 100))
     listing.close()
-    assert [one.name for one in found] == [*front.backend.files]
-    looked_up = {one.name for one in found[begins:] if one.entry is not None}
+    assert found.names == [*front.backend.files]
+    looked_up = {*compress(found.names[begins:], found.nodes[begins:])}
     assert looked_up == {*[*front.backend.files][begins:]} - {*broken}
     await front.serves()
 

@@ -18,8 +18,8 @@ from vuserd.wire.codec import (
     Notification,
     Request,
     Response,
-    encode_array_response_head,
     encode_bin_response_head,
+    encode_listing_response_head,
     encode_notification,
     encode_request,
     encode_response,
@@ -292,13 +292,21 @@ class TestListing:
     def test_the_head_and_the_values_make_what_one_call_makes(self) -> None:
         entries = [{"name": "a", "ino": 1}, {"name": b"\xff", "ino": 2**40}]
         for msgid, count in itertools.product((0, 200, 70_000), (0, 1, 2)):
-            head = encode_array_response_head(msgid, {"next": None}, "entries", count)
+            head = encode_listing_response_head(
+                msgid, {"next": None}, "entries", count, is_map=False
+            )
             frame = head + encode_values(entries[:count])
             wanted = {"next": None, "entries": entries[:count]}
             assert frame == encode_response(msgid, None, wanted)
 
+    def test_the_head_of_columns_likewise(self) -> None:
+        columns = {"name": ["a", b"\xff"], "ino": [1, 2**40]}
+        head = encode_listing_response_head(7, {"next": None}, "entries", 2, is_map=True)
+        frame = head + b"".join(map(encode_values, columns.items()))
+        assert frame == encode_response(7, None, {"next": None, "entries": columns})
+
     def test_bytes(self) -> None:
-        assert encode_array_response_head(1, {}, "entries", 20).hex(" ") == (
+        assert encode_listing_response_head(1, {}, "entries", 20, is_map=False).hex(" ") == (
             "94 01 01 c0 81 a7 65 6e 74 72 69 65 73 dc 00 14"
         )
         assert encode_values([1, "a", None]).hex(" ") == "01 a1 61 c0"

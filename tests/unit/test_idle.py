@@ -330,7 +330,7 @@ async def test_a_listing_that_nobody_goes_on_with_is_closed(
     assert not +backend.lookups
     assert await asleep(mock_clock)
     rest = await listing.next_page(files, 100)
-    assert [one.name for one in (*first, *rest)] == [*backend.files]
+    assert first.names + rest.names == [*backend.files]
     listing.close()
 
 
@@ -346,7 +346,7 @@ async def test_a_walk_that_nobody_goes_on_with_lets_go(
     assert await asleep(mock_clock)
     rest, _ = await walk.next_page(files, 10_000)
     assert walk.finished
-    assert [one.path for one in (*first, *rest)][: len(backend.files)] == [*backend.files]
+    assert (first.names + rest.names)[: len(backend.files)] == [*backend.files]
     walk.close()
 
 

@@ -75,7 +75,7 @@ async def test_two_listings_do_not_disturb_each_other(
     found: dict[Listing, list[bytes]] = {one: [], other: []}
     for limit in (20, 20, 20):
         for listing in (one, other):
-            found[listing] += [entry.name for entry in await listing.next_page(files, limit)]
+            found[listing] += (await listing.next_page(files, limit)).names
     assert one.finished
     assert other.finished
     assert sorted(found[one]) == sorted(found[other]) == sorted(backend.files)
@@ -92,9 +92,9 @@ async def test_a_listing_goes_on_by_name_where_it_lapsed(
     found: list[bytes] = []
     while not listing.finished:
         page = await listing.next_page(files, limit)
-        assert len(page) <= limit
-        assert page or listing.finished
-        found += [entry.name for entry in page]
+        assert len(page.names) <= limit
+        assert page.names or listing.finished
+        found += page.names
         listing.lapse()
         await wait_all_tasks_blocked()
         assert backend.open_handles == set()
@@ -116,7 +116,7 @@ async def test_a_listing_goes_on_with_the_next_backend(
     for limit in (5, 10, 1000):
         async with backend.session() as session:
             files = FileSystem(session, idle_nodes=10)
-            found += [entry.name for entry in await listing.next_page(files, limit)]
+            found += (await listing.next_page(files, limit)).names
             if not listing.finished:
                 backend.die()
                 await session.wait_lost()
@@ -132,7 +132,7 @@ async def test_what_comes_and_goes_meanwhile_takes_no_other_with_it(
     files: FileSystem, backend: FakeBackend
 ) -> None:
     listing = Listing(b"folder", attributes=False)
-    found = [entry.name for entry in await listing.next_page(files, 20)]
+    found = (await listing.next_page(files, 20)).names
     listing.lapse()
     given = [name for name in found if name not in (b"folder", b"other")]
     gone = {given[3], next(name for name in backend.files if name not in (*found, b"folder"))}
@@ -143,7 +143,7 @@ async def test_what_comes_and_goes_meanwhile_takes_no_other_with_it(
             (b"new-" + name if key == name else key): file for key, file in backend.files.items()
         }
     while not listing.finished:
-        found += [entry.name for entry in await listing.next_page(files, 7)]
+        found += (await listing.next_page(files, 7)).names
     assert there <= {*found}
     assert len(found) == len({*found})
     await owes_nothing(backend, files)
@@ -159,11 +159,11 @@ async def test_a_reader_that_was_closed_leaves_out_what_it_gave(
         assert reader.has_begun
         assert reader.is_open
         reader.close()
-        rest = []
+        rest: list[bytes] = []
         while not reader.finished:
-            rest += await reader.read(files, node, 1000)
-    assert len(first) == 5
-    assert sorted(one.name for one in (*first, *rest)) == sorted(backend.files)
+            rest += (await reader.read(files, node, 1000)).names
+    assert len(first.names) == 5
+    assert sorted(first.names + rest) == sorted(backend.files)
     await owes_nothing(backend, files)
 
 
@@ -189,7 +189,7 @@ async def test_a_directory_that_was_replaced_is_told(
     with pytest.raises(CallError, match="was replaced") as changed:
         await listing_below.next_page(files, 5)
     assert changed.value.code == "CHANGED"
-    assert len(await listing.next_page(files, 5)) == 5
+    assert len((await listing.next_page(files, 5)).names) == 5
     listing.close()
     listing_below.close()
     await owes_nothing(backend, files)
@@ -257,7 +257,7 @@ async def test_a_page_that_failed_can_be_asked_for_again(
     files: FileSystem, backend: FakeBackend, opcode: Opcode, lapses: bool
 ) -> None:
     listing = Listing(b"folder", attributes=False)
-    found = [entry.name for entry in await listing.next_page(files, 5)]
+    found = (await listing.next_page(files, 5)).names
     if lapses:
         listing.lapse()
         backend.answer_to(opcode, Answer(error=errno.EIO))
@@ -273,7 +273,7 @@ async def test_a_page_that_failed_can_be_asked_for_again(
         assert len(backend.open_handles) == len(files.open_listings) == 1
     backend.answer = backend.serve_files
     while not listing.finished:
-        found += [entry.name for entry in await listing.next_page(files, 20)]
+        found += (await listing.next_page(files, 20)).names
     assert sorted(found) == sorted(backend.files)
     await owes_nothing(backend, files)
 
@@ -316,7 +316,7 @@ async def test_a_walk_goes_on_with_the_next_backend(backend: FakeBackend, attrib
             files = FileSystem(session, idle_nodes=10)
             entries, problems = await walk.next_page(files, limit)
             assert problems == []
-            found += [entry.path for entry in entries]
+            found += entries.names
             backend.die()
             await session.wait_lost()
             files.close()
@@ -331,7 +331,7 @@ async def test_a_walk_that_lapsed_goes_on(files: FileSystem, backend: FakeBacken
     while not walk.finished:
         entries, problems = await walk.next_page(files, 9)
         assert problems == []
-        found += [entry.path for entry in entries]
+        found += entries.names
         walk.lapse()
         await wait_all_tasks_blocked()
         assert backend.open_handles == set()

@@ -14,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from protocol.fuse import Opcode
 from tests.fake.backend import CONFIGURE_MEM_SLOTS, MAX_PAGES, Answer, FakeBackend, File
 from tests.fake.bare_daemon import NoManager
-from tests.fake.files import coarse_now
+from tests.fake.files import ROOT, FuseRequest, coarse_now
 from tests.faults.harness import exported
 from vuserd.config.model import ClientLimits
 from vuserd.delivery.attached import Loaded
@@ -113,13 +113,113 @@ async def client(methods: Methods, backend: FakeBackend) -> AsyncIterator[Client
 
 async def test_what_is_new_says_since_when(client: Client) -> None:
     info = await client.call("api_info")
-    assert (info["api_level"], info["api_compatible"]) == (API_LEVEL, API_COMPATIBLE) == (2, 1)
+    assert (info["api_level"], info["api_compatible"]) == (API_LEVEL, API_COMPATIBLE) == (3, 1)
     methods = {method["name"]: method for method in info["methods"]}
     since_2 = {name for name, method in methods.items() if method["since"] == 2}
     assert since_2 == {"open", "close", "extents"}
     for name in ("stat", "read", "load"):
         options = methods[name]["params"][-1]["options"]
         assert {"name": "file", "type": "int or nil", "default": None} in options
+    for name in ("readdir", "walk"):
+        options = methods[name]["params"][-1]["options"]
+        assert {"name": "columns", "type": "bool", "default": False} in options
+
+
+# --- listings in columns --------------------------------------------------------------------------
+
+STAT_FIELDS = (
+    "mode", "size", "nlink", "uid", "gid", "rdev", "blocks", "blksize",
+    "atime_ns", "mtime_ns", "ctime_ns",
+)  # fmt: skip
+
+
+def as_maps(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """Make a map of each entry, as a page without columns has them."""
+    entries = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+    for entry in entries:
+        for key in [key for key, value in entry.items() if value is None]:
+            del entry[key]
+        if not entry.get("submount", True):
+            del entry["submount"]
+    return entries
+
+
+@pytest.mark.parametrize("attrs", [False, True])
+@pytest.mark.parametrize("method", ["readdir", "walk"])
+async def test_columns_have_what_maps_have(
+    client: Client, backend: FakeBackend, method: str, attrs: bool
+) -> None:
+    far, ago = File(mtime=1 << 40, nanoseconds=5), File(b"12", mtime=-(1 << 40))
+    odd = {b"\xff\xfe": File(b"odd", mode=0o170000), "\u00e4".encode(): far, b"mount": ago}
+    backend.files |= odd | {b"root": File(mode=stat.S_IFDIR | 0o755, flags=1)}
+    backend.orders_differ = False
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode in (Opcode.READDIR, Opcode.READDIRPLUS) and request.node != ROOT:
+            return Answer()
+        return backend.serve_files(request)
+
+    backend.answer = answer
+    maps = await client.call(method, "files", "", {"attrs": attrs})
+    page = await client.call(method, "files", "", {"attrs": attrs, "columns": True})
+    assert page.keys() == maps.keys()
+    key = {"readdir": "name", "walk": "path"}[method]
+    expected = [key, "type", "ino", *(STAT_FIELDS if attrs else ())]
+    assert [*page["entries"]] == [*expected, *(["submount"] if attrs else [])]
+    assert as_maps(page["entries"]) == maps["entries"]
+    assert b"\xff\xfe" in page["entries"][key]
+    assert ("unknown" in page["entries"]["type"]) is attrs  # as its mode has it
+
+
+@pytest.mark.parametrize("attrs", [False, True])
+async def test_columns_of_an_empty_page_are_empty_lists(
+    client: Client, backend: FakeBackend, attrs: bool
+) -> None:
+    backend.files.clear()
+    page = await client.call("readdir", "files", "", {"attrs": attrs, "columns": True})
+    assert page["entries"] == {
+        name: [] for name in ("name", "type", "ino", *(STAT_FIELDS if attrs else ()))
+    }
+
+
+async def test_columns_of_what_cannot_be_looked_up_are_nil(
+    client: Client, backend: FakeBackend
+) -> None:
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.READDIRPLUS:
+            return Answer(error=errno.EIO)
+        if request.opcode is Opcode.LOOKUP and request.body == b"folder\0":
+            return Answer(error=errno.EIO)
+        return backend.serve_files(request)
+
+    backend.answer = answer
+    backend.orders_differ = False
+    options = {"attrs": True, "columns": True}
+    entries = (await client.call("readdir", "files", "", options))["entries"]
+    place = entries["name"].index("folder")
+    named = (await client.call("readdir", "files", "", {"columns": True}))["entries"]
+    assert all(entries[field][place] == named[field][place] for field in named)
+    assert {entries[field][place] for field in STAT_FIELDS} == {None}
+    assert all(None not in row[:place] + row[place + 1 :] for row in entries.values())
+    maps = (await client.call("readdir", "files", "", {"attrs": True}))["entries"]
+    assert as_maps(entries) == maps
+
+
+async def test_pages_of_columns_and_of_maps_follow_each_other(
+    client: Client, backend: FakeBackend
+) -> None:
+    found: list[str] = []
+    after = None
+    for columns in (False, True, False, True, True):
+        options = {"limit": 20, "after": after, "columns": columns}
+        page = await client.call("readdir", "files", "", options)
+        entries = page["entries"]
+        found += entries["name"] if columns else [entry["name"] for entry in entries]
+        if (after := page["next"]) is None:
+            break
+    assert sorted(found) == sorted(name.decode() for name in backend.files)
 
 
 # --- files that are open --------------------------------------------------------------------------

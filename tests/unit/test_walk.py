@@ -37,7 +37,7 @@ async def walked(files: FileSystem, path: bytes = b"", *, attributes: bool) -> l
     while not walk.finished:
         entries, problems = await walk.next_page(files, 100)
         assert problems == []
-        found += [entry.path for entry in entries]
+        found += entries.names
     assert walk.remembered == 0
     walk.close()
     return found
@@ -78,8 +78,8 @@ async def test_an_entry_that_vanishes_takes_no_other_with_it(
     expected = [name for name in (b"folder", b"one", b"two") if name not in vanished]
     listing = Listing(b"", attributes=True)
     entries = await listing.next_page(files, 100)
-    assert [entry.name for entry in entries] == expected
-    assert all(entry.entry is not None for entry in entries)
+    assert entries.names == expected
+    assert all(entries.nodes)
     assert listing.finished
 
 
@@ -105,7 +105,7 @@ async def test_a_walk_that_found_no_descriptors_goes_on_and_owes_nothing(
     with pytest.raises(FileError, match="open files"):
         await walk.next_page(files, 100)
     entries, problems = await walk.next_page(files, 100)
-    assert [entry.path for entry in entries] == [b"folder", b"one"]
+    assert entries.names == [b"folder", b"one"]
     assert problems == []
     walk.close()
     files.nodes.flush()
@@ -152,6 +152,63 @@ async def test_directories_that_are_not_said_to_be_such_are_entered(
 
     backend.answer = answer
     assert sorted(await walked(files, attributes=attributes)) == [b"folder", b"folder/one", b"two"]
+
+
+def with_attributes(backend: FakeBackend) -> None:
+    """Have directories but the root be empty, with READDIRPLUS."""
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.READDIRPLUS and request.node != ROOT:
+            return Answer()
+        return backend.serve_files(request)
+
+    backend.answer = answer
+
+
+async def test_readdirplus_is_the_look_up_of_directories(backend: FakeBackend) -> None:
+    backend.files = {b"%03d" % number: FOLDER for number in range(40)}
+    with_attributes(backend)
+    async with backend.session() as session:
+        files = FileSystem(session, idle_nodes=100)
+        assert await walked(files, attributes=True) == [*backend.files]
+        assert backend.named(Opcode.LOOKUP) == []
+        assert len(backend.named(Opcode.OPENDIR)) == 41
+        files.close()
+        await wait_all_tasks_blocked()
+        assert +backend.lookups == {}
+
+
+async def test_directories_that_had_to_be_forgotten_are_looked_up_again(
+    backend: FakeBackend,
+) -> None:
+    """Of a wide directory the backend keeps few descriptors."""
+    backend.files = {b"%03d" % number: FOLDER for number in range(40)}
+    with_attributes(backend)
+    async with backend.session() as session:
+        files = FileSystem(session, idle_nodes=8)
+        assert await walked(files, attributes=True) == [*backend.files]
+        assert 0 < len(backend.named(Opcode.LOOKUP)) <= 40 - 8
+        files.close()
+        await wait_all_tasks_blocked()
+        assert +backend.lookups == {}
+
+
+async def test_a_directory_that_the_next_backend_has_is_looked_up_there(
+    backend: FakeBackend,
+) -> None:
+    backend.files = {b"%03d" % number: FOLDER for number in range(40)}
+    with_attributes(backend)
+    walk = TreeWalk(b"", attributes=True)
+    found: list[bytes] = []
+    while not walk.finished:
+        async with backend.session() as session:
+            files = FileSystem(session, idle_nodes=100)
+            found += (await walk.next_page(files, 39))[0].names
+            looked_up = len(backend.named(Opcode.LOOKUP))
+            backend.die()
+            await session.wait_lost()
+    assert found == [*backend.files]
+    assert looked_up > 0
 
 
 # --- walks that are interrupted -------------------------------------------------------------------
@@ -218,8 +275,8 @@ async def test_an_interrupted_walk_gives_each_entry_once(
             while not walk.finished:
                 entries, problems = await walk.next_page(files, 4)
                 assert problems == []
-                assert entries or walk.finished
-                found += [entry.path for entry in entries]
+                assert entries.names or walk.finished
+                found += entries.names
                 await wait_all_tasks_blocked()
                 assert len(backend.open_handles) <= most_open + 1
                 if interrupted == "lapses":
@@ -253,7 +310,7 @@ async def test_a_directory_that_was_replaced_while_it_was_read_is_a_problem(
         files = FileSystem(session, idle_nodes=0)
         while not walk.finished:
             entries, wrong = await walk.next_page(files, 4)
-            found += [entry.path for entry in entries]
+            found += entries.names
             problems += [(one.path, str(one.error.code)) for one in wrong]
             inside = {b"a": b"a/", b"b": b"a/b/", b"c": b"a/b/c/"}[replaced]
             if any(path.startswith(inside) for path in found) and not nested.instead:
@@ -330,12 +387,13 @@ async def test_a_page_has_few_problems(backend: FakeBackend, files: FileSystem) 
 
     backend.answer = answer
     walk = TreeWalk(b"", attributes=False)
-    entries, problems = [], []
+    entries: list[bytes] = []
+    problems: list[walk_module.WalkProblem] = []
     while not walk.finished:
         some, wrong = await walk.next_page(files, 20)
-        assert len(some) <= 20
+        assert len(some.names) <= 20
         assert len(wrong) < 20 + walk_module._READERS
-        entries += some
+        entries += some.names
         problems += wrong
     assert len(entries) == len({problem.path for problem in problems}) == 200
     walk.close()

@@ -22,9 +22,20 @@ _DESCRIPTIONS: Final = {
 }
 
 
+class _NamesByType(dict[int, str]):
+    """The names by the number that a directory's entry has: the type's bits of a mode, or any."""
+
+    def __missing__(self, _: int) -> str:
+        return "unknown"
+
+
+#: The RPC's name for each ``DT_*`` number of dirent.h; "unknown" for all others.
+NAMES_BY_TYPE: Final = _NamesByType({mode >> 12: name for mode, name in _NAMES.items()})
+
+
 def type_name(mode: int) -> str:
     """Return the RPC's name for the file type in ``mode``."""
-    return _NAMES.get(stat.S_IFMT(mode), "unknown")
+    return NAMES_BY_TYPE[mode >> 12 & 15]
 
 
 def describe_type(mode: int) -> str:

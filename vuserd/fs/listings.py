@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from typing import Generic, Protocol, TypeVar
 
-from protocol.dirent import DirectoryEntry
+from protocol.dirent_columns import DirectoryColumns
 from vuserd.errors import CallError, ErrorCode
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.kept import Kept
@@ -137,7 +137,7 @@ class Listing(Kept):
         """Bytes of memory that it takes to go on where it was."""
         return self._reader.remembered
 
-    async def next_page(self, files: FileSystem, limit: int) -> list[DirectoryEntry]:
+    async def next_page(self, files: FileSystem, limit: int) -> DirectoryColumns:
         """Return up to ``limit`` entries.
 
         Raises:
@@ -161,6 +161,8 @@ class Listing(Kept):
             hold.leave()
             self._keep_on()
             raise
+        finally:
+            files.nodes.flush()
         if self._reader.is_open and self._hold is None:
             self._files, self._hold, self._node = files, hold, node
         else:

@@ -13,15 +13,15 @@ its node.
 
 import math
 import stat
-from collections.abc import Callable
-from itertools import starmap
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Final, Self
 
 import trio
 
 from protocol import fuse
-from protocol.fuse import AttributeFlag, Attributes, Entry, Forget, NodeId
+from protocol.fuse import AttributeFlag, Attributes, Entry, NodeId
 from vuserd.fs.idle import IdleSet
 
 #: Nodes whose forgets go out together. Few: each may keep a descriptor open in the backend.
@@ -89,11 +89,12 @@ class NodeTable:
     ) -> None:
         self._idle_limit = idle_limit if idle_time else 0
         self._post = post
+        self._batch_limit = batch_limit
         self._batch = min(_BATCH, batch_limit)
         self._nodes: dict[NodeId, Node] = {}
         self._idle: IdleSet[Node] = IdleSet(idle_time)
         self._children: dict[tuple[NodeId, bytes], Node] = {}
-        self._forgets: dict[NodeId, int] = {}
+        self._forgets = Counter[NodeId]()
         #: When the first of the forgets that wait was added.
         self._owed_since = math.inf
         #: Called with the time at which :meth:`expire` has something to do.
@@ -169,21 +170,30 @@ class NodeTable:
 
     def forget(self, node: NodeId, lookups: int = 1) -> None:
         """Give back lookup counts that no node of the table has; :meth:`flush` sends the last."""
-        if node == fuse.ROOT_ID:
-            return
-        if not self._forgets:
+        self._owe({node: lookups})
+
+    def forget_each(self, nodes: Iterable[NodeId]) -> None:
+        """Give back one lookup count of each, as :meth:`forget` does; 0 is no node."""
+        self._owe(nodes)
+
+    def _owe(self, forgets: Iterable[NodeId] | Mapping[NodeId, int]) -> None:
+        was_empty = not self._forgets
+        self._forgets.update(forgets)
+        for none in (NodeId(0), fuse.ROOT_ID):
+            self._forgets.pop(none, None)
+        if was_empty and self._forgets:
             self._owed_since = trio.current_time()
             self.on_idle(self._owed_since + _OWED)
-        self._forgets[node] = self._forgets.get(node, 0) + lookups
         if len(self._forgets) >= self._batch:
             self.flush()
 
     def flush(self) -> None:
         """Send the forgets that wait for a full batch."""
-        if self._forgets:
-            self._owed_since = math.inf
-            self._post(fuse.batch_forget([*starmap(Forget, self._forgets.items())]))
-            self._forgets.clear()
+        forgets = [*self._forgets.items()]
+        self._forgets.clear()
+        self._owed_since = math.inf
+        for begin in range(0, len(forgets), self._batch_limit):
+            self._post(fuse.batch_forget(forgets[begin : begin + self._batch_limit]))
 
     def forget_idle(self) -> None:
         """Forget every node that has no user."""

@@ -2,13 +2,19 @@
 
 import errno
 import functools
-from typing import Final, TypeAlias
+import stat
+from typing import Final, NamedTuple, TypeAlias
 from weakref import WeakValueDictionary
 
 from outcome import Error, Outcome, Value
 
 from protocol import fuse
-from protocol.dirent import LONGEST_RECORD, DirectoryEntry, decode_directory
+from protocol.dirent import LONGEST_RECORD
+from protocol.dirent_columns import (
+    AttributeColumns,
+    DirectoryColumns,
+    decode_directory_columns,
+)
 from protocol.fuse import Attributes, FileHandle, NodeId
 from vuserd.device.payloads import given_back
 from vuserd.device.session import Session
@@ -36,6 +42,8 @@ _BATCH_SIZE: Final = 512 << 10
 _SMALL_BATCH: Final = 64 << 10
 #: Entries of a batch after which a directory probably goes on.
 _MANY: Final = 200
+#: The type of a directory: DT_DIR of dirent.h.
+_DIRECTORY: Final = stat.S_IFDIR >> 12
 #: Large requests of a user's that may be under way: of those that wait no size is settled yet.
 _BATCHES: Final = 4
 
@@ -191,132 +199,174 @@ class NodeOperations:
         return False
 
     async def read_entries(
-        self, node: Node, handle: FileHandle, start: int, limit: int, *, attributes: bool
-    ) -> tuple[list[DirectoryEntry], int | None]:
+        self,
+        node: Node,
+        handle: FileHandle,
+        start: int,
+        limit: int,
+        *,
+        attributes: bool,
+        below: dict[bytes, Node] | None = None,
+    ) -> tuple[DirectoryColumns, int | None]:
         """Return up to ``limit`` entries from offset ``start``, and the next offset.
 
         The next offset is None at the end of the directory. With ``attributes`` each entry has
-        those of its node, whose lookup count is given back already: they are for display only. An
-        entry whose attributes cannot be read has none.
+        those of its node, and its inode number and type are theirs. The node's lookup count is
+        given back already: they are for display only. An entry whose attributes cannot be read has
+        node 0. ``below`` gets the nodes of directories that came with attributes, by name: the
+        table knows them, and no call uses them.
 
         Raises:
             FileError: what the backend says, and EIO for a directory whose offsets lead back.
 
         """
-        entries: list[DirectoryEntry] = []
+        entries = DirectoryColumns.empty()
         barren = 0
         position: int | None = start
         goes_on = start != 0
         passed: set[int | None] = {start}
-        while position is not None and len(entries) < limit:
-            room = limit - len(entries)
-            batch, position = await self._read_batch(
-                node, handle, position, room, plus=attributes, goes_on=goes_on
-            )
-            goes_on = len(batch) >= _MANY
-            entries += await self._with_attributes(node, batch) if attributes else batch
-            barren = 0 if batch or position is None else barren + 1
+        while position is not None and len(entries.names) < limit:
+            wish = _Wish(node, handle, position, limit - len(entries.names), goes_on, below)
+            batch, position = await self._read_batch(wish, plus=attributes)
+            count = len(batch.names)
+            goes_on = count >= _MANY
+            if attributes:
+                batch = await self._with_attributes(node, batch)
+            entries.extend(batch)
+            barren = 0 if count or position is None else barren + 1
             if position in passed or barren > _MOST_BARREN:
                 raise FileError(
                     errno.EIO, "the directory has no end: its file system's offsets lead back"
                 )
             passed.add(position)
-        self._nodes.flush()
         return entries, position
 
     async def _read_batch(
-        self, node: Node, handle: FileHandle, offset: int, limit: int, *, plus: bool, goes_on: bool
-    ) -> tuple[list[DirectoryEntry], int | None]:
-        """Read a batch of entries; return at most ``limit`` of them, and the next offset.
+        self, wish: "_Wish", *, plus: bool
+    ) -> tuple[DirectoryColumns, int | None]:
+        """Read a batch of entries; return at most its limit of them, and the next offset.
 
         If one entry cannot be looked up, because it vanishes or its file system refuses, backends
         return its error for the whole READDIRPLUS. READDIR then shows whether the error is one
         entry's or the directory's own.
         """
         try:
-            return await self._read_in_turn(node, handle, offset, limit, plus=plus, goes_on=goes_on)
+            return await self._read_in_turn(wish, plus=plus)
         except FileError as error:
             if not plus or await self.is_exhausted(error):
                 raise
-            return await self._read_in_turn(
-                node, handle, offset, limit, plus=False, goes_on=goes_on
-            )
+        entries, following = await self._read_in_turn(wish, plus=False)
+        return entries.without_nodes(), following
 
     async def _read_in_turn(
-        self, node: Node, handle: FileHandle, offset: int, limit: int, *, plus: bool, goes_on: bool
-    ) -> tuple[list[DirectoryEntry], int | None]:
-        if not goes_on:
+        self, wish: "_Wish", *, plus: bool
+    ) -> tuple[DirectoryColumns, int | None]:
+        if not wish.goes_on:
             await take_turn()
-            return await self._read_buffer(node, handle, offset, limit, _SMALL_BATCH, plus=plus)
+            return await self._read_buffer(wish, _SMALL_BATCH, plus=plus)
         batches = self._batches.setdefault(ASKER.get(), Budget(_BATCHES))
         if not batches.try_take(1):
             await batches.take(1)
         try:
             # Before the request, not after its reply: what that brings is owed at once.
             most = _BATCH_SIZE if await take_turn() else _SMALL_BATCH
-            return await self._read_buffer(node, handle, offset, limit, most, plus=plus)
+            return await self._read_buffer(wish, most, plus=plus)
         finally:
             batches.give_back(1)
 
     async def _read_buffer(
-        self,
-        node: Node,
-        handle: FileHandle,
-        offset: int,
-        limit: int,
-        most: int,
-        *,
-        plus: bool,
-    ) -> tuple[list[DirectoryEntry], int | None]:
+        self, wish: "_Wish", most: int, *, plus: bool
+    ) -> tuple[DirectoryColumns, int | None]:
         # Room for as many entries as are wanted, with names of the usual length, and few more: with
         # READDIRPLUS each further one costs a descriptor in the backend.
+        node, handle, offset, limit, _, below = wish
         size = max(LONGEST_RECORD, limit * (192 if plus else 64))
         size = min(size, self._session.max_read, most)
         request = (fuse.readdirplus if plus else fuse.readdir)(node.id, handle, offset, size)
-        decode = functools.partial(decode_directory, plus=plus, after=offset)
+        decode = functools.partial(decode_directory_columns, plus=plus, after=offset)
 
         def undo(body: bytes) -> None:
-            self._give_back_lookups(decode(body)[0])
+            self._nodes.forget_each(decode(body)[0].nodes)
 
         with given_back(await self._session.payloads.take(1)) as buffers:
             length = await self._channel.call_into(request, buffers[0], undo if plus else None)
             body = bytes(buffers[0].view[:length])
         entries, following = self._channel.decoded(decode, body)
+        owed = entries.nodes
+        if len(entries.names) > limit:
+            entries = entries.part(0, limit)
+            following = entries.offsets[-1]
         if plus:
-            self._give_back_lookups(entries)
-        if len(entries) > limit:
-            del entries[limit:]
-            following = entries[-1].offset
+            entries = _as_looked_up(entries)
+            if below is not None and _DIRECTORY in entries.types:
+                owed = self._keep_directories(node, entries, owed, below)
+            self._nodes.forget_each(owed)
         return entries, following
 
-    async def _with_attributes(
-        self, node: Node, entries: list[DirectoryEntry]
-    ) -> list[DirectoryEntry]:
+    def _keep_directories(
+        self,
+        node: Node,
+        entries: DirectoryColumns,
+        owed: list[NodeId],
+        below: dict[bytes, Node],
+    ) -> list[NodeId]:
+        """Have the table take over the counts of directories; return the nodes of all others."""
+        owed = [*owed]
+        for place, kind in enumerate(entries.types):
+            found = owed[place]
+            if kind == _DIRECTORY and found not in (0, fuse.ROOT_ID, node.id):
+                name = entries.names[place]
+                entry = fuse.Entry(found, entries.node_attributes(place))
+                with Hold(self._nodes) as hold:
+                    below[name] = hold.add(entry, node, name)
+                owed[place] = NodeId(0)
+        return owed
+
+    async def _with_attributes(self, node: Node, entries: DirectoryColumns) -> DirectoryColumns:
         """Look up entries that came without a node, and drop those that are gone by now.
 
         An entry that cannot be looked up for another reason stays as it is.
         """
-        there = []
-        for entry in entries:
-            if entry.entry is not None:
-                there.append(entry)
+        if 0 not in entries.nodes:
+            return entries
+        is_there = [True] * len(entries.names)
+        for place, name in enumerate(entries.names):
+            if entries.nodes[place]:
                 continue
             with Hold(self._nodes) as hold:
                 try:
-                    found = await self.look_up(node, entry.name, hold)
+                    found = await self.look_up(node, name, hold)
                 except FileError as error:
                     if await self.is_exhausted(error):
                         raise
-                    if error.number != errno.ENOENT:
-                        there.append(entry)
+                    is_there[place] = error.number != errno.ENOENT
                     continue
-                there.append(entry._replace(entry=fuse.Entry(found.id, found.attributes)))
-        return there
+                entries.nodes[place] = found.id
+                entries.attributes[place] = fuse.encode_attributes(found.attributes)
+        return _as_looked_up(entries.chosen(is_there))
 
-    def _give_back_lookups(self, entries: list[DirectoryEntry]) -> None:
-        for entry in entries:
-            if entry.entry is not None:
-                self._nodes.forget(entry.entry.node)
+
+class _Wish(NamedTuple):
+    """A batch of entries to be read: of which directory, from where, how many of them."""
+
+    node: Node
+    handle: FileHandle
+    offset: int
+    limit: int
+    goes_on: bool  #: the directory probably has many more entries
+    below: dict[bytes, Node] | None
+
+
+def _as_looked_up(entries: DirectoryColumns) -> DirectoryColumns:
+    """Return entries with the types and inode numbers of their nodes, where they have one."""
+    attributes = AttributeColumns(entries.attributes)
+    inos = attributes.column("ino")
+    types = [mode >> 12 & 15 for mode in attributes.column("mode")]
+    if 0 in entries.nodes:
+        for place, node in enumerate(entries.nodes):
+            if not node:
+                inos[place], types[place] = entries.inos[place], entries.types[place]
+    return entries._replace(inos=inos, types=types)
 
 
 def _require_identity(node: Node) -> None:

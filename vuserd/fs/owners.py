@@ -37,6 +37,11 @@ class IdMap(NamedTuple):
                 return outside + number - inside
         return None if number == self.overflow else number
 
+    def all_to_host(self, numbers: list[int]) -> list[int | None]:
+        """Return the host's ids for many of them."""
+        known = {number: self.to_host(number) for number in set(numbers)}
+        return [known[number] for number in numbers]
+
 
 class Owners(NamedTuple):
     """The maps of user and group ids of a backend's user namespace."""

@@ -7,10 +7,9 @@ read from its beginning, and what was given before is left out by name.
 """
 
 from array import array
-from collections.abc import Iterable
 from typing import Final
 
-from protocol.dirent import DirectoryEntry
+from protocol.dirent_columns import DirectoryColumns
 from protocol.fuse import FileHandle
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Node
@@ -55,13 +54,20 @@ class DirectoryReader:
         """Whether a part was given, and there is more."""
         return bool(self._given)
 
-    async def read(self, files: FileSystem, node: Node, limit: int) -> list[DirectoryEntry]:
+    async def read(
+        self,
+        files: FileSystem,
+        node: Node,
+        limit: int,
+        below: dict[bytes, Node] | None = None,
+    ) -> DirectoryColumns:
         """Return up to ``limit`` entries, and at least one unless it is ``finished`` then.
 
         Args:
             files: where the directory is.
             node: the directory, which stays in use until :meth:`close`, or until another is given.
             limit: the most entries.
+            below: gets the nodes of the directories that READDIRPLUS looked up, by their names.
 
         Raises:
             FileError: what the backend says.
@@ -72,18 +78,18 @@ class DirectoryReader:
             self._handle = await files.operations.open_directory(node)
             self._files, self._node, self._position = files, node, 0
             self._ahead = set(self._given)
-        entries: list[DirectoryEntry] = []
+        entries = DirectoryColumns.empty()
         assert self._handle is not None
-        while not entries and not self.finished:
+        while not entries.names and not self.finished:
             found, following = await files.operations.read_entries(
-                node, self._handle, self._position, limit, attributes=self._attributes
+                node, self._handle, self._position, limit, attributes=self._attributes, below=below
             )
             entries = self._new(found) if self._ahead else found
             if following is None:
                 self._finish()
             else:
                 self._position = following
-                self._given.extend(hash(entry.name) for entry in entries)
+                self._given.extend(map(hash, entries.names))
         return entries
 
     def close(self) -> None:
@@ -93,16 +99,13 @@ class DirectoryReader:
             self._files.operations.release_directory(self._node, handle)
         self._files = self._node = None
 
-    def _new(self, entries: Iterable[DirectoryEntry]) -> list[DirectoryEntry]:
+    def _new(self, entries: DirectoryColumns) -> DirectoryColumns:
         """Return those that were not given before."""
-        new = []
-        for entry in entries:
-            name = hash(entry.name)
-            if name in self._ahead:
-                self._ahead.remove(name)
-            else:
-                new.append(entry)
-        return new
+        is_new = []
+        for name in map(hash, entries.names):
+            is_new.append(name not in self._ahead)
+            self._ahead.discard(name)
+        return entries.chosen(is_new)
 
     def _finish(self) -> None:
         self.finished = True

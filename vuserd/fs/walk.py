@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from protocol.dirent import DirectoryEntry
+from protocol.dirent_columns import DirectoryColumns
 from vuserd.errors import BackendError, CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.kept import Kept
@@ -22,21 +22,14 @@ _READERS: Final = 16
 _PORTION: Final = 2000
 #: Directories that may be open and wait for their turn; over that one is read to its end.
 _MOST_OPEN: Final = 64
-#: Types of entries in a directory: DT_DIR and DT_UNKNOWN of dirent.h.
-_DIRECTORY: Final = stat.S_IFDIR >> 12
-_UNKNOWN: Final = 0
+#: Types of entries to look into, DT_DIR and DT_UNKNOWN of dirent.h: some file systems do not say
+#: what their entries are.
+_MAY_BE_DIRECTORY: Final = frozenset({stat.S_IFDIR >> 12, 0})
 #: Bytes that an entry takes which was read and not given, and a directory that is not done.
 _ENTRY: Final = 1024
 _DIRECTORY_BYTES: Final = 1024
 #: What a directory that goes away, or becomes something else, while it is walked gives.
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
-
-
-class WalkEntry(NamedTuple):
-    """An entry of the tree, by its path from where the walk began."""
-
-    path: bytes
-    entry: DirectoryEntry
 
 
 class WalkProblem(NamedTuple):
@@ -47,11 +40,23 @@ class WalkProblem(NamedTuple):
 
 
 class _Directory:
-    """A directory to be read, or read on; it keeps its node in use until all below it is done."""
+    """A directory to be read, or read on; it keeps its node in use until all below it is done.
 
-    def __init__(self, path: bytes, parent: "_Directory | None", *, attributes: bool) -> None:
+    Its node may have come with the entry above, by the look-up that READDIRPLUS is. That one is not
+    in use: the backend may be asked to forget it before the directory has its turn.
+    """
+
+    def __init__(
+        self,
+        path: bytes,
+        parent: "_Directory | None",
+        brought: Node | None = None,
+        *,
+        attributes: bool,
+    ) -> None:
         self.path = path
         self.parent = parent
+        self.brought = brought
         self.reader = DirectoryReader(attributes=attributes)
         self.hold: Hold | None = None
         self.node: Node | None = None
@@ -96,7 +101,7 @@ class TreeWalk(Kept):
         self._entered: set[_Directory] = set()
         self._waiting = [self._top]
         self._returning = trio.Lock()
-        self._entries: list[WalkEntry] = []
+        self._entries = DirectoryColumns.empty()  # by their paths from where the walk began
         self._problems: list[WalkProblem] = []
         self._given = 0
         #: Bytes of those entries, and of the directories that are not done and their readers.
@@ -111,13 +116,14 @@ class TreeWalk(Kept):
     @property
     def finished(self) -> bool:
         """Whether there is nothing more to give."""
-        return not self._waiting and self._given == len(self._entries)
+        return not self._waiting and self._given == len(self._entries.names)
 
     async def next_page(
         self, files: FileSystem, limit: int
-    ) -> tuple[list[WalkEntry], list[WalkProblem]]:
+    ) -> tuple[DirectoryColumns, list[WalkProblem]]:
         """Return up to ``limit`` entries, and the directories that could not be read on the way.
 
+        Names are paths from where the walk began, and offsets mean nothing.
         There may be fewer entries, or none, where so many directories could not be read.
 
         Raises:
@@ -141,24 +147,24 @@ class TreeWalk(Kept):
 
     async def _read_page(
         self, files: FileSystem, limit: int
-    ) -> tuple[list[WalkEntry], list[WalkProblem]]:
+    ) -> tuple[DirectoryColumns, list[WalkProblem]]:
         if self._top.node is None and self._top.unfinished:
             await self._enter_top(files)
         while self._waiting and self._unsaid() < limit:
             batch = self._waiting[-_READERS:]
             del self._waiting[-_READERS:]
             await gather([functools.partial(self._read, files, directory) for directory in batch])
-        page = self._entries[self._given : self._given + limit]
-        self._given += len(page)
-        if self._given == len(self._entries):
-            self._entries.clear()
+        page = self._entries.part(self._given, self._given + limit)
+        self._given += len(page.names)
+        if self._given == len(self._entries.names):
+            self._entries = DirectoryColumns.empty()
             self._given = self._entries_size = 0
         problems, self._problems = self._problems, []
         return page, problems
 
     def _unsaid(self) -> int:
         """Return how much there is for the next page."""
-        return len(self._entries) - self._given + len(self._problems)
+        return len(self._entries.names) - self._given + len(self._problems)
 
     def lapse(self) -> None:
         """Close all directories and let go of them; the next page enters them anew."""
@@ -226,6 +232,11 @@ class TreeWalk(Kept):
         self._leave(directory)  # what an attempt took that did not come through
         hold = directory.hold = Hold(files.nodes)
         self._entered.add(directory)
+        brought, directory.brought = directory.brought, None
+        if brought is not None and brought.lookups:
+            hold.join(brought)
+            directory.found(brought)
+            return brought
         name = directory.path.rpartition(b"/")[2]
         node = await files.operations.look_up(above, name, hold)
         if not stat.S_ISDIR(node.attributes.mode):
@@ -252,37 +263,41 @@ class TreeWalk(Kept):
         reader = directory.reader
         while True:
             before = reader.remembered
+            below: dict[bytes, Node] = {}
             try:
-                entries = await reader.read(files, node, _PORTION)
+                entries = await reader.read(files, node, _PORTION, below)
             finally:
                 self._directories_size += reader.remembered - before
             waits = not reader.finished and self._open_directories() <= _MOST_OPEN
             if waits:
                 self._waiting.append(directory)
-            self._add(directory, entries)
+            self._add(directory, entries, below)
             if waits or reader.finished:
                 return
 
     def _open_directories(self) -> int:
         return sum(directory.reader.is_open for directory in self._entered)
 
-    def _add(self, directory: _Directory, entries: list[DirectoryEntry]) -> None:
+    def _add(
+        self, directory: _Directory, entries: DirectoryColumns, below: dict[bytes, Node]
+    ) -> None:
         """Take what was read; directories among it have their turn before the rest of this one."""
         prefix = directory.path + b"/" if directory.path else b""
-        size = 0
-        for entry in entries:
-            path = prefix + entry.name
-            size += len(path) + _ENTRY
-            self._entries.append(WalkEntry(path, entry))
-            if _may_be_directory(entry):
-                if len(path) >= PATH_MAX:  # nothing in it could be asked for by its path
-                    self._problems.append(WalkProblem(path, FileError(errno.ENAMETOOLONG)))
-                    continue
-                directory.unfinished += 1
-                below = _Directory(path, directory, attributes=self._attributes)
-                self._waiting.append(below)
-                self._directories_size += below.size
-        self._entries_size += size
+        paths = [prefix + name for name in entries.names] if prefix else entries.names
+        self._entries.extend(entries._replace(names=paths))
+        self._entries_size += sum(map(len, paths)) + _ENTRY * len(paths)
+        if _MAY_BE_DIRECTORY.isdisjoint(entries.types):
+            return
+        for path, name, kind in zip(paths, entries.names, entries.types, strict=True):
+            if kind not in _MAY_BE_DIRECTORY:
+                continue
+            if len(path) >= PATH_MAX:  # nothing in it could be asked for by its path
+                self._problems.append(WalkProblem(path, FileError(errno.ENAMETOOLONG)))
+                continue
+            directory.unfinished += 1
+            found = _Directory(path, directory, below.get(name), attributes=self._attributes)
+            self._waiting.append(found)
+            self._directories_size += found.size
 
     def _finish(self, directory: _Directory) -> None:
         """Note that a directory was read to its end; leave those below which nothing is left."""
@@ -296,6 +311,8 @@ class TreeWalk(Kept):
             done = done.parent
 
     def _leave_all(self) -> None:
+        for directory in self._waiting:
+            directory.brought = None
         for directory in list(self._entered):
             self._leave(directory)
 
@@ -306,9 +323,3 @@ class TreeWalk(Kept):
         self._entered.discard(directory)
         if hold is not None:
             hold.leave()
-
-
-def _may_be_directory(entry: DirectoryEntry) -> bool:
-    """Tell whether to look into an entry: some file systems do not say what their entries are."""
-    kind = entry.type if entry.entry is None else stat.S_IFMT(entry.entry.attributes.mode) >> 12
-    return kind in (_DIRECTORY, _UNKNOWN)

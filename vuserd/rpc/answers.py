@@ -1,7 +1,8 @@
 """Results on their way to replies: each kind makes its own reply, and counts what it gives."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -11,48 +12,67 @@ from vuserd.delivery.inline import FileContent
 from vuserd.errors import CallError, ErrorCode, FileError
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.counters import ClientCounters
-from vuserd.rpc.maps import fetched_map
+from vuserd.rpc.maps import Field, entry_maps, fetched_map
 from vuserd.rpc.outbox import Reply
 from vuserd.wire.codec import (
-    encode_array_response_head,
     encode_bin_response_head,
+    encode_listing_response_head,
     encode_response,
     encode_values,
 )
 
-#: Entries that are packed before others have their turn: half a millisecond's work.
-_BATCH: Final = 128
-
-Entry = TypeVar("Entry")
+#: Values that are made or packed before others have their turn: half a millisecond's work.
+_VALUES: Final = 2048
 
 
 class Listing(NamedTuple):
-    """A result map whose ``entries`` are packed already, and the others are not."""
+    """A result map whose ``entries`` are packed already, and the others are not.
+
+    They are ``length`` maps, or in ``columns`` a map of so many lists.
+    """
 
     length: int
     packed: list[bytes]
     others: Mapping[str, Any]
+    columns: bool
 
     def pieces(self, msgid: int) -> list[bytes | memoryview]:
         """Return the response in pieces."""
-        head = encode_array_response_head(msgid, self.others, "entries", self.length)
+        others, count = self.others, self.length
+        head = encode_listing_response_head(msgid, others, "entries", count, is_map=self.columns)
         return [head, *self.packed]
 
 
 async def pack_listing(
-    caller: Caller,
-    entries: Sequence[Entry],
-    shown: Callable[[Entry], dict[str, Any]],
-    **others: Any,
+    caller: Caller, fields: Iterable[Field], *, columns: bool, **others: Any
 ) -> Listing:
-    """Pack what ``shown`` makes of each entry, to be sent beside ``others``."""
-    packed = []
-    for begin in range(0, len(entries), _BATCH):
-        if begin:
-            await trio.lowlevel.checkpoint()
-            await caller.take_turn()
-        packed.append(encode_values(map(shown, entries[begin : begin + _BATCH])))
-    return Listing(len(entries), packed, others)
+    """Pack a listing's entries, to be sent beside ``others``: in columns, or a map each."""
+    made: list[Field] = []
+    packed: list[bytes] = []
+    work = 0
+    for name, values in fields:
+        if columns:
+            packed.append(encode_values((name, values)))
+        made.append((name, values))
+        work += len(values)
+        if work >= _VALUES:
+            work = 0
+            await _let_others(caller)
+    if columns:
+        return Listing(len(made), packed, others, columns)
+    maps = entry_maps(made)
+    count = len(made[0][1])
+    batch = _VALUES // len(made)
+    while some := [*islice(maps, batch)]:
+        packed.append(encode_values(some))
+        if len(some) == batch:
+            await _let_others(caller)
+    return Listing(count, packed, others, columns)
+
+
+async def _let_others(caller: Caller) -> None:
+    await trio.lowlevel.checkpoint()
+    await caller.take_turn()
 
 
 class Asked(NamedTuple):

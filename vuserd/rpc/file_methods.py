@@ -17,7 +17,7 @@ from vuserd.rpc import answers
 from vuserd.rpc.access import VisibleExports
 from vuserd.rpc.answers import Listing, pack_listing
 from vuserd.rpc.caller import Caller
-from vuserd.rpc.maps import entry_map, stat_map
+from vuserd.rpc.maps import entry_columns, stat_map
 from vuserd.rpc.signature import (
     FLAG,
     PATH,
@@ -50,6 +50,7 @@ _PAGE: Final = {
     "attrs": Option(FLAG, default=False),
     "limit": Option(integer(1, PAGE_MAX), 1000),
     "after": Option(TOKEN, None),
+    "columns": Option(FLAG, default=False),
 }
 
 
@@ -87,7 +88,11 @@ class FileMethods:
         )
 
     @method(
-        _FILE, _PAGE | _TIMED, "map of entries, next", answer=answers.listing, weight=listing_weight
+        _FILE,
+        _PAGE | _TIMED,
+        "map of entries (with columns: a map of lists), next",
+        answer=answers.listing,
+        weight=listing_weight,
     )
     async def readdir(
         self,
@@ -98,6 +103,7 @@ class FileMethods:
         attrs: bool,
         limit: int,
         after: bytes | None,
+        columns: bool,
     ) -> Listing:
         """Return a page of a directory; a listing that goes on stays this connection's."""
         found = self._exports.find(caller.rights, export)
@@ -116,15 +122,15 @@ class FileMethods:
             raise
         return await pack_listing(
             caller,
-            entries,
-            lambda entry: entry_map(entry, "name", entry.name, found.owners),
+            entry_columns(entries, "name", found.owners, attributes=attrs),
+            columns=columns,
             next=_next_token(caller.listings, listing, begun),
         )
 
     @method(
         _FILE,
         _PAGE | _TIMED,
-        "map of entries, problems, next",
+        "map of entries (with columns: a map of lists), problems, next",
         answer=answers.listing,
         weight=listing_weight,
     )
@@ -137,6 +143,7 @@ class FileMethods:
         attrs: bool,
         limit: int,
         after: bytes | None,
+        columns: bool,
     ) -> Listing:
         """Return a page of the tree below a directory; the walk stays this connection's."""
         found = self._exports.find(caller.rights, export)
@@ -152,8 +159,8 @@ class FileMethods:
             raise
         return await pack_listing(
             caller,
-            entries,
-            lambda each: entry_map(each.entry, "path", each.path, found.owners),
+            entry_columns(entries, "path", found.owners, attributes=attrs),
+            columns=columns,
             problems=[
                 {"path": wire_name(problem.path), **problem.error.to_wire()} for problem in problems
             ],

@@ -1,17 +1,23 @@
 """The maps that results are on the wire: of attributes, entries, images and traced requests."""
 
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, TypeAlias
 
-from protocol.dirent import DirectoryEntry
+from protocol.dirent_columns import AttributeColumns, DirectoryColumns
 from protocol.fuse import AttributeFlag, Attributes
 from vuserd.delivery.images import Fetched
-from vuserd.fs.filetype import type_name
+from vuserd.fs.filetype import NAMES_BY_TYPE, type_name
 from vuserd.fs.owners import Owners
 from vuserd.tracing.event import Event
 from vuserd.wire.codec import wire_name
 
 _NANOSECONDS: Final = 1_000_000_000
 _SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
+#: Fields of an entry without attributes: name or path, type, inode number.
+_BARE: Final = 3
+
+#: A field of a listing's entries, and its values in the entries' order.
+Field: TypeAlias = tuple[str, list[Any]]
 
 
 def stat_map(attributes: Attributes, owners: Owners | None = None) -> dict[str, Any]:
@@ -39,13 +45,61 @@ def stat_map(attributes: Attributes, owners: Owners | None = None) -> dict[str, 
     return shown
 
 
-def entry_map(
-    entry: DirectoryEntry, key: str, name: bytes, owners: Owners | None
-) -> dict[str, Any]:
-    """Return an entry of a listing as the RPC shows it, its name or path under ``key``."""
-    if entry.entry is None:
-        return {key: wire_name(name), "type": type_name(entry.type << 12), "ino": entry.ino}
-    return {key: wire_name(name), **stat_map(entry.entry.attributes, owners)}
+def entry_columns(
+    entries: DirectoryColumns, key: str, owners: Owners | None, *, attributes: bool
+) -> Iterator[Field]:
+    """Yield what the RPC shows of entries, a list a field, their names or paths under ``key``.
+
+    With ``attributes`` the fields are those of :func:`stat_map`, all of them nil for an entry whose
+    attributes could not be read. Each list is made when it is asked for.
+    """
+    yield key, _wire_names(entries.names)
+    yield "type", [*map(NAMES_BY_TYPE.__getitem__, entries.types)]
+    yield "ino", entries.inos
+    if not attributes:
+        return
+    absent = [place for place, node in enumerate(entries.nodes) if not node]
+    for field, column in _stat_columns(AttributeColumns(entries.attributes), owners):
+        for place in absent:
+            column[place] = None
+        yield field, column
+
+
+def _stat_columns(attributes: AttributeColumns, owners: Owners | None) -> Iterator[Field]:
+    for field in ("mode", "size", "nlink"):
+        yield field, attributes.column(field)
+    for field, ids in (("uid", owners and owners.users), ("gid", owners and owners.groups)):
+        column = attributes.column(field)
+        yield field, column if ids is None else ids.all_to_host(column)
+    for field in ("rdev", "blocks", "blksize"):
+        yield field, attributes.column(field)
+    for field in ("atime", "mtime", "ctime"):
+        times = zip(attributes.column(field), attributes.column(field + "_nsec"), strict=True)
+        yield field + "_ns", _times_on_the_wire([s * _NANOSECONDS + ns for s, ns in times])
+    flags = attributes.column("flags")
+    if any(flags):
+        yield "submount", [bool(each & _SUBMOUNT) for each in flags]
+
+
+def entry_maps(fields: Sequence[Field]) -> Iterator[dict[str, Any]]:
+    """Yield a map an entry, of the columns of :func:`entry_columns`."""
+    names, columns = zip(*fields, strict=True)
+    for row in zip(*columns, strict=True):
+        shown = dict(zip(names, row, strict=True))
+        if len(names) > _BARE:
+            if shown["mode"] is None:
+                shown = dict(zip(names[:_BARE], row, strict=False))
+            elif not shown.get("submount", True):
+                del shown["submount"]
+        yield shown
+
+
+def _wire_names(names: list[bytes]) -> list[Any]:
+    """Return names as they go over the wire: most often all of them are UTF-8."""
+    try:
+        return b"\0".join(names).decode().split("\0") if names else []
+    except UnicodeDecodeError:
+        return [wire_name(name) for name in names]
 
 
 def fetched_map(fetched: Fetched) -> dict[str, Any]:
@@ -69,6 +123,12 @@ def event_map(event: Event) -> dict[str, Any]:
         for name, value in event.arguments.items()
     }
     return shown
+
+
+def _times_on_the_wire(times: list[int]) -> list[int]:
+    if times and min(times) >= -(1 << 63) and max(times) < 1 << 63:
+        return times
+    return [*map(_on_the_wire, times)]
 
 
 def _on_the_wire(nanoseconds: int) -> int:

@@ -15,7 +15,7 @@ from vuserd.rpc.file_methods import FileMethods
 from vuserd.rpc.signature import Method, method, methods_of
 
 #: Goes up with each addition; a client that needs level N works with every daemon of N or more...
-API_LEVEL: Final = 2
+API_LEVEL: Final = 3
 #: ... that is compatible with N: the oldest level whose clients this daemon still serves.
 API_COMPATIBLE: Final = 1
 

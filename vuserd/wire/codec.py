@@ -35,6 +35,7 @@ __all__ = [
     "Request",
     "Response",
     "encode_bin_response_head",
+    "encode_listing_response_head",
     "encode_notification",
     "encode_request",
     "encode_response",
@@ -157,7 +158,7 @@ def encode_response(msgid: int, error: object, result: object) -> bytes:
 
 
 def encode_values(values: Iterable[object]) -> bytes:
-    """Encode values one after the other, as elements of an array whose head was sent before."""
+    """Encode values one after the other, as contents of an array or map whose head comes before."""
     packer = msgpack.Packer(use_bin_type=True, autoreset=False)
     for value in values:
         packer.pack(value)
@@ -165,12 +166,13 @@ def encode_values(values: Iterable[object]) -> bytes:
     return packed
 
 
-def encode_array_response_head(
-    msgid: int, others: Mapping[str, object], key: str, count: int
+def encode_listing_response_head(
+    msgid: int, others: Mapping[str, object], key: str, count: int, *, is_map: bool
 ) -> bytes:
-    """Encode a successful response up to the elements of an array, the last value of its map.
+    """Encode a successful response up to the contents of the last value of its map.
 
-    The sender adds ``count`` elements with :func:`encode_values`.
+    That is an array of ``count`` elements, or a map of so many keys and their values, which the
+    sender adds with :func:`encode_values`.
     """
     packer = msgpack.Packer(use_bin_type=True, autoreset=False)
     packer.pack_map_header(len(others) + 1)
@@ -178,7 +180,10 @@ def encode_array_response_head(
         packer.pack(name)
         packer.pack(value)
     packer.pack(key)
-    packer.pack_array_header(count)
+    if is_map:
+        packer.pack_map_header(count)
+    else:
+        packer.pack_array_header(count)
     return b"".join((b"\x94\x01", _pack(msgid), b"\xc0", packer.bytes()))
 
 
