@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, Self, TypeVar, cast
 import trio
 from outcome import Outcome, acapture, capture
 
-from vuserd.client import AsyncioClient, Client, TrioClient
+from vuserd.client import Archived, AsyncioClient, Client, TrioClient
 from vuserd.client.async_client import AsyncClient
 from vuserd.client.core.ticket import Ticket
 from vuserd.client.memory import AsyncAttachedMemory, AttachedMemory
@@ -189,13 +189,21 @@ class _Face:
 
     def stream(self, export: str, path: str, write: Write, **options: Any) -> Stat:
         """Let ``write`` block, and call the client itself."""
+        return self._loop.do(self._client.stream, export, path, self._in_thread(write), **options)
 
+    def archive(self, export: str, path: str, to: int | Write, **options: Any) -> Archived:
+        """Let ``to`` do the same, if it is a function."""
+        if not isinstance(to, int):
+            to = self._in_thread(to)
+        return self._loop.do(self._client.archive, export, path, to, **options)
+
+    def _in_thread(self, write: Write) -> Callable[[memoryview], Awaitable[None]]:
         async def write_in_thread(payload: memoryview) -> None:
             written: list[Outcome[object]] = []
             await self._client._runtime.in_thread(lambda: written.append(capture(write, payload)))
             written.pop().unwrap()
 
-        return self._loop.do(self._client.stream, export, path, write_in_thread, **options)
+        return write_in_thread
 
 
 class _AttachedFace:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from vuserd.client import calls as calls
+    from vuserd.client.archive.members import Archived as Archived
+    from vuserd.client.archive.members import ArchiveOptions as ArchiveOptions
     from vuserd.client.async_client import AsyncClient as AsyncClient
     from vuserd.client.asyncio_client import AsyncioClient as AsyncioClient
     from vuserd.client.errors import BadReply as BadReply
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ApiInfo",
+    "ArchiveOptions",
+    "Archived",
     "AsyncAttachedMemory",
     "AsyncClient",
     "AsyncioClient",
@@ -86,6 +90,7 @@ __all__ = [
 ]
 
 _MODULES: Final = {
+    "archive.members": ("ArchiveOptions", "Archived"),
     "async_client": ("AsyncClient",),
     "asyncio_client": ("AsyncioClient",),
     "errors": (

@@ -124,6 +124,7 @@ class AsyncClient:
     fetch = _asks(Client.fetch, calls.fetch)
     load = _asks(Client.load, calls.load)
     detach = _asks(Client.detach, calls.detach)
+    archive = _runs(Client.archive, composite.archive)
 
     def iterdir(
         self, export: str, path: RemotePath, *, attrs: bool = False

@@ -4,6 +4,7 @@ What takes whole files is loaded with the first one: most runs of vuserctl take 
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Unpack
 
 from vuserd.client import calls
 from vuserd.client.calls import RemotePath
@@ -14,6 +15,9 @@ from vuserd.client.errors import NotTaken
 from vuserd.client.memory import SharedMemory
 from vuserd.client.records import Entry, Stat, WalkEntry, WalkProblem
 from vuserd.client.trace import TraceEvent
+
+if TYPE_CHECKING:
+    from vuserd.client.archive.members import Archived, ArchiveOptions
 
 
 def iterdir(talk: Talk, export: str, path: RemotePath, *, attrs: bool = False) -> Stream[Entry]:
@@ -114,3 +118,16 @@ def stream(
     from vuserd.client.files.wholefile import Options, take
 
     return take(talk, export, path, StreamSink(write), Options(progress, grows))
+
+
+def archive(
+    talk: Talk,
+    export: str,
+    path: RemotePath,
+    to: int | Callable[[memoryview], object],
+    **options: "Unpack[ArchiveOptions]",
+) -> "Procedure[Archived]":
+    """Write an archive of a tree to a descriptor, or hand it to a function."""
+    from vuserd.client.archive.archiving import archive as archived
+
+    return archived(talk, export, path, to, options)

@@ -4,7 +4,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from vuserd.client import calls, composite
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
@@ -40,6 +40,9 @@ from vuserd.client.records import (
 )
 from vuserd.client.sync_link import SyncLink
 from vuserd.client.trace import PAGE_EVENTS, TraceEvent, TracePage
+
+if TYPE_CHECKING:
+    from vuserd.client.archive.members import Archived, ArchiveOptions
 
 T = TypeVar("T")
 
@@ -296,6 +299,26 @@ class Client:
         return self._run(
             composite.stream(self._talk, export, path, write, progress=progress, grows=grows)
         )
+
+    def archive(
+        self,
+        export: str,
+        path: RemotePath,
+        to: int | Callable[[memoryview], object],
+        **options: "Unpack[ArchiveOptions]",
+    ) -> "Archived":
+        """Write an archive of a directory, with all below it, to a descriptor; tell what is in it.
+
+        Instead of a descriptor ``to`` may be a function, as that of :meth:`stream`. For the options
+        see :class:`vuserd.client.ArchiveOptions`.
+
+        Names are sorted, parents before children, and inode numbers are the archive's own. Hard
+        links stay links, holes become zeros, symlinks are never followed. Each file is one version
+        of it. After the last byte the whole tree is looked at again: RemoteError CHANGED, with what
+        differs as ``fields["paths"]``. A file that does not fit into the format (EFBIG, EOVERFLOW,
+        ENAMETOOLONG) is told before the first byte.
+        """
+        return self._run(composite.archive(self._talk, export, path, to, **options))
 
     # -- calls in flight ---------------------------------------------------------------------------
 

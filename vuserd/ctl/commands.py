@@ -181,6 +181,12 @@ def _get(client: Client, options: Namespace) -> int:
     return get_all(client, options.targets, options.destination, how)
 
 
+def _archive(client: Client, options: Namespace) -> int:
+    from vuserd.ctl.copying.archive import archive
+
+    return archive(client, options.target, options)
+
+
 def _load(client: Client, options: Namespace) -> None:
     from vuserd.ctl.load import load
 
@@ -265,6 +271,7 @@ _COMMANDS: Final[Mapping[str, Callable[[Client, Namespace], int | None]]] = {
     "du": _du,
     "cat": _cat,
     "get": _get,
+    "archive": _archive,
     "head": _head,
     "tail": _tail,
     "sha256sum": _sha256sum,

@@ -31,6 +31,25 @@ def number_argument(text: str) -> int:
         refuse(str(error))
 
 
+def owner_argument(text: str) -> tuple[int, int]:
+    """Read UID:GID."""
+    numbers = text.split(":")
+    if len(numbers) != 2 or not all(_is_number(number, 32) for number in numbers):
+        refuse(f"{text!r} is not UID:GID, two numbers")
+    return int(numbers[0]), int(numbers[1])
+
+
+def time_argument(text: str) -> int:
+    """Read a number of seconds since 1970."""
+    if not _is_number(text, 32):
+        refuse(f"{text!r} is not a number of seconds since 1970")
+    return int(text)
+
+
+def _is_number(text: str, bits: int) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= bits and int(text) < 1 << bits
+
+
 def count_argument(text: str) -> int:
     """Read a decimal number of at least 1."""
     if not text.isdecimal() or not int(text):

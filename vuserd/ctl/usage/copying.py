@@ -1,6 +1,6 @@
-"""The commands that bring files to where they are used: cat, get and load."""
+"""The commands that bring files to where they are used: cat, get, archive and load."""
 
-from vuserd.ctl.usage.arguments import number_argument
+from vuserd.ctl.usage.arguments import number_argument, owner_argument, time_argument
 from vuserd.ctl.usage.grammar import AddCommand, add_flags, add_target, add_targets
 
 
@@ -28,6 +28,44 @@ def add_copying(command: AddCommand) -> None:
     # Which of the operands is DEST, parser.parse() says once there are all of them.
     add_targets(get, kind=str)
     get.add_argument("destination", metavar="DEST", nargs="?", help="file, directory, or '-'")
+    archive = command(
+        "archive",
+        "write a directory with all below it as one cpio or tar archive",
+        "archive lab:/rootfs --owner 0:0 -o initramfs.cpio",
+        "archive lab:/rootfs --format tar --reproducible | sqfstar rootfs.squashfs",
+    )
+    add_target(archive)
+    archive.add_argument("-o", dest="output", metavar="FILE", help="(default: standard output)")
+    archive.add_argument(
+        "--format",
+        choices=("newc", "tar"),
+        default="newc",
+        help="newc (the default), which is an initramfs, or tar",
+    )
+    archive.add_argument(
+        "--owner", metavar="UID:GID", type=owner_argument, help="the owner of all files"
+    )
+    archive.add_argument(
+        "--mtime", metavar="SECONDS", type=time_argument, help="the time of all files, since 1970"
+    )
+    archive.add_argument(
+        "--exclude",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="leave out such names or, with a slash in it, such paths",
+    )
+    archive.add_argument(
+        "--no-special",
+        dest="special",
+        action="store_false",
+        help="leave out devices, fifos and sockets",
+    )
+    add_flags(
+        archive,
+        reproducible=("--reproducible", "owner 0:0 and time $SOURCE_DATE_EPOCH or 0, if not given"),
+        allow_changes=("--allow-changes", "take a tree that changes meanwhile"),
+    )
     load = command(
         "load",
         "load a file into memory that another process shares",

@@ -1,0 +1,150 @@
+"""Archives byte by byte, and what a daemon may say of a tree."""
+
+from typing import Any
+
+import pytest
+
+from tests.fake.rpc_server import FakeDaemon
+from tests.unit.conftest import Run
+from vuserd.client import BadReply, Client, RemoteError
+from vuserd.client.archive.looks import Exclusion
+from vuserd.client.archive.members import Look, Member, Plan
+from vuserd.client.archive.newc import Newc
+from vuserd.client.archive.tar import Tar
+from vuserd.client.records import Stat
+
+
+def stat(kind: str = "file", **fields: Any) -> Stat:
+    formats = {"file": 0o100644, "dir": 0o40755, "symlink": 0o120777, "fifo": 0o10600}
+    bits = formats.get(kind, 0o60600)
+    like = Stat(kind, bits, 0, 5, 1, 0, 0, 0, 0, 4096, 0, 0, 0)
+    return like._replace(**fields)
+
+
+def member(path: bytes, **fields: Any) -> Member:
+    like = Member(path, "file", 0o100644, 1, 2, 3 * 10**9 + 5, 4, 0, 7, 1, None, True)
+    return like._replace(**fields)
+
+
+class TestNewc:
+    def test_a_file(self) -> None:
+        assert Newc().head(member(b"abc")) == (
+            b"070701"
+            b"00000007000081A40000000100000002000000010000000300000004"
+            b"000000000000000000000000000000000000000400000000"
+            b"abc\0\0\0"
+        )  # fmt: skip
+
+    def test_a_symlink_has_its_target_for_content(self) -> None:
+        link = member(b"l", type="symlink", mode=0o120777, size=0, target=b"where")
+        head = Newc().head(link)
+        assert head[6 + 6 * 8 : 14 + 6 * 8] == b"00000005"
+        assert head[110:] == b"l\0" + b"where\0\0\0"
+
+    def test_a_device(self) -> None:
+        head = Newc().head(member(b"d", mode=0o60600, rdev=(259 << 8) | 5, size=0))
+        assert head[6 + 9 * 8 : 6 + 11 * 8] == b"0000010300000005"
+
+    def test_the_end(self) -> None:
+        end = Newc().end(1000)
+        assert end.startswith(b"070701" + b"0" * 32 + b"00000001")
+        assert end[110:121] == b"TRAILER!!!\0"
+        assert (1000 + len(end)) % 512 == 0
+
+    def test_a_file_that_is_called_like_the_end(self) -> None:
+        assert Newc().head(member(b"TRAILER!!!"))[110:].startswith(b"./TRAILER!!!\0")
+
+    @pytest.mark.parametrize(
+        ("wrong", "code"),
+        [
+            ({"size": 1 << 32}, "EFBIG"),
+            ({"mtime_ns": -1}, "EOVERFLOW"),
+            ({"mtime_ns": 10**9 << 32}, "EOVERFLOW"),
+            ({"path": b"d/" * 2048}, "ENAMETOOLONG"),
+        ],
+    )
+    def test_what_has_no_room(self, wrong: dict[str, Any], code: str) -> None:
+        with pytest.raises(RemoteError) as caught:
+            Newc().require(member(b"a")._replace(**wrong))
+        assert caught.value.code == code
+
+
+class TestTar:
+    def test_large_numbers_go_into_pax_records(self) -> None:
+        head = Tar().head(member(b"a", size=1 << 40, uid=1 << 31))
+        assert b"size=1099511627776\n" in head
+        assert b"uid=2147483648\n" in head
+        assert b"mtime=3.000000005\n" in head
+        assert len(head) % 512 == 0
+
+    def test_a_name_that_is_no_text(self) -> None:
+        assert b"path=a\xff\n" in Tar().head(member(b"a\xff"))
+
+
+class TestPlan:
+    def plan(self, tree: dict[bytes, Stat], look: Look | None = None) -> list[Member]:
+        return [*Plan(stat("dir"), tree, look or Look(), Newc()).members()][1:]
+
+    def test_order_and_numbers(self) -> None:
+        tree = {
+            b"b": stat("dir"),
+            b"b/c": stat(ino=8, nlink=2, size=9),
+            b"b-": stat(),
+            b"a": stat(ino=8, nlink=2, size=9),
+        }
+        seen = [(each.path, each.number, each.names, each.size) for each in self.plan(tree)]
+        assert seen == [(b"a", 2, 2, 0), (b"b", 3, 1, 0), (b"b-", 4, 1, 0), (b"b/c", 2, 2, 9)]
+
+    def test_one_number_on_two_mounts_is_two_files(self) -> None:
+        twin = stat(ino=8, nlink=2, size=9)
+        tree = {b"a": twin, b"m": stat("dir")._replace(submount=True), b"m/a": twin}
+        assert [each.names for each in self.plan(tree)] == [1, 1, 1]
+
+    def test_names_outside_do_not_count(self) -> None:
+        [one] = self.plan({b"a": stat(nlink=3, size=4)})
+        assert (one.names, one.size, one.has_content) == (1, 4, True)
+
+    def test_an_owner_that_is_not_known(self) -> None:
+        with pytest.raises(RemoteError, match="a: its owner is not known here"):
+            self.plan({b"a": stat(uid=None)})
+        [one] = self.plan({b"a": stat(uid=None)}, Look(owner=(3, 4)))
+        assert (one.uid, one.gid) == (3, 4)
+
+    def test_a_type_that_nobody_knows(self) -> None:
+        with pytest.raises(RemoteError, match="a type that is not known, 'door'"):
+            self.plan({b"a": stat()._replace(type="door")})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "covered"),
+    [
+        ("b", {b"b", b"b/x", b"a/b", b"a/b/y"}),
+        ("*", {b"a", b"b", b"b/x", b"a/b", b"a/b/y"}),
+        ("/b", {b"b", b"b/x", b"a/b", b"a/b/y"}),
+        ("a/*", {b"a/b", b"a/b/y"}),
+        ("*/*/y", {b"a/b/y"}),
+        ("[!a]/x", {b"b/x"}),
+    ],
+)
+def test_exclusion(pattern: str, covered: set[bytes]) -> None:
+    exclusion = Exclusion([pattern])
+    assert {path for path in (b"a", b"b", b"b/x", b"a/b", b"a/b/y") if exclusion.covers(path)} == (
+        covered
+    )
+
+
+class TestDaemon:
+    """The daemon is believed nothing that would lead an archive's reader elsewhere."""
+
+    @pytest.mark.parametrize("path", ["../x", "a/../x", "/x", "a//x", ".", "x\0y", "nowhere/x"])
+    def test_a_path_that_is_none(self, fake_daemon: FakeDaemon, client: Client, path: str) -> None:
+        entry = {"path": path, **stat()._asdict()}
+        fake_daemon.results["walk"] = {"entries": [entry], "problems": [], "next": None}
+        with pytest.raises(BadReply, match="the daemon sent"):
+            client.archive("kernels", "/", lambda _: None)
+
+
+def test_usage(run: Run) -> None:
+    for words in (["--owner", "1"], ["--owner", "a:b"], ["--mtime", "-1"], ["--format", "zip"]):
+        code, _, told = run("archive", "kernels:", *words)
+        assert (code, words[1] in told) == (2, True)

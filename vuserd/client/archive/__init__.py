@@ -1,0 +1,1 @@
+"""A tree of an export as one archive: its names in order, in a format, with their contents."""

@@ -1,0 +1,164 @@
+"""The contents of an archive's members: those of small files are asked for ahead, many at once."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+from vuserd.client import calls
+from vuserd.client.archive.looks import GONE, below
+from vuserd.client.archive.members import Member, unfit
+from vuserd.client.calls import RemotePath
+from vuserd.client.core.conversation import Talk
+from vuserd.client.core.procedure import Finish, Procedure
+from vuserd.client.core.ticket import Ticket
+from vuserd.client.errors import RemoteError
+from vuserd.client.files.sinks import StreamSink
+from vuserd.client.files.wholefile import Options, take
+from vuserd.client.records import Stat
+
+#: The largest file that is asked for ahead, and what the answers in flight may hold together.
+SMALL: Final = 256 << 10
+_WINDOW: Final = 48
+_WINDOW_BYTES: Final = 4 << 20
+#: The most that is kept of a file whose size is untrue, before there is a head for it.
+_UNTRUE: Final = 8 << 20
+
+
+class _Asked(NamedTuple):
+    """A member, and the call for its content where one was begun."""
+
+    member: Member
+    ticket: Ticket[Any] | None
+    buffer: bytearray
+
+
+class Contents:
+    """What the members of a tree hold, in their order; each file is one version of it."""
+
+    def __init__(
+        self, talk: Talk, export: str, path: RemotePath, members: Iterable[Member]
+    ) -> None:
+        self._talk, self._export, self._path = talk, export, path
+        self._members: Iterator[Member] = iter(members)
+        self._asked: deque[_Asked] = deque()
+        self._bytes = 0
+
+    def next(self) -> Procedure[tuple[Member, memoryview | None] | None]:
+        """Return the next member, as it is, and its content; None after the last.
+
+        A large file comes without content.
+
+        Raises:
+            Gone: there is no such file any more.
+
+        """
+        self._ask_ahead()
+        if not self._asked:
+            return None
+        member, ticket, buffer = self._asked[0]
+        if ticket is None:
+            self._asked.popleft()
+            return member, (None if member.has_content else memoryview(b""))
+        try:
+            result = yield Finish(ticket)
+        except RemoteError as error:
+            if error.code in GONE:
+                raise Gone(member) from None
+            raise
+        finally:
+            self._asked.popleft()
+            self._bytes -= len(buffer)
+        if member.type == "symlink":
+            return member._replace(target=os.fsencode(result)), memoryview(b"")
+        if result != member.size:  # it changed, or its size is untrue
+            return (yield from self._whole(member))
+        return member, memoryview(buffer)[:result]
+
+    def settle(self) -> Procedure[None]:
+        """Receive what is in flight: the daemon drops a client that takes nothing for long."""
+        for _, ticket, _ in self._asked:
+            if ticket is not None:
+                with suppress(RemoteError):  # raised when its turn comes
+                    yield Finish(ticket)
+
+    def abandon(self) -> None:
+        """Forget what was asked for."""
+        for _, ticket, _ in self._asked:
+            if ticket is not None:
+                self._talk.abandon(ticket)
+
+    def _ask_ahead(self) -> None:
+        while len(self._asked) < _WINDOW and self._bytes < _WINDOW_BYTES:
+            member = next(self._members, None)
+            if member is None:
+                return
+            self._asked.append(self._begin(member))
+            self._bytes += len(self._asked[-1].buffer)
+
+    def _begin(self, member: Member) -> _Asked:
+        where = below(self._path, member.path)
+        if member.type == "symlink":
+            ticket: Ticket[Any] = self._talk.begin(calls.readlink(self._export, where))
+            return _Asked(member, ticket, bytearray())
+        if not member.has_content or member.size > SMALL:
+            return _Asked(member, None, bytearray())
+        buffer = bytearray(member.size + 1)  # one more shows whether there is more
+        ticket = self._talk.begin(calls.read_into(self._export, where, 0, buffer))
+        return _Asked(member, ticket, buffer)
+
+    def _whole(self, member: Member) -> Procedure[tuple[Member, memoryview]]:
+        """Return a file that is not as long as its size says, and that with its true size."""
+        yield from self.settle()
+        kept = _Kept(member)
+        where = below(self._path, member.path)
+        yield from take(self._talk, self._export, where, kept, Options(None, grows=False))
+        return member._replace(size=len(kept.content)), memoryview(kept.content)
+
+
+class Gone(Exception):  # noqa: N818 - never leaves the clients
+    """A file of the tree is there no more."""
+
+    def __init__(self, member: Member) -> None:
+        super().__init__(member.path)
+        self.member = member
+
+
+class _Kept(StreamSink):
+    """A file in memory, for one whose size is untrue."""
+
+    is_file = True
+
+    def __init__(self, member: Member) -> None:
+        self.content = bytearray()
+        self._path = member.path
+
+    def begin(self, attributes: Stat, *, has_holes_told: bool) -> None:  # noqa: ARG002
+        """Begin with nothing."""
+        self.content.clear()
+
+    def write(self, payload: memoryview, offset: int) -> None:
+        """Put bytes at their offset."""
+        self.end(max(len(self.content), offset + len(payload)))
+        self.content[offset : offset + len(payload)] = payload
+
+    def end(self, size: int) -> None:
+        """Have it end there, within reason."""
+        if size > _UNTRUE:
+            raise unfit("EFBIG", self._path, "it is much longer than its size says")
+        del self.content[size:]
+        self.content.extend(bytes(size - len(self.content)))
+
+
+class Opened(StreamSink):
+    """A large file on its way, with the size that it was opened with."""
+
+    size = 0
+
+    def __init__(self) -> None:
+        super().__init__(lambda _payload: None)  # the bytes are taken out of the steps
+
+    def begin(self, attributes: Stat, *, has_holes_told: bool) -> None:  # noqa: ARG002
+        """Learn the size."""
+        self.size = attributes.size

@@ -1,0 +1,71 @@
+"""cpio's format newc, which Linux unpacks as an initramfs.
+
+A member is a magic and thirteen numbers of eight hexadecimal digits, the name with a NUL, and the
+content; name and content are padded to four bytes. Source: the kernel's
+Documentation/driver-api/early-userspace/buffer-format.rst.
+"""
+
+import os
+from typing import Final
+
+from vuserd.client.archive.members import Member, unfit
+
+_MAGIC: Final = b"070701"
+_TRAILER: Final = b"TRAILER!!!"
+#: cpio writes blocks of so many bytes.
+_BLOCK: Final = 512
+_MOST: Final = 0xFFFF_FFFF
+#: The kernel passes longer names over in silence: PATH_MAX, with the NUL.
+_LONGEST: Final = 4096
+
+
+class Newc:
+    """Writes newc."""
+
+    block = 4
+    content_is_last = True  # as cpio does it
+    lacks: frozenset[str] = frozenset()
+
+    def require(self, member: Member) -> None:
+        """Raise RemoteError if a member does not fit in."""
+        path = member.path
+        if member.size > _MOST:
+            raise unfit("EFBIG", path, "newc has no room for a file of 4 GiB; tar has")
+        if not 0 <= member.mtime_ns // 10**9 <= _MOST:
+            raise unfit("EOVERFLOW", path, "newc has no room for its time; name one for all files")
+        if len(path) >= _LONGEST:
+            raise unfit("ENAMETOOLONG", path, "newc has no room for its name; tar has")
+
+    def head(self, member: Member) -> bytes:
+        """Return the header, the name, and a symlink's target."""
+        path = member.path
+        if path == _TRAILER:  # which would be the end
+            path = b"./" + path
+        size = len(member.target) or member.size
+        numbers = (
+            member.number,
+            member.mode,
+            member.uid,
+            member.gid,
+            2 if member.type == "dir" else member.names,
+            member.mtime_ns // 10**9,
+            size,
+            *(0, 0),  # the device that it is on: numbers here are of one
+            *(os.major(member.rdev), os.minor(member.rdev)),
+            len(path) + 1,
+            0,  # a checksum, which newc has not
+        )
+        return _record(numbers, path) + _padded(member.target)
+
+    def end(self, written: int) -> bytes:
+        """Return the trailer, padded to whole blocks."""
+        trailer = _record((0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, len(_TRAILER) + 1, 0), _TRAILER)
+        return trailer + bytes(-(written + len(trailer)) % _BLOCK)
+
+
+def _record(numbers: tuple[int, ...], path: bytes) -> bytes:
+    return _padded(_MAGIC + b"%08X" * 13 % numbers + path + b"\0")
+
+
+def _padded(part: bytes) -> bytes:
+    return part + bytes(-len(part) % Newc.block)
