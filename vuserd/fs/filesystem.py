@@ -167,12 +167,16 @@ class FileSystem:
 
         """
         hold = Hold(self.nodes)
+        handle = None
         try:
-            node = await self.operations.resolve(path, hold, follow=True)
+            node, handle = await self.operations.resolve_and_open(path, hold)
             _require_regular(node.attributes)
             attributes, settled = await self._settle(node)
-            handle = await self.operations.open(node)
+            if handle is None:
+                handle = await self.operations.open(node)
         except BaseException:
+            if handle is not None:
+                self.operations.release(node, handle)
             hold.leave()
             raise
         return OpenFile(

@@ -6,7 +6,7 @@ import stat
 from typing import Final, NamedTuple, TypeAlias
 from weakref import WeakValueDictionary
 
-from outcome import Error, Outcome, Value
+from outcome import Error, Value
 
 from protocol import fuse
 from protocol.dirent import LONGEST_RECORD
@@ -16,7 +16,9 @@ from protocol.dirent_columns import (
     decode_directory_columns,
 )
 from protocol.fuse import Attributes, FileHandle, NodeId
+from vuserd.device.jobs import Ask
 from vuserd.device.payloads import given_back
+from vuserd.device.request import Result, Undo
 from vuserd.device.session import Session
 from vuserd.errors import FileError
 from vuserd.fs.nodes import Hold, Node, NodeTable, root_node
@@ -26,7 +28,7 @@ from vuserd.tasks.turns import take_turn
 from vuserd.users.asker import ASKER, Asker
 
 #: The results of LOOKUPs made ahead, before it is known whether the path leads there.
-_Answers: TypeAlias = "dict[tuple[NodeId, bytes], Outcome[bytes | int]]"
+_Answers: TypeAlias = "dict[tuple[NodeId, bytes], Result]"
 
 #: Errors of openat2(2) after a concurrent rename, which the backend passes on.
 _RACED: Final = frozenset({errno.EAGAIN, errno.EXDEV})
@@ -48,7 +50,16 @@ _DIRECTORY: Final = stat.S_IFDIR >> 12
 _BATCHES: Final = 4
 
 
-def _was_raced(answer: "Outcome[bytes | int]") -> bool:
+class _Way(NamedTuple):
+    """Where a path led last time."""
+
+    #: The names to look up, and the directories that they were in.
+    steps: list[tuple[NodeId, bytes]]
+    #: The node at its end; None if that is not known.
+    end: Node | None
+
+
+def _was_raced(answer: Result) -> bool:
     """Return whether a LOOKUP has to be repeated."""
     return (
         isinstance(answer, Error)
@@ -78,7 +89,45 @@ class NodeOperations:
         """
         root = root_node(elsewhere=self._elsewhere)
         names = components(path)
-        answers = await self._look_ahead(root, names, hold)
+        way = self._known_way(root, names, hold)
+        if len(way.steps) < 2:
+            return await self._resolved(root, names, {}, hold, follow=follow)
+        answers = await self._channel.ask_all(self._lookups(way))
+        answered = dict(zip(way.steps, answers, strict=True))
+        return await self._resolved(root, names, answered, hold, follow=follow)
+
+    async def resolve_and_open(self, path: bytes, hold: Hold) -> tuple[Node, FileHandle | None]:
+        """Return the node that ``path`` leads to now, as in :meth:`resolve`, and perhaps a handle.
+
+        The file that the path led to last time is opened in the same round, since it is the same
+        one mostly. It counts only if it is; otherwise the handle is None, as where OPEN failed. The
+        caller returns a handle by :meth:`release`.
+        """
+        root = root_node(elsewhere=self._elsewhere)
+        names = components(path)
+        way = self._known_way(root, names, hold)
+        guess = way.end
+        if guess is None or not stat.S_ISREG(guess.attributes.mode) or not guess.is_identified:
+            return await self.resolve(path, hold, follow=True), None
+        asked = [*self._lookups(way), Ask(fuse.open(guess.id), undo=self._undo_open(guess))]
+        *answers, opened = await self._channel.ask_all(asked)
+        handle = None
+        if isinstance(opened, Value):
+            handle = self._channel.decoded(fuse.decode_open, opened.value)
+        is_it = False
+        try:
+            answered = dict(zip(way.steps, answers, strict=True))
+            node = await self._resolved(root, names, answered, hold, follow=True)
+            is_it = node is guess
+        finally:
+            if handle is not None and not is_it:
+                self.release(guess, handle)
+        return node, handle if is_it else None
+
+    async def _resolved(
+        self, root: Node, names: list[bytes], answers: _Answers, hold: Hold, *, follow: bool
+    ) -> Node:
+        """Return the node that names lead to, by answers that were asked for ahead and others."""
 
         async def lookup(directory: Node, name: bytes) -> Node:
             _require_identity(directory)
@@ -131,22 +180,21 @@ class NodeOperations:
         if entry is not None:
             self._nodes.forget(entry.node)
 
-    async def _look_ahead(self, root: Node, path: list[bytes], hold: Hold) -> _Answers:
-        """Look up all names of a path whose directories are known, in one round."""
+    def _known_way(self, root: Node, path: list[bytes], hold: Hold) -> _Way:
+        """Return where a path led last time, as far as that is known; its nodes stay so."""
         steps: list[tuple[NodeId, bytes]] = []
         here: Node | None = root
         for name in path:
             if here is None or name in (b"", b".", b".."):
-                break
+                return _Way(steps, None)
             steps.append((here.id, name))
             here = self._nodes.child(here.id, name)
             if here is not None:
                 hold.join(here)
-        if len(steps) < 2:
-            return {}
-        requests = [fuse.lookup(node, name) for node, name in steps]
-        answers = await self._channel.call_all(requests, self._undo_lookup)
-        return dict(zip(steps, answers, strict=True))
+        return _Way(steps, here)
+
+    def _lookups(self, way: _Way) -> list[Ask]:
+        return [Ask(fuse.lookup(node, name), undo=self._undo_lookup) for node, name in way.steps]
 
     async def getattr(self, node: Node) -> Attributes:
         """Return a node's attributes as they are now."""
@@ -160,11 +208,11 @@ class NodeOperations:
     async def open(self, node: Node) -> FileHandle:
         """Open a regular file; the caller returns the handle by :meth:`release`."""
         _require_identity(node)
+        undo = self._undo_open(node)
+        return await self._channel.call(fuse.open(node.id), fuse.decode_open, undo)
 
-        def release(body: bytes) -> None:
-            self.release(node, fuse.decode_open(body))
-
-        return await self._channel.call(fuse.open(node.id), fuse.decode_open, release)
+    def _undo_open(self, node: Node) -> Undo:
+        return lambda body: self.release(node, fuse.decode_open(body))
 
     def release(self, node: Node, handle: FileHandle) -> None:
         """Close a file."""
