@@ -71,14 +71,18 @@ class Daemon:
         #: Held by the task that changes exports, listeners or rigs.
         self._changing = trio.Lock()
         self._config = read()
+        #: The state that the service manager was told last; empty before the daemon is ready.
+        self._said = ""
+        #: Lists the sockets and rigs that have failed.
+        self._also_failed: Callable[[], list[str]] = list
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start every export and serve calls; ``task_status`` is started once clients are served.
 
-        An export that cannot be brought up is in state ``failed``, and the others serve.
+        What cannot be brought up has failed and says why, and all else serves.
 
         Raises:
-            ConfigurationError: a socket cannot be bound.
+            ConfigurationError: no socket at all can be had.
 
         """
         config = self._config
@@ -98,22 +102,28 @@ class Daemon:
                     self._images,
                     methods.refusals,
                     lambda: len(self._server.connections()),
+                    lambda: [*self._listeners.describe(), *self._rigs.describe(None)],
                 )
             )
             self._exporter.configure(config.metrics_file, config.metrics_interval)
             async with trio.open_nursery() as serving:
                 await serving.start(self._server.run)
-                self._listeners = Listeners(self._server, serving, self._inherited)
-                self._rigs = Rigs(self._server, serving)
+                self._listeners = Listeners(
+                    self._server, serving, self._inherited, self._tell_state
+                )
+                self._rigs = Rigs(self._server, serving, self._tell_state)
+                self._also_failed = self._sockets_that_failed
                 problem = await self._come_up(serving)
                 if problem is None and not self._stopped.is_set():
+                    serving.start_soon(self._listeners.run)
                     serving.start_soon(self._rigs.run)
                     serving.start_soon(CHILDREN.reap_orphans)
                     serving.start_soon(self._ping)
                     serving.start_soon(self._tell_states)
                     serving.start_soon(self._exporter.run)
                     self._server.open()
-                    self._notifier.ready(self._summary())
+                    self._said = self._summary()
+                    self._notifier.ready(self._said)
                     task_status.started()
                     await self._stopped.wait()
                     self._notifier.stopping("answering the calls in progress")
@@ -126,15 +136,17 @@ class Daemon:
             raise problem
 
     async def _come_up(self, serving: trio.Nursery) -> ConfigurationError | None:
-        """Bind every socket, then start every export; return the error that prevents that."""
+        """Bind the sockets, then start the exports; return the error if there is no socket."""
         serving.start_soon(self._ask_for_time, self._starting)
         async with self._changing:
             with self._starting:
                 config = self._config
-                try:
-                    await self._listeners.apply(self._wanted_listeners(config))
-                except ConfigurationError as error:
-                    return error
+                await self._listeners.apply(self._wanted_listeners(config))
+                if not self._listeners.addresses:
+                    reasons = self._listeners.problems.values()
+                    return ConfigurationError(
+                        "\n".join([*reasons, "there is no socket to serve on"])
+                    )
                 await self._rigs.apply(config.rigs)
                 await self._exports.apply(config.exports)
         self._starting.cancel()
@@ -149,8 +161,7 @@ class Daemon:
         """Read the configuration again and apply what differs; return the changes made.
 
         Raises:
-            ConfigurationError: it is wrong, and nothing was done; or a socket cannot be bound, and
-                all else was done, except that no socket was closed.
+            ConfigurationError: it is wrong, and nothing was done.
             CallError: the daemon is about to end.
 
         """
@@ -160,14 +171,16 @@ class Daemon:
             try:
                 config = await trio.to_thread.run_sync(self._read)
             except ConfigurationError as error:
-                _LOG.error("the configuration was not applied: %s", error)
+                for line in str(error).split("\n"):
+                    _LOG.error("the configuration was not applied: %s", line)
                 raise
             else:
                 # The client that asked may disconnect; the configuration is applied whole anyway.
                 with trio.CancelScope(shield=True):
                     done = await self._apply(config)
             finally:
-                self._notifier.ready(self._summary())
+                self._said = self._summary()
+                self._notifier.ready(self._said)
         return done
 
     async def reload_export(self, name: str) -> list[str]:
@@ -242,12 +255,7 @@ class Daemon:
         }
 
     async def _apply(self, config: DaemonConfig) -> list[str]:
-        """Apply what differs, sockets last, so that what they serve is up by then.
-
-        Raises:
-            ConfigurationError: a socket cannot be bound.
-
-        """
+        """Apply what differs, sockets last, so that what they serve is up by then."""
         before, self._config = self._config, config
         done = await self._exports.apply(config.exports)
         done += await self._rigs.apply(config.rigs)
@@ -264,14 +272,9 @@ class Daemon:
         if metrics != (before.metrics_file, before.metrics_interval):
             self._exporter.configure(*metrics)
             done.append(f"metrics_file: {config.metrics_file or 'none'}")
-        try:
-            done += await self._listeners.apply(self._wanted_listeners(config))
-        except ConfigurationError as error:
-            _LOG.error("the configuration is applied, but for sockets; none was closed: %s", error)
-            raise
-        finally:
-            for line in done:
-                _LOG.info("reloaded: %s", line)
+        done += await self._listeners.apply(self._wanted_listeners(config))
+        for line in done:
+            _LOG.info("reloaded: %s", line)
         return done
 
     def _wanted_listeners(self, config: DaemonConfig) -> Sequence[ListenConfig]:
@@ -289,7 +292,12 @@ class Daemon:
             for name, export in self._exports.items()
             if export.state is not ExportState.UP
         ]
+        down += self._also_failed()
         return f"{up} of {len(states)} exports up" + (f"; {', '.join(down)}" if down else "")
+
+    def _sockets_that_failed(self) -> list[str]:
+        failed = [f"socket {address} failed" for address in self._listeners.problems]
+        return failed + [f"rig {netns} failed" for netns in self._rigs.problems]
 
     async def _ping(self) -> None:
         """Ping the service manager's watchdog, if it has one, while all exports make progress."""
@@ -307,13 +315,16 @@ class Daemon:
 
     async def _tell_states(self) -> None:
         """Report the exports' states to the service manager whenever they change."""
-        said = self._summary()
         while True:
             await self._exports.changed()
-            summary = self._summary()
-            if summary != said and not self._stopped.is_set():
-                self._notifier.status(summary)
-                said = summary
+            self._tell_state()
+
+    def _tell_state(self) -> None:
+        """Report the state, if it is ready and says anything else than before."""
+        summary = self._summary()
+        if self._said not in ("", summary) and not self._stopped.is_set():
+            self._notifier.status(summary)
+            self._said = summary
 
     async def _drain(self, serving: trio.Nursery) -> None:
         """Let the server finish its clients' calls, and ask the service manager to wait for it."""

@@ -2,15 +2,17 @@
 
 import os
 import shutil
+import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.running import RunningDaemon
+from tests.running import REPOSITORY, RunningDaemon
 from vuserd.client.calls import Call
 from vuserd.client.errors import RemoteError
 from vuserd.client.sync_client import Client
@@ -27,9 +29,21 @@ def configuration(folder: Path, backend: str, *exports: str) -> Path:
     return file
 
 
-def serving(file: Path, program: list[str] | None = None) -> RunningDaemon:
-    socket = file.parent / "s"
-    return RunningDaemon({}, socket, None, "--config", str(file), configured=True, program=program)
+def serving(
+    file: Path,
+    program: list[str] | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> RunningDaemon:
+    arguments = ("--config", str(file))
+    return RunningDaemon(
+        {},
+        file.parent / "s",
+        None,
+        *arguments,
+        configured=True,
+        program=program,
+        variables={"PYTHONPATH": str(REPOSITORY)} | dict(variables or {}),
+    )
 
 
 def wait_until(met: Callable[[], bool]) -> None:
@@ -105,6 +119,64 @@ def test_a_reload_does_what_is_good(tmp_path: Path, rust_virtiofsd: str) -> None
         configuration(tmp_path, rust_virtiofsd, f"{first}\nusers = [1]", two)
         assert reload(client) == ["export one: started anew, up"]
         assert bytes(client.read("one", "f", 0, 10)) == b"one"
+
+
+def test_a_socket_that_cannot_be_had_keeps_none_of_the_others_from_being_served(
+    tmp_path: Path, rust_virtiofsd: str
+) -> None:
+    late = tmp_path / "late"
+    written = configuration(tmp_path, rust_virtiofsd, f'name = "files"\npath = "{tmp_path}"')
+    with written.open("a") as file:
+        file.write(f'[[listen]]\nsocket = "{late}/s"\n')
+        file.write(f'[[listen]]\nsocket = "{tmp_path}/g"\ngroup = "no-such-lab"\n')
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        with (
+            serving(written, variables={"NOTIFY_SOCKET": str(tmp_path / "notify")}) as daemon,
+            Client.connect(daemon.socket) as client,
+        ):
+            heard = told_until(manager, "READY=1")
+            failed = f"socket {late}/s failed, socket {tmp_path}/g failed"
+            assert f"STATUS=1 of 1 exports up; {failed}" in heard
+            listeners = client.status()["listeners"]
+            assert [each.get("state") for each in listeners] == ["listening", "failed", "failed"]
+            assert (
+                listeners[2].get("reason") == f"socket {tmp_path}/g: there is no group no-such-lab"
+            )
+            assert f'vuserd_listening{{rig="",socket="{late}/s"}} 0.0' in client.metrics()
+            late.mkdir()
+            told_until(manager, f"STATUS=1 of 1 exports up; socket {tmp_path}/g failed")
+            with Client.connect(f"{late}/s") as guest:
+                guest.stat("files", "/")
+    assert daemon.log.count("there is no group no-such-lab") == 1
+
+
+def test_without_any_socket_there_is_no_start(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vuserd.cli", "serve", "--export", f"files={tmp_path}"]
+    ended = subprocess.run(
+        [*command, "--socket", f"{tmp_path}/no/s"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert ended.returncode == 1
+    why = "no such file or directory; choose another path with --socket"
+    assert ended.stderr.splitlines()[-2:] == [
+        f"vuserd: cannot listen on {tmp_path}/no/s: {why}",
+        "vuserd: there is no socket to serve on",
+    ]
+    assert ended.stderr.count("cannot listen") == 1
+
+
+def told_until(manager: socket.socket, line: str) -> list[str]:
+    """Return what the service manager is told until a line comes."""
+    heard: list[str] = []
+    while line not in heard:
+        heard += manager.recv(1 << 16).decode().splitlines()
+    return heard
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file of users")

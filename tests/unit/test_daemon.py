@@ -79,6 +79,7 @@ async def test_states_are_told_as_they_change(
     daemon = Daemon(lambda: DaemonConfig((), ()), notifier=manager)
     exports: Any = SomeExports("one", "two")
     daemon._exports = exports
+    daemon._said = daemon._summary()
     nursery.start_soon(daemon._tell_states)
     await trio.testing.wait_all_tasks_blocked()
     exports["two"].state = ExportState.RESTARTING

@@ -1,6 +1,7 @@
 """The daemon's sockets: with the mode that is configured, and never fewer than before."""
 
 import fcntl
+import itertools
 import logging
 import os
 import socket
@@ -13,8 +14,7 @@ import trio
 import trio.testing
 
 from tests.fake.bare_daemon import bare_methods
-from vuserd.config.model import ClientLimits, ListenConfig
-from vuserd.errors import ConfigurationError
+from vuserd.config.model import Account, ClientLimits, ListenConfig
 from vuserd.listen import sockets as listener_module
 from vuserd.listen.listeners import Listeners
 from vuserd.listen.sockets import listening
@@ -69,14 +69,59 @@ def test_a_folder_that_somebody_keeps_locked_is_used_all_the_same(
         os.close(held)
 
 
-async def test_where_one_cannot_be_had_none_is_closed(listeners: Listeners, tmp_path: Path) -> None:
+async def test_what_can_be_had_is_and_the_old_one_goes(
+    listeners: Listeners, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     old, new, bad = (str(tmp_path / name) for name in ("old", "new", "no-folder/s"))
     await listeners.apply([ListenConfig(old)])
-    with pytest.raises(ConfigurationError, match="no-folder"):
-        await listeners.apply([ListenConfig(bad), ListenConfig(new)])
-    assert listeners.addresses == [old, new]
-    assert await listeners.apply([ListenConfig(new)]) == [f"socket {old}: closed"]
+    reason = f"cannot listen on {bad}: no such file or directory; choose another path with --socket"
+    for _ in range(2):
+        done = await listeners.apply([ListenConfig(bad), ListenConfig(new)])
+    assert done == [f"socket {bad}: {reason}"]
     assert listeners.addresses == [new]
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+        f"{reason}; it is tried again"
+    ]
+    assert [(each["state"], each.get("reason")) for each in listeners.describe()] == [
+        ("listening", None),
+        ("failed", reason),
+    ]
+    assert await listeners.apply([ListenConfig(new)]) == []
+    assert listeners.problems == {}
+
+
+async def test_where_none_can_be_had_none_is_closed(listeners: Listeners, tmp_path: Path) -> None:
+    old, bad = (str(tmp_path / name) for name in ("old", "no-folder/s"))
+    await listeners.apply([ListenConfig(old)])
+    (told,) = await listeners.apply([ListenConfig(bad)])
+    assert f"cannot listen on {bad}" in told
+    assert listeners.addresses == [old]
+
+
+async def test_a_folder_and_a_group_that_come_later(
+    server: Server, nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[str]] = []
+    made = Listeners(server, nursery, (), lambda: told.append(list(made.problems)))
+    monkeypatch.setattr("vuserd.listen.listeners.pauses", lambda: itertools.repeat(0.01))
+    there: dict[Account, int] = {}
+    monkeypatch.setattr("vuserd.config.accounts.number_of", there.get)
+    late, lab = tmp_path / "late", Account("group", "lab")
+    folder, group = str(late / "s"), str(tmp_path / "g")
+    wanted = [ListenConfig(folder), ListenConfig(group, 0o660, missing=lab)]
+    done = await made.apply([*wanted, ListenConfig(str(tmp_path / "s"))])
+    assert f"socket {group}: there is no group lab" in made.problems.values()
+    assert len(done) == 3
+    nursery.start_soon(made.run)
+    late.mkdir()
+    there[lab] = os.getegid()
+    with trio.fail_after(10):
+        while made.problems:  # noqa: ASYNC110 - nothing tells
+            await trio.sleep(0.01)
+    assert mode_of(Path(group)) == 0o660
+    assert told[0] == [folder, group]
+    assert told[-1] == []
+    nursery.cancel_scope.cancel()
 
 
 async def test_permissions_that_cannot_be_given(
@@ -90,8 +135,9 @@ async def test_permissions_that_cannot_be_given(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "chmod", refuse)
-        with pytest.raises(ConfigurationError, match="operation not permitted"):
-            await listeners.apply([ListenConfig(str(path), 0o660)])
+        (told,) = await listeners.apply([ListenConfig(str(path), 0o660)])
+        assert told.endswith("operation not permitted")
+        assert listeners.describe()[0]["state"] == "listening"
     # What was not done is done the next time.
     assert await listeners.apply([ListenConfig(str(path), 0o660)]) == [
         f"socket {path}: other permissions"

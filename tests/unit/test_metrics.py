@@ -41,6 +41,12 @@ from vuserd.metrics.sources import Sources
 from vuserd.rpc.access import RefusalLog
 from vuserd.rpc.counters import SECONDS, Counters
 
+SOCKETS = (
+    {"socket": "/run/s", "state": "listening"},
+    {"socket": "/srv/s", "state": "failed"},
+    {"socket": "@vuserd", "state": "listening", "netns": "rig-7"},
+)
+
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -71,7 +77,8 @@ async def exporting(**exports: Export) -> AsyncIterator[tuple[Exporter, Counters
     async with trio.open_nursery() as nursery:
         counters = Counters()
         images = ImageStore(1 << 20, 10, nursery)
-        yield Exporter(Sources(counters, exports, images, RefusalLog(), lambda: 3)), counters
+        sources = Sources(counters, exports, images, RefusalLog(), lambda: 3, lambda: SOCKETS)
+        yield Exporter(sources), counters
         images.close()
 
 
@@ -123,6 +130,15 @@ async def test_the_text_has_what_was_counted() -> None:
     assert value(found, "clients") == 3
     assert value(found, "process_open_fds") > 0
     assert not [name for name, _ in found if not name.startswith("vuserd_")]
+
+
+async def test_the_text_tells_which_sockets_are_there() -> None:
+    async with exporting() as (exporter, _):
+        found = samples(await exporter.text())
+    assert [
+        value(found, "listening", socket=socket, rig=rig)
+        for socket, rig in (("/run/s", ""), ("/srv/s", ""), ("@vuserd", "rig-7"))
+    ] == [1, 0, 1]
 
 
 def test_they_are_for_those_who_manage_the_daemon() -> None:

@@ -138,14 +138,15 @@ async def test_a_rig_that_failed_and_went_is_absent(
 async def test_a_folder_that_comes_later_is_watched_then(
     rigs: Rigs, made: Made, nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rigs_module, "_OFTEN", 0.01)
-    folder = tmp_path / "netns"
-    assert rigs_module._inotify_on({str(folder)}) is None
+    monkeypatch.setattr(rigs_module, "_OFTEN", 60.0)  # it has to be told
+    folder = tmp_path / "more" / "netns"
     await rigs.apply([RigConfig(str(folder / "net"), ("a",))])
+    [rig] = rigs.describe(MANAGER)
+    assert rig["reason"] == f"there is no network namespace at {folder}/net"
     nursery.start_soon(rigs.run)
-    folder.mkdir()
     await trio.sleep(0.2)
-    monkeypatch.setattr(rigs_module, "_OFTEN", 60.0)  # from here on it has to be told
+    folder.mkdir(parents=True)
+    await trio.sleep(0.2)
     (folder / "net").symlink_to("/proc/self/ns/net")
     with trio.fail_after(10):
         while not made.sockets:  # noqa: ASYNC110 - nothing tells

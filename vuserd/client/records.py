@@ -273,8 +273,11 @@ class ListenerStatus(TypedDict):
     """A socket of the daemon's."""
 
     socket: str
+    #: ``listening`` or ``failed``; a daemon of 0.1.0 or earlier does not say.
+    state: NotRequired[str]
     activated: bool
     clients: int
+    reason: NotRequired[str]
 
 
 class ImagesStatus(TypedDict):

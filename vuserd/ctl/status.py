@@ -41,7 +41,7 @@ def lines(found: Mapping[str, Any], width: int = _WIDTH) -> list[str]:
     sections = [
         _head(found),
         _table(_EXPORTS, exports, width) + _wrapped(map(_notes, exports), width),
-        _table(_LISTENERS, _maps(found, "listeners"), width),
+        _with_reasons(_LISTENERS, _maps(found, "listeners"), "socket", width),
         rig_lines(_maps(found, "rigs"), width),
         _table(_CLIENTS, _maps(found, "clients"), width),
     ]
@@ -53,11 +53,15 @@ def lines(found: Mapping[str, Any], width: int = _WIDTH) -> list[str]:
 
 def rig_lines(rigs: Iterable[Mapping[str, Any]], width: int = _WIDTH) -> list[str]:
     """Return a table of rigs as lines, with the problems below it."""
-    rigs = list(rigs)
-    reasons = [
-        f"{cell(rig.get('netns'))}: {cell(rig['reason'])}" for rig in rigs if rig.get("reason")
-    ]
-    return _table(_RIGS, rigs, width) + _wrapped(reasons, width)
+    return _with_reasons(_RIGS, list(rigs), "netns", width)
+
+
+def _with_reasons(
+    columns: Sequence[_Column], rows: Sequence[Mapping[str, Any]], key: str, width: int
+) -> list[str]:
+    """Return a table as lines, with the reasons of its rows below it; ``key`` names a row."""
+    reasons = [f"{cell(row.get(key))}: {cell(row['reason'])}" for row in rows if row.get("reason")]
+    return _table(columns, rows, width) + _wrapped(reasons, width)
 
 
 def _head(found: Mapping[str, Any]) -> list[str]:
@@ -201,6 +205,7 @@ _EXPORTS: Final = (
 )
 _LISTENERS: Final = (
     _Column("SOCKET", _key("socket")),
+    _Column("STATE", _key("state")),
     _Column("OPENED BY", _opener),
     _Column("CLIENTS", _key("clients"), number=True),
 )

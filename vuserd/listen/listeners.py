@@ -1,15 +1,18 @@
 """Keep the sockets of the daemon's own network namespace as the configuration wants them."""
 
+import contextlib
 import logging
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import trio
 
+from vuserd.config.accounts import with_group
 from vuserd.config.model import ListenConfig
 from vuserd.errors import ConfigurationError, os_reason
 from vuserd.listen.sockets import Bound, listening
 from vuserd.rpc.server import Listener, Server
+from vuserd.tasks.pauses import pauses
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,11 +34,15 @@ class _Open:
 class Listeners:
     """Every socket that the daemon listens on, by its address.
 
+    One that cannot be had, or not with its mode and group, keeps none of the others from being
+    listened on. It is tried again by :meth:`run`.
+
     Args:
         server: serves the clients.
         nursery: runs the tasks that accept them.
         inherited: sockets that the service manager listens on, with their names: they stay open and
             unchanged, whatever the configuration says.
+        on_change: called when a socket has failed, or has no longer.
 
     """
 
@@ -44,10 +51,18 @@ class Listeners:
         server: Server,
         nursery: trio.Nursery,
         inherited: Iterable[tuple[str, socket.socket]] = (),
+        on_change: Callable[[], object] = lambda: None,
     ) -> None:
         self._server = server
         self._nursery = nursery
+        self._on_change = on_change
         self._open: dict[str, _Open] = {}
+        self._wanted: dict[str, ListenConfig] = {}
+        #: Why a socket is not there, or not as it is configured.
+        self._problems: dict[str, str] = {}
+        #: Held by the task that opens and closes sockets: a reload, or :meth:`run`.
+        self._changing = trio.Lock()
+        self._changed = trio.Event()
         for name, sock in inherited:
             address = _address_of(sock)
             _LOG.info("serving on %s, from the service manager (%s)", address, name)
@@ -59,38 +74,77 @@ class Listeners:
         """The addresses that clients can connect to."""
         return list(self._open)
 
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """Why sockets are not there, or not as they are configured, by their addresses."""
+        return self._problems
+
     def describe(self) -> list[dict[str, object]]:
         """Return the listeners as ``status`` shows them."""
-        return [
-            {
+        described: list[dict[str, object]] = []
+        for address in dict.fromkeys((*self._open, *self._problems)):
+            opened = self._open.get(address)
+            reason = self._problems.get(address)
+            row: dict[str, object] = {
                 "socket": address,
-                "activated": opened.config is None,
-                "clients": len(self._server.connections(opened.listener)),
+                "state": "failed" if opened is None else "listening",
+                "activated": opened is not None and opened.config is None,
+                "clients": len(self._server.connections(opened.listener)) if opened else 0,
             }
-            for address, opened in self._open.items()
-        ]
+            described.append(row | ({"reason": reason} if reason else {}))
+        return described
 
     async def apply(self, configs: Sequence[ListenConfig]) -> list[str]:
         """Listen on these sockets and the inherited ones, and no others; return the changes made.
 
-        Raises:
-            ConfigurationError: some cannot be bound, or cannot get their mode or group. All others
-                are listened on, and none was closed: the administrator needs one to mend it.
-
+        Where none of these can be had, none is closed: the administrator needs one to mend it.
         """
+        async with self._changing:
+            self._wanted = {config.address: config for config in configs}
+            known, self._problems = self._problems, {}
+            done = await self._try(self._wanted)
+            self._complain(known)
+        self._changed.set()
+        return done
+
+    async def run(self) -> None:
+        """Try again what has failed, after longer and longer pauses, until cancelled."""
+        while True:
+            self._changed, later = trio.Event(), pauses()
+            while self._problems and not self._changed.is_set():
+                with trio.move_on_after(next(later)):
+                    await self._changed.wait()
+                async with self._changing:
+                    known, self._problems = self._problems, {}
+                    for line in await self._try(known):
+                        _LOG.debug("%s", line)
+                    self._complain(known)
+            await self._changed.wait()
+
+    def _complain(self, known: Mapping[str, str]) -> None:
+        """Log what is not known yet, unless the start fails and says it; tell of changes."""
+        for address, reason in self._problems.items():
+            if self._open and known.get(address) != reason:
+                _LOG.error("%s; it is tried again", reason)
+        if known.keys() != self._problems.keys():
+            self._on_change()
+
+    async def _try(self, addresses: Iterable[str]) -> list[str]:
+        """Have these sockets as they are wanted, and close others; return the changes made."""
         done = []
-        problems = []
-        wanted = {config.address: config for config in configs}
-        for address, config in wanted.items():
+        for address in addresses:
             try:
-                if change := await self._apply_one(config):
-                    done.append(f"socket {address}: {change}")
+                change = await self._apply_one(self._wanted[address])
             except ConfigurationError as error:
-                problems.append(str(error))
-        if problems:
-            raise ConfigurationError("\n".join(problems))
+                self._problems[address] = change = str(error)
+            if change:
+                done.append(f"socket {address}: {change}")
+        is_reachable = any(
+            opened.config is None or address in self._wanted
+            for address, opened in self._open.items()
+        )
         for address, opened in list(self._open.items()):
-            if opened.config is not None and address not in wanted:
+            if is_reachable and opened.config is not None and address not in self._wanted:
                 opened.scope.cancel()
                 await opened.closed.wait()
                 done.append(f"socket {address}: closed")
@@ -103,6 +157,10 @@ class Listeners:
             ConfigurationError: it cannot be bound, or cannot get its mode or group.
 
         """
+        if config.missing is not None:
+            config = await trio.to_thread.run_sync(with_group, config)
+            if config.missing is not None:
+                raise ConfigurationError(f"socket {config.address}: {config.missing}")
         current = self._open.get(config.address)
         if current is None:
             await self._nursery.start(self._listen, config)
@@ -118,7 +176,8 @@ class Listeners:
         return "other permissions"
 
     async def _listen(self, config: ListenConfig, task_status: trio.TaskStatus[None]) -> None:
-        with listening(config) as bound:
+        with contextlib.ExitStack() as stack:  # in a thread, since locks and folders may be slow
+            bound = await trio.to_thread.run_sync(stack.enter_context, listening(config))
             listener = Listener(config.address, bound.socket)
             opened = self._open[config.address] = _Open(config, listener, bound)
             _LOG.info("serving on %s", config.address)

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -55,6 +55,12 @@ class _Rig:
             return "listening"
         return "failed" if self.problem else "absent"
 
+    @property
+    def reason(self) -> str:
+        """Why it is not served, for people; empty where it is."""
+        absent = f"there is no network namespace at {self.config.path}"
+        return self.problem or (absent if self.state == "absent" else "")
+
 
 class Rigs:
     """The rigs of the configuration.
@@ -62,17 +68,32 @@ class Rigs:
     Args:
         server: serves their clients.
         nursery: runs the tasks that accept them.
+        on_change: called when a rig has failed, or has no longer.
 
     """
 
-    def __init__(self, server: Server, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        server: Server,
+        nursery: trio.Nursery,
+        on_change: Callable[[], object] = lambda: None,
+    ) -> None:
         self._server = server
         self._nursery = nursery
+        self._on_change = on_change
         self._rigs: dict[tuple[str, str], _Rig] = {}
         self._changed = trio.Event()
 
-    def describe(self, rights: Rights) -> list[dict[str, Any]]:
-        """Return the rigs as ``vuserctl rigs`` shows them; a rig's clients see only their own."""
+    @property
+    def problems(self) -> list[str]:
+        """The rigs that cannot be served, though their namespaces are there."""
+        return [rig.config.netns for rig in self._rigs.values() if rig.state == "failed"]
+
+    def describe(self, rights: Rights | None) -> list[dict[str, Any]]:
+        """Return the rigs as ``vuserctl rigs`` shows them; a rig's clients see only their own.
+
+        Without rights, return all.
+        """
         return [
             {
                 "netns": rig.config.netns,
@@ -81,9 +102,9 @@ class Rigs:
                 "exports": sorted(rig.exports),
                 "clients": len(self._server.connections(rig.listener)) if rig.listener else 0,
             }
-            | ({"reason": rig.problem} if rig.problem else {})
+            | ({"reason": rig.reason} if rig.reason else {})
             for rig in self._rigs.values()
-            if rights.manages or rights.exports is rig.exports
+            if rights is None or rights.manages or rights.exports is rig.exports
         ]
 
     async def apply(self, configs: Sequence[RigConfig]) -> list[str]:
@@ -114,12 +135,13 @@ class Rigs:
         """Follow the namespaces until cancelled."""
         while True:
             self._changed = trio.Event()
-            folders = {os.path.dirname(rig.config.path) for rig in self._rigs.values()}
-            if not folders:
+            wanted = {os.path.dirname(rig.config.path) for rig in self._rigs.values()}
+            if not wanted:
                 await self._changed.wait()
                 continue
+            folders = set(map(_nearest, wanted))
             async with _watching(folders, self._changed) as look:
-                while not self._changed.is_set():
+                while not self._changed.is_set() and set(map(_nearest, wanted)) == folders:
                     for rig in list(self._rigs.values()):
                         await self._look_at(rig)
                     await look()
@@ -145,18 +167,26 @@ class Rigs:
             problem = os_reason(error) if isinstance(error, OSError) else repr(error)
             if problem != rig.problem:
                 _LOG.warning("rig %s: cannot listen in it: %s", rig.config.netns, problem)
-            rig.problem = problem
+                rig.problem = problem
+                self._on_change()
             return
-        rig.namespace, rig.problem = namespace, ""
+        rig.namespace = namespace
+        self._mend(rig)
         rig.scope, rig.closed = trio.CancelScope(), trio.Event()
         rig.listener = Listener(rig.config.address, sock, rig.config.netns, rig.exports)
         self._nursery.start_soon(self._serve, rig, rig.listener)
 
     async def _close(self, rig: _Rig) -> None:
-        rig.namespace, rig.problem = None, ""
+        rig.namespace = None
+        self._mend(rig)
         if rig.listener is not None:
             rig.scope.cancel()
             await rig.closed.wait()
+
+    def _mend(self, rig: _Rig) -> None:
+        was_failed, rig.problem = bool(rig.problem), ""
+        if was_failed:
+            self._on_change()
 
     async def _serve(self, rig: _Rig, listener: Listener) -> None:
         _LOG.info("rig %s: serving on its %s", rig.config.netns, listener.address)
@@ -167,6 +197,13 @@ class Rigs:
             rig.listener = None
             rig.closed.set()
             _LOG.info("rig %s: closed", rig.config.netns)
+
+
+def _nearest(folder: str) -> str:
+    """Return a folder, or the one above in which it will appear: ip-netns(8) makes its own late."""
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return folder
 
 
 def _namespace_at(path: str) -> tuple[int, int] | None:
@@ -232,8 +269,7 @@ class _Look:
 async def _watching(folders: set[str], changed: trio.Event) -> AsyncIterator[_Look]:
     """Watch the folders by inotify, for the block's time; blindly where that is not possible.
 
-    It is not possible where the system refuses, nor before the folder exists, which ip-netns(8)
-    makes with the first namespace.
+    It is not possible where the system refuses.
     """
     inotify = None
     try:

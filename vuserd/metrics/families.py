@@ -71,6 +71,7 @@ class DaemonCollector(Collector):
         yield _gauge("build_info", "The daemon's version.", ["version"], [([__version__], 1)])
         yield from self._calls()
         yield from self._clients()
+        yield from self._sockets()
         yield from self._images()
         yield from self._exports(list(self._sources.exports.items()))
 
@@ -125,6 +126,17 @@ class DaemonCollector(Collector):
             "Connections and exports that were refused to clients.",
             [],
             [([], sources.refusals.count)],
+        )
+
+    def _sockets(self) -> Iterator[Metric]:
+        yield _gauge(
+            "listening",
+            "Whether the daemon listens on a socket that is configured.",
+            ["socket", "rig"],
+            [
+                ([each["socket"], each.get("netns", "")], each["state"] == "listening")
+                for each in self._sources.sockets()
+            ],
         )
 
     def _images(self) -> Iterator[Metric]:

@@ -1,7 +1,7 @@
 """The objects that the metrics are read from."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from vuserd.delivery.images import ImageStore
 from vuserd.exports.export import Export
@@ -17,3 +17,5 @@ class Sources(NamedTuple):
     images: ImageStore
     refusals: RefusalLog
     clients: Callable[[], int]
+    #: Listeners and rigs, as ``status`` shows them to who manages the daemon.
+    sockets: Callable[[], Iterable[Mapping[str, Any]]]
