@@ -4,7 +4,9 @@ import ctypes
 import fcntl
 import mmap
 import os
+import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -41,6 +43,7 @@ def running(virtiofsd: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("sealed")
     (folder / "files").mkdir()
     (folder / "files" / "file").write_bytes(CONTENT)
+    shutil.copy("/bin/true", folder / "files" / "program")
     with RunningDaemon({"files": folder / "files"}, folder / "s", virtiofsd) as running:
         yield running
 
@@ -316,3 +319,13 @@ def test_no_descriptor_of_anothers_comes_to_a_client(
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
+
+
+def test_the_image_of_a_program_can_be_executed(client: Client) -> None:
+    """A kernel may be one: User-mode Linux is."""
+    with client.fetch("files", "program") as program:
+        assert os.fstat(program.fileno()).st_mode & 0o7777 == 0o555
+        name = f"/proc/self/fd/{program.fileno()}"
+        subprocess.run([name], pass_fds=[program.fileno()], check=True)
+    with client.fetch("files", "file") as image:
+        assert os.fstat(image.fileno()).st_mode & 0o7777 == 0o444

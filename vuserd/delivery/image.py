@@ -5,6 +5,7 @@ import fcntl
 import functools
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -111,9 +112,7 @@ async def make_image(file: OpenFile) -> SealedImage:
     try:
         expected = min(file.size, file.attributes.blocks * BLOCK)
         descriptor, holding = CENSUS.create("vuserd-image", expected)
-        # A receiver cannot reopen it for writing, nor leave marks on it: user attributes and
-        # utime() need the right to write to the inode.
-        os.fchmod(descriptor, _MODE)
+        _set_mode(descriptor, file.attributes.mode)
         size = await _fill(file, _Pages(descriptor, holding))
         os.ftruncate(descriptor, size)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
@@ -128,6 +127,19 @@ async def make_image(file: OpenFile) -> SealedImage:
     finally:
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _set_mode(descriptor: int, mode: int) -> None:
+    """Let a receiver read an image and, where the file is a program, execute it.
+
+    It cannot reopen it for writing, nor leave marks on it: user attributes and utime() need the
+    right to write to the inode.
+    """
+    if mode & 0o111:
+        with suppress(PermissionError):  # vm.memfd_noexec: no memory is a program here
+            os.fchmod(descriptor, _MODE | 0o111)
+            return
+    os.fchmod(descriptor, _MODE)
 
 
 class _Pages:
