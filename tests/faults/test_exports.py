@@ -33,7 +33,7 @@ def socket(tmp_path: Path) -> str:
 
 
 async def slots(files: FileSystem) -> int:
-    return files._session.slots.limit
+    return files.session.slots.limit
 
 
 async def lost_and_found(export: Export) -> bytes:

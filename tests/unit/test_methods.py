@@ -51,6 +51,7 @@ class Client:
             account,
             MemoryTable(limits.memories, limits.memory, account.foreign, account.holdings),
             ContinuationTable(limits.walks, account.holdings),
+            ContinuationTable(limits.walks, account.holdings),
             ContinuationTable(limits.listings, account.holdings),
             FileTable(limits.files, account.holdings),
             TraceTable(1, account.holdings),

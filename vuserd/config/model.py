@@ -99,7 +99,7 @@ class ClientLimits(NamedTuple):
     payload: int = 16 << 20  #: bytes in flight
     memories: int = 8  #: attached
     memory: int = 16 << 30  #: bytes of them
-    walks: int = 4  #: unfinished
+    walks: int = 4  #: unfinished, and as many trees
     listings: int = 256  #: of directories, unfinished
     files: int = 64  #: open
     frame: int = 1 << 20  #: bytes of one request

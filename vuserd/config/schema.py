@@ -102,7 +102,9 @@ _LIMITS: Final[Mapping[str, Key]] = {
         values.integer(0, 1 << 16), "8", "memories that a connection may have attached"
     ),
     "memory": Key(values.size(0), '"16G"', "bytes of all of those together"),
-    "walks": Key(values.integer(1, 1 << 16), "4", "unfinished walks of a connection"),
+    "walks": Key(
+        values.integer(1, 1 << 16), "4", "unfinished walks of a connection, and as many trees"
+    ),
     "listings": Key(
         values.integer(1, 1 << 16), "256", "unfinished directory listings of a connection"
     ),

@@ -32,6 +32,11 @@ class PayloadPool:
         """How many are not free: owned, lent to the device, or in quarantine."""
         return self._pool.count - self._pool.available
 
+    @property
+    def size(self) -> int:
+        """Bytes of each."""
+        return self._pool.buffer_size
+
     async def take(self, count: int) -> list[Buffer]:
         """Take ``count`` buffers; the caller gives each back.
 

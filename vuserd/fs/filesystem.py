@@ -59,7 +59,7 @@ class FileSystem:
         device: tuple[int, int] | None = None,
     ) -> None:
         self.device = device
-        self._session = session
+        self.session = session
         self._channel = session.channel
         capacity = fuse.batch_forget_capacity(REQUEST_ROOM)
         self.nodes = NodeTable(idle_nodes, idle_time, session.channel.post, capacity)
@@ -100,7 +100,7 @@ class FileSystem:
 
     def is_lost(self) -> bool:
         """Return whether the session is over."""
-        return self._session.lost
+        return self.session.lost
 
     def close(self) -> None:
         """Give everything back to the backend, if it still listens; keep nothing from now on."""
@@ -180,7 +180,7 @@ class FileSystem:
             hold.leave()
             raise
         return OpenFile(
-            self._session, self.operations, hold, node, handle, attributes, settled=settled
+            self.session, self.operations, hold, node, handle, attributes, settled=settled
         )
 
     @asynccontextmanager

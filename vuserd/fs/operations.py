@@ -33,7 +33,7 @@ _Answers: TypeAlias = "dict[tuple[NodeId, bytes], Result]"
 #: Errors of openat2(2) after a concurrent rename, which the backend passes on.
 _RACED: Final = frozenset({errno.EAGAIN, errno.EXDEV})
 #: How often such a lookup is tried.
-_ATTEMPTS: Final = 10
+ATTEMPTS: Final = 10
 #: The most replies in a row without an entry to show: "." and ".." may have one each.
 _MOST_BARREN: Final = 16
 #: Bytes of a directory that are read at once. No other task runs while they are decoded, and a
@@ -59,7 +59,7 @@ class _Way(NamedTuple):
     end: Node | None
 
 
-def _was_raced(answer: Result) -> bool:
+def was_raced(answer: Result) -> bool:
     """Return whether a LOOKUP has to be repeated."""
     return (
         isinstance(answer, Error)
@@ -78,7 +78,7 @@ class NodeOperations:
         #: How many large portions each user may have under way; kept while it has or wants any.
         self._batches = WeakValueDictionary[Asker | None, Budget]()
         #: If the backend does not mark mounts, any file may be on another file system.
-        self._elsewhere = not (tells_mounts or session.init.flags & fuse.InitFlag.SUBMOUNTS)
+        self.tells_mounts = bool(tells_mounts or session.init.flags & fuse.InitFlag.SUBMOUNTS)
 
     async def resolve(self, path: bytes, hold: Hold, *, follow: bool) -> Node:
         """Return the node that ``path`` leads to now, in use as long as ``hold``.
@@ -87,7 +87,7 @@ class NodeOperations:
         all names are looked up at once, and an answer is used only if it is about the directory
         that the path really leads through.
         """
-        root = root_node(elsewhere=self._elsewhere)
+        root = root_node(elsewhere=not self.tells_mounts)
         names = components(path)
         way = self._known_way(root, names, hold)
         if len(way.steps) < 2:
@@ -103,7 +103,7 @@ class NodeOperations:
         one mostly. It counts only if it is; otherwise the handle is None, as where OPEN failed. The
         caller returns a handle by :meth:`release`.
         """
-        root = root_node(elsewhere=self._elsewhere)
+        root = root_node(elsewhere=not self.tells_mounts)
         names = components(path)
         way = self._known_way(root, names, hold)
         guess = way.end
@@ -132,7 +132,7 @@ class NodeOperations:
         async def lookup(directory: Node, name: bytes) -> Node:
             _require_identity(directory)
             answer = answers.pop((directory.id, name), None)
-            if answer is None or _was_raced(answer):
+            if answer is None or was_raced(answer):
                 return await self.look_up(directory, name, hold)
             body = answer.unwrap()
             assert isinstance(body, bytes)
@@ -143,7 +143,7 @@ class NodeOperations:
         finally:
             for answer in answers.values():
                 if isinstance(answer, Value):
-                    self._channel.decoded(self._undo_lookup, answer.value)
+                    self._channel.decoded(self.undo_lookup, answer.value)
         if node is root:
             node.attributes = await self.getattr(node)
         return node
@@ -157,12 +157,12 @@ class NodeOperations:
         """
         _require_identity(directory)
         request = fuse.lookup(directory.id, name)
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
-                body = await self._channel.call(request, bytes, self._undo_lookup)
+                body = await self._channel.call(request, bytes, self.undo_lookup)
                 break
             except FileError as error:
-                if error.number not in _RACED or attempt == _ATTEMPTS:
+                if error.number not in _RACED or attempt == ATTEMPTS:
                     raise
         return self._found(body, directory, name, hold)
 
@@ -172,10 +172,11 @@ class NodeOperations:
             raise FileError(errno.ENOENT)
         if entry.node in (fuse.ROOT_ID, directory.id):
             self._nodes.forget(entry.node)
-            raise _not_told_apart()
+            raise not_told_apart()
         return hold.add(entry, directory, name)
 
-    def _undo_lookup(self, body: bytes) -> None:
+    def undo_lookup(self, body: bytes) -> None:
+        """Give back what a LOOKUP brought that is not wanted any more."""
         entry = fuse.decode_lookup(body)
         if entry is not None:
             self._nodes.forget(entry.node)
@@ -194,7 +195,7 @@ class NodeOperations:
         return _Way(steps, here)
 
     def _lookups(self, way: _Way) -> list[Ask]:
-        return [Ask(fuse.lookup(node, name), undo=self._undo_lookup) for node, name in way.steps]
+        return [Ask(fuse.lookup(node, name), undo=self.undo_lookup) for node, name in way.steps]
 
     async def getattr(self, node: Node) -> Attributes:
         """Return a node's attributes as they are now."""
@@ -425,8 +426,9 @@ def _require_identity(node: Node) -> None:
 
     """
     if not node.is_identified:
-        raise _not_told_apart()
+        raise not_told_apart()
 
 
-def _not_told_apart() -> FileError:
+def not_told_apart() -> FileError:
+    """Return the error of a file that the backend may take for another one."""
     return FileError(errno.EIO, "its file system gives it no inode number of its own")

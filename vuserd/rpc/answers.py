@@ -100,6 +100,21 @@ def content(result: FileContent, asked: Asked) -> Reply:
     return Reply([head, *result.views()], content=result, payload=asked.reserved)
 
 
+class Tree(NamedTuple):
+    """A page of a tree: its index, encoded, and the bytes that it names."""
+
+    head: bytes
+    content: FileContent
+
+
+def tree(result: Tree, asked: Asked) -> Reply:
+    """Reply with a page of a tree; the bytes come from where the backend wrote them."""
+    content = result.content
+    asked.counters.count_read(content.length)
+    head = encode_bin_response_head(asked.msgid, len(result.head) + content.length)
+    return Reply([head + result.head, *content.views()], content=content, payload=asked.reserved)
+
+
 def listing(result: Listing, asked: Asked) -> Reply:
     """Reply with entries that are packed already."""
     return Reply(result.pieces(asked.msgid), payload=asked.reserved)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from vuserd.delivery.memory_table import MemoryTable
+from vuserd.delivery.pages import TreePages
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable, Listing
 from vuserd.fs.walk import TreeWalk
@@ -21,6 +22,7 @@ class Caller:
         account: Account,
         memories: MemoryTable,
         walks: ContinuationTable[TreeWalk],
+        trees: ContinuationTable[TreePages],
         listings: ContinuationTable[Listing],
         files: FileTable,
         traces: TraceTable,
@@ -29,6 +31,7 @@ class Caller:
         self._account = account
         self.memories = memories
         self.walks = walks
+        self.trees = trees
         self.listings = listings
         self.files = files
         self.traces = traces
@@ -51,6 +54,7 @@ class Caller:
     async def close(self) -> None:
         """Release all that the client had; it is gone."""
         self.walks.close()
+        self.trees.close()
         self.listings.close()
         self.files.close()
         self.traces.close()

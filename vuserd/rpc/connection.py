@@ -137,6 +137,7 @@ class Connection:
             account,
             MemoryTable(limits.memories, limits.memory, account.foreign, account.holdings),
             ContinuationTable(limits.walks, account.holdings),
+            ContinuationTable(limits.walks, account.holdings),
             ContinuationTable(limits.listings, account.holdings),
             FileTable(limits.files, account.holdings),
             TraceTable(_MOST_TRACES, account.holdings),

@@ -6,6 +6,7 @@ from typing import Any, Final, TypeVar
 from vuserd.delivery.attached import Loaded
 from vuserd.delivery.images import Fetched, ImageStore
 from vuserd.delivery.inline import FileContent, read_inline, read_open
+from vuserd.delivery.pages import TreePages
 from vuserd.errors import BackendError, CallError, ErrorCode, FileError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.heldfile import HeldFile
@@ -31,12 +32,16 @@ from vuserd.rpc.signature import (
     optional,
     seconds,
 )
+from vuserd.rpc.tree_index import encode_index
 from vuserd.wire.codec import wire_name
 
 #: The most bytes that one read returns.
 READ_MAX: Final = 8 << 20
 #: The most entries of one page.
 PAGE_MAX: Final = 10_000
+#: The most entries of one page of a tree, and the bytes that it may be given.
+TREE_PAGE_MAX: Final = 4096
+TREE_SIZES: Final = (128 << 10, READ_MAX)
 #: The most extents that one call returns.
 EXTENTS_MAX: Final = 1000
 #: The most seconds that a client may give a call.
@@ -167,6 +172,48 @@ class FileMethods:
             next=_next_token(caller.walks, walk, begun),
         )
 
+    @method(
+        _FILE,
+        {
+            "limit": Option(integer(1, TREE_PAGE_MAX), TREE_PAGE_MAX),
+            "size": Option(integer(*TREE_SIZES), 2 << 20),
+            "after": Option(TOKEN, None),
+        }
+        | _TIMED,
+        "bin of index and bytes",
+        since=3,
+        answer=answers.tree,
+        weight=lambda _, options: options["size"],
+    )
+    async def tree(
+        self,
+        caller: Caller,
+        export: str,
+        path: bytes,
+        *,
+        limit: int,
+        size: int,
+        after: bytes | None,
+    ) -> answers.Tree:
+        """Return a page of the tree below a directory, with the bytes of its small files."""
+        found = self._exports.find(caller.rights, export)
+        begun = (export, path)
+        pages = TreePages(path) if after is None else caller.trees.take(after, begun)
+        try:
+            page = await found.call(lambda files: pages.next_page(files, limit, size))
+        except BaseException as error:
+            if after is not None and isinstance(error, BackendError | FileError):
+                caller.trees.keep(pages, begun, after)  # it can be asked again
+            else:
+                caller.trees.end(pages)
+            raise
+        try:
+            following = _next_token(caller.trees, pages, begun)
+            return answers.Tree(encode_index(page, found.owners, following), page.content)
+        except BaseException:
+            page.content.give_back()
+            raise
+
     @method(_FILE, _TIMED, "map", since=2)
     async def open(self, caller: Caller, export: str, path: bytes) -> dict[str, Any]:
         """Open a regular file for several calls, which are all about what it is now."""
@@ -289,7 +336,7 @@ class FileMethods:
         await caller.memories.detach(memory)
 
 
-_Paged = TypeVar("_Paged", DirectoryListing, TreeWalk)
+_Paged = TypeVar("_Paged", DirectoryListing, TreeWalk, TreePages)
 
 
 def _next_token(

@@ -4,11 +4,11 @@ from typing import Final
 
 from vuserd.errors import CallError, ErrorCode
 
-_KINDS: Final = "open files, listings, walks, traces and attached memories"
+_KINDS: Final = "open files, listings, walks, trees, traces and attached memories"
 
 
 class Holdings:
-    """Counts the open files, listings, walks, traces and attached memories of one user.
+    """Counts the open files, listings, walks, trees, traces and attached memories of one user.
 
     Args:
         most: the limit of their number, all kinds together.

@@ -1,0 +1,115 @@
+"""A page of a tree: its entries, and payload buffers in which each file has a place of its own."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from memory.arena import Buffer
+from vuserd.delivery.inline import FileContent
+from vuserd.fs.tree import Found
+
+#: The most bytes of an entry in a page's index, without its path and a symlink's target.
+ENTRY_BYTES: Final = 256
+#: Bytes of a page that are kept for the rest of its index, and for its last entry to be too long.
+_MARGIN: Final = 16 << 10
+#: Places begin at multiples of this, where the backend copies fastest.
+_ALIGNMENT: Final = 8
+
+
+class Place:
+    """A part of a buffer: the target of one READ."""
+
+    __slots__ = ("_shared", "address", "begin", "end", "index")
+
+    def __init__(self, shared: "_Shared", index: int, begin: int, end: int) -> None:
+        self._shared = shared
+        self.index = index
+        self.begin = begin
+        self.end = end
+        self.address = shared.buffer.address + begin
+
+    def lend(self) -> None:
+        """Mark it as lent."""
+        self._shared.lend()
+
+    def reclaim(self) -> None:
+        """Mark it as returned."""
+        self._shared.reclaim()
+
+    def clear(self, begin: int = 0) -> None:
+        """Put zeros where no file's bytes are, from ``begin`` on: others' bytes were here."""
+        begin += self.begin
+        self._shared.buffer.view[begin : self.end] = bytes(self.end - begin)
+
+
+class _Shared:
+    """A payload buffer that many requests write to at once: lent as long as one of them is."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        self.buffer = buffer
+        self._lent = 0
+
+    def lend(self) -> None:
+        if not self._lent:
+            self.buffer.lend()
+        self._lent += 1
+
+    def reclaim(self) -> None:
+        self._lent -= 1
+        if not self._lent:
+            self.buffer.reclaim()
+
+
+class Page:
+    """What the next page has so far.
+
+    Args:
+        buffers: for files' bytes; they stay the caller's until :meth:`take_content`.
+        size: the most bytes of the page, index and all.
+        limit: the most entries.
+
+    """
+
+    def __init__(self, buffers: Sequence[Buffer], size: int, limit: int) -> None:
+        self.found: list[Found] = []
+        self.problems: list[dict[str, object]] = []
+        self._shared = [_Shared(buffer) for buffer in buffers]
+        self._ends = [0] * len(buffers)
+        self._filling = 0
+        self._left = size - _MARGIN
+        self._limit = limit
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more entry may have room."""
+        return len(self.found) < self._limit and self._left > 0
+
+    def take(self, size: int) -> None:
+        """Take so many bytes of the index; the last entry of a page may take more than are left."""
+        self._left -= size
+
+    def place(self, length: int) -> Place | None:
+        """Return room for so many bytes; None where there is none."""
+        taken = length + -length % _ALIGNMENT
+        if taken > self._left:
+            return None
+        while self._filling < len(self._shared):
+            shared, begin = self._shared[self._filling], self._ends[self._filling]
+            if begin + taken <= shared.buffer.size:
+                self._ends[self._filling] = begin + taken
+                self._left -= taken
+                return Place(shared, self._filling, begin, begin + taken)
+            if self._filling + 1 == len(self._shared):
+                return None
+            self._filling += 1
+        return None
+
+    def offset(self, place: Place) -> int:
+        """Return where a place begins in the page's content."""
+        return sum(self._ends[: place.index]) + place.begin
+
+    def take_content(self, buffers: list[Buffer]) -> FileContent:
+        """Return the content; its buffers are taken out of the list of the caller's."""
+        used = [shared.buffer for shared, end in zip(self._shared, self._ends, strict=True) if end]
+        for buffer in used:
+            buffers.remove(buffer)
+        return FileContent(used, [end for end in self._ends if end])

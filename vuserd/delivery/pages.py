@@ -1,0 +1,301 @@
+"""Deliver a tree in pages: its entries, and with them the bytes of its small files.
+
+Every file whose bytes are in a page is one version (contract 2): what READDIRPLUS or LOOKUP said of
+it was settled before the READ, and GETATTR says the same after it. A file that cannot be shown to
+be, or has no room in any page, is named without its bytes: the client reads it by itself.
+"""
+
+import errno
+import stat
+from typing import Final, NamedTuple
+
+import trio
+
+from memory.arena import Buffer
+from protocol import fuse
+from protocol.fuse import Attributes
+from vuserd.delivery.inline import FileContent
+from vuserd.delivery.one_version import ATTEMPTS
+from vuserd.delivery.page import ENTRY_BYTES, Page, Place
+from vuserd.device.jobs import Ask, Job, Jobs
+from vuserd.device.payloads import given_back
+from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
+from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.kept import Kept
+from vuserd.fs.tree import Found, Part, Tree, body_of, length_of
+from vuserd.fs.version import TICK, Version, time_to_settle
+from vuserd.tasks.turns import take_turn
+
+#: Directories that are read at once, each into a payload buffer of its own.
+_READERS: Final = 4
+#: Entries that are found ahead of what the page needs.
+_AHEAD: Final = 128
+#: Entries that are delivered in one turn while other users want something, too.
+_PORTION: Final = 32
+#: Bytes of a symlink's target.
+_TARGET: Final = fuse.PAGE_SIZE
+#: Bytes for the error of a directory.
+_PROBLEM: Final = 1024
+#: Seconds until files that have just changed are read once more.
+_PAUSE: Final = 2 * TICK
+
+
+class TreePage(NamedTuple):
+    """Some entries, directories that could not be read, and the bytes of files among the entries.
+
+    Whoever takes it gives ``content`` back.
+    """
+
+    found: list[Found]
+    problems: list[tuple[bytes, VuserdError]]
+    content: FileContent
+
+
+class TreePages(Kept):
+    """A tree in delivery: :meth:`next_page` until it is ``finished``, :meth:`close` at any time.
+
+    When the backend is lost it goes on with the next one, from where it was; so it does where it
+    lapsed.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        self._tree = Tree(path)
+        self._files: FileSystem | None = None
+
+    @property
+    def remembered(self) -> int:
+        """Bytes of memory that it takes to go on where it was."""
+        return self._tree.remembered
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing more to deliver."""
+        return self._tree.finished
+
+    def lapse(self) -> None:
+        """Give back all that the backend has for it; the next page finds it anew."""
+        self._tree.lapse()
+
+    def close(self) -> None:
+        """End it."""
+        if self._files is not None:
+            self._files.use(self)
+        self._tree.close()
+
+    async def next_page(self, files: FileSystem, limit: int, size: int) -> TreePage:
+        """Return up to ``limit`` entries and as many bytes as go into ``size``, index and all.
+
+        Raises:
+            FileError: ENOTDIR and what the backend says, of the directory where the tree begins;
+                EMFILE and ENFILE of anything in it.
+            CallError: CHANGED of that directory.
+            BackendError: the backend is lost.
+
+        After any of them it can be asked again, and nothing is left out.
+
+        """
+        if self._files is not None:
+            self._files.use(self)
+        self._files = files
+        try:
+            await self._tree.enter(files)
+            count = max(1, size // files.session.payloads.size)
+            with given_back(await files.session.payloads.take(count + _READERS)) as buffers:
+                page = Page(buffers[_READERS:], size, limit)
+                filling = _Filling(files, self._tree, page, buffers[:_READERS])
+                await filling.run()
+                return TreePage(page.found, filling.problems, page.take_content(buffers))
+        finally:
+            files.nodes.flush()
+            if self._tree.is_in_use:
+                files.keep(self)
+
+
+class _Filling:
+    """Fills one page with what comes next."""
+
+    def __init__(self, files: FileSystem, tree: Tree, page: Page, buffers: list[Buffer]) -> None:
+        self.problems: list[tuple[bytes, VuserdError]] = []
+        self._files = files
+        self._tree = tree
+        self._page = page
+        self._buffers = buffers
+        self._jobs = Jobs(files.session.channel)
+        #: The most bytes that a file may have here: one more than it has is asked for.
+        self._most = min(files.session.max_read, files.session.payloads.size) - 1
+        self._readers = 0
+        #: Entries of this turn, and whether the next one has no room.
+        self._portion = 0
+        self._is_full = False
+        #: Files that have just changed.
+        self._unsettled: list[tuple[Found, Place]] = []
+        #: Why the backend seems to be out of descriptors.
+        self._exhaustion: FileError | None = None
+
+    async def run(self) -> None:
+        """Fill it; what does not come through is the tree's again."""
+        tree = self._tree
+        try:
+            while self._page.has_room and not self._is_full and (tree.ahead or tree.has_unread):
+                self._portion = 1 << 30 if await take_turn() else _PORTION
+                self._feed()
+                await self._run_jobs()
+            await self._read_unsettled()
+        except BaseException:
+            tree.settle_refused(are_problems=False)
+            tree.take_back(self._page.found)
+            raise
+        while tree.problems and self._page.has_room:
+            self.problems.append(tree.problems.popleft())
+            self._page.take(_PROBLEM + len(self.problems[-1][0]))
+
+    async def _run_jobs(self) -> None:
+        """Run the jobs to their ends.
+
+        Raises:
+            FileError: EMFILE or ENFILE: the backend has no descriptors.
+
+        """
+        await self._jobs.run()
+        error = self._exhaustion or self._tree.refused()
+        if error is not None:
+            if await self._files.operations.is_exhausted(error):
+                raise error
+            self._tree.settle_refused(are_problems=True)
+            self._exhaustion = None
+
+    async def _read_unsettled(self) -> None:
+        """Read files that have just changed, once no later change can go unnoticed."""
+        again, self._unsettled = self._unsettled, []
+        if not again:
+            return
+        await trio.sleep(_PAUSE)
+        for found, place in again:
+            self._jobs.add(self._deliver(found, place))
+        await self._run_jobs()
+        for _, place in self._unsettled:
+            place.clear()
+
+    def _feed(self) -> None:
+        """Begin what has room, and read on in directories."""
+        tree, page = self._tree, self._page
+        while tree.ahead and self._portion and page.has_room and not self._is_full:
+            if self._begin(tree.ahead[0]):
+                tree.ahead.popleft()
+                self._portion -= 1
+            else:
+                self._is_full = True
+        while tree.is_waiting and len(tree.ahead) < _AHEAD and self._readers < _READERS:
+            self._readers += 1
+            self._jobs.add(self._read_on())
+
+    def _read_on(self) -> Job:
+        yield from self._tree.read_on(self._buffers)
+        self._readers -= 1
+        self._feed()
+
+    def _begin(self, found: Found) -> bool:
+        """Begin to deliver an entry; return False where its bytes need another page."""
+        page, attributes = self._page, found.attributes
+        place, needs_request, target = None, found.error is None, 0
+        size = ENTRY_BYTES + len(found.branch.path) + len(found.name)
+        if attributes is None or stat.S_ISLNK(attributes.mode):
+            target = _TARGET
+        elif not stat.S_ISREG(attributes.mode) or attributes.size > self._most:
+            needs_request = False
+        elif needs_request:
+            place = page.place(attributes.size + 1)
+            if place is None and page.found:
+                return False
+            needs_request = place is not None
+        page.take(size + target)
+        page.found.append(found)
+        if needs_request:
+            self._jobs.add(self._deliver(found, place, target))
+        else:
+            self._tree.leave(found)
+        return True
+
+    def _deliver(self, found: Found, place: Place | None, target: int = 0) -> Job:
+        """Bring what belongs to an entry: the bytes of a file, or where a symlink leads to.
+
+        Args:
+            found: the entry.
+            place: room for a file's bytes.
+            target: bytes of the index that are taken for a symlink's target.
+
+        """
+        waits = False
+        try:
+            if found.node is None:
+                yield from self._tree.find(found)
+            attributes = found.attributes
+            assert attributes is not None
+            if stat.S_ISLNK(attributes.mode):
+                yield from self._read_link(found)
+                self._page.take(len(found.target or b"") - target)
+            elif stat.S_ISREG(attributes.mode):
+                place = place or self._page.place(attributes.size + 1)
+                if place is not None:
+                    waits = yield from self._read_file(found, attributes, place)
+        except FileError as error:
+            found.error = error
+            if error.is_exhaustion:
+                self._exhaustion = error
+        except CallError as error:
+            found.error = error
+        finally:
+            self._tree.leave(found)
+        if place is not None and found.length is None and not waits:
+            place.clear()
+
+    def _read_link(self, found: Found) -> Part[None]:
+        assert found.node is not None
+        [read] = yield [Ask(fuse.readlink(found.node))]
+        found.target = fuse.decode_readlink(body_of(read))
+
+    def _read_file(self, found: Found, attributes: Attributes, place: Place) -> Part[bool]:
+        """Read a file into its place; return whether it has just changed, and has to wait.
+
+        Raises:
+            FileError: what the backend says.
+            CallError: CHANGED: it changed in every attempt.
+
+        """
+        node, channel = found.node, self._files.session.channel
+        assert node is not None
+
+        def undo(body: bytes) -> None:
+            channel.post(fuse.release(node, fuse.decode_open(body)))
+
+        [opened] = yield [Ask(fuse.open(node), None, undo)]
+        handle = channel.decoded(fuse.decode_open, body_of(opened))
+        try:
+            version = Version.of(attributes)
+            for _ in range(ATTEMPTS):
+                size = attributes.size
+                if size + 1 > place.end - place.begin:
+                    return False
+                settled = not time_to_settle(version)
+                # One byte more than there is shows that its size is true.
+                [read] = yield [Ask(fuse.read(node, handle, 0, size + 1), place)]
+                length = length_of(read)
+                [looked] = yield [Ask(fuse.getattr(node))]
+                attributes = channel.decoded(fuse.decode_attributes, body_of(looked))
+                before, version = version, Version.of(attributes)
+                if version == before:
+                    if length != size:  # as in procfs
+                        return False
+                    if not settled:
+                        self._unsettled.append((found, place))
+                        return True
+                    place.clear(size)
+                    found.place, found.length = self._page.offset(place), size
+                    return False
+                found.attributes = attributes
+                if not stat.S_ISREG(attributes.mode):
+                    raise FileError(errno.ESTALE)
+        finally:
+            # Only now, when all that used it is back: its number may be the next file's.
+            channel.post(fuse.release(node, handle))
+        raise CallError(ErrorCode.CHANGED, f"the file changed in each of {ATTEMPTS} attempts")

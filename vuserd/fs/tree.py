@@ -1,0 +1,513 @@
+"""Find all that is below a directory, parents first, and have each entry's node in use.
+
+Directories are read by jobs, and READDIRPLUS is the fresh look-up of every entry in them. The node
+that it brings stays in use until the entry is delivered, so nothing is looked up twice. What was
+left since, because nobody asked for the next page or the backend was lost, is looked up anew.
+"""
+
+import errno
+import functools
+import stat
+from array import array
+from collections import deque
+from collections.abc import Generator, Sequence
+from typing import Final, TypeAlias, TypeVar
+
+from memory.arena import Buffer
+from protocol import fuse
+from protocol.dirent import DirectoryEntry, decode_directory
+from protocol.fuse import AttributeFlag, Attributes, Entry, FileHandle, NodeId
+from vuserd.device.jobs import Ask, Job
+from vuserd.device.request import Result
+from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
+from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.nodes import Hold, NodeTable
+from vuserd.fs.operations import ATTEMPTS, not_told_apart, was_raced
+from vuserd.fs.paths import PATH_MAX
+
+T = TypeVar("T")
+#: A part of a job that returns something.
+Part: TypeAlias = Generator[Sequence[Ask], Sequence[Result], T]
+
+#: Bytes of a directory that are read at once: some two hundred entries.
+_BATCH_SIZE: Final = 32 << 10
+#: Directories that may be open and wait for their turn; over that one is read to its end.
+_MOST_OPEN: Final = 64
+#: Nodes of directories, and of entries, that stay in use while they wait; others are given back.
+_MOST_NODES: Final = 1024
+#: The most replies in a row without an entry to show: "." and ".." may have one each.
+_MOST_BARREN: Final = 16
+#: What a directory that goes away, or becomes something else, while it is read gives.
+_GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
+_SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
+#: Bytes of memory for an entry that was found and not delivered, for a directory, and for a name.
+_ENTRY: Final = 1024
+_DIRECTORY: Final = 1024
+_GIVEN: Final = 8
+_AHEAD: Final = 96
+
+
+class Branch:
+    """A directory whose entries, or the rest of them, are still to be found."""
+
+    def __init__(self, path: bytes, mount: int | None, ino: int | None) -> None:
+        self.path = path
+        #: On which of the mounts it is, counted from 0 where the tree begins; None if the backend
+        #: does not mark mounts.
+        self.mount = mount
+        #: What it was when it was found.
+        self.ino = ino
+        self.node: NodeId | None = None
+        self.handle: FileHandle | None = None
+        self.position = 0
+        self.barren = 0
+        #: Positions that this opening has come by.
+        self.passed: set[int] = set()
+        #: Hashes of the names that were found, and those of them that this opening has yet to come
+        #: to: offsets mean nothing in another opening of a directory.
+        self.given = array("q")
+        self.ahead: set[int] = set()
+
+    @property
+    def remembered(self) -> int:
+        """Bytes of memory that it takes."""
+        return _DIRECTORY + len(self.path) + _GIVEN * len(self.given) + _AHEAD * len(self.ahead)
+
+    def below(self, name: bytes) -> bytes:
+        """Return the path of a name in it."""
+        return self.path + b"/" + name if self.path else name
+
+    def is_new(self, name: bytes) -> bool:
+        """Return whether a name was not found by an opening before."""
+        if self.ahead and hash(name) in self.ahead:
+            self.ahead.remove(hash(name))
+            return False
+        return True
+
+
+class Found:
+    """An entry of the tree, from when it is found until it is delivered.
+
+    ``node`` is in use, and owed a lookup count, until :meth:`Tree.leave`; it is None for a
+    directory, which its :class:`Branch` uses, and for what has to be looked up first.
+    """
+
+    __slots__ = ("attributes", "branch", "error", "length", "name", "node", "place", "target")
+
+    def __init__(self, branch: Branch, name: bytes, attributes: Attributes | None) -> None:
+        self.branch = branch
+        self.name = name
+        self.attributes = attributes
+        self.node: NodeId | None = None
+        #: Why it cannot be delivered.
+        self.error: VuserdError | None = None
+        #: Where a symlink leads to.
+        self.target: bytes | None = None
+        #: Where a file's bytes stand in the page (for the page to know), and how many they are;
+        #: None without them.
+        self.place: int | None = None
+        self.length: int | None = None
+
+    @property
+    def path(self) -> bytes:
+        """The path from where the tree begins."""
+        return self.branch.below(self.name)
+
+    @property
+    def mount(self) -> int | None:
+        """On which of the mounts it is; see :class:`Branch`."""
+        return self.branch.mount
+
+
+class Tree:
+    """What is below the directory at a path: entries wait in ``ahead``, in order.
+
+    Of the directories that wait the one found last is read first: so what is remembered grows with
+    the depth of the tree and not with its size.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        self.ahead: deque[Found] = deque()
+        #: Directories that could not be read, and why.
+        self.problems: deque[tuple[bytes, VuserdError]] = deque()
+        self._path = path
+        self._files: FileSystem | None = None
+        self._hold: Hold | None = None
+        self._top = Branch(b"", None, None)
+        self._waiting = [self._top]
+        self._reading: set[Branch] = set()
+        #: Those that the backend had no descriptor for.
+        self._refused: list[tuple[Branch, FileError]] = []
+        self._mounts = 0
+        self._opened = 0
+        #: The file system of the export's root, as FileSystem has it.
+        self._device: tuple[int, int] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing more to deliver."""
+        return not (self.ahead or self.has_unread or self.problems)
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether there are directories to read, or read on."""
+        return bool(self._waiting or self._reading)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there are directories to read that no job reads."""
+        return bool(self._waiting)
+
+    @property
+    def remembered(self) -> int:
+        """Bytes of memory that it takes to go on."""
+        found = sum(_ENTRY + len(each.branch.path) + len(each.name) for each in self.ahead)
+        return found + sum(branch.remembered for branch in self._waiting)
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether the backend has anything for it."""
+        return self._hold is not None
+
+    async def enter(self, files: FileSystem) -> None:
+        """Have the directory's node in use, in the session that serves now.
+
+        Raises:
+            FileError: ENOTDIR and what the backend says.
+            CallError: CHANGED: it is another directory than the one that a part was read of, or
+                that is not known.
+
+        """
+        if self._files is not None and self._files is not files:
+            self.lapse()  # the nodes of the session before mean nothing in this one
+        if self._hold is not None:
+            return
+        hold = Hold(files.nodes)
+        try:
+            node = await files.directory(self._path, hold)
+            elsewhere = node.elsewhere or files.device != self._device
+            self._require_same(self._top, node.attributes, elsewhere=elsewhere)
+        except BaseException:
+            hold.leave()
+            raise
+        if self._top.ino is None and files.operations.tells_mounts:
+            self._top.mount = 0
+        self._top.ino, self._top.node = node.attributes.ino, node.id
+        self._device = files.device
+        self._files, self._hold = files, hold
+
+    def lapse(self) -> None:
+        """Give all nodes and handles back; what goes on is looked up and opened anew."""
+        for found in self.ahead:
+            self.leave(found)
+        for branch in self._waiting:
+            self._leave(branch)
+        self._top.node = None
+        hold, self._hold = self._hold, None
+        self._files = None
+        if hold is not None:
+            hold.leave()
+
+    def close(self) -> None:
+        """End it."""
+        self.lapse()
+        self.ahead.clear()
+        self.problems.clear()
+        self._waiting.clear()
+
+    def leave(self, found: Found) -> None:
+        """Give an entry's node back."""
+        node, found.node = found.node, None
+        if node is not None:
+            self._in_use.nodes.give_back(node)
+
+    def take_back(self, entries: list[Found]) -> None:
+        """Have entries wait again that were not delivered after all."""
+        for found in entries:
+            found.target = found.place = found.length = None
+            is_directory = found.attributes is not None and stat.S_ISDIR(found.attributes.mode)
+            if not is_directory:  # else it is the directory's own, and no request would show it
+                found.error = None
+        self.ahead.extendleft(reversed(entries))
+
+    def refused(self) -> FileError | None:
+        """Return the error of a directory that the backend had no descriptor for, if there is one.
+
+        It is not read until :meth:`settle_refused`.
+        """
+        return self._refused[0][1] if self._refused else None
+
+    def settle_refused(self, *, are_problems: bool) -> None:
+        """Have such directories wait again, or take their errors for their own."""
+        while self._refused:
+            branch, error = self._refused.pop()
+            if are_problems:
+                self._fail(branch, error)
+            else:
+                self._waiting.append(branch)
+
+    # -- jobs --------------------------------------------------------------------------------------
+
+    def read_on(self, buffers: list[Buffer]) -> Job:
+        """Read a batch of the directory that was found last; a buffer is borrowed for that."""
+        if not self._waiting or not buffers:
+            return
+        branch, buffer = self._waiting.pop(), buffers.pop()
+        place = len(self._waiting)
+        self._reading.add(branch)
+        try:
+            finished = yield from self._read_batch(branch, buffer)
+            while not finished and self._opened > _MOST_OPEN:
+                finished = yield from self._read_batch(branch, buffer)
+        except FileError as error:
+            if error.is_exhaustion:
+                self._refused.append((branch, error))
+            else:
+                self._fail(branch, error)
+        except CallError as error:
+            self._fail(branch, error)
+        except BaseException:
+            self._waiting.append(branch)
+            raise
+        else:
+            if finished:
+                self._leave(branch)
+            else:
+                self._waiting.insert(place, branch)  # the directories in it come first
+        finally:
+            self._reading.discard(branch)
+            buffers.append(buffer)
+
+    def find(self, found: Found) -> Part[None]:
+        """Look an entry up that has no node.
+
+        Raises:
+            FileError: ENOENT, or what the backend says.
+
+        """
+        branch = found.branch
+        if branch.node is not None:
+            entry = yield from self._look_up(branch.node, found.name)
+        else:
+            entry = yield from self._go(branch.below(found.name))
+        found.attributes, found.node = entry.attributes, entry.node
+        if not _is_told_apart(entry.attributes):
+            self.leave(found)
+            raise not_told_apart()
+        if stat.S_ISDIR(entry.attributes.mode):
+            self._add_branch(found)
+
+    def _look_up(self, directory: NodeId, name: bytes) -> Part[Entry]:
+        """Return the entry of a name; its node is borrowed."""
+        files = self._in_use
+        ask = Ask(fuse.lookup(directory, name), None, files.operations.undo_lookup)
+        for _ in range(ATTEMPTS):
+            [answer] = yield [ask]
+            if not was_raced(answer):
+                break
+        entry = files.session.channel.decoded(fuse.decode_lookup, body_of(answer))
+        if entry is None:
+            raise FileError(errno.ENOENT)
+        if entry.node in (fuse.ROOT_ID, directory):
+            files.nodes.forget(entry.node)
+            raise not_told_apart()
+        files.nodes.borrow(entry.node, directory, name)
+        return entry
+
+    def _go(self, path: bytes) -> Part[Entry]:
+        """Look all names of a path up, from where the tree begins; no symlink is followed."""
+        files, passed = self._in_use, None
+        here = self._top.node
+        assert here is not None
+        *directories, last = path.split(b"/")
+        try:
+            for name in directories:
+                entry = yield from self._look_up(here, name)
+                if passed is not None:
+                    files.nodes.give_back(passed)
+                passed = here = entry.node
+                if not stat.S_ISDIR(entry.attributes.mode):
+                    raise FileError(errno.ENOTDIR)
+            return (yield from self._look_up(here, last))
+        finally:
+            if passed is not None:
+                files.nodes.give_back(passed)
+
+    def _read_batch(self, branch: Branch, buffer: Buffer) -> Part[bool]:
+        """Read a batch of a directory; return whether it was the last one."""
+        if branch.node is None:
+            entry = yield from self._go(branch.path)
+            branch.node = entry.node
+            if not stat.S_ISDIR(entry.attributes.mode):
+                raise FileError(errno.ENOTDIR)
+            elsewhere = branch.mount != 0
+            self._require_same(branch, entry.attributes, elsewhere=elsewhere)
+            branch.ino = entry.attributes.ino
+        if branch.handle is None:
+            yield from self._open(branch)
+        entries, following = yield from self._read_entries(branch, buffer)
+        if following is None:
+            self._add(branch, entries)
+            return True
+        branch.barren = 0 if entries else branch.barren + 1
+        if following in branch.passed or branch.barren > _MOST_BARREN:
+            _give_back(self._in_use.nodes, entries)
+            raise FileError(
+                errno.EIO, "the directory has no end: its file system's offsets lead back"
+            )
+        branch.passed.add(following)
+        branch.position = following
+        self._add(branch, entries)
+        return False
+
+    def _open(self, branch: Branch) -> Part[None]:
+        channel, node = self._in_use.session.channel, branch.node
+        assert node is not None
+
+        def undo(body: bytes) -> None:
+            channel.post(fuse.releasedir(node, fuse.decode_open(body)))
+
+        [opened] = yield [Ask(fuse.opendir(node), None, undo)]
+        branch.handle = channel.decoded(fuse.decode_open, body_of(opened))
+        self._opened += 1
+        branch.position = branch.barren = 0
+        branch.passed.clear()
+        branch.ahead = set(branch.given)
+
+    def _read_entries(
+        self, branch: Branch, buffer: Buffer
+    ) -> Part[tuple[list[DirectoryEntry], int | None]]:
+        """Return entries, each node of which has a lookup count to give back, and where to go on.
+
+        If one entry cannot be looked up, backends return its error for the whole READDIRPLUS:
+        READDIR then shows whether the error is one entry's or the directory's own.
+        """
+        node, handle = branch.node, branch.handle
+        assert node is not None
+        assert handle is not None
+        channel, nodes = self._in_use.session.channel, self._in_use.nodes
+        decode = functools.partial(decode_directory, after=branch.position)
+
+        def undo(body: bytes) -> None:
+            _give_back(nodes, decode(body, plus=True)[0])
+
+        request = fuse.readdirplus(node, handle, branch.position, _BATCH_SIZE)
+        [read] = yield [Ask(request, buffer, undo)]
+        plus = True
+        try:
+            length = length_of(read)
+        except FileError as error:
+            if error.is_exhaustion:
+                raise
+            plus = False
+            request = fuse.readdir(node, handle, branch.position, _BATCH_SIZE)
+            [read] = yield [Ask(request, buffer)]
+            length = length_of(read)
+        body = bytes(buffer.view[:length])
+        return channel.decoded(functools.partial(decode, plus=plus), body)
+
+    # -- what was found ----------------------------------------------------------------------------
+
+    def _add(self, branch: Branch, entries: list[DirectoryEntry]) -> None:
+        """Take entries, whose lookup counts are this tree's from here on."""
+        nodes, directory = self._in_use.nodes, branch.node
+        assert directory is not None
+        new = []
+        for entry in entries:
+            looked_up = entry.entry
+            if branch.ahead and not branch.is_new(entry.name):
+                if looked_up is not None:
+                    nodes.forget(looked_up.node)
+                continue
+            new.append(hash(entry.name))
+            found = Found(branch, entry.name, None)
+            self.ahead.append(found)
+            if looked_up is None:
+                continue
+            node, attributes = found.node, found.attributes = looked_up
+            if node in (fuse.ROOT_ID, directory):
+                nodes.forget(node)
+                found.node, found.error = None, not_told_apart()
+                continue
+            nodes.borrow(node, directory, entry.name)
+            if not _is_told_apart(attributes):
+                self.leave(found)
+                found.error = not_told_apart()
+            elif stat.S_ISDIR(attributes.mode):
+                self._add_branch(found)
+            elif len(self.ahead) > _MOST_NODES:
+                self.leave(found)
+        branch.given.extend(new)
+
+    def _add_branch(self, found: Found) -> None:
+        """Have a directory read that was found; its node is the branch's from here on."""
+        attributes, path = found.attributes, found.path
+        assert attributes is not None
+        if len(path) >= PATH_MAX:  # nothing in it could be asked for by its path
+            self.problems.append((path, FileError(errno.ENAMETOOLONG)))
+            self.leave(found)
+            return
+        mount = found.mount
+        if mount is not None and attributes.flags & _SUBMOUNT:
+            self._mounts += 1
+            mount = self._mounts
+        branch = Branch(path, mount, attributes.ino)
+        if len(self._waiting) < _MOST_NODES:
+            branch.node, found.node = found.node, None
+        else:
+            self.leave(found)
+        self._waiting.append(branch)
+
+    def _fail(self, branch: Branch, error: VuserdError) -> None:
+        if not (isinstance(error, FileError) and error.number in _GONE):
+            self.problems.append((branch.path, error))
+        self._leave(branch)
+
+    def _leave(self, branch: Branch) -> None:
+        """Close a directory and give its node back, unless that is where the tree begins."""
+        self._close(branch)
+        if branch is not self._top and branch.node is not None:
+            self._in_use.nodes.give_back(branch.node)
+            branch.node = None
+
+    def _close(self, branch: Branch) -> None:
+        handle, branch.handle = branch.handle, None
+        if handle is not None:
+            self._opened -= 1
+            assert branch.node is not None
+            self._in_use.session.channel.post(fuse.releasedir(branch.node, handle))
+
+    @property
+    def _in_use(self) -> FileSystem:
+        assert self._files is not None
+        return self._files
+
+    @staticmethod
+    def _require_same(branch: Branch, attributes: Attributes, *, elsewhere: bool) -> None:
+        if branch.given and (elsewhere or attributes.ino != branch.ino):
+            raise CallError(ErrorCode.CHANGED, "the directory was replaced while it was read")
+
+
+def _give_back(nodes: NodeTable, entries: list[DirectoryEntry]) -> None:
+    for entry in entries:
+        if entry.entry is not None:
+            nodes.forget(entry.entry.node)
+
+
+def _is_told_apart(attributes: Attributes) -> bool:
+    """Return whether the backend can tell a file from others, as Node.is_identified has it."""
+    return bool(attributes.ino or attributes.flags & _SUBMOUNT)
+
+
+def body_of(result: Result) -> bytes:
+    """Return the body of a successful reply; raise its error."""
+    body = result.unwrap()
+    assert isinstance(body, bytes)
+    return body
+
+
+def length_of(result: Result) -> int:
+    """Return the length of a reply that went into its target; raise its error."""
+    length = result.unwrap()
+    assert isinstance(length, int)
+    return length
