@@ -1,6 +1,5 @@
 """Read one configuration file: its tables, with each value checked by itself and its line."""
 
-import difflib
 import os
 import re
 import stat
@@ -10,15 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from vuserd.config.lines import Lines, Path, find_lines
+from vuserd.config.meant import unknown, unquoted
 from vuserd.config.schema import TABLES, heading, spelled
 from vuserd.config.values import WrongValue, shown
 from vuserd.errors import Problem, UnsafePath, in_a_sentence, os_reason
 from vuserd.trust.path import own_trust, require_own, route
 
 _LARGEST: Final = 1 << 20
-_ABOVE: Final = "above the first [table]"
 #: The end of a message of tomllib.
-_PLACE: Final = re.compile(r" \(at (?:line (?P<line>\d+), column \d+|end of document)\)$")
+_PLACE: Final = re.compile(
+    r" \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$"
+)
 
 
 class Place(NamedTuple):
@@ -121,9 +122,11 @@ def _syntax(file: str, text: str, message: str) -> Problem:
     match = _PLACE.search(message)
     if match is None:
         return Problem(file, None, "", "a number has too many digits", "")
+    lines = text.split("\n")
     line = int(match["line"]) if match["line"] else len(text.splitlines()) or 1
-    wrong = message[: match.start()]
-    return Problem(file, line, "", in_a_sentence(wrong), "write it as TOML: toml.io")
+    right = unquoted(message, lines[line - 1], int(match["column"])) if match["column"] else ""
+    wrong = in_a_sentence(message[: match.start()])
+    return Problem(file, line, "", wrong, right or "write it as TOML: toml.io")
 
 
 class _Reader:
@@ -167,7 +170,9 @@ class _Reader:
         for name, value in content.items():
             place = section.places[name] = self._place((*path, name))
             if name not in keys:
-                self._add((*path, name), spelled(table, _printable(name)), *_unknown(table, name))
+                self._add(
+                    (*path, name), spelled(table, _printable(name)), *unknown(table, name, value)
+                )
                 continue
             kind = keys[name].kind
             try:
@@ -185,19 +190,6 @@ class _Reader:
 
     def _add(self, path: Path, key: str, wrong: str, right: str) -> None:
         self._problems.append(Problem(self._file, self._lines.line(path), key, wrong, right))
-
-
-def _unknown(table: str, name: str) -> tuple[str, str]:
-    """Return what is wrong and what would be right about an unknown key."""
-    wrong = "there is no such key"
-    known = [*TABLES[table].keys, *(filter(None, TABLES) if not table else ())]
-    elsewhere = [other for other in TABLES if other != table and name in TABLES[other].keys]
-    if elsewhere:
-        places = " or ".join(f"below {heading(other)}" if other else _ABOVE for other in elsewhere)
-        return f"{wrong} here", f"write it {places}"
-    if close := difflib.get_close_matches(name, known, 1):
-        return wrong, f'did you mean "{close[0]}"?'
-    return wrong, f"those of {heading(table)} are {', '.join(known)}"
 
 
 def _printable(name: str) -> str:

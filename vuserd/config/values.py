@@ -1,5 +1,6 @@
 """The kinds of values in configuration files: how each is checked and converted."""
 
+import difflib
 import json
 import os
 import re
@@ -132,7 +133,9 @@ def choice(*words: str) -> Kind:
     def check(value: Any, _: str) -> str:
         word: str = _wanted(value, str)
         if word not in words:
-            raise WrongValue(f"{shown(word)} is none of the choices")
+            close = difflib.get_close_matches(word.lower(), words, 1)
+            meant = f"did you mean {json.dumps(close[0])}?" if close else ""
+            raise WrongValue(f"{shown(word)} is none of the choices", meant)
         return word
 
     return Kind("choice", check, f"give one of {', '.join(map(json.dumps, words))}")
