@@ -17,6 +17,7 @@ from vuserd import __version__
 from vuserd.check.backends import start_results
 from vuserd.check.configured import (
     access_results,
+    account_results,
     candidate_results,
     export_result,
     fitness_results,
@@ -26,15 +27,20 @@ from vuserd.check.configured import (
     rig_results,
 )
 from vuserd.check.machine import Mark, Result, machine_results, user_limits_result
+from vuserd.check.service import Service, installed_service, service_results
 from vuserd.check.unix_diag import is_listened_on
 from vuserd.config.descriptor_limits import descriptors_allowed
 from vuserd.config.files import config_files, read_config
 from vuserd.config.model import DaemonConfig
-from vuserd.errors import ConfigurationErrors, UnsafePath, printable
+from vuserd.errors import ConfigurationError, ConfigurationErrors, UnsafePath, printable
 from vuserd.trust.path import own_trust, route
 from vuserd.wire.address import SYSTEM_SOCKET, socket_address
 
 _NAME = "configuration"
+_NO_RUNTIME_FOLDER = (
+    "XDG_RUNTIME_DIR is not set: a user's daemon has no place for its socket",
+    "log in, or give vuserd serve --socket",
+)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,21 +70,36 @@ async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) ->
     What backends print as they start is in the results, so it is not logged as well.
     """
     logging.getLogger("vuserd").addHandler(logging.NullHandler())
+    permit = "serve as another user"
+    if (service := _service_of(explicit, environ, uid)) is not None:
+        try:
+            service.become()
+        except ConfigurationError as error:
+            return [Result("service", Mark.PROBLEM, str(error), "systemd-sysusers makes it")]
+        uid, permit = os.geteuid(), service.drop_in("any-file.conf")
     is_service = uid == 0 and is_listened_on(SYSTEM_SOCKET)
-    default = SYSTEM_SOCKET if is_service else socket_address(None, environ)
+    default = SYSTEM_SOCKET if is_service or service else socket_address(None, environ)
     config, results = configuration_results(explicit, environ, uid, default)
     results += await candidate_results(config.exports, uid)
-    results += map(export_result, config.exports)
+    results += (export_result(export, permit) for export in config.exports)
+    results += account_results(config)
     unfit = await fitness_results(config.exports, uid)
     results += unfit
     if not any(result.mark is Mark.PROBLEM for result in unfit):
         results += await start_results(config.exports, uid)
-    listeners = config.listeners or (listener_there(default),)
-    results += map(listener_result, listeners)
+    if service is None:
+        listeners = config.listeners or (listener_there(default),)
+        if uid != 0 and default == SYSTEM_SOCKET and not config.listeners:
+            results.append(Result("socket", Mark.WARNING, *_NO_RUNTIME_FOLDER))
+        else:
+            results += map(listener_result, listeners)
+        if config.metrics_file is not None:
+            results.append(metrics_result(config.metrics_file))
+    else:
+        listeners = config.listeners + service.listeners
+        results += service_results(service, config)
     results += access_results(config, listeners)
-    results += rig_results(config.rigs)
-    if config.metrics_file is not None:
-        results.append(metrics_result(config.metrics_file))
+    results += rig_results(config.rigs, may_enter=service is not None)
     options = [export.options for export in config.exports if export.socket is None]
     results.append(user_limits_result(config.limits, descriptors_allowed()))
     return results + machine_results(
@@ -86,6 +107,13 @@ async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) ->
         max((each.descriptors for each in options), default=0),
         namespaces_wanted=any(each.sandbox == "namespace" for each in options),
     )
+
+
+def _service_of(explicit: str | None, environ: Mapping[str, str], uid: int) -> Service | None:
+    """Return the system's service if it is its configuration that root has checked."""
+    files = config_files(explicit, environ, uid)[:1] if uid == 0 else []
+    service = installed_service() if files else None
+    return service if service is not None and service.config in files else None
 
 
 def configuration_results(

@@ -26,13 +26,16 @@ _OWN_NAMESPACE: Final = "/proc/self/ns/net"
 
 async def candidate_results(exports: Sequence[ExportConfig], uid: int) -> list[Result]:
     """Identify every virtiofsd that is configured or stands in one of the known places."""
-    configured = filter(None, (export.program for export in exports))
+    configured = [export.program for export in exports if export.program]
     results = []
     for path in _different(filter(None, map(shutil.which, (*configured, "virtiofsd", *PLACES)))):
         try:
             program = await identify(path)
         except ConfigurationError as error:
-            results.append(Result("backend", Mark.WARNING, str(error), "remove it, or mend it"))
+            if uid == 0 or path in map(
+                shutil.which, configured
+            ):  # the C one says only root what it is
+                results.append(Result("backend", Mark.WARNING, str(error), "remove it, or mend it"))
             continue
         try:
             require_ours(path)
@@ -40,10 +43,8 @@ async def candidate_results(exports: Sequence[ExportConfig], uid: int) -> list[R
             results.append(Result("backend", Mark.WARNING, str(error)))
             continue
         detail = f"{path}: {program.kind} {program.version}"
-        if program.kind is BackendKind.C and uid != 0:
-            results.append(Result("backend", Mark.WARNING, f"{detail}, which takes root"))
-        else:
-            results.append(Result("backend", Mark.OK, detail))
+        takes_root = program.kind is BackendKind.C and uid != 0
+        results.append(Result("backend", Mark.OK, f"{detail}, for root" if takes_root else detail))
     return results
 
 
@@ -95,11 +96,17 @@ def _unfit(export: ExportConfig, program: Program, uid: int) -> str:
 # -- exports ---------------------------------------------------------------------------------------
 
 
-def export_result(export: ExportConfig) -> Result:
-    """Report whether this user can read an export's directory, or whether its socket is there."""
+def export_result(export: ExportConfig, permit: str = "serve as another user") -> Result:
+    """Report whether this user can read an export's directory, or whether its socket is there.
+
+    Args:
+        export: what is to be served.
+        permit: what else may be done where this user may not read it.
+
+    """
     name = f"export {export.name}"
     if export.directory is not None:
-        return _directory_result(name, export.directory)
+        return _directory_result(name, export.directory, permit)
     assert export.socket is not None
     # Not by connecting: a backend takes a single connection in its life.
     try:
@@ -119,23 +126,55 @@ def export_result(export: ExportConfig) -> Result:
     return Result(name, Mark.OK, f"the backend on {export.socket}")
 
 
-def _directory_result(name: str, directory: str) -> Result:
-    if not os.access(directory, os.R_OK | os.X_OK, effective_ids=True):
-        detail = f"{directory} cannot be read by {name_of(os.geteuid())}"
-        return Result(name, Mark.PROBLEM, detail, "permit it, or serve as another user")
+def _directory_result(name: str, directory: str, permit: str) -> Result:
+    if (closed := _closed_folder(directory)) is not None:
+        place, status = closed
+        mode = f"{stat.filemode(status.st_mode)} {name_of(status.st_uid)} {_group(status.st_gid)}"
+        detail = f"{directory} cannot be read by {name_of(os.geteuid())}: {place} is {mode}"
+        right = "x" if place != directory else "rx"
+        return Result(name, Mark.PROBLEM, detail, f"chmod o+{right} {place}, or {permit}")
     try:
         with route(directory, own_trust()) as found:
             there, keeper, risks = found.resolved, found.keeper, found.risks
     except UnsafePath as unsafe:
         return Result(name, Mark.PROBLEM, f"{directory}: {unsafe.wrong}", unsafe.right)
     except OSError as error:
-        return Result(name, Mark.PROBLEM, f"{directory}: {os_reason(error)}", "choose another")
+        detail = f"{directory}: {os_reason(error)}"
+        return Result(name, Mark.PROBLEM, detail, "make or mount it: it is waited for")
     detail = directory if there == directory else f"{directory}, now {there}"
     if risks:
         return Result(name, Mark.WARNING, f"{detail}: {risks[0]}", "chmod go-w it, or chmod +t")
     if keeper is not None:
         detail += f"; {name_of(keeper)} decides where this leads, among what is {name_of(keeper)}'s"
     return Result(name, Mark.OK, detail)
+
+
+def _closed_folder(directory: str) -> tuple[str, os.stat_result] | None:
+    """Return the first folder on the way to a directory that keeps this user out, with its status.
+
+    Return None where the directory can be read, or what is wrong is no folder's mode.
+    """
+    for way in dict.fromkeys((os.path.abspath(directory), os.path.realpath(directory))):
+        ends = [end for end, letter in enumerate(way) if letter == "/"]
+        for place in dict.fromkeys(("/", *(way[:end] for end in ends if end), way)):
+            try:
+                status = os.stat(place)
+            except OSError:
+                return None
+            wanted = os.X_OK if place != way else os.R_OK | os.X_OK
+            if stat.S_ISDIR(status.st_mode) and not os.access(place, wanted, effective_ids=True):
+                return place, status
+    return None
+
+
+def account_results(config: DaemonConfig) -> Iterator[Result]:
+    """Report users and groups that are named and do not exist."""
+    named = [(f"export {each.name}", each.access.missing) for each in config.exports]
+    named += [("socket", frozenset({each.missing})) for each in config.listeners if each.missing]
+    for name, missing in named:
+        for account in sorted(missing):
+            advice = f"add the {account.word}, or take the name out: it is waited for"
+            yield Result(name, Mark.PROBLEM, str(account), advice)
 
 
 # -- sockets ---------------------------------------------------------------------------------------
@@ -265,9 +304,9 @@ def _group(gid: int) -> str:
 # -- rigs and the rest -----------------------------------------------------------------------------
 
 
-def rig_results(rigs: Sequence[RigConfig]) -> Iterator[Result]:
-    """Report whether the namespaces of rigs exist and can be entered."""
-    if rigs and not may_enter_namespaces():
+def rig_results(rigs: Sequence[RigConfig], *, may_enter: bool = False) -> Iterator[Result]:
+    """Report whether the namespaces of rigs exist and, unless that is known, can be entered."""
+    if rigs and not may_enter and not may_enter_namespaces():
         yield Result(
             "rigs",
             Mark.PROBLEM,
