@@ -33,7 +33,7 @@ def why_not() -> str | None:
         return "only root can boot a machine in namespaces"
     missing = [
         program
-        for program in ("debootstrap", "unshare", "nsenter", "setpriv")
+        for program in ("mmdebstrap", "unshare", "nsenter", "setpriv")
         if shutil.which(program) is None
     ]
     if missing:

@@ -21,7 +21,7 @@ pytestmark = [
 @pytest.fixture
 def lab() -> Iterator[Machine]:
     """Yield a machine with a clone of this repository, and a real kernel for each board."""
-    package = kernel_package("arm64", "linux-image-arm64")
+    package = kernel_package()
     [kernel] = (package / "boot").glob("vmlinuz-*")
     trees = {
         "imx8": next(package.glob("usr/lib/linux-image-*/freescale/imx8mm-evk.dtb")),

@@ -45,7 +45,7 @@ def _possible() -> None:
 @pytest.fixture(scope="module")
 def machine(_possible: None) -> Iterator[Machine]:
     """Yield a machine with vuserd installed, and a user named rig."""
-    package = kernel_package("amd64", "linux-image-cloud-amd64")
+    package = kernel_package()
     with Machine() as machine:
         copy_checkout(machine.root)
         kernels = machine.root / "srv/kernels"
