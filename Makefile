@@ -18,7 +18,7 @@ export PYTHON PREFIX DESTDIR SYSCONFDIR UNITDIR USERUNITDIR SYSUSERSDIR TMPFILES
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo run test check format fix backends bench bench-quick bench-get bench-inside fuzz soak \
-    mutants fresh-debian install uninstall clean
+    mutants fresh-debian install rollback uninstall clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -96,8 +96,11 @@ bench-inside: $(BIN)/.runtime ## show what a call costs the daemon, without the 
 fresh-debian: ## run make demo on a new, bare Debian SUITE (default: trixie; needs root)
 	tests/system/fresh-debian $(SUITE) $(ARGS)
 
-install: ## install commands, units and documents under PREFIX (default: /usr/local; DESTDIR=...)
+install: ## install, or upgrade at once, under PREFIX (default: /usr/local; DESTDIR=...)
 	@tools/install
+
+rollback: ## go back to what was installed under PREFIX before
+	@tools/install rollback
 
 uninstall: ## remove what install put there, but not the configuration
 	@tools/install uninstall

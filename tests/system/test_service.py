@@ -2,16 +2,22 @@
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from tests.e2e.rounds import rounds
-from tests.system.checkout import SOURCE, copy_checkout, kernel_package
+from tests.system.checkout import SOURCE
+from tests.system.installed import (
+    CONFIGURATION,
+    PYTHON,
+    gets_the_kernel,
+    installed,
+    main_pid,
+    under_load,
+)
 from tests.system.machine import Machine, MachineError, why_not
 from vuserd.backend import landlock
 
@@ -23,41 +29,16 @@ pytestmark = [
 
 _DROP_INS = "/etc/systemd/system/vuserd.service.d"
 _RESTARTS = rounds(20)
-_CONFIGURATION = """
-sandbox = "none"
-
-[[export]]
-name = "kernels"
-path = "/srv/kernels"
-users = ["rig"]
-"""
-_PYTHON = "/usr/local/lib/vuserd/bin/python"
 _DOCUMENTS = "/usr/local/share/doc/vuserd"
 
 
 @pytest.fixture(scope="module")
-def _possible() -> None:
+def machine() -> Iterator[Machine]:
+    """Yield a machine with vuserd installed, and a user named rig."""
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)
-
-
-@pytest.fixture(scope="module")
-def machine(_possible: None) -> Iterator[Machine]:
-    """Yield a machine with vuserd installed, and a user named rig."""
-    package = kernel_package()
-    with Machine() as machine:
-        copy_checkout(machine.root)
-        kernels = machine.root / "srv/kernels"
-        kernels.mkdir()
-        [kernel] = (package / "boot").glob("vmlinuz-*")
-        shutil.copy(kernel, kernels / "vmlinuz")
-        for script in ("load.py", "replacements.py"):
-            shutil.copy(Path(__file__).with_name(script), machine.root / "root")
-        shutil.copy(Path(__file__).with_name("attacks.py"), machine.root / "srv")
-        machine.run(f". /etc/profile.d/host.sh; cd {SOURCE}; make install", timeout=300)
-        machine.run("useradd --create-home --shell /bin/sh rig")
-        machine.run(["cp", "/dev/stdin", "/etc/vuserd/vuserd.toml"], given=_CONFIGURATION)
+    with installed() as machine:
         yield machine
 
 
@@ -70,10 +51,6 @@ def _wait(what: str, happened: Callable[[], object], seconds: float = 20.0) -> N
 
 def _signal(machine: Machine, name: str, process: int | str) -> None:
     machine.run(f"kill -{name} {process}")
-
-
-def _main_pid(machine: Machine, unit: str = "vuserd.service") -> int:
-    return int(machine.run(["systemctl", "show", "-P", "MainPID", unit]))
 
 
 def _backend(machine: Machine, export: str = "kernels") -> int:
@@ -94,13 +71,6 @@ def _print_exposure(machine: Machine, unit: str) -> None:
     print(said.splitlines()[-1])
 
 
-def _gets_the_kernel(machine: Machine, export: str = "kernels", user: str = "rig") -> None:
-    machine.run(
-        f"vuserctl cat {export}:/vmlinuz | cmp - /srv/kernels/vmlinuz",
-        user=user,
-    )
-
-
 def _settings(machine: Machine, text: str) -> None:
     """Run the service with these settings in a drop-in, or with none."""
     if text:
@@ -108,17 +78,6 @@ def _settings(machine: Machine, text: str) -> None:
     else:
         machine.run(f"rm -rf {_DROP_INS}")
     machine.run("systemctl daemon-reload; systemctl restart vuserd.service")
-
-
-def test_a_package_knows_nothing_of_where_it_was_made(machine: Machine) -> None:
-    made = "/var/tmp/package"
-    lines = f". /etc/profile.d/host.sh; cd {SOURCE}; make install DESTDIR={made} PREFIX=/usr"
-    machine.run(lines, timeout=200)
-    assert machine.run(f"grep -rlE '{made}|{SOURCE}' {made} || true") == ""
-    assert machine.run(f"find {made} -path '*/systemd/system/vuserd.service'") != ""
-    machine.run(f"cd {SOURCE}; make uninstall DESTDIR={made} PREFIX=/usr")
-    left = machine.run(f"cd {made}; find . -type f -o -type l").split()
-    assert left == ["./etc/vuserd/vuserd.toml"]
 
 
 def test_it_runs_with_no_checkout(machine: Machine) -> None:
@@ -141,9 +100,9 @@ def test_the_first_connection_starts_it(machine: Machine) -> None:
 
 
 def test_it_is_confined_while_it_serves(machine: Machine) -> None:
-    _gets_the_kernel(machine)
+    gets_the_kernel(machine)
     _print_exposure(machine, "vuserd.service")
-    for process in (_main_pid(machine), _backend(machine)):
+    for process in (main_pid(machine), _backend(machine)):
         status = machine.run(["cat", f"/proc/{process}/status"])
         lines = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
         assert lines["Uid"].split() == [machine.run("id -u vuserd").strip()] * 4
@@ -158,48 +117,31 @@ def test_a_drop_in_gives_more_to_read(machine: Machine, drop_in: str) -> None:
     if drop_in == "any-file.conf":
         machine.run(f"chmod 700 {folder}; chmod 600 {folder}/vmlinuz")
     export = f'[[export]]\nname = "more"\npath = "{folder}"\nusers = ["*"]\n'
-    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION + export)
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=CONFIGURATION + export)
     machine.run("systemctl restart vuserd.service", check=drop_in != "homes.conf")
     if drop_in == "homes.conf":
         assert "/home/lab" in machine.journal("--unit=vuserd.service", "--priority=err")
     else:
         with pytest.raises(MachineError, match=r"EACCES|BACKEND_DOWN"):
-            _gets_the_kernel(machine, "more")
+            gets_the_kernel(machine, "more")
     machine.run(f"mkdir -p {_DROP_INS}; cp {_DOCUMENTS}/{drop_in} {_DROP_INS}")
     machine.run("systemctl daemon-reload; systemctl restart vuserd.service")
-    _gets_the_kernel(machine, "more")
+    gets_the_kernel(machine, "more")
     _print_exposure(machine, "vuserd.service")
-    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION)
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=CONFIGURATION)
     _settings(machine, "")
 
 
 def test_metrics_are_written_where_a_drop_in_allows_it(machine: Machine) -> None:
     file = "/var/lib/vuserd/vuserd.prom"
-    machine.run("cat >/etc/vuserd/vuserd.toml", given=f'metrics_file = "{file}"\n{_CONFIGURATION}')
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=f'metrics_file = "{file}"\n{CONFIGURATION}')
     machine.run(f"mkdir -p {_DROP_INS}; cp {_DOCUMENTS}/metrics.conf {_DROP_INS}")
     machine.run("systemctl daemon-reload; systemctl restart vuserd.service")
-    _gets_the_kernel(machine)
+    gets_the_kernel(machine)
     _wait("the file", lambda: "vuserd_export_up" in machine.run(f"cat {file} || true"))
     _print_exposure(machine, "vuserd.service")
-    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION)
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=CONFIGURATION)
     _settings(machine, "")
-
-
-def test_an_installation_under_a_service_that_runs_restarts_it(machine: Machine) -> None:
-    first = _main_pid(machine)
-    copy_checkout(machine.root)
-    machine.run(f". /etc/profile.d/host.sh; cd {SOURCE}; make install", timeout=300)
-    machine.run(["rm", "-r", SOURCE])
-    assert _main_pid(machine) != first
-    _gets_the_kernel(machine)
-
-
-def test_no_interpreter_is_installed_that_the_service_cannot_see(machine: Machine) -> None:
-    copy_checkout(machine.root)
-    machine.run("cp /usr/bin/python3 /root/python3")
-    with pytest.raises(MachineError, match="hidden from the service"):
-        machine.run(f"cd {SOURCE}; make install PYTHON=/root/python3 DESTDIR=/var/tmp/hidden")
-    machine.run(["rm", "-r", SOURCE])
 
 
 def test_an_export_is_for_its_users(machine: Machine) -> None:
@@ -213,35 +155,35 @@ def test_an_export_is_for_its_users(machine: Machine) -> None:
 def test_a_backend_that_is_killed_is_replaced(machine: Machine) -> None:
     first = _backend(machine)
     _signal(machine, "KILL", first)
-    _gets_the_kernel(machine)
+    gets_the_kernel(machine)
     assert _backend(machine) != first
 
 
 def test_a_daemon_that_is_killed_is_replaced(machine: Machine) -> None:
-    first, backend = _main_pid(machine), _backend(machine)
+    first, backend = main_pid(machine), _backend(machine)
     _signal(machine, "KILL", first)
-    _gets_the_kernel(machine)
-    assert _main_pid(machine) != first
+    gets_the_kernel(machine)
+    assert main_pid(machine) != first
     assert machine.run(f"test ! -e /proc/{backend} && echo gone").strip() == "gone"
     assert "status=9/KILL" in machine.journal("--unit=vuserd.service")
 
 
 def test_the_watchdog_replaces_one_that_hangs(machine: Machine) -> None:
     _settings(machine, "[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n")
-    first = _main_pid(machine)
+    first = main_pid(machine)
     time.sleep(4)
-    assert _main_pid(machine) == first  # it says that it lives
+    assert main_pid(machine) == first  # it says that it lives
     _signal(machine, "STOP", first)
-    _gets_the_kernel(machine)
-    assert _main_pid(machine) != first
+    gets_the_kernel(machine)
+    assert main_pid(machine) != first
     assert "Watchdog timeout" in machine.journal("--unit=vuserd.service")
     _settings(machine, "")
 
 
 def test_a_reload_changes_what_is_served(machine: Machine) -> None:
     is_active = "systemctl is-active vuserd.service"
-    pid = _main_pid(machine)
-    more = _CONFIGURATION + '[[export]]\nname = "again"\npath = "/srv"\nusers = ["*"]\n'
+    pid = main_pid(machine)
+    more = CONFIGURATION + '[[export]]\nname = "again"\npath = "/srv"\nusers = ["*"]\n'
     machine.run("cat >/etc/vuserd/vuserd.toml", given=more)
     machine.run("systemctl reload vuserd.service")
     machine.run("vuserctl cat again:/kernels/vmlinuz | cmp - /srv/kernels/vmlinuz", user="rig")
@@ -253,18 +195,18 @@ def test_a_reload_changes_what_is_served(machine: Machine) -> None:
     assert "nonsense" in errors
     machine.run("vuserctl cat again:/kernels/vmlinuz | cmp - /srv/kernels/vmlinuz", user="rig")
 
-    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION)
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=CONFIGURATION)
     _signal(machine, "HUP", pid)
     _wait("the change", lambda: "again" not in machine.run(["vuserctl", "exports"]))
     _wait("the end of it", lambda: machine.run(is_active, check=False).strip() == "active")
-    assert _main_pid(machine) == pid
+    assert main_pid(machine) == pid
     said = machine.journal("--unit=vuserd.service", "--output=cat")
     assert said.count("Reloading vuserd.service") + said.count("Reloaded vuserd.service") >= 2
 
 
 def test_an_end_that_takes_long_is_waited_for(machine: Machine) -> None:
     _settings(machine, "[Service]\nTimeoutStopSec=1\n")
-    first, backend = _main_pid(machine), _backend(machine)
+    first, backend = main_pid(machine), _backend(machine)
     _signal(machine, "STOP", backend)
     with machine.start("vuserctl stat kernels:/vmlinuz", user="rig") as asking:
         _wait("the call", lambda: _in_flight(machine))
@@ -277,24 +219,19 @@ def test_an_end_that_takes_long_is_waited_for(machine: Machine) -> None:
     assert f"vuserd[{first}]: calls in progress were cut off" in machine.journal()
     assert "State 'stop-sigterm' timed out" not in machine.journal("--unit=vuserd.service")
     _settings(machine, "")
-    _gets_the_kernel(machine)
+    gets_the_kernel(machine)
 
 
 def test_no_restart_refuses_a_connection_or_loses_a_reply(machine: Machine) -> None:
     machine.run("systemctl reset-failed vuserd.service")  # it may start so often again
-    _gets_the_kernel(machine)
-    where = "/run/vuserd/vuserd.sock kernels /vmlinuz /srv/kernels/vmlinuz"
-    with machine.start(f"exec {_PYTHON} /root/load.py {where}") as loading:
-        time.sleep(1)
+    gets_the_kernel(machine)
+    with under_load(machine) as counts:
         began = time.monotonic()
         machine.run(
             f"for i in $(seq {_RESTARTS}); do systemctl restart vuserd.service; done",
             timeout=100 + 2 * _RESTARTS,
         )
         took = time.monotonic() - began
-        time.sleep(1)
-        said, _ = loading.communicate("", timeout=60)
-    counts = json.loads(said)
     print(f"{_RESTARTS} restarts in {took:.1f} s: {counts}")
     assert set(counts) <= {"connections", "replies", "unsent"}, counts
     assert counts["replies"] > 10 * _RESTARTS
@@ -322,36 +259,36 @@ name = "adopted"
 socket = "/run/vuserd/backend/srv-kernels.sock"
 users = ["*"]
 """
-    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION + adopted)
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=CONFIGURATION + adopted)
     machine.run(f"systemctl enable --now {unit}.socket; systemctl restart vuserd.service")
-    _gets_the_kernel(machine, "adopted")
+    gets_the_kernel(machine, "adopted")
     _print_exposure(machine, f"{unit}.service")
-    first = _main_pid(machine, f"{unit}.service")
+    first = main_pid(machine, f"{unit}.service")
     user, daemon = (
         machine.run(["stat", "--format=%u", f"/proc/{process}"])
-        for process in (first, _main_pid(machine))
+        for process in (first, main_pid(machine))
     )
     assert user != daemon
     seen = set(machine.run(f"ls /proc/{first}/root/").split())
     assert "export" in seen
     assert not seen & {"bin", "boot", "home", "srv"}
     _signal(machine, "KILL", first)
-    _gets_the_kernel(machine, "adopted")
-    assert _main_pid(machine, f"{unit}.service") != first
+    gets_the_kernel(machine, "adopted")
+    assert main_pid(machine, f"{unit}.service") != first
     for arguments in ("kernels 20", f"adopted 20 {unit}.service"):
-        waits = machine.run(f"{_PYTHON} /root/replacements.py {arguments}")
+        waits = machine.run(f"{PYTHON} /root/replacements.py {arguments}")
         print(
             f"replacing the backend of {arguments.split()[0]}: median, longest: {waits.strip()} ms"
         )
         assert float(waits.split()[0]) < 5000
-    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION)
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=CONFIGURATION)
     machine.run(f"systemctl disable --now {unit}.socket; systemctl restart vuserd.service")
 
 
 def test_a_rig_in_a_network_namespace_takes_a_drop_in(machine: Machine) -> None:
     rig = '[[rig]]\nnetns = "lab"\nexports = ["kernels"]\n'
     machine.run("ip netns add lab")
-    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION + rig)
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=CONFIGURATION + rig)
     machine.run(f"mkdir -p {_DROP_INS}; cp {_DOCUMENTS}/rigs.conf {_DROP_INS}")
     machine.run("systemctl daemon-reload; systemctl restart vuserd.service")
     read = "vuserctl --socket @vuserd cat kernels:/vmlinuz | cmp - /srv/kernels/vmlinuz"
@@ -360,7 +297,7 @@ def test_a_rig_in_a_network_namespace_takes_a_drop_in(machine: Machine) -> None:
     status = machine.run(["cat", f"/proc/{_backend(machine)}/status"])
     assert re.search("^CapEff:\t0+$", status, re.MULTILINE), "the backend has what the daemon has"
     machine.run("ip netns delete lab")
-    machine.run("cat >/etc/vuserd/vuserd.toml", given=_CONFIGURATION)
+    machine.run("cat >/etc/vuserd/vuserd.toml", given=CONFIGURATION)
     _settings(machine, "")
 
 
@@ -401,16 +338,16 @@ def test_a_user_has_one_of_their_own(machine: Machine) -> None:
     machine.run([*ours, "enable", "--now", "vuserd.socket"], user="rig")
     shown = machine.run([*ours, "is-active", "vuserd.service"], user="rig", check=False)
     assert shown.strip() == "inactive"
-    _gets_the_kernel(machine, "mine")
+    gets_the_kernel(machine, "mine")
     first = machine.run([*ours, "show", "-P", "MainPID", "vuserd.service"], user="rig").strip()
     _signal(machine, "KILL", first)
-    _gets_the_kernel(machine, "mine")
+    gets_the_kernel(machine, "mine")
     backend = json.loads(machine.run(["vuserctl", "--json", "exports"], user="rig"))[0]["backend"]
     command = machine.run(["cat", f"/proc/{backend['pid']}/cmdline"])
     # Landlock shuts it in where the kernel has that, which is this machine's own.
     assert f"--sandbox={'none' if landlock.is_available() else 'namespace'}" in command
     machine.run([*ours, "restart", "vuserd.service"], user="rig")
-    _gets_the_kernel(machine, "mine")
+    gets_the_kernel(machine, "mine")
     fields = ["_SYSTEMD_USER_UNIT=vuserd.service", "PRIORITY=6", "SYSLOG_IDENTIFIER=vuserd"]
     assert "mine is up" in machine.journal(*fields)
     machine.run([*ours, "disable", "--now", "vuserd.socket", "vuserd.service"], user="rig")
@@ -420,28 +357,28 @@ def test_a_user_has_one_of_their_own(machine: Machine) -> None:
 def test_no_user_without_rights_holds_it_up(machine: Machine, attack: str) -> None:
     """The service has its limits from its unit, and is as large after the attack as before."""
     machine.run("id -u mallory || useradd --create-home mallory")
-    _gets_the_kernel(machine)
-    daemon = _main_pid(machine)
+    gets_the_kernel(machine)
+    daemon = main_pid(machine)
     before = _resident(machine, daemon)
-    command = [_PYTHON, "/srv/attacks.py", attack]
+    command = [PYTHON, "/srv/attacks.py", attack]
     with machine.start(command, user="mallory") as attacking:
         assert attacking.stdout is not None
         said = attacking.stdout.readline()
         assert said == "under way\n", said + attacking.stdout.read()
         began = time.monotonic()
-        _gets_the_kernel(machine)
+        gets_the_kernel(machine)
         took = time.monotonic() - began
         grown = _resident(machine, daemon) - before
         attacking.communicate("")
     assert took < 20
     assert grown < 128 << 20  # of unfinished requests a user may have half of that
-    assert _main_pid(machine) == daemon
-    _gets_the_kernel(machine)
+    assert main_pid(machine) == daemon
+    gets_the_kernel(machine)
 
 
 def test_a_backend_that_was_broken_into_sees_nothing_of_the_daemons(machine: Machine) -> None:
     """It has the same user, here without the sandbox of the unit, which takes more from it."""
-    daemon = _main_pid(machine)
+    daemon = main_pid(machine)
     for file in ("fd/0", "mem", "environ", "maps", "root/etc/passwd"):
         reading = f"head -c 1 /proc/{daemon}/{file} 2>&1 || true"
         assert "Permission denied" in machine.run(reading, user="vuserd"), file
@@ -450,11 +387,3 @@ def test_a_backend_that_was_broken_into_sees_nothing_of_the_daemons(machine: Mac
 
 def _resident(machine: Machine, process: int) -> int:
     return int(machine.run(["cat", f"/proc/{process}/statm"]).split()[1]) * 4096
-
-
-def test_uninstalled_it_leaves_the_configuration_alone(machine: Machine) -> None:
-    copy_checkout(machine.root)
-    machine.run(f"cd {SOURCE}; make uninstall")
-    left = machine.run("find /usr/local /etc/systemd /run/vuserd -name '*vuser*' -not -type d")
-    assert left == ""
-    assert "kernels" in machine.run("cat /etc/vuserd/vuserd.toml")
