@@ -17,8 +17,8 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHON PREFIX DESTDIR SYSCONFDIR UNITDIR USERUNITDIR SYSUSERSDIR TMPFILESDIR VIRTIOFSD
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check format fix backends bench bench-quick bench-get bench-inside fuzz soak \
-    mutants fresh-debian install rollback uninstall clean
+.PHONY: help setup demo demo-boot run test check format fix backends bench bench-quick bench-get bench-inside \
+    fuzz soak mutants fresh-debian install rollback uninstall clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,12 @@ setup: $(BIN)/.dev ## make .venv with vuserd and the development tools (PYTHON=.
 demo: $(BIN)/.runtime ## serve DIR, list it, fetch a file, compare it, stop (default: /usr/bin)
 	@backend=$$(tools/find-virtiofsd) && \
 	    $(BIN)/python examples/demo.py --backend "$$backend" $(if $(DIR),"$(DIR)")
+
+demo-boot: export RIG_COMMAND = $(or $(CMD),cat /proc/version)
+demo-boot: $(BIN)/.runtime ## boot a rig from DIR and run CMD there (default: a small tree, cat /proc/version)
+	@backend=$$(tools/find-virtiofsd) && rig=$$(tools/find-rig) && \
+	    $(BIN)/python examples/demo_boot.py "$$rig" --backend "$$backend" \
+	    --command "$$RIG_COMMAND" $(if $(DIR),--directory "$(DIR)")
 
 run: $(BIN)/.runtime ## serve DIR in the foreground as the export NAME (default: files)
 	@[ -n "$(DIR)" ] || { echo "usage: make run DIR=/some/folder [NAME=files]" >&2; exit 2; }

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Final, NamedTuple, NoReturn
 
@@ -48,10 +48,14 @@ def printable(name: str) -> str:
 
 
 @contextlib.contextmanager
-def daemon(directory: str, folder: str, backend: str | None) -> Iterator[subprocess.Popen[bytes]]:
+def daemon(
+    exports: Mapping[str, str], folder: str, backend: str | None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``vuserd serve`` for the block's time; where the block fails, print what it logged."""
     command = [sys.executable, "-m", "vuserd.cli", "serve"]
-    command += ["--export", f"{EXPORT}={directory}", "--socket", f"{folder}/rpc.sock"]
+    for name, directory in exports.items():
+        command += ["--export", f"{name}={directory}"]
+    command += ["--socket", f"{folder}/rpc.sock"]
     command += ["--backend", backend] if backend else []
     step("start", " ".join(["vuserd", *command[3:]]))
     with open(f"{folder}/log", "wb") as log:
@@ -242,7 +246,7 @@ def main() -> None:
 
     with (
         tempfile.TemporaryDirectory(prefix="vuserd-demo-") as folder,
-        daemon(directory, folder, arguments.backend) as process,
+        daemon({EXPORT: directory}, folder, arguments.backend) as process,
     ):
         started = time.monotonic()
         try:

@@ -24,6 +24,7 @@ NOT_RUN: Final = {
         "README.md",
         "make demo              # serve a directory, list it, fetch a file, compare it",
     ): ("installs packages, and runs this suite"),
+    ("README.md", "$ make demo-boot"): "tests/e2e/test_boot.py runs it",
     ("README.md", "$ export VUSERD_SOCKET=$PWD/.venv/vuserd.sock\n$ make run"): (
         "serves until it is ended"
     ),
