@@ -8,9 +8,9 @@ from benchmarks.contender import Contender, Servers, WrongBytesError
 from benchmarks.corpus import PAGE, SLOT, SMALL_READ, BigFile, SmallFiles
 from benchmarks.daemon import EXPORT, Served
 from vuserd.client import Client
-from vuserd.client.calls import Call, read_into
+from vuserd.client.calls import read_into
 from vuserd.client.files.transfer import CHUNK_BYTES, WINDOW
-from vuserd.client.records import Entry
+from vuserd.client.records import Entry, WalkEntry
 
 _PAGE_ENTRIES: Final = 10_000
 _SMALL_IN_FLIGHT: Final = 32
@@ -101,20 +101,9 @@ class Vuserd(Contender):
             if (after := page.next) is None:
                 return entries
 
-    def walk(self) -> list[dict[str, Any]]:
+    def walk(self) -> list[WalkEntry]:
         """Walk the export with attributes."""
-        entries: list[dict[str, Any]] = []
-        after = None
-        while True:
-            options = {"attrs": True, "limit": _PAGE_ENTRIES, "after": after}
-            page = self.client.call(Call("walk", [EXPORT, "/", options], _as_it_came))
-            entries += page["entries"]
-            if (after := page["next"]) is None:
-                return entries
-
-
-def _as_it_came(result: Any) -> Any:
-    return result
+        return [*self.client.iterwalk(EXPORT, "/", attrs=True)]
 
 
 def tally_entries(entries: list[Entry]) -> tuple[int, int | None]:
@@ -123,7 +112,8 @@ def tally_entries(entries: list[Entry]) -> tuple[int, int | None]:
     return len({entry.name for entry in entries}), sum(sizes) if sizes else None
 
 
-def tally_walk(entries: list[dict[str, Any]]) -> tuple[int, int | None]:
+def tally_walk(entries: list[WalkEntry]) -> tuple[int, int | None]:
     """Count paths and add up the sizes of files."""
-    total = sum(entry["size"] for entry in entries if entry["type"] == "file")
-    return len({entry["path"] for entry in entries}), total
+    stats = [entry.stat for entry in entries if entry.stat is not None]
+    total = sum(stat.size for stat in stats if stat.type == "file")
+    return len({entry.path for entry in entries}), total

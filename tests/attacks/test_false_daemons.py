@@ -406,6 +406,47 @@ def test_a_pattern_matches_names_alone(ground: Path) -> None:
     assert os.listdir(home) == ["fine"]
 
 
+_FITTING = {"name": ["a", "b"], "type": ["file"] * 2, "ino": [1, 2]} | {
+    field: [1, 2] for field in STAT_NUMBERS
+}
+
+
+@threat(
+    "columns that do not fit",
+    who=Who.FALSE_DAEMON,
+    against="a user's shell",
+    does="sends a listing in columns of different lengths, of other types, or with odd names",
+    promise="the command says that the answer is bad, and shows nothing of it",
+)
+@pytest.mark.parametrize(
+    ("column", "complaint"),
+    [
+        ({"size": [1]}, "1 values of 'size' for 2 entries"),
+        ({"size": [1, "2"]}, "'size' of the wrong type"),
+        ({"name": ["a", "../b"]}, "a name that no file can have"),
+        ({"name": ["a", ".."]}, "a name that no file can have"),
+        ({"type": [1, 2]}, "a type that is no str"),
+        ({"type": {"a": 1}}, "dict in place of list"),
+    ],
+)
+def test_columns_that_do_not_fit(ground: Path, column: dict[str, Any], complaint: str) -> None:
+    attributes = dict.fromkeys(STAT_NUMBERS, 1) | {"type": "dir"}
+    info = {"version": "1", "api_level": 3, "api_compatible": 1, "methods": [], "errors": []}
+    results = {"api_info": info, "readdir": {"entries": _FITTING | column, "next": None}}
+
+    def answer(connection: socket.socket, number: int, method: str) -> None:
+        reply(connection, number, results.get(method, attributes))
+
+    with false_daemon(ground, answer) as path:
+        command = [sys.executable, "-m", "vuserd.ctl.main", "--socket", path, "ls", "-l", "x:"]
+        ended = subprocess.run(
+            command, timeout=PATIENCE, check=False, capture_output=True, text=True
+        )
+    assert ended.returncode == 1
+    assert complaint in ended.stderr
+    assert ended.stdout == ""
+
+
 @threat(
     "completion without end",
     who=Who.FALSE_DAEMON,

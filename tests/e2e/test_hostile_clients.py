@@ -315,7 +315,18 @@ def test_errors_that_nobody_reads_take_little_memory(
     assert grown < 32 << 20, f"{grown >> 20} MiB more than before"
 
 
-def test_listings_that_nobody_reads_take_little_memory(rust_virtiofsd: str, tmp_path: Path) -> None:
+@threat(
+    "listings that nobody reads",
+    who=Who.CLIENT,
+    against="the daemon's memory, and other clients",
+    does="asks for long listings and walks, as maps or in columns, and receives none of them",
+    promise="memory stays bounded, and other clients are served",
+)
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("method", ["readdir", "walk"])
+def test_listings_that_nobody_reads_take_little_memory(
+    rust_virtiofsd: str, tmp_path: Path, method: str, columns: bool
+) -> None:
     many = tmp_path / "files"
     many.mkdir()
     for number in range(3000):
@@ -327,8 +338,9 @@ def test_listings_that_nobody_reads_take_little_memory(rust_virtiofsd: str, tmp_
     ):
         assert client.readdir("files", "", limit=10_000).next is None
         before = resident(running.process.pid)
+        options = {"limit": 10_000, "attrs": True, "columns": columns}
         for msgid in range(64):
-            hostile.sendall(packed([0, msgid, "readdir", ["files", "", {"limit": 10_000}]]))
+            hostile.sendall(packed([0, msgid, method, ["files", "", options]]))
         requests = client.status()["requests"]
         while (now := client.status()["requests"]) > requests + 1:
             requests = now  # some of them are still being taken in

@@ -105,6 +105,7 @@ class FakeDaemon:
         #: Reply only when so many requests have come, to the last one first; with 1 in their order,
         #: however many come together.
         self.hold = 1
+        self.api_level = 1
         #: Send in pieces of so many bytes; None for as large as they come.
         self.piece: int | None = None
         #: Close a connection once it has been sent so many bytes.
@@ -308,7 +309,7 @@ class FakeDaemon:
         methods = [{"name": "read", "params": [], "returns": "bin", "since": 1}]
         return {
             "version": "9.9",
-            "api_level": 1,
+            "api_level": self.api_level,
             "api_compatible": 1,
             "methods": methods,
             "errors": ["CHANGED"],
@@ -371,10 +372,16 @@ class FakeDaemon:
         if listing != self._here.number:
             raise FaultError("BAD_REQUEST", "not the token of a page that goes on here")
         page = list(node.children.items())[first : first + options["limit"]]
-        entries = []
+        entries: Any = []
         for name, child in page:
             entry = {"name": wire_name(name), "type": child.type, "ino": id(child) & 0xFFFF_FFFF}
             entries.append(entry | child.stat() if options["attrs"] else entry)
+        if options.get("columns"):
+            assert self.api_level >= 3
+            columns = dict.fromkeys(["name", "type", "ino"]) | dict.fromkeys(
+                key for entry in entries for key in entry
+            )
+            entries = {key: [entry.get(key) for entry in entries] for key in columns}
         following = first + len(page)
         more = following < len(node.children)
         return {"entries": entries, "next": listing << 32 | following if more else None}

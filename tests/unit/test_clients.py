@@ -53,11 +53,24 @@ class TestClient:
         entries = list(client.iterdir("kernels", "/", attrs=True))
         assert [entry.name for entry in entries] == [f"{n:04}" for n in range(2500)]
         assert all(entry.stat is not None and entry.stat.mode for entry in entries)
-        assert len(fake_daemon.requests) == 3
+        assert [one.method for one in fake_daemon.requests] == ["api_info", *["readdir"] * 3]
         page = client.readdir("kernels", "", limit=7)
         page = client.readdir("kernels", "", limit=2, after=page.next)
         assert [entry.name for entry in page.entries] == ["0007", "0008"]
         assert page.entries[0].stat is None
+
+    def test_pages_of_a_daemon_that_has_columns(
+        self, fake_daemon: FakeDaemon, client: Client
+    ) -> None:
+        fake_daemon.api_level = 3
+        fake_daemon.root.children = {b"%04d" % n: Node() for n in range(5000)}
+        entries = list(client.iterdir("kernels", "/", attrs=True))
+        assert [entry.name for entry in entries] == [f"{n:04}" for n in range(5000)]
+        assert all(entry.stat is not None and entry.stat.mode for entry in entries)
+        assert [one.method for one in fake_daemon.requests] == ["api_info", *["readdir"] * 2]
+        page = client.readdir("kernels", "", limit=7)
+        assert [entry.name for entry in page.entries] == [f"{n:04}" for n in range(7)]
+        assert all(one.params[2]["columns"] for one in fake_daemon.requests[1:])
 
     def test_remote_error(self, client: Client) -> None:
         with pytest.raises(RemoteError) as caught:

@@ -8,7 +8,8 @@ from tests.fake.rpc_server import FakeDaemon, Node
 from tests.unit.faces import Connect
 from vuserd.client.core.relisting import Relisting
 from vuserd.client.errors import NotTaken, RemoteError
-from vuserd.client.records import PageToken, RawPage
+from vuserd.client.listing.columns import RawPage
+from vuserd.client.records import PageToken
 
 NAMES = [f"{number:04}" for number in range(3500)]
 
@@ -136,7 +137,7 @@ def names_of(listing: Relisting) -> list[str]:
 
 class TestRelisting:
     def test_a_listing_that_was_just_begun_is_not_begun_again(self) -> None:
-        listing = Relisting("kernels", "", attrs=False)
+        listing = Relisting("kernels", "", attrs=False, columns=False)
         assert not listing.begin_again()
         listing.take(page(7, "a"))
         assert listing.begin_again()
@@ -145,7 +146,7 @@ class TestRelisting:
 
     def test_what_was_given_is_left_out_however_often_it_comes(self) -> None:
         """One name twice is what no file system should have, and some have it."""
-        listing = Relisting("kernels", "", attrs=False)
+        listing = Relisting("kernels", "", attrs=False, columns=False)
         assert listing.take(page(7, "a", "b", "b"))
         assert names_of(listing) == ["a", "b", "b"]
         assert listing.begin_again()

@@ -9,6 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from vuserd.client.descriptors import require_image
 from vuserd.client.image import Image
+from vuserd.client.listing.columns import RawPage, directory_page, walk_page
 from vuserd.client.records import (
     ApiInfo,
     DirectoryPage,
@@ -18,7 +19,6 @@ from vuserd.client.records import (
     ImageInfo,
     OpenedFile,
     PageToken,
-    RawPage,
     RigInfo,
     Stat,
     Status,
@@ -43,6 +43,8 @@ RemotePath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 WritableBuffer: TypeAlias = bytearray | memoryview
 
 PAGE_ENTRIES = 1000
+#: The same of what comes in columns, for who asks for all pages: fewer calls.
+PAGE_OF_COLUMNS = 4000
 
 
 class Call(NamedTuple, Generic[T]):
@@ -135,23 +137,28 @@ def readdir(
     attrs: bool = False,
     limit: int = PAGE_ENTRIES,
     after: PageToken | None = None,
+    columns: bool = False,
 ) -> Call[DirectoryPage]:
-    """Ask for ``limit`` entries of a directory, after those that gave the token ``after``."""
-    options = {"attrs": attrs, "limit": limit, "after": after}
+    """Ask for ``limit`` entries of a directory, after those that gave the token ``after``.
+
+    With ``columns``, which a daemon has from API level 3 on, they come faster.
+    """
+    options = _page_options(attrs=attrs, limit=limit, after=after, columns=columns)
     return Call(
         "readdir",
         [_wire(export), _wire(path), options],
-        DirectoryPage.from_wire,
+        directory_page,
         needs=listing_going_on(after),
         path_at=0,
     )
 
 
 def readdir_raw(
-    export: str, path: RemotePath, *, attrs: bool, after: PageToken | None
+    export: str, path: RemotePath, *, attrs: bool, after: PageToken | None, columns: bool
 ) -> Call[RawPage]:
     """Ask for one page of a directory, whose entries are made into records later."""
-    options = {"attrs": attrs, "limit": PAGE_ENTRIES, "after": after}
+    limit = PAGE_OF_COLUMNS if columns else PAGE_ENTRIES
+    options = _page_options(attrs=attrs, limit=limit, after=after, columns=columns)
     return Call(
         "readdir",
         [_wire(export), _wire(path), options],
@@ -159,6 +166,13 @@ def readdir_raw(
         needs=listing_going_on(after),
         path_at=0,
     )
+
+
+def _page_options(
+    *, attrs: bool, limit: int, after: PageToken | None, columns: bool
+) -> dict[str, Any]:
+    options = {"attrs": attrs, "limit": limit, "after": after}
+    return options | {"columns": True} if columns else options
 
 
 def listing_going_on(token: PageToken | None) -> Hashable:
@@ -173,13 +187,14 @@ def walk(
     attrs: bool = False,
     limit: int = PAGE_ENTRIES,
     after: PageToken | None = None,
+    columns: bool = False,
 ) -> Call[WalkPage]:
-    """Ask for one page of the tree below a directory."""
-    options = {"attrs": attrs, "limit": limit, "after": after}
+    """Ask for one page of the tree below a directory; ``columns`` as :func:`readdir` has them."""
+    options = _page_options(attrs=attrs, limit=limit, after=after, columns=columns)
     return Call(
         "walk",
         [_wire(export), _wire(path), options],
-        WalkPage.from_wire,
+        walk_page,
         holds=lambda page: walk_going_on(page.next),
         needs=walk_going_on(after),
         ends=True,

@@ -7,22 +7,61 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Unpack
 
 from vuserd.client import calls
-from vuserd.client.calls import RemotePath
+from vuserd.client.calls import PAGE_ENTRIES, PAGE_OF_COLUMNS, RemotePath
 from vuserd.client.core.conversation import Talk
 from vuserd.client.core.procedure import Emit, Procedure, Progress, Stream
 from vuserd.client.core.relisting import Relisting
 from vuserd.client.errors import NotTaken
 from vuserd.client.memory import SharedMemory
-from vuserd.client.records import Entry, Stat, WalkEntry, WalkProblem
+from vuserd.client.records import (
+    DirectoryPage,
+    Entry,
+    PageToken,
+    Stat,
+    WalkEntry,
+    WalkPage,
+    WalkProblem,
+)
 from vuserd.client.trace import TraceEvent
 
 if TYPE_CHECKING:
     from vuserd.client.archive.members import Archived, ArchiveOptions
 
 
+def readdir(
+    talk: Talk,
+    export: str,
+    path: RemotePath,
+    *,
+    attrs: bool = False,
+    limit: int = PAGE_ENTRIES,
+    after: PageToken | None = None,
+) -> Procedure[DirectoryPage]:
+    """Return one page of a directory."""
+    columns = yield from talk.has_columns()
+    call = calls.readdir(export, path, attrs=attrs, limit=limit, after=after, columns=columns)
+    return (yield from talk.ask(call))
+
+
+def walk(
+    talk: Talk,
+    export: str,
+    path: RemotePath,
+    *,
+    attrs: bool = False,
+    limit: int = PAGE_ENTRIES,
+    after: PageToken | None = None,
+) -> Procedure[WalkPage]:
+    """Return one page of the tree below a directory."""
+    columns = yield from talk.has_columns()
+    call = calls.walk(export, path, attrs=attrs, limit=limit, after=after, columns=columns)
+    return (yield from talk.ask(call))
+
+
 def iterdir(talk: Talk, export: str, path: RemotePath, *, attrs: bool = False) -> Stream[Entry]:
     """Emit all entries of a directory; a listing outlives its connection."""
-    listing = Relisting(export, path, attrs=attrs)
+    columns = yield from talk.has_columns()
+    listing = Relisting(export, path, attrs=attrs, columns=columns)
     ticket = talk.begin(listing.next_call())
     try:
         while True:
@@ -31,6 +70,7 @@ def iterdir(talk: Talk, export: str, path: RemotePath, *, attrs: bool = False) -
             except NotTaken:
                 if not (listing.begin_again() and talk.goes_on):
                     raise
+                listing.columns = yield from talk.has_columns()
                 ticket = talk.begin(listing.next_call())
                 continue
             if listing.take(page):  # the daemon reads on while these are taken
@@ -47,9 +87,13 @@ def iterwalk(
 ) -> Stream[WalkEntry]:
     """Emit all that is below a directory; raise what could not be read of it in the end."""
     after, problems = None, list[WalkProblem]()
+    columns = yield from talk.has_columns()
+    limit = PAGE_OF_COLUMNS if columns else PAGE_ENTRIES
     try:
         while True:
-            page = yield from talk.ask(calls.walk(export, path, attrs=attrs, after=after))
+            page = yield from talk.ask(
+                calls.walk(export, path, attrs=attrs, limit=limit, after=after, columns=columns)
+            )
             after = page.next
             problems += page.problems
             yield Emit(page.entries)

@@ -87,10 +87,10 @@ class OpenedFile(NamedTuple):
         if stat.size < 0:
             raise BadReply("the daemon opened a file of a negative size")
         return cls(
-            _field(value, "file"),
+            field_of(value, "file"),
             stat,
-            _field(value, "settled", to_flag),
-            _field(value, "by_attributes", to_flag),
+            field_of(value, "settled", to_flag),
+            field_of(value, "by_attributes", to_flag),
         )
 
     def is_same(self, other: "OpenedFile") -> bool:
@@ -107,7 +107,7 @@ class ExtentsPage(NamedTuple):
     @classmethod
     def from_wire(cls, value: Any) -> "ExtentsPage":
         """Make it of what ``extents`` returns."""
-        pairs = [_pair(pair) for pair in _field(value, "extents", to_list)]
+        pairs = [_pair(pair) for pair in field_of(value, "extents", to_list)]
         end = 0
         for offset, length in pairs:
             if offset < end or length <= 0:
@@ -144,27 +144,6 @@ class DirectoryPage(NamedTuple):
     entries: list[Entry]
     next: PageToken | None  #: None after the last page
 
-    @classmethod
-    def from_wire(cls, value: Any) -> "DirectoryPage":
-        """Make it of what ``readdir`` returns."""
-        return RawPage.from_wire(value).decoded()
-
-
-class RawPage(NamedTuple):
-    """The same with its entries as they came: so the next page can be asked for first."""
-
-    entries: list[Any]
-    next: PageToken | None
-
-    @classmethod
-    def from_wire(cls, value: Any) -> "RawPage":
-        """Make it of what ``readdir`` returns."""
-        return cls(_field(value, "entries", to_list), _next_token(value))
-
-    def decoded(self) -> DirectoryPage:
-        """Return the page with its entries as records."""
-        return DirectoryPage([Entry.from_wire(entry) for entry in self.entries], self.next)
-
 
 class WalkEntry(NamedTuple):
     """One file below where a walk began; ``stat`` where attributes were asked for."""
@@ -189,7 +168,7 @@ class WalkProblem(NamedTuple):
     @classmethod
     def from_wire(cls, value: Any) -> "WalkProblem":
         """Make it of an element of a page's ``problems``."""
-        return cls(_field(value, "path", to_name), RemoteError.from_wire(value))
+        return cls(field_of(value, "path", to_name), RemoteError.from_wire(value))
 
 
 class WalkPage(NamedTuple):
@@ -198,17 +177,6 @@ class WalkPage(NamedTuple):
     entries: list[WalkEntry]
     problems: list[WalkProblem]
     next: PageToken | None  #: None after the last page
-
-    @classmethod
-    def from_wire(cls, value: Any) -> "WalkPage":
-        """Make it of what ``walk`` returns."""
-        entries = _field(value, "entries", to_list)
-        problems = _field(value, "problems", to_list)
-        return cls(
-            [WalkEntry.from_wire(entry) for entry in entries],
-            [WalkProblem.from_wire(problem) for problem in problems],
-            _next_token(value),
-        )
 
 
 class BackendStatus(TypedDict):
@@ -335,11 +303,11 @@ class ExportInfo(NamedTuple):
     @classmethod
     def from_wire(cls, value: Any) -> "ExportInfo":
         """Make it of an element of what ``exports`` returns."""
-        name, state = _field(value, "name", to_name), _field(value, "state", str)
+        name, state = field_of(value, "name", to_name), field_of(value, "state", str)
         backend = value.get("backend")
         if backend is not None:
             backend = Backend(
-                _field(backend, "kind", str),
+                field_of(backend, "kind", str),
                 backend.get("version"),
                 backend.get("pid"),
                 backend.get("generation"),
@@ -361,11 +329,11 @@ class RigInfo(NamedTuple):
     def from_wire(cls, value: Any) -> "RigInfo":
         """Make it of an element of what ``rigs`` returns."""
         return cls(
-            _field(value, "netns", to_name),
-            _field(value, "socket", to_name),
-            _field(value, "state", str),
-            [to_name(name) for name in _field(value, "exports", to_list)],
-            _field(value, "clients"),
+            field_of(value, "netns", to_name),
+            field_of(value, "socket", to_name),
+            field_of(value, "state", str),
+            [to_name(name) for name in field_of(value, "exports", to_list)],
+            field_of(value, "clients"),
             value.get("reason"),
         )
 
@@ -385,7 +353,7 @@ class FsStat(NamedTuple):
     @classmethod
     def from_wire(cls, value: Any) -> "FsStat":
         """Make it of what ``statfs`` returns."""
-        return cls(*(_field(value, name) for name in cls._fields))
+        return cls(*(field_of(value, name) for name in cls._fields))
 
 
 class ImageInfo(NamedTuple):
@@ -399,10 +367,10 @@ class ImageInfo(NamedTuple):
     @classmethod
     def from_wire(cls, value: Any) -> "ImageInfo":
         """Make it of what ``fetch`` returns."""
-        size, mtime_ns, ino = (_field(value, key) for key in ("size", "mtime_ns", "ino"))
+        size, mtime_ns, ino = (field_of(value, key) for key in ("size", "mtime_ns", "ino"))
         if size < 0:
             raise BadReply("the daemon sent an image of a negative size")
-        return cls(size, mtime_ns, ino, bool(_field(value, "cached", bool)))
+        return cls(size, mtime_ns, ino, bool(field_of(value, "cached", bool)))
 
 
 class ApiInfo(NamedTuple):
@@ -418,11 +386,11 @@ class ApiInfo(NamedTuple):
     def from_wire(cls, value: Any) -> "ApiInfo":
         """Make it of what ``api_info`` returns."""
         return cls(
-            _field(value, "version", str),
-            _field(value, "api_level"),
-            _field(value, "api_compatible"),
-            _field(value, "methods", to_list),
-            _field(value, "errors", to_list),
+            field_of(value, "version", str),
+            field_of(value, "api_level"),
+            field_of(value, "api_compatible"),
+            field_of(value, "methods", to_list),
+            field_of(value, "errors", to_list),
         )
 
 
@@ -476,7 +444,7 @@ def to_flag(value: object) -> bool:
 
 def to_length(value: object) -> int:
     """Return the number of bytes that ``load`` returns."""
-    length: int = _field(value, "length")
+    length: int = field_of(value, "length")
     return length
 
 
@@ -484,7 +452,7 @@ def to_nothing(_: object) -> None:
     """Return None, where the method returns nil."""
 
 
-def _next_token(page: dict[str, Any]) -> PageToken | None:
+def next_token(page: dict[str, Any]) -> PageToken | None:
     """Return what asks for the page after this one: opaque, but a key of what goes on."""
     token = page.get("next")
     if token is None:
@@ -515,7 +483,7 @@ def _typed(value: object, kind: type[T]) -> T:
     return value
 
 
-def _field(value: Any, key: str, convert: Callable[[Any], Any] = to_int) -> Any:
+def field_of(value: Any, key: str, convert: Callable[[Any], Any] = to_int) -> Any:
     """Return one field of a map from the wire."""
     try:
         field = value[key]

@@ -136,7 +136,9 @@ class Client:
         after: PageToken | None = None,
     ) -> DirectoryPage:
         """Return one page of a directory: ``limit`` entries at most, after the token ``after``."""
-        return self.call(calls.readdir(export, path, attrs=attrs, limit=limit, after=after))
+        return self._run(
+            composite.readdir(self._talk, export, path, attrs=attrs, limit=limit, after=after)
+        )
 
     def iterdir(self, export: str, path: RemotePath, *, attrs: bool = False) -> Iterator[Entry]:
         """Return all entries of a directory, page by page, in the backend's order.
@@ -159,7 +161,9 @@ class Client:
         Symlinks are entries and never followed. A walk belongs to its connection, where ``next`` of
         a page is the ``after`` of the following one; :meth:`iterwalk` does that.
         """
-        return self.call(calls.walk(export, path, attrs=attrs, limit=limit, after=after))
+        return self._run(
+            composite.walk(self._talk, export, path, attrs=attrs, limit=limit, after=after)
+        )
 
     def iterwalk(
         self, export: str, path: RemotePath, *, attrs: bool = False

@@ -90,6 +90,7 @@ class ClientCore:
         self._closed: str | None = None  # why no more requests are taken
         self._farewell: RemoteError | None = None
         self.ended_by_daemon = False
+        self.api_level: int | None = None
         #: What ends with the connection: attached memory, walks that go on.
         self.held: set[Hashable] = set()
 

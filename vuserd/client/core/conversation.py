@@ -25,6 +25,8 @@ from vuserd.client.core.reconnect import (
     why_not_taken,
 )
 from vuserd.client.core.ticket import Carrier, Ticket
+from vuserd.client.errors import BadReply, RemoteError
+from vuserd.client.listing.columns import COLUMNS_LEVEL
 from vuserd.wire.address import Candidate, socket_candidates
 
 T = TypeVar("T")
@@ -111,6 +113,18 @@ class Conversation(Generic[L]):
             self.abandon(ticket)
             raise
         return result
+
+    def has_columns(self) -> Procedure[bool]:
+        """Return whether the daemon gives listings in columns; each connection is asked once."""
+        level = self.link.core.api_level
+        if level is None:
+            ticket = self.begin(calls.api_info())
+            try:
+                level = (yield from self.finish(ticket)).api_level
+            except (RemoteError, BadReply):
+                level = 1  # what it can do, the next call finds out
+            ticket.core.api_level = level
+        return level >= COLUMNS_LEVEL
 
     def link_of(self, ticket: Ticket[Any]) -> L:
         """Return the connection that carries a call."""

@@ -3,14 +3,17 @@
 from array import array
 
 from vuserd.client.calls import Call, RemotePath, readdir_raw
-from vuserd.client.records import Entry, PageToken, RawPage
+from vuserd.client.listing.columns import RawPage
+from vuserd.client.records import Entry, PageToken
 
 
 class Relisting:
     """The pages of one directory; where they cannot go on they begin again, without repeating."""
 
-    def __init__(self, export: str, path: RemotePath, *, attrs: bool) -> None:
+    def __init__(self, export: str, path: RemotePath, *, attrs: bool, columns: bool) -> None:
         self._export, self._path, self._attrs = export, path, attrs
+        #: Whether the daemon that is asked next gives columns.
+        self.columns = columns
         self._after: PageToken | None = None
         self._page = RawPage([], None)
         #: Hashes of the names that were given: 8 bytes each, where a set of names would have 100.
@@ -25,7 +28,9 @@ class Relisting:
 
     def next_call(self) -> Call[RawPage]:
         """Return the call for the next page."""
-        return readdir_raw(self._export, self._path, attrs=self._attrs, after=self._after)
+        return readdir_raw(
+            self._export, self._path, attrs=self._attrs, after=self._after, columns=self.columns
+        )
 
     def begin_again(self) -> bool:
         """Have the next call begin the listing anew; False where it was just begun."""
@@ -47,5 +52,5 @@ class Relisting:
         if self._before:
             entries = [entry for entry in entries if hash(entry.name) not in self._before]
         if not self.finished:
-            self._given.extend(hash(entry.name) for entry in entries)
+            self._given.extend([hash(entry.name) for entry in entries])
         return entries

@@ -15,6 +15,8 @@ class Carrier(Protocol):
     """The connection that carries a call, as far as the call's other keepers know it."""
 
     ended_by_daemon: bool
+    #: That of the daemon, once it was asked for it.
+    api_level: int | None
     #: What ends with the connection: attached memory, walks that go on.
     held: set[Hashable]
 

@@ -1,0 +1,1 @@
+"""Listings and walks: how the pages that the daemon sends become records."""
