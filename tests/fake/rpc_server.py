@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from tests.fake.tree_pages import below, page_of
 from vuserd.wire.codec import (
     MessageDecoder,
     Request,
@@ -106,6 +107,8 @@ class FakeDaemon:
         #: however many come together.
         self.hold = 1
         self.api_level = 1
+        #: Entries of a page of a tree, and the most bytes of a file in it.
+        self.tree_limit, self.tree_most = 1000, 1 << 20
         #: Send in pieces of so many bytes; None for as large as they come.
         self.piece: int | None = None
         #: Close a connection once it has been sent so many bytes.
@@ -120,7 +123,7 @@ class FakeDaemon:
         self.reads = threading.Event()
         self.reads.set()
         #: Methods that it does not know.
-        self.unknown: set[str] = set()
+        self.unknown: set[str] = {"tree"}
         self.requests: list[Request] = []
         #: How often memory was attached.
         self.attached = 0
@@ -280,7 +283,7 @@ class FakeDaemon:
             result = getattr(self, "do_" + method)(*params)
         except FaultError as fault:
             return encode_response(msgid, fault.wire, None), []
-        if method == "read":
+        if method in ("read", "tree"):
             return encode_bin_response_head(msgid, len(result)) + result, []
         if method == "fetch":
             answer, descriptor = result
@@ -385,6 +388,16 @@ class FakeDaemon:
         following = first + len(page)
         more = following < len(node.children)
         return {"entries": entries, "next": listing << 32 | following if more else None}
+
+    def do_tree(self, export: object, path: object, options: dict[str, Any]) -> bytes:
+        node = self.find(export, path)
+        if node.type != "dir":
+            raise FaultError("ENOTDIR", "not a directory", errno=20)
+        begin = int(options["after"] or 0)
+        nodes = list(below(node))
+        end = begin + self.tree_limit
+        following = b"%d" % end if end < len(nodes) else None
+        return page_of(nodes[begin:end], self.tree_most, following)
 
     def do_read(
         self,

@@ -29,7 +29,8 @@ from vuserd.client.calls import Call
 from vuserd.client.core.connection import ClientCore
 from vuserd.client.core.replies import ReplyDecoder
 from vuserd.client.core.ticket import Ticket
-from vuserd.client.errors import ClientError
+from vuserd.client.errors import BadReply, ClientError
+from vuserd.client.files.tree_page import TreePage
 from vuserd.config import arguments
 from vuserd.config.files import read_config
 from vuserd.config.lines import find_lines
@@ -221,6 +222,26 @@ def client_replies(data: bytes) -> None:
                 if decoder.next_message() is NEED_DATA:
                     break
             assert decoder.buffered <= len(stream)
+
+
+def tree_page(data: bytes) -> None:
+    """Read a page of a tree: what is understood can be put below a directory, and nowhere else."""
+    page = memoryview(data)
+    with contextlib.suppress(BadReply):
+        for entry in TreePage.from_wire(page).entries:
+            components = os.fsencode(entry.path).split(b"/")
+            is_top = entry.path == "" and entry.error is not None
+            assert is_top or not {b"", b".", b".."} & set(components)
+            assert b"\0" not in os.fsencode(entry.path)
+            assert entry.stat is not None or entry.error is not None
+            if entry.content is not None:
+                assert entry.stat is not None
+                assert entry.stat.type == "file"
+                assert len(entry.content) == entry.stat.size <= len(data)
+                assert entry.content.obj is data
+            if entry.stat is not None:
+                assert {type(each) for each in entry.stat} <= {str, int, bool, type(None)}
+                assert entry.stat.size >= 0
 
 
 def client_core(data: bytes) -> None:
@@ -522,6 +543,7 @@ _FUNCTIONS: Final[tuple[Callable[[bytes], Awaitable[None] | None], ...]] = (
     rpc_frames,
     rpc_connection,
     client_replies,
+    tree_page,
     client_core,
     vhost_user_replies,
     vhost_user_connection,

@@ -170,6 +170,9 @@ class _Face:
     def iterwalk(self, *arguments: Any, **options: Any) -> Generator[Any, None, None]:
         return self._iterate(self._client.iterwalk(*arguments, **options))
 
+    def tree(self, *arguments: Any, **options: Any) -> Generator[Any, None, None]:
+        return self._iterate(self._client.tree(*arguments, **options))
+
     def trace(self, *arguments: Any, **options: Any) -> Generator[Any, None, None]:
         return self._iterate(self._client.trace(*arguments, **options))
 

@@ -259,7 +259,7 @@ class TestRestart:
         walk = client.iterwalk("kernels", "boot")
         assert next(walk).path == "a"
         fake_daemon.end_connections()
-        with pytest.raises(NotTaken, match="which walks went on"):
+        with pytest.raises(NotTaken, match="which walks and trees went on"):
             next(walk)
         assert [entry.path for entry in client.iterwalk("kernels", "boot")] == ["a", "b"]
 

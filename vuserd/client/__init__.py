@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vuserd.client.errors import ConnectionLost as ConnectionLost
     from vuserd.client.errors import NotTaken as NotTaken
     from vuserd.client.errors import RemoteError as RemoteError
+    from vuserd.client.files.tree_page import TreeEntry as TreeEntry
     from vuserd.client.image import Image as Image
     from vuserd.client.memory import AsyncAttachedMemory as AsyncAttachedMemory
     from vuserd.client.memory import AttachedMemory as AttachedMemory
@@ -82,6 +83,7 @@ __all__ = [
     "Status",
     "TraceEvent",
     "TracePage",
+    "TreeEntry",
     "TrioClient",
     "WalkEntry",
     "WalkPage",
@@ -101,6 +103,7 @@ _MODULES: Final = {
         "NotTaken",
         "RemoteError",
     ),
+    "files.tree_page": ("TreeEntry",),
     "image": ("Image",),
     "memory": ("AsyncAttachedMemory", "AttachedMemory"),
     "sync_client": ("Client",),

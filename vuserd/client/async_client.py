@@ -4,7 +4,7 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial, wraps
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
 
 from vuserd.client import calls, composite
 from vuserd.client.async_link import AsyncLink
@@ -29,6 +29,9 @@ from vuserd.client.records import Entry, Stat, WalkEntry
 from vuserd.client.runtime import Runtime
 from vuserd.client.sync_client import Client
 from vuserd.client.trace import TraceEvent
+
+if TYPE_CHECKING:
+    from vuserd.client.files.tree_page import TreeEntry
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -137,6 +140,10 @@ class AsyncClient:
     ) -> AsyncGenerator[WalkEntry, None]:
         """Return all that is below a directory, as :meth:`vuserd.client.Client.iterwalk` does."""
         return self._iterate(composite.iterwalk(self._talk, export, path, attrs=attrs))
+
+    def tree(self, export: str, path: RemotePath) -> "AsyncGenerator[TreeEntry, None]":
+        """Return a tree with the bytes in it, as :meth:`vuserd.client.Client.tree` does."""
+        return self._iterate(composite.tree(self._talk, export, path))
 
     def trace(self, export: str) -> AsyncGenerator[TraceEvent, None]:
         """Return the FUSE requests of an export, as :meth:`vuserd.client.Client.trace` does."""

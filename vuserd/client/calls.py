@@ -5,7 +5,7 @@ Every function here gives a :class:`Call`; the clients only carry it there and b
 
 import os
 from collections.abc import Callable, Hashable
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from vuserd.client.descriptors import require_image
 from vuserd.client.image import Image
@@ -205,6 +205,48 @@ def walk(
 def walk_going_on(token: PageToken | None) -> Hashable:
     """Return what a connection carries of a walk, as ``holds`` and ``needs`` of a call."""
     return None if token is None else ("walk", token)
+
+
+class Going(Protocol):
+    """A page that may have another one after it."""
+
+    @property
+    def next(self) -> PageToken | None:
+        """The token that asks for that."""
+
+
+Page = TypeVar("Page", bound=Going)
+
+
+def tree(
+    export: str,
+    path: RemotePath,
+    buffer: WritableBuffer,
+    decode: Callable[[memoryview], Page],
+    *,
+    after: PageToken | None = None,
+) -> Call[Page]:
+    """Ask for one page of the tree below a directory, with the bytes of its small files.
+
+    It is received into ``buffer``, of 128 KiB to 8 MiB, and ``decode`` makes a page of what has
+    come: :meth:`vuserd.client.files.tree_page.TreePage.from_wire`.
+    """
+    view = memoryview(buffer).cast("B")
+    return Call(
+        "tree",
+        [_wire(export), _wire(path), {"size": len(view), "after": after}],
+        lambda count: decode(view[:count]),
+        view,
+        holds=lambda page: tree_going_on(page.next),
+        needs=tree_going_on(after),
+        ends=True,
+        path_at=0,
+    )
+
+
+def tree_going_on(token: PageToken | None) -> Hashable:
+    """Return what a connection carries of a tree, as ``holds`` and ``needs`` of a call."""
+    return None if token is None else ("tree", token)
 
 
 def read_into(

@@ -26,6 +26,7 @@ from vuserd.client.trace import TraceEvent
 
 if TYPE_CHECKING:
     from vuserd.client.archive.members import Archived, ArchiveOptions
+    from vuserd.client.files.tree_page import TreeEntry
 
 
 def readdir(
@@ -103,6 +104,30 @@ def iterwalk(
         talk.link.core.held.discard(calls.walk_going_on(after))
     if problems:
         raise problems[0].error
+
+
+def tree(talk: Talk, export: str, path: RemotePath) -> "Stream[TreeEntry]":
+    """Emit all that is below a directory, with the bytes of its small files."""
+    from vuserd.client.files.tree_page import PAGE_BYTES, TreePage
+
+    buffers = [memoryview(bytearray(PAGE_BYTES)) for _ in range(2)]
+    decode = TreePage.from_wire
+    ticket = talk.begin(calls.tree(export, path, buffers[0], decode))
+    after = None
+    try:
+        while True:
+            page = yield from talk.finish(ticket)
+            after = page.next
+            buffers.reverse()
+            if after is not None:  # the daemon goes on while these are taken
+                call = calls.tree(export, path, buffers[0], decode, after=after)
+                ticket = talk.begin(call, ticket.core)
+            yield Emit(page.entries)
+            if after is None:
+                return
+    finally:
+        talk.abandon(ticket)
+        ticket.core.held.discard(calls.tree_going_on(after))
 
 
 def trace(talk: Talk, export: str) -> Stream[TraceEvent]:

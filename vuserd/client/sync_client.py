@@ -43,6 +43,7 @@ from vuserd.client.trace import PAGE_EVENTS, TraceEvent, TracePage
 
 if TYPE_CHECKING:
     from vuserd.client.archive.members import Archived, ArchiveOptions
+    from vuserd.client.files.tree_page import TreeEntry
 
 T = TypeVar("T")
 
@@ -173,6 +174,15 @@ class Client:
         Raises the RemoteError of a directory that cannot be read after all others were given.
         """
         return self._iterate(composite.iterwalk(self._talk, export, path, attrs=attrs))
+
+    def tree(self, export: str, path: RemotePath) -> "Iterator[TreeEntry]":
+        """Return all that is below a directory, with the bytes of its small files.
+
+        Parents come before what is in them, and symlinks are entries and never followed. An
+        entry's ``content`` is there until the next entry is asked for; a file without it and
+        without an error is read by itself, with :meth:`download` for example.
+        """
+        return self._iterate(composite.tree(self._talk, export, path))
 
     def read(self, export: str, path: RemotePath, offset: int, length: int) -> bytes:
         """Return ``length`` bytes of a file, fewer only at its end."""

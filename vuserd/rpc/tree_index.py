@@ -1,5 +1,6 @@
 """The index of a tree's page as it goes over the wire: a list for each field."""
 
+import stat
 import struct
 from typing import Any, Final
 
@@ -84,6 +85,8 @@ def _link(found: Found) -> bytes | None:
     """Return what all names of a file have in common; None where it has one, or is not known."""
     attributes = found.attributes
     if attributes is None or attributes.nlink < 2 or found.mount is None:
+        return None
+    if stat.S_ISDIR(attributes.mode):  # its links are its own and its directories' "." and ".."
         return None
     return _LINK.pack(found.mount, attributes.ino)
 

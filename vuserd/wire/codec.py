@@ -34,6 +34,7 @@ __all__ = [
     "Notification",
     "Request",
     "Response",
+    "decode_value",
     "encode_bin_response_head",
     "encode_listing_response_head",
     "encode_notification",
@@ -64,7 +65,7 @@ def _pack(value: object) -> bytes:
 _RESPONSES: Final[Any] = msgpack.Packer(use_bin_type=True, unicode_errors="backslashreplace")
 
 
-def _unpack(frame: bytes) -> Any:
+def decode_value(frame: bytes | memoryview) -> Any:
     """Decode one whole MessagePack value; raise ValueError where msgpack refuses it."""
     return msgpack.unpackb(
         frame, raw=False, use_list=True, strict_map_key=True, unicode_errors="surrogateescape"
@@ -280,7 +281,7 @@ def split_request(stream: bytes) -> tuple[Request, bytes] | None:
         return None
     rest = b""
     try:
-        value = _unpack(stream)
+        value = decode_value(stream)
     except msgpack.ExtraData as more:
         value, rest = more.unpacked, more.extra
     except ValueError:
@@ -337,7 +338,7 @@ class MessageDecoder:
         if frame.has_ext:
             return InvalidMessage(_salvage_msgid(frame.data), "extension types are not used here")
         try:
-            value = _unpack(frame.data)
+            value = decode_value(frame.data)
         except ValueError as error:
             return InvalidMessage(_salvage_msgid(frame.data), str(error))
         return to_message(value)

@@ -325,6 +325,8 @@ class ClientCore:
         if payload.ticket is not None:
             del self._pending[payload.ticket.msgid]
             payload.ticket.succeed(payload.length)
+            if payload.ticket.held is not None:
+                self.held.add(payload.ticket.held)
             done.append(payload.ticket)
 
     def _dispatch(self, message: Message, begin: int, done: list[Ticket[Any]]) -> None:

@@ -169,8 +169,8 @@ def why_not_taken(ticket: Ticket[Any]) -> NotTaken:
     core = ticket.core
     if core.ended_by_daemon and (core.held or is_bound(ticket)):
         return NotTaken(
-            f"{core.reason}. What memory was attached and which walks went on ended with the"
-            " connection; this call had no effect"
+            f"{core.reason}. What memory was attached and which walks and trees went on ended with"
+            " the connection; this call had no effect"
         )
     return NotTaken(core.reason)
 
