@@ -265,8 +265,11 @@ async def _obey_signals(daemon: Daemon) -> None:
 
 
 async def _reload(daemon: Daemon) -> None:
-    with contextlib.suppress(VuserdError):  # logged already
+    try:
         await daemon.reload()
+    except VuserdError as error:
+        for line in str(error).split("\n"):
+            _LOG.error("%s", line)
 
 
 if __name__ == "__main__":

@@ -171,8 +171,10 @@ class Daemon:
             try:
                 config = await trio.to_thread.run_sync(self._read)
             except ConfigurationError as error:
-                for line in str(error).split("\n"):
-                    _LOG.error("the configuration was not applied: %s", line)
+                # Who asked for it is told what they are: a client, or the log after a signal.
+                mistakes = len(str(error).split("\n"))
+                plural = "s" if mistakes > 1 else ""
+                _LOG.error("the configuration was not applied: %d mistake%s", mistakes, plural)
                 raise
             else:
                 # The client that asked may disconnect; the configuration is applied whole anyway.
@@ -273,8 +275,10 @@ class Daemon:
             self._exporter.configure(*metrics)
             done.append(f"metrics_file: {config.metrics_file or 'none'}")
         done += await self._listeners.apply(self._wanted_listeners(config))
+        failed = {f"socket {where}: {why}" for where, why in self._listeners.problems.items()}
         for line in done:
-            _LOG.info("reloaded: %s", line)
+            if line not in failed:  # which is in the log already
+                _LOG.info("reloaded: %s", line)
         return done
 
     def _wanted_listeners(self, config: DaemonConfig) -> Sequence[ListenConfig]:

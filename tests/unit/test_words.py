@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_one_way_pair
 
-from vuserd.backend.stderr import Words
+from vuserd.backend.stderr import Words, is_harmless
 
 
 class Backend:
@@ -31,6 +31,22 @@ class Backend:
 @pytest.fixture
 def backend() -> Backend:
     return Backend()
+
+
+HARMLESS = (
+    "[13:56:52Z WARN  virtiofsd::vhost_user] Front-end did not announce migration to begin",
+    "[2026-11-28T13:56:56Z WARN  virtiofsd::sandbox] Couldn't set the process uid as root: -1",
+    "[2026-11-28T13:56:56Z WARN  virtiofsd::sandbox] Couldn't set the process gid as root: -1",
+    "fv_remove_watch: TODO! fd=7",
+    "virtio_loop: Unexpected poll revents 11",
+)
+
+
+async def test_what_is_harmless_is_no_last_word(backend: Backend) -> None:
+    await backend.says(*(f"{line}\n".encode() for line in (HARMLESS[0], "a fault", *HARMLESS)))
+    assert backend.words.last() == "a fault"
+    assert all(map(is_harmless, HARMLESS))
+    assert not is_harmless("virtio_loop: Unexpected poll revents 8")
 
 
 async def test_lines_are_logged_however_they_come(backend: Backend) -> None:

@@ -20,7 +20,7 @@ from vuserd.backend.base import Backend
 from vuserd.backend.children import CHILDREN
 from vuserd.backend.find import BackendKind, Program
 from vuserd.backend.opened import has_opened
-from vuserd.backend.stderr import Words
+from vuserd.backend.stderr import Words, is_harmless
 from vuserd.errors import BackendDown, os_reason
 from vuserd.service.journal import about_export
 
@@ -149,7 +149,7 @@ def _connected_by_name(name: str) -> tuple[socket.socket, socket.socket]:
 
 
 class _Log:
-    """Logs the lines of one backend, at debug level once its end is expected."""
+    """Logs the lines of one backend; harmless ones, and all at an expected end, for debugging."""
 
     def __init__(self, export: str) -> None:
         self.end_expected = False
@@ -157,7 +157,8 @@ class _Log:
         self._log = about_export(_LOG, export)
 
     def line(self, words: str) -> None:
-        level = logging.DEBUG if self.end_expected else logging.INFO
+        quiet = self.end_expected or is_harmless(words)
+        level = logging.DEBUG if quiet else logging.INFO
         self._log.log(level, "export %s: virtiofsd: %s", self._export, words)
 
 

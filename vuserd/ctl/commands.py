@@ -200,10 +200,10 @@ def _load(client: Client, options: Namespace) -> None:
     )
 
 
-def _reload(client: Client, options: Namespace) -> None:
+def _reload(client: Client, options: Namespace) -> int:
     from vuserd.ctl import show
 
-    show.reload(client, options.export, as_json=options.json)
+    return show.reload(client, options.export, as_json=options.json)
 
 
 def _rigs(client: Client, options: Namespace) -> None:

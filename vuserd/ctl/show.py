@@ -1,7 +1,8 @@
 """``vuserctl exports``, ``reload`` and ``rigs``: print the daemon's answers."""
 
+from vuserd.client.errors import RemoteError
 from vuserd.client.sync_client import Client
-from vuserd.ctl.output import emit, emit_json, emit_table, shown
+from vuserd.ctl.output import complain, emit, emit_json, emit_table, shown
 
 
 def exports(client: Client, *, as_json: bool) -> None:
@@ -22,14 +23,25 @@ def exports(client: Client, *, as_json: bool) -> None:
     emit_table(("NAME", "STATE", "BACKEND", "VERSION", "PID", "REASON"), rows)
 
 
-def reload(client: Client, export: str | None, *, as_json: bool) -> None:
-    """Replace an export's backend, or reload the configuration; print the changes made."""
-    done = client.reload(export)
+def reload(client: Client, export: str | None, *, as_json: bool) -> int:
+    """Replace an export's backend, or reload the configuration; print the changes made.
+
+    Mistakes of the configuration have a line each, on standard error. Return the exit code.
+    """
+    try:
+        done = client.reload(export)
+    except RemoteError as error:
+        if "\n" not in error.message:
+            raise
+        for line in error.message.split("\n"):
+            complain(line)
+        return 1
     if as_json:
         emit_json(done)
-        return
+        return 0
     for line in done or ["nothing changed"]:
         emit(shown(line))
+    return 0
 
 
 def rigs(client: Client, *, as_json: bool) -> None:
