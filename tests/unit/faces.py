@@ -29,7 +29,9 @@ KINDS: Final = ("sync", "trio", "asyncio")
 class Connect(Protocol):
     """Connects a client, as ``Client.connect`` does."""
 
-    def __call__(self, address: str | None = None, *, reconnect: float = 5.0) -> Client: ...
+    def __call__(
+        self, address: str | None = None, *, timeout: float | None = None, reconnect: float = 5.0
+    ) -> Client: ...
 
 
 def connecting(kind: str) -> Connect:
@@ -37,7 +39,7 @@ def connecting(kind: str) -> Connect:
     if kind == "sync":
         return Client.connect
     loop = {"trio": _TrioLoop, "asyncio": _AsyncioLoop}[kind]
-    return lambda address=None, *, reconnect=5.0: cast("Client", _Face(loop(), address, reconnect))
+    return lambda address=None, **options: cast("Client", _Face(loop(), address, **options))
 
 
 class _Loop(ABC):
@@ -124,9 +126,16 @@ class _AsyncioLoop(_Loop):
 class _Face:
     """An asynchronous client as a synchronous one."""
 
-    def __init__(self, loop: _Loop, address: str | None, reconnect: float) -> None:
+    def __init__(
+        self,
+        loop: _Loop,
+        address: str | None,
+        *,
+        timeout: float | None = None,
+        reconnect: float = 5.0,
+    ) -> None:
         self._loop = loop
-        self._manager = loop.client.connect(address, reconnect=reconnect)
+        self._manager = loop.client.connect(address, timeout=timeout, reconnect=reconnect)
         try:
             self._client = loop.do(self._manager.__aenter__)
         except BaseException:

@@ -30,7 +30,7 @@ LONG = "x" * 900_000
 class TestSurface:
     """It is that of the synchronous client, and shows as its own."""
 
-    OF_CLIENT = frozenset(name for name in vars(Client) if name[:1] != "_")
+    OF_CLIENT = frozenset(name for name in dir(Client) if name[:1] != "_")
     #: What a task does instead.
     FOR_SEVERAL = frozenset({"begin", "finish", "abandon"})
 
@@ -50,7 +50,10 @@ class TestSurface:
     def test_help(self) -> None:
         text = pydoc.plain(pydoc.render_doc(AsyncioClient))
         assert "async stat(self, export: str, path:" in text
-        assert "follow: bool = True) -> vuserd.client.records.Stat" in text
+        assert (
+            "follow: bool = True, timeout: float | None = None) -> vuserd.client.records.Stat"
+            in text
+        )
         assert "Return a file's attributes" in text
 
 

@@ -120,7 +120,7 @@ class TestCore:
         assert [outcome(ticket) for ticket in tickets] == ["ConnectionLost"] * 3
         assert outcome(core.begin(calls.exports())) == "NotTaken"
         assert not core.outgoing
-        assert not core.can_be_replaced
+        assert core.can_be_replaced
 
     def test_what_ends_with_it(self) -> None:
         core = ClientCore(duplicate=lambda descriptor: descriptor, close=lambda _: None)

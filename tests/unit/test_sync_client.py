@@ -1,13 +1,24 @@
-"""What is the synchronous client's own: time-outs, and interruptions."""
+"""What is the synchronous client's own: interruptions, and whose a client is."""
 
+import os
+import signal
 import socket
-from collections.abc import Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 import pytest
 
-from tests.fake.rpc_server import FakeDaemon
+from tests.fake.rpc_server import IMAGE, FakeDaemon
 from vuserd.client import Client, calls
 from vuserd.client.errors import ConnectionLost, NotTaken
+from vuserd.wire.codec import Request
+
+MAIN = threading.main_thread().ident
+CODE = os.path.dirname(sys.modules[Client.__module__].__file__ or "")
 
 
 @pytest.fixture
@@ -16,79 +27,202 @@ def client(fake_daemon: FakeDaemon) -> Iterator[Client]:
         yield connected
 
 
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def press_ctrl_c() -> None:
+    """Interrupt the main thread, in its system call: before that, Python would notice it later."""
+    assert MAIN is not None
+    while state() != "S":
+        time.sleep(0.001)
+    time.sleep(0.01)
+    signal.pthread_kill(MAIN, signal.SIGINT)
+
+
+def state() -> str:
+    """Return the state of the main thread, by proc(5)."""
+    with open(f"/proc/self/task/{os.getpid()}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
+@pytest.fixture
+def ctrl_c(fake_daemon: FakeDaemon) -> Iterator[Callable[[str], threading.Event]]:
+    """Interrupt a method's call; its answer comes when the event is set."""
+    answered = threading.Event()
+
+    def interrupt(method: str) -> threading.Event:
+        def press(request: Request) -> None:
+            if request.method == method and not answered.is_set():
+                press_ctrl_c()
+                assert answered.wait(10)
+
+        fake_daemon.before = press
+        return answered
+
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield interrupt
+    answered.set()
+    signal.signal(signal.SIGINT, former)
+
+
 class TestInterrupted:
-    def test_interrupted_in_the_middle(self, client: Client) -> None:
-        class Interrupt(BaseException):
-            pass
+    """By Ctrl-C: that ends the call, and the client goes on over the same connection."""
 
-        def interrupt() -> memoryview:
-            raise Interrupt
-
-        ticket = client.begin(calls.exports())
-        client._talk.link.core.receive_buffer = interrupt  # type: ignore[method-assign]
-        with pytest.raises(Interrupt):
-            client.finish(ticket)
-        with pytest.raises(ConnectionLost, match="interrupted"):
-            client.finish(ticket)
-
-    def test_interrupted_when_bytes_were_sent(
-        self, client: Client, fake_daemon: FakeDaemon
+    @pytest.mark.parametrize("method", ["stat", "read", "fetch", "open", "attach"])
+    def test_while_it_waits(
+        self,
+        client: Client,
+        fake_daemon: FakeDaemon,
+        ctrl_c: Callable[[str], threading.Event],
+        method: str,
     ) -> None:
-        """The daemon has a request that the client could not record: it is not refused."""
-
-        def interrupt(_: int) -> None:
-            raise KeyboardInterrupt
-
-        core = client._talk.link.core
-        vars(core.outgoing)["sent"] = interrupt
-        ticket = core.begin(calls.exports())
+        client.exports()
+        before = descriptors()
+        answered = ctrl_c(method)
+        asked: dict[str, Callable[[], Any]] = {
+            "stat": lambda: client.stat("kernels", "image"),
+            "read": lambda: client.read("kernels", "image", 0, 300_000),
+            "fetch": lambda: client.fetch("kernels", "image"),
+            "open": lambda: client.stream("kernels", "image", lambda _: None),
+            "attach": lambda: client.attach(size=4096),
+        }
         with pytest.raises(KeyboardInterrupt):
-            client.finish(ticket)
-        fake_daemon.wait_for_requests(1)
-        with pytest.raises(ConnectionLost, match="interrupted") as caught:
-            client.finish(ticket)
-        assert not isinstance(caught.value, NotTaken)
+            asked[method]()
+        answered.set()
+        assert client.read("kernels", "image", 0, 300_001) == IMAGE  # behind the late answer
+        client.exports()
+        client.exports()  # behind the answer of what undoes it
+        assert (fake_daemon.connections, fake_daemon.open, fake_daemon.memories) == (1, {}, {})
+        assert descriptors() == before
 
+    def test_in_the_middle_of_a_payload(
+        self, client: Client, fake_daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The rest of it is dropped, and what was attached is there still."""
+        goes_on = threading.Event()
+        send = FakeDaemon._send
 
-class TestTimeOut:
-    def test_time_out(self, fake_daemon: FakeDaemon) -> None:
-        fake_daemon.hold = 2
-        with (
-            Client.connect(fake_daemon.address, timeout=0.01) as client,
-            pytest.raises(ConnectionLost, match="does not answer"),
-        ):
-            client.exports()
+        def send_half(
+            self: FakeDaemon, connection: socket.socket, frame: bytes, *more: Any
+        ) -> None:
+            if len(frame) < 100_000:
+                send(self, connection, frame, *more)
+                return
+            connection.sendall(frame[:77_777])
+            press_ctrl_c()
+            assert goes_on.wait(10)
+            connection.sendall(frame[77_777:])
 
-    @pytest.mark.timeout(10)
-    def test_time_out_of_what_is_not_sent(self, fake_daemon: FakeDaemon) -> None:
-        """The daemon reads nothing, and the socket holds no more."""
-        fake_daemon.reads.clear()
-        with Client.connect(fake_daemon.address, timeout=0.01) as client:
-            tickets = [client.begin(calls.stat("kernels", "x" * 900_000)) for _ in range(2)]
-            assert client._talk.link.core.outgoing
-            for ticket in tickets:
-                with pytest.raises(ConnectionLost, match="does not answer"):
-                    client.finish(ticket)
-            with pytest.raises(NotTaken, match="does not answer"):
-                client.exports()
+        with client.attach(size=4096) as memory:
+            monkeypatch.setattr(FakeDaemon, "_send", send_half)
+            with pytest.raises(KeyboardInterrupt):
+                client.read("kernels", "image", 0, 300_000)
+            goes_on.set()
+            assert client.stat("kernels", "image").size == len(IMAGE)
+            assert memory.load("kernels", "odd", 0) == 3
         assert fake_daemon.connections == 1
 
-    @pytest.mark.timeout(10)
-    def test_time_out_over_a_socket_of_the_callers(self, fake_daemon: FakeDaemon) -> None:
-        fake_daemon.reads.clear()
+    @pytest.mark.parametrize("offset", range(2))
+    def test_anywhere(self, client: Client, fake_daemon: FakeDaemon, offset: int) -> None:
+        """Before each instruction of the clients' code; at worst, the client connects again."""
+        client.exports()
+        before = descriptors() - fake_daemon.connections  # which keeps its end of each
+        nth = interrupted = offset
+        while interrupted == nth:
+            nth += 20
+            interrupted = interrupt_before(nth, lambda: client.read("kernels", "image", 0, 10))
+            assert client.read("kernels", "image", 20, 7) == IMAGE[20:27]
+            with client.fetch("kernels", "odd") as image:
+                assert bytes(image.buffer()) == b"odd"
+            assert descriptors() - fake_daemon.connections == before
+        assert nth > 500
+        assert fake_daemon.connections < nth / 10
+
+    def test_one_that_cannot_connect_again(self, fake_daemon: FakeDaemon) -> None:
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(fake_daemon.address)
-        with (
-            Client(sock, 0.01) as client,
-            pytest.raises(ConnectionLost, match="does not answer"),
-        ):
-            client.stat("kernels", "x" * 900_000)
-
-    def test_a_time_out_ends_it_for_good(self, fake_daemon: FakeDaemon) -> None:
-        fake_daemon.hold = 2
-        with Client.connect(fake_daemon.address, timeout=0.01) as client:
-            with pytest.raises(ConnectionLost) as caught:
-                client.exports()
+        with Client(sock) as client:
+            ticket = client.begin(calls.exports())
+            client._talk.link.core.changing = True
+            with pytest.raises(ConnectionLost, match="interrupted") as caught:
+                client.finish(ticket)
             assert not isinstance(caught.value, NotTaken)
-            with pytest.raises(NotTaken, match="does not answer"):
+            with pytest.raises(NotTaken, match="interrupted"):
                 client.exports()
+
+
+def interrupt_before(nth: int, do: Callable[[], object]) -> int:
+    """Do something, with KeyboardInterrupt before an instruction; return which one that was."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        if not frame.f_code.co_filename.startswith(CODE):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            count += 1
+            if count == nth:
+                raise KeyboardInterrupt
+        return trace
+
+    former = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        do()
+    except KeyboardInterrupt:
+        return nth
+    finally:
+        sys.settrace(former)
+    return count
+
+
+class TestOwner:
+    def test_a_second_thread(self, client: Client) -> None:
+        told: list[str] = []
+
+        def use() -> None:
+            with pytest.raises(RuntimeError) as caught:
+                client.exports()
+            told.append(str(caught.value))
+
+        thread = threading.Thread(target=use, name="rig-2")
+        thread.start()
+        thread.join()
+        words = (
+            "this client is thread 'MainThread''s, and thread 'rig-2' has called it: give each"
+            " thread a client of its own, or share a vuserd.client.ClientPool"
+        )
+        assert told == [words]
+        assert client.exports()
+
+    def test_the_thread_has_ended(self, fake_daemon: FakeDaemon) -> None:
+        made: list[Client] = []
+        thread = threading.Thread(target=lambda: made.append(Client.connect(fake_daemon.address)))
+        thread.start()
+        thread.join()
+        with made.pop() as client:
+            assert client.exports()
+
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_the_child_of_a_fork(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                client.exports()
+            except RuntimeError as error:
+                os.write(writing, str(error).encode())
+            client.close()
+            os._exit(0)
+        os.close(writing)
+        with open(reading) as pipe:
+            told = pipe.read()
+        os.waitpid(child, 0)
+        assert told == (
+            f"this client is process {os.getpid()}'s, and its fork, process {child}, has called it:"
+            " connect a client of its own there"
+        )
+        assert client.exports()
+        assert fake_daemon.connections == 1

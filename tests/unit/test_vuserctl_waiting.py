@@ -31,14 +31,14 @@ def test_a_daemon_that_does_not_answer(
     fake_daemon.reads.clear()
     code, out, err = run(*command, "--timeout", "0.2")
     assert (code, out) == (1, "")
-    assert err == f"vuserctl: the daemon does not answer; see {SEE}\n"
+    assert err == f"vuserctl: the daemon did not answer within 0.2 s; see {SEE}\n"
 
 
 def test_a_get_is_told_by_its_name(run: Run, fake_daemon: FakeDaemon, here: Path) -> None:
     fake_daemon.raw["open"] = lambda _: b""  # no answer
     code, _, err = run("--timeout", "0.2", "get", "kernels:image")
     assert (code, os.listdir(here)) == (1, [])
-    assert err == f"vuserctl: kernels:image: the daemon does not answer; see {SEE}\n"
+    assert err == f"vuserctl: kernels:image: the daemon did not answer within 0.2 s; see {SEE}\n"
 
 
 def test_a_queue_that_is_full(run: Run, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vuserd.client.errors import ConnectionLost as ConnectionLost
     from vuserd.client.errors import NotTaken as NotTaken
     from vuserd.client.errors import RemoteError as RemoteError
+    from vuserd.client.errors import TimedOut as TimedOut
     from vuserd.client.files.tree_page import TreeEntry as TreeEntry
     from vuserd.client.image import Image as Image
     from vuserd.client.memory import AsyncAttachedMemory as AsyncAttachedMemory
@@ -81,6 +82,7 @@ __all__ = [
     "RigStatus",
     "Stat",
     "Status",
+    "TimedOut",
     "TraceEvent",
     "TracePage",
     "TreeEntry",
@@ -102,6 +104,7 @@ _MODULES: Final = {
         "ConnectionLost",
         "NotTaken",
         "RemoteError",
+        "TimedOut",
     ),
     "files.tree_page": ("TreeEntry",),
     "image": ("Image",),

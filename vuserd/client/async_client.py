@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, Type
 from vuserd.client import calls, composite
 from vuserd.client.async_link import AsyncLink
 from vuserd.client.calls import Call, RemotePath
-from vuserd.client.core.conversation import Conversation, Talk
+from vuserd.client.core.conversation import Conversation
 from vuserd.client.core.procedure import (
+    Do,
     Emit,
     Finish,
     Pause,
@@ -23,7 +24,9 @@ from vuserd.client.core.procedure import (
     Write,
 )
 from vuserd.client.core.reconnect import PATIENCE
+from vuserd.client.core.seconds import limit_of
 from vuserd.client.core.ticket import Ticket
+from vuserd.client.errors import TimedOut
 from vuserd.client.memory import AsyncAttachedMemory
 from vuserd.client.records import Entry, Stat, WalkEntry
 from vuserd.client.runtime import Runtime
@@ -41,28 +44,36 @@ _TRANSFERS: Final = 48
 
 
 def _asks(
-    method: Callable[Concatenate[Client, P], T], make: Callable[P, Call[T]]
+    method: Callable[Concatenate[Client, P], T], make: Callable[..., Call[T]]
 ) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
     """Return a method of the synchronous client, that does one call, as one to await."""
 
     @wraps(method)
     async def asks(self: "AsyncClient", /, *args: P.args, **options: P.kwargs) -> T:
-        return await self._finish(self._talk.begin(make(*args, **options)))
+        timeout = _timeout_of(options)
+        return await self._finish(self._talk.begin(make(*args, **options)), timeout)
 
     return asks
 
 
 def _runs(
     method: Callable[Concatenate[Client, P], T],
-    make: Callable[Concatenate[Talk, P], Procedure[T]],
+    make: Callable[..., Procedure[T]],
 ) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
     """Return a method of the synchronous client, that runs a procedure, as one to await."""
 
     @wraps(method)
     async def runs(self: "AsyncClient", /, *args: P.args, **options: P.kwargs) -> T:
-        return await self._run(make(self._talk, *args, **options))
+        timeout = _timeout_of(options)
+        return await self._run(make(self._talk, *args, **options), timeout)
 
     return runs
+
+
+def _timeout_of(options: dict[str, Any]) -> float | None:
+    """Take the time that a call has for each answer out of its options."""
+    timeout: float | None = options.pop("timeout", None)
+    return timeout
 
 
 class AsyncClient:
@@ -74,11 +85,13 @@ class AsyncClient:
 
     _make_runtime: Callable[[], Runtime]
 
-    def __init__(self, sock: socket.socket | None = None) -> None:
+    def __init__(self, sock: socket.socket | None = None, timeout: float | None = None) -> None:
         """Talk over a connected stream socket, which is the client's from now on.
 
-        :meth:`connect` makes a socket itself.
+        ``timeout`` is the seconds for each answer, where a call has none of its own; None is any
+        number. :meth:`connect` makes a socket itself.
         """
+        self._limit = limit_of(timeout, None)
         runtime = self._runtime = self._make_runtime()
         self._talk = Conversation(lambda made: AsyncLink(made, runtime), runtime.now)
         self._transfers = runtime.semaphore(_TRANSFERS)
@@ -88,17 +101,22 @@ class AsyncClient:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, address: str | None = None, *, reconnect: float = PATIENCE
+        cls,
+        address: str | None = None,
+        *,
+        timeout: float | None = None,
+        reconnect: float = PATIENCE,
     ) -> AsyncIterator[Self]:
         """Connect to the daemon at ``address``, by default where :mod:`vuserd.wire.address` says.
 
-        ``reconnect`` is how many seconds a call may take to find the daemon's successor; with 0 it
-        does not look for one. An address that is not named has to answer within one second, or
-        else the next is tried. Raises CannotConnect.
+        ``timeout`` is the seconds for each answer, where a call has none of its own; None is any
+        number. ``reconnect`` is how many seconds a call may take to find the daemon's successor;
+        with 0 it does not look for one. An address that is not named has to answer within one
+        second, or else the next is tried. Raises CannotConnect.
         """
-        client = cls()
+        client = cls(None, timeout)
         await client._runtime.checkpoint()
-        await client._run(client._talk.connect(address, limit=0.0, patience=reconnect))
+        await client._run(client._talk.connect(address, limit=timeout or 0.0, patience=reconnect))
         try:
             yield client
         finally:
@@ -130,30 +148,34 @@ class AsyncClient:
     archive = _runs(Client.archive, composite.archive)
 
     def iterdir(
-        self, export: str, path: RemotePath, *, attrs: bool = False
+        self, export: str, path: RemotePath, *, attrs: bool = False, timeout: float | None = None
     ) -> AsyncGenerator[Entry, None]:
         """Return all entries of a directory, as :meth:`vuserd.client.Client.iterdir` does."""
-        return self._iterate(composite.iterdir(self._talk, export, path, attrs=attrs))
+        return self._iterate(composite.iterdir(self._talk, export, path, attrs=attrs), timeout)
 
     def iterwalk(
-        self, export: str, path: RemotePath, *, attrs: bool = False
+        self, export: str, path: RemotePath, *, attrs: bool = False, timeout: float | None = None
     ) -> AsyncGenerator[WalkEntry, None]:
         """Return all that is below a directory, as :meth:`vuserd.client.Client.iterwalk` does."""
-        return self._iterate(composite.iterwalk(self._talk, export, path, attrs=attrs))
+        return self._iterate(composite.iterwalk(self._talk, export, path, attrs=attrs), timeout)
 
-    def tree(self, export: str, path: RemotePath) -> "AsyncGenerator[TreeEntry, None]":
+    def tree(
+        self, export: str, path: RemotePath, *, timeout: float | None = None
+    ) -> "AsyncGenerator[TreeEntry, None]":
         """Return a tree with the bytes in it, as :meth:`vuserd.client.Client.tree` does."""
-        return self._iterate(composite.tree(self._talk, export, path))
+        return self._iterate(composite.tree(self._talk, export, path), timeout)
 
-    def trace(self, export: str) -> AsyncGenerator[TraceEvent, None]:
+    def trace(
+        self, export: str, *, timeout: float | None = None
+    ) -> AsyncGenerator[TraceEvent, None]:
         """Return the FUSE requests of an export, as :meth:`vuserd.client.Client.trace` does."""
-        return self._iterate(composite.trace(self._talk, export))
+        return self._iterate(composite.trace(self._talk, export), timeout)
 
     async def attach(
-        self, memfd: int | None = None, *, size: int | None = None
+        self, memfd: int | None = None, *, size: int | None = None, timeout: float | None = None
     ) -> AsyncAttachedMemory:
         """Lend memory to the daemon, as :meth:`vuserd.client.Client.attach` does."""
-        lent = await self._run(composite.attach(self._talk, memfd, size=size))
+        lent = await self._run(composite.attach(self._talk, memfd, size=size), timeout)
         return AsyncAttachedMemory(self.call, self._talk.tell, *lent)
 
     async def download(
@@ -164,6 +186,7 @@ class AsyncClient:
         *,
         progress: Progress | None = None,
         grows: bool = False,
+        timeout: float | None = None,
     ) -> Stat:
         """Write a file to one that is open, as :meth:`vuserd.client.Client.download` does.
 
@@ -173,7 +196,7 @@ class AsyncClient:
             self._talk, export, path, fileno, progress=progress, grows=grows
         )
         async with self._transfers:
-            return await self._run(procedure)
+            return await self._run(procedure, timeout)
 
     async def stream(
         self,
@@ -183,29 +206,31 @@ class AsyncClient:
         *,
         progress: Progress | None = None,
         grows: bool = True,
+        timeout: float | None = None,
     ) -> Stat:
         """Hand a file's bytes to ``write``, as :meth:`vuserd.client.Client.stream` does."""
         procedure = composite.stream(
             self._talk, export, path, write, progress=progress, grows=grows
         )
         async with self._transfers:
-            return await self._run(procedure)
+            return await self._run(procedure, timeout)
 
-    async def call(self, call: Call[T]) -> T:
+    async def call(self, call: Call[T], *, timeout: float | None = None) -> T:
         """Do one call of :mod:`vuserd.client.calls` and wait for it."""
-        return await self._finish(self._talk.begin(call))
+        return await self._finish(self._talk.begin(call), timeout)
 
     # -- the steps of procedures -------------------------------------------------------------------
 
-    async def _finish(self, ticket: Ticket[T]) -> T:
-        """Wait for a call that was begun; where that is cancelled, forget it."""
+    async def _finish(self, ticket: Ticket[T], timeout: float | None = None) -> T:
+        """Wait for a call that was begun; where that is cancelled or too long, forget it."""
         talk = self._talk
         try:
+            limit = limit_of(timeout, self._limit)
             await self._runtime.checkpoint()
             if not ticket.done:
-                await talk.link_of(ticket).wait(ticket)
+                await self._wait(ticket, limit)
             if ticket.refused is not None:
-                await self._run(talk.send_again(ticket))
+                await self._run(talk.send_again(ticket, limit), timeout)
         except BaseException:
             talk.abandon(ticket)
             raise
@@ -213,19 +238,31 @@ class AsyncClient:
             talk.leave_former()
         return ticket.result()
 
-    async def _run(self, procedure: Procedure[T]) -> T:
+    async def _wait(self, ticket: Ticket[Any], limit: float | None) -> None:
+        """Wait for an answer, for so many seconds; TimedOut where it does not come."""
+        wait = partial(self._talk.link_of(ticket).wait, ticket)
+        if limit is None:
+            await wait()
+            return
+        await self._runtime.within(limit, wait)
+        if not ticket.done:
+            raise ticket.timed_out(limit)
+
+    async def _run(self, procedure: Procedure[T], timeout: float | None = None) -> T:
         """Take the steps of a procedure until it returns."""
         running = Running(procedure)
         while (step := running.next_step()) is not None:
-            await self._take(step, running)
+            await self._take(step, running, timeout)
         return running.result
 
-    async def _iterate(self, stream: Stream[T]) -> AsyncGenerator[T, None]:
+    async def _iterate(
+        self, stream: Stream[T], timeout: float | None = None
+    ) -> AsyncGenerator[T, None]:
         """Take the steps of a procedure, and yield what it emits."""
         running = Running(stream)
         while (step := running.next_step()) is not None:
             if not isinstance(step, Emit):
-                await self._take(step, running)
+                await self._take(step, running, timeout)
                 continue
             try:
                 for value in step.values:
@@ -233,29 +270,30 @@ class AsyncClient:
             except BaseException as error:
                 running.failed(error)
 
-    async def _take(self, step: Step, running: Running[Any, Any]) -> None:
+    async def _take(self, step: Step, running: Running[Any, Any], timeout: float | None) -> None:
         """Take one step, and let its procedure hear what comes of it.
 
-        One that was cancelled waits for nothing more, while it cleans up: trio sees to that by
-        itself, asyncio tells a task once.
+        One that was cancelled, or met a daemon that was silent for too long, waits for nothing
+        more, while it cleans up: of a cancellation trio sees to that by itself, asyncio tells a
+        task once.
         """
         if running.cancelled is not None:
             running.failed(running.cancelled)
             return
         try:
-            running.came(await self._outcome(step))
-        except self._runtime.cancelled as cancelled:
-            running.cancelled = cancelled
-            running.failed(cancelled)
+            running.came(await self._outcome(step, timeout))
+        except (self._runtime.cancelled, TimedOut) as ended:
+            running.cancelled = ended
+            running.failed(ended)
         except BaseException as error:
             running.failed(error)
 
-    async def _outcome(self, step: Step) -> object:
+    async def _outcome(self, step: Step, timeout: float | None) -> object:
         match step:
             case Finish(ticket):
-                return await self._finish(ticket)
+                return await self._finish(ticket, timeout)
             case Wait(ticket, None):
-                await self._talk.link_of(ticket).wait(ticket)
+                await self._wait(ticket, limit_of(timeout, self._limit))
             case Wait(ticket, seconds):
                 wait = partial(self._talk.link_of(ticket).wait, ticket)
                 await self._runtime.within(cast("float", seconds), wait)
@@ -263,6 +301,14 @@ class AsyncClient:
                 await self._runtime.in_thread(partial(sink.write, payload, offset))
             case Write(sink, payload, offset):
                 return await cast("Awaitable[object]", sink.write(payload, offset))
+            case Do(function):
+                return await self._called(function)
             case Pause(seconds):
                 await self._runtime.sleep(seconds)
         return None
+
+    async def _called(self, function: Callable[[], T]) -> T:
+        """Call a function in a thread; return what it does."""
+        found: list[T] = []
+        await self._runtime.in_thread(lambda: found.append(function()))
+        return found[0]

@@ -7,6 +7,7 @@
         |-- RemoteError         the daemon answered with an error
         |   `-- RemoteOSError       ... of an errno: an OSError, too (FileNotFoundError, ...)
         |-- CannotConnect       no daemon was reached
+        |-- TimedOut            no answer came in time: a TimeoutError, too
         |-- ConnectionLost      the connection ended before the answer
         |   `-- NotTaken            ... and before the request was taken: the call had no effect
         `-- BadReply            the answer is not what the method returns
@@ -37,7 +38,7 @@ class ClientError(VuserdError):
     @property
     def words(self) -> str:
         """What is wrong, without the file and what was asked."""
-        return super().__str__()
+        return BaseException.__str__(self)  # and not as an OSError shows itself
 
     def __str__(self) -> str:
         parts = (printable(self.filename or ""), self.asked, self.words)
@@ -169,14 +170,29 @@ class NotTaken(ConnectionLost):
     """The connection ended before all of the request was taken: the call had no effect."""
 
 
+class TimedOut(ClientError, TimeoutError):  # noqa: N818
+    """No answer came in the time that the call had for each; the client goes on with others.
+
+    Whether the call took effect is not known; its answer, where it still comes, is dropped.
+    """
+
+    code = ErrorCode.TIMEOUT
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+    @classmethod
+    def after(cls, seconds: float) -> "TimedOut":
+        """Return the error of a daemon that was silent for so many seconds."""
+        return cls(f"the daemon did not answer within {seconds:g} s")
+
+
 class BadReply(ClientError):  # noqa: N818
     """The daemon's answer is not what the method returns: client and daemon may not match."""
 
 
 def describe_loss(error: OSError) -> str:
     """Say why a connection is lost, for ConnectionLost."""
-    if isinstance(error, BlockingIOError):  # of a blocking socket: its time-out
-        return "the daemon does not answer"
     if isinstance(error, ConnectionResetError):
         return "the daemon closed the connection"
     return f"the connection to the daemon: {reason_of(error)}"

@@ -106,12 +106,14 @@ class AttachedMemory(_Attached):
         *,
         offset: int = 0,
         length: int | None = None,
+        timeout: float | None = None,
     ) -> int:
         """Have a file's bytes, from ``offset`` on, written at ``address`` in the memory.
 
         Return how many they are: ``length``, or fewer where the file ends.
         """
-        return self._call(load(self.id, address, export, path, offset=offset, length=length))
+        call = load(self.id, address, export, path, offset=offset, length=length)
+        return self._call(call, timeout=timeout)
 
     def detach(self) -> None:
         """Take the memory back from the daemon, once loads into it have ended.
@@ -160,12 +162,14 @@ class AsyncAttachedMemory(_Attached):
         *,
         offset: int = 0,
         length: int | None = None,
+        timeout: float | None = None,
     ) -> int:
         """Have a file's bytes, from ``offset`` on, written at ``address`` in the memory.
 
         Return how many they are: ``length``, or fewer where the file ends.
         """
-        return await self._call(load(self.id, address, export, path, offset=offset, length=length))
+        call = load(self.id, address, export, path, offset=offset, length=length)
+        return await self._call(call, timeout=timeout)
 
     async def detach(self) -> None:
         """Take the memory back from the daemon, once loads into it have ended.
@@ -199,8 +203,8 @@ class AsyncAttachedMemory(_Attached):
 
 
 class _Does(Protocol):
-    def __call__(self, call: Call[T], /) -> T: ...
+    def __call__(self, call: Call[T], /, *, timeout: float | None = None) -> T: ...
 
 
 class _DoesAsync(Protocol):
-    async def __call__(self, call: Call[T], /) -> T: ...
+    async def __call__(self, call: Call[T], /, *, timeout: float | None = None) -> T: ...

@@ -1,28 +1,13 @@
 """The synchronous client: one blocking socket, several calls in flight."""
 
 import socket
-import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from vuserd.client import calls, composite
-from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath, WritableBuffer
-from vuserd.client.core.conversation import Conversation
-from vuserd.client.core.procedure import (
-    Emit,
-    Finish,
-    Pause,
-    Procedure,
-    Progress,
-    Running,
-    Step,
-    Stream,
-    Wait,
-    Write,
-)
+from vuserd.client.calls import PAGE_ENTRIES, RemotePath, WritableBuffer
+from vuserd.client.core.procedure import Progress
 from vuserd.client.core.reconnect import PATIENCE
-from vuserd.client.core.ticket import Ticket
 from vuserd.client.image import Image
 from vuserd.client.memory import AttachedMemory
 from vuserd.client.records import (
@@ -38,21 +23,29 @@ from vuserd.client.records import (
     WalkEntry,
     WalkPage,
 )
-from vuserd.client.sync_link import SyncLink
+from vuserd.client.sync.driver import Driver
 from vuserd.client.trace import PAGE_EVENTS, TraceEvent, TracePage
 
 if TYPE_CHECKING:
     from vuserd.client.archive.members import Archived, ArchiveOptions
     from vuserd.client.files.tree_page import TreeEntry
 
-T = TypeVar("T")
 
-
-class Client:
+class Client(Driver):
     """A connection to the daemon, for one thread: ``with Client.connect() as client: ...``.
 
     Every call may raise a :class:`vuserd.client.errors.ClientError`, mostly a RemoteError with the
     daemon's answer.  For several calls in flight, :meth:`begin` them and :meth:`finish` each.
+
+    ``timeout`` of a call, or else of the client, is the seconds for each answer of the daemon: a
+    listing has as many for each page, a whole file for each part. The call that has none in them
+    raises TimedOut, a TimeoutError. That, and an interruption such as Ctrl-C, ends the call and not
+    the client: a late answer is dropped. Only what interrupts the few microseconds in which an
+    answer is taken apart costs the connection, and the next call makes a new one.
+
+    A client is its thread's: where another one calls it, or the child of a fork, that is a
+    RuntimeError. Give each thread a client of its own, or share a
+    :class:`vuserd.client.ClientPool`.
 
     A restart of the daemon goes unnoticed. It answers what it has taken before it ends; a call that
     it did not take is sent again to its successor, for which the client looks for ``reconnect``
@@ -60,17 +53,16 @@ class Client:
     memory, a walk that goes on), the call raises :class:`vuserd.client.errors.NotTaken`: it had no
     effect. Once all memory is detached and the walk has ended, the next call reconnects. A daemon
     that did not end in good order may have taken a call without answering it: that one raises
-    ConnectionLost, and the next one reconnects. A time-out, or an interruption such as Ctrl-C, ends
-    the client for good.
+    ConnectionLost, and the next one reconnects.
     """
 
-    def __init__(self, sock: socket.socket | None = None, timeout: float = 0.0) -> None:
+    def __init__(self, sock: socket.socket | None = None, timeout: float | None = None) -> None:
         """Talk over a connected stream socket, which is the client's from now on.
 
-        ``timeout`` limits each of its waits, in seconds; 0 does not. :meth:`connect` makes a socket
-        itself.
+        ``timeout`` is the seconds for each answer, where a call has none of its own; None is any
+        number. :meth:`connect` makes a socket itself.
         """
-        self._talk = Conversation(lambda made: SyncLink(made, timeout), time.monotonic)
+        super().__init__(timeout)
         if sock is not None:
             self._talk.use(sock)
 
@@ -84,48 +76,35 @@ class Client:
     ) -> Self:
         """Connect to the daemon at ``address``, by default where :mod:`vuserd.wire.address` says.
 
-        With ``timeout`` the connection counts as lost when it stands still for so many seconds. An
-        address that is not named has to answer within one second, or else the next is tried.
+        ``timeout`` is the seconds for each answer, where a call has none of its own; None is any
+        number. An address that is not named has to answer within one second, or else the next is
+        tried.
         ``reconnect`` is how many seconds a call may take to find the daemon's successor; with 0 it
         does not look for one. Raises CannotConnect.
         """
-        limit = timeout or 0.0
-        client = cls(None, limit)
-        client._run(client._talk.connect(address, limit=limit, patience=reconnect))
+        client = cls(None, timeout)
+        client._run(client._talk.connect(address, limit=timeout or 0.0, patience=reconnect))
         return client
-
-    def close(self) -> None:
-        """Close the connection; calls in flight fail with ConnectionLost."""
-        self._talk.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- the methods of the daemon -----------------------------------------------------------------
 
-    def api_info(self) -> ApiInfo:
+    def api_info(self, *, timeout: float | None = None) -> ApiInfo:
         """Return the daemon's version, API level, methods and error names."""
-        return self.call(calls.api_info())
+        return self.call(calls.api_info(), timeout=timeout)
 
-    def exports(self) -> list[ExportInfo]:
+    def exports(self, *, timeout: float | None = None) -> list[ExportInfo]:
         """Return the exports and their state."""
-        return self.call(calls.exports())
+        return self.call(calls.exports(), timeout=timeout)
 
-    def stat(self, export: str, path: RemotePath, *, follow: bool = True) -> Stat:
+    def stat(
+        self, export: str, path: RemotePath, *, follow: bool = True, timeout: float | None = None
+    ) -> Stat:
         """Return a file's attributes; with ``follow`` those of what a symlink leads to."""
-        return self.call(calls.stat(export, path, follow=follow))
+        return self.call(calls.stat(export, path, follow=follow), timeout=timeout)
 
-    def readlink(self, export: str, path: RemotePath) -> str:
+    def readlink(self, export: str, path: RemotePath, *, timeout: float | None = None) -> str:
         """Return a symlink's target."""
-        return self.call(calls.readlink(export, path))
+        return self.call(calls.readlink(export, path), timeout=timeout)
 
     def readdir(
         self,
@@ -135,18 +114,22 @@ class Client:
         attrs: bool = False,
         limit: int = PAGE_ENTRIES,
         after: PageToken | None = None,
+        timeout: float | None = None,
     ) -> DirectoryPage:
         """Return one page of a directory: ``limit`` entries at most, after the token ``after``."""
         return self._run(
-            composite.readdir(self._talk, export, path, attrs=attrs, limit=limit, after=after)
+            composite.readdir(self._talk, export, path, attrs=attrs, limit=limit, after=after),
+            timeout,
         )
 
-    def iterdir(self, export: str, path: RemotePath, *, attrs: bool = False) -> Iterator[Entry]:
+    def iterdir(
+        self, export: str, path: RemotePath, *, attrs: bool = False, timeout: float | None = None
+    ) -> Iterator[Entry]:
         """Return all entries of a directory, page by page, in the backend's order.
 
         What is there all the time comes once, also where the daemon is restarted meanwhile.
         """
-        return self._iterate(composite.iterdir(self._talk, export, path, attrs=attrs))
+        return self._iterate(composite.iterdir(self._talk, export, path, attrs=attrs), timeout)
 
     def walk(
         self,
@@ -156,6 +139,7 @@ class Client:
         attrs: bool = False,
         limit: int = PAGE_ENTRIES,
         after: PageToken | None = None,
+        timeout: float | None = None,
     ) -> WalkPage:
         """Return one page of the tree below a directory, parents before what is in them.
 
@@ -163,90 +147,117 @@ class Client:
         a page is the ``after`` of the following one; :meth:`iterwalk` does that.
         """
         return self._run(
-            composite.walk(self._talk, export, path, attrs=attrs, limit=limit, after=after)
+            composite.walk(self._talk, export, path, attrs=attrs, limit=limit, after=after),
+            timeout,
         )
 
     def iterwalk(
-        self, export: str, path: RemotePath, *, attrs: bool = False
+        self, export: str, path: RemotePath, *, attrs: bool = False, timeout: float | None = None
     ) -> Iterator[WalkEntry]:
         """Return all that is below a directory, page by page.
 
         Raises the RemoteError of a directory that cannot be read after all others were given.
         """
-        return self._iterate(composite.iterwalk(self._talk, export, path, attrs=attrs))
+        return self._iterate(composite.iterwalk(self._talk, export, path, attrs=attrs), timeout)
 
-    def tree(self, export: str, path: RemotePath) -> "Iterator[TreeEntry]":
+    def tree(
+        self, export: str, path: RemotePath, *, timeout: float | None = None
+    ) -> "Iterator[TreeEntry]":
         """Return all that is below a directory, with the bytes of its small files.
 
         Parents come before what is in them, and symlinks are entries and never followed. An
         entry's ``content`` is there until the next entry is asked for; a file without it and
         without an error is read by itself, with :meth:`download` for example.
         """
-        return self._iterate(composite.tree(self._talk, export, path))
+        return self._iterate(composite.tree(self._talk, export, path), timeout)
 
-    def read(self, export: str, path: RemotePath, offset: int, length: int) -> bytes:
+    def read(
+        self,
+        export: str,
+        path: RemotePath,
+        offset: int,
+        length: int,
+        *,
+        timeout: float | None = None,
+    ) -> bytes:
         """Return ``length`` bytes of a file, fewer only at its end."""
-        return self._run(composite.read(self._talk, export, path, offset, length))
+        return self._run(composite.read(self._talk, export, path, offset, length), timeout)
 
-    def read_into(self, export: str, path: RemotePath, offset: int, buffer: WritableBuffer) -> int:
+    def read_into(
+        self,
+        export: str,
+        path: RemotePath,
+        offset: int,
+        buffer: WritableBuffer,
+        *,
+        timeout: float | None = None,
+    ) -> int:
         """Fill ``buffer`` from a file; give the number of bytes, fewer only at its end."""
-        return self.call(calls.read_into(export, path, offset, buffer))
+        return self.call(calls.read_into(export, path, offset, buffer), timeout=timeout)
 
-    def statfs(self, export: str) -> FsStat:
+    def statfs(self, export: str, *, timeout: float | None = None) -> FsStat:
         """Return the size and use of an export's file system."""
-        return self.call(calls.statfs(export))
+        return self.call(calls.statfs(export), timeout=timeout)
 
-    def reload(self, export: str | None = None) -> list[str]:
+    def reload(self, export: str | None = None, *, timeout: float | None = None) -> list[str]:
         """Replace an export's backend by a new one; no call is lost.
 
         Without an export: have the configuration read again, and what differs applied. Gives a line
         for each thing that was done.
         """
-        return self.call(calls.reload(export))
+        return self.call(calls.reload(export), timeout=timeout)
 
-    def rigs(self) -> list[RigInfo]:
+    def rigs(self, *, timeout: float | None = None) -> list[RigInfo]:
         """Return the rigs and their state."""
-        return self.call(calls.rigs())
+        return self.call(calls.rigs(), timeout=timeout)
 
-    def trace(self, export: str) -> Iterator[TraceEvent]:
+    def trace(self, export: str, *, timeout: float | None = None) -> Iterator[TraceEvent]:
         """Return the FUSE requests of an export as they happen, from the first ``next`` on.
 
         For those alone who manage the daemon. :meth:`trace_page` with ``end`` ends the trace.
         """
-        return self._iterate(composite.trace(self._talk, export))
+        return self._iterate(composite.trace(self._talk, export), timeout)
 
     def trace_page(
-        self, export: str, *, limit: int = PAGE_EVENTS, wait: float = 1.0, end: bool = False
+        self,
+        export: str,
+        *,
+        limit: int = PAGE_EVENTS,
+        wait: float = 1.0,
+        end: bool = False,
+        timeout: float | None = None,
     ) -> TracePage:
         """Return the FUSE requests that ended since the page before; the first page begins a trace.
 
         Where there are none it waits ``wait`` seconds for some. A trace is its connection's, and is
         over with ``end``, with that, and when nobody asks for a minute.
         """
-        return self.call(calls.trace(export, limit=limit, wait=wait, end=end))
+        return self.call(calls.trace(export, limit=limit, wait=wait, end=end), timeout=timeout)
 
-    def metrics(self) -> str:
+    def metrics(self, *, timeout: float | None = None) -> str:
         """Return the daemon's metrics in Prometheus' text format."""
-        return self.call(calls.metrics())
+        return self.call(calls.metrics(), timeout=timeout)
 
-    def status(self) -> Status:
+    def status(self, *, timeout: float | None = None) -> Status:
         """Return the daemon's state; more of it to those who manage the daemon."""
-        return self.call(calls.status())
+        return self.call(calls.status(), timeout=timeout)
 
     # -- images and memory -------------------------------------------------------------------------
 
-    def fetch(self, export: str, path: RemotePath) -> Image:
+    def fetch(self, export: str, path: RemotePath, *, timeout: float | None = None) -> Image:
         """Return a file, whole, as an image in memory that the daemon shares, for you to close."""
-        return self.call(calls.fetch(export, path))
+        return self.call(calls.fetch(export, path), timeout=timeout)
 
-    def attach(self, memfd: int | None = None, *, size: int | None = None) -> AttachedMemory:
+    def attach(
+        self, memfd: int | None = None, *, size: int | None = None, timeout: float | None = None
+    ) -> AttachedMemory:
         """Lend memory to the daemon, to load files into: a memfd of yours, or a new one.
 
         Yours has to be open for reading and writing and stays yours; the daemon seals it against
         shrinking and further seals, for as long as it exists. ``size`` is in bytes, of whole pages;
         by default all of your memfd.
         """
-        memory, identifier = self._run(composite.attach(self._talk, memfd, size=size))
+        memory, identifier = self._run(composite.attach(self._talk, memfd, size=size), timeout)
         return AttachedMemory(self.call, memory, identifier)
 
     def load(
@@ -258,16 +269,19 @@ class Client:
         *,
         offset: int = 0,
         length: int | None = None,
+        timeout: float | None = None,
     ) -> int:
         """Have a file's bytes, from ``offset`` on, written at ``address`` of attached memory.
 
         Gives how many they are: ``length``, or fewer where the file ends.
         """
-        return self.call(calls.load(memory, address, export, path, offset=offset, length=length))
+        return self.call(
+            calls.load(memory, address, export, path, offset=offset, length=length), timeout=timeout
+        )
 
-    def detach(self, memory: int) -> None:
+    def detach(self, memory: int, *, timeout: float | None = None) -> None:
         """Take attached memory back from the daemon, once loads into it have ended."""
-        self.call(calls.detach(memory))
+        self.call(calls.detach(memory), timeout=timeout)
 
     # -- whole files -------------------------------------------------------------------------------
 
@@ -279,6 +293,7 @@ class Client:
         *,
         progress: Progress | None = None,
         grows: bool = False,
+        timeout: float | None = None,
     ) -> Stat:
         """Write a file, whole, to the regular file open at ``fileno``; return its attributes.
 
@@ -292,7 +307,8 @@ class Client:
         appending, or is of no regular file.
         """
         return self._run(
-            composite.download(self._talk, export, path, fileno, progress=progress, grows=grows)
+            composite.download(self._talk, export, path, fileno, progress=progress, grows=grows),
+            timeout,
         )
 
     def stream(
@@ -303,6 +319,7 @@ class Client:
         *,
         progress: Progress | None = None,
         grows: bool = True,
+        timeout: float | None = None,
     ) -> Stat:
         """Hand a file's bytes to ``write``, in their order; return its attributes.
 
@@ -311,7 +328,8 @@ class Client:
         that is only appended to is what it was in the beginning, unless ``grows`` is False.
         """
         return self._run(
-            composite.stream(self._talk, export, path, write, progress=progress, grows=grows)
+            composite.stream(self._talk, export, path, write, progress=progress, grows=grows),
+            timeout,
         )
 
     def archive(
@@ -319,6 +337,8 @@ class Client:
         export: str,
         path: RemotePath,
         to: int | Callable[[memoryview], object],
+        *,
+        timeout: float | None = None,
         **options: "Unpack[ArchiveOptions]",
     ) -> "Archived":
         """Write an archive of a directory, with all below it, to a descriptor; tell what is in it.
@@ -332,69 +352,4 @@ class Client:
         differs as ``fields["paths"]``. A file that does not fit into the format (EFBIG, EOVERFLOW,
         ENAMETOOLONG) is told before the first byte.
         """
-        return self._run(composite.archive(self._talk, export, path, to, **options))
-
-    # -- calls in flight ---------------------------------------------------------------------------
-
-    def call(self, call: Call[T]) -> T:
-        """Do one call of :mod:`vuserd.client.calls` and wait for it."""
-        ticket = self._talk.begin(call)
-        try:
-            return self.finish(ticket)
-        except BaseException:
-            self.abandon(ticket)
-            raise
-
-    def begin(self, call: Call[T]) -> Ticket[T]:
-        """Send one call without waiting for its answer; :meth:`finish` or :meth:`abandon` it."""
-        return self._talk.begin(call)
-
-    def finish(self, ticket: Ticket[T]) -> T:
-        """Wait for a call that was begun. Answers to others may come first, and are kept."""
-        if not ticket.done:
-            self._talk.link_of(ticket).wait(ticket)
-        if ticket.refused is not None:
-            self._run(self._talk.send_again(ticket))
-        if self._talk.former:
-            self._talk.leave_former()
-        return ticket.result()
-
-    def abandon(self, ticket: Ticket[Any]) -> None:
-        """Forget a call that was begun; what its result holds is let go."""
-        self._talk.abandon(ticket)
-
-    # -- the steps of procedures -------------------------------------------------------------------
-
-    def _run(self, procedure: Procedure[T]) -> T:
-        """Take the steps of a procedure until it returns."""
-        running = Running(procedure)
-        while (step := running.next_step()) is not None:
-            try:
-                running.came(self._take(step))
-            except BaseException as error:
-                running.failed(error)
-        return running.result
-
-    def _iterate(self, stream: Stream[T]) -> Iterator[T]:
-        """Take the steps of a procedure, and yield what it emits."""
-        running = Running(stream)
-        while (step := running.next_step()) is not None:
-            try:
-                if isinstance(step, Emit):
-                    yield from step.values
-                else:
-                    running.came(self._take(step))
-            except BaseException as error:
-                running.failed(error)
-
-    def _take(self, step: Step) -> object:
-        match step:
-            case Finish(ticket):
-                return self.finish(ticket)
-            case Wait(ticket, seconds):
-                self._talk.link_of(ticket).wait(ticket, seconds)
-            case Write(sink, payload, offset):
-                return sink.write(payload, offset)
-            case Pause(seconds):
-                time.sleep(seconds)
-        return None
+        return self._run(composite.archive(self._talk, export, path, to, **options), timeout)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from vuserd.client.core.reconnect import PATIENCE
-from vuserd.client.errors import ClientError, ConnectionLost, RemoteError
+from vuserd.client.errors import ClientError, ConnectionLost, RemoteError, TimedOut
 from vuserd.client.sync_client import Client
 from vuserd.ctl.operands import for_each, report
 from vuserd.ctl.output import complain, emit, local_fault, shown
@@ -30,7 +30,7 @@ def execute(options: Namespace | None, arguments: list[str]) -> int:
         sys.stdout.flush()
     except ClientError as error:
         hint = ""
-        if isinstance(error, ConnectionLost) and options is not None and options.timeout:
+        if isinstance(error, ConnectionLost | TimedOut) and options is not None and options.timeout:
             hint = f"; see {where_to_look(options.socket)}"
         code = complain(f"{error.words}{hint}")
     except BrokenPipeError:

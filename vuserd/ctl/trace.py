@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 from vuserd import __version__
-from vuserd.client.errors import BadReply, ClientError, RemoteError
+from vuserd.client.errors import BadReply, ClientError
 from vuserd.client.sync_client import Client
 from vuserd.client.trace import TraceEvent, TracePage
 from vuserd.ctl.output import emit, printable
@@ -123,7 +123,7 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None and not isinstance(error, RemoteError):
+        if error.filename is None and not isinstance(error, ClientError):
             error.filename = name
         raise
 

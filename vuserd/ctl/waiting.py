@@ -66,12 +66,12 @@ class PatientClient(Client):
 
     notice: Notice | None = None
 
-    def finish(self, ticket: Ticket[T]) -> T:
+    def finish(self, ticket: Ticket[T], *, timeout: float | None = None) -> T:
         """Wait for a call that was begun."""
         if ticket.done or self.notice is None:
-            return super().finish(ticket)
+            return super().finish(ticket, timeout=timeout)
         with self.notice.waiting():
-            return super().finish(ticket)
+            return super().finish(ticket, timeout=timeout)
 
 
 def connect(

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from vuserd.client.calls import Call
 from vuserd.client.core.descriptor_stream import Arrivals, Close, Outgoing
+from vuserd.client.core.payload import Payload, fill
 from vuserd.client.core.replies import ReplyDecoder
 from vuserd.client.core.ticket import GIVEN_UP, Ticket
 from vuserd.client.descriptors import let_go
@@ -47,24 +48,6 @@ _SCRATCH_BYTES = 64 << 10
 _BY_DAEMON = "the daemon closed the connection"
 
 
-class _Payload:
-    """A payload on its way: into the caller's buffer, or nowhere once it is given up."""
-
-    __slots__ = ("arrived", "length", "ticket")
-
-    def __init__(self, ticket: Ticket[Any] | None, length: int) -> None:
-        self.ticket = ticket
-        self.length = length
-        self.arrived = 0
-
-    def view(self, scratch: memoryview) -> memoryview:
-        missing = self.length - self.arrived
-        buffer = self.ticket.buffer if self.ticket is not None else None
-        if buffer is None:
-            return scratch[:missing]
-        return buffer[self.arrived : self.length]
-
-
 class ClientCore:
     """The calls in flight on one connection. It is over after :meth:`lost`, for good.
 
@@ -84,11 +67,16 @@ class ClientCore:
         self._payloads_due: set[int] = set()  # msgids whose success is a bin, awaited or not
         self._descriptors_due: set[int] = set()  # msgids whose success has a descriptor, likewise
         self._abandoned: dict[int, Call[Any] | None] = {}  # a call whose result is to be undone
-        self._payload: _Payload | None = None
+        self._unclaimed: list[Ticket[Any]] = []  # results of abandoned calls, to be undone
+        self._payload: Payload | None = None
         self._next_msgid = 1
         self._loss: str | None = None
         self._closed: str | None = None  # why no more requests are taken
         self._farewell: RemoteError | None = None
+        #: True while the books are changed. Where an exception from elsewhere (of a signal handler:
+        #: KeyboardInterrupt) leaves it so, they are wrong, and the connection ends.
+        self.changing = False
+        self._interrupted = False
         self.ended_by_daemon = False
         self.api_level: int | None = None
         #: What ends with the connection: attached memory, walks that go on.
@@ -107,6 +95,7 @@ class ClientCore:
         self._begin(ticket, call)
 
     def _begin(self, ticket: Ticket[Any], call: Call[Any]) -> None:
+        self.check_books()
         if call.ends:
             self.held.discard(call.needs)
         if not self.takes_requests:
@@ -116,6 +105,7 @@ class ClientCore:
         request = encode_request(msgid, call.method, call.params)
         # Of its own: it may be sent when the caller has given up and closed the other.
         descriptor = None if call.sends is None else self._duplicate(call.sends)
+        self.changing = True
         self.outgoing.append(request, descriptor)
         ticket.begun(self, msgid, self.outgoing.end, call)
         self._pending[msgid] = ticket
@@ -123,6 +113,12 @@ class ClientCore:
             self._payloads_due.add(msgid)
         if call.receives:
             self._descriptors_due.add(msgid)
+        self.changing = False
+
+    def check_books(self) -> None:
+        """End the connection where an exception from elsewhere has left its books half written."""
+        if self.changing:
+            self.interrupted("an exchange with the daemon was interrupted")
 
     @property
     def takes_requests(self) -> bool:
@@ -146,12 +142,12 @@ class ClientCore:
 
     @property
     def can_be_replaced(self) -> bool:
-        """True once the daemon has ended the connection, with nothing against the client.
+        """True once it has ended, by the daemon with nothing against the client, or interrupted.
 
         And with nothing on it that another connection would not have.
         """
         return (
-            self.ended_by_daemon
+            (self.ended_by_daemon or self._interrupted)
             and not self.held
             and (self._farewell is None or self._farewell.code == ErrorCode.SHUTTING_DOWN)
         )
@@ -168,12 +164,14 @@ class ClientCore:
 
         A result that is there already, and was not taken, is undone; one that comes will be.
         """
+        self.check_books()
         if self._pending.get(ticket.msgid) is not ticket:
             self.held.discard(ticket.held)
             if ticket.refused is not None:
                 ticket.fail(ConnectionLost(GIVEN_UP))
             self._undo(ticket)
             return
+        self.changing = True
         del self._pending[ticket.msgid]
         if self._payload is not None and self._payload.ticket is ticket:
             self._payload.ticket = None
@@ -181,11 +179,18 @@ class ClientCore:
             call = ticket.call
             self._abandoned[ticket.msgid] = call if call is not None and call.undo else None
         ticket.fail(ConnectionLost(GIVEN_UP))
+        self.changing = False
 
     def _undo(self, ticket: Ticket[Any]) -> None:
         call = ticket.undone()
         if call is not None and self.takes_requests:
             self.abandon(self.begin(call))
+
+    def sent(self, count: int) -> None:
+        """Remove so many bytes from what is to be sent: the socket took them."""
+        self.changing = True
+        self.outgoing.sent(count)
+        self.changing = False
 
     @property
     def in_payload(self) -> bool:
@@ -205,9 +210,11 @@ class ClientCore:
 
         0 is the end of the stream. The descriptors that came with them are the core's from here on.
         """
+        self.changing = True
         self._arrivals.add(self._received, self._received + count, descriptors)
         self._received += count
         if not count:
+            self.changing = False
             return self.ended()
         done: list[Ticket[Any]] = []
         if self._payload is not None:
@@ -222,6 +229,9 @@ class ClientCore:
         self._arrivals.pass_by(self._frame_begin)
         if self._arrivals.has_surplus:
             done += self.lost("the daemon sent a descriptor that belongs to no answer")
+        self.changing = False
+        while self._unclaimed:
+            self._undo(self._unclaimed.pop(0))
         return done
 
     @property
@@ -263,6 +273,7 @@ class ClientCore:
 
     def interrupted(self, reason: str) -> list[Ticket[Any]]:
         """End the connection like :meth:`lost`, where it is not known how much was just sent."""
+        self.changing, self._interrupted = False, True
         return self._end(reason, self.outgoing.end)
 
     def _end(self, reason: str, taken: int) -> list[Ticket[Any]]:
@@ -308,7 +319,7 @@ class ClientCore:
             done.append(ticket)
             ticket = None
         self._decoder.take(head.head_size)
-        self._payload = payload = _Payload(ticket, head.length)
+        self._payload = payload = Payload(ticket, head.length)
         begun = self._decoder.take(payload.length)
         if ticket is not None and ticket.buffer is not None:
             ticket.buffer[: len(begun)] = begun
@@ -352,7 +363,7 @@ class ClientCore:
                 ticket = Ticket(self, msgid, 0, call)
                 self._settle(ticket, message, begin)
                 self.held.discard(ticket.held)
-                self._undo(ticket)
+                self._unclaimed.append(ticket)
         else:
             done += self.lost("the daemon answered what it was not asked")
         if msgid is not None:
@@ -369,7 +380,7 @@ class ClientCore:
         elif ticket.msgid in self._descriptors_due:
             self._settle_with_descriptor(ticket, message.result, begin)
         elif (buffer := ticket.buffer) is not None:
-            _fill(ticket, buffer, message.result)
+            fill(ticket, buffer, message.result)
         else:
             ticket.succeed(message.result)
             if ticket.held is not None:
@@ -388,12 +399,3 @@ class ClientCore:
         ticket.succeed((result, descriptor))
         if ticket.failed:
             self._close(descriptor)
-
-
-def _fill(ticket: Ticket[Any], buffer: memoryview, result: object) -> None:
-    """Settle a call for a payload that came the long way, in a frame of another encoder's."""
-    if not isinstance(result, bytes) or len(result) > len(buffer):
-        ticket.fail(BadReply("the daemon's answer is not the bytes that were asked for"))
-        return
-    buffer[: len(result)] = result
-    ticket.succeed(len(result))

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from vuserd.client import calls
 from vuserd.client.calls import Call
 from vuserd.client.core.exchange import Link
+from vuserd.client.core.owner import Owner
 from vuserd.client.core.procedure import Finish, Pause, Procedure, Wait
 from vuserd.client.core.reconnect import (
     PAUSE,
@@ -47,6 +48,8 @@ class Conversation(Generic[L]):
 
     def __init__(self, make_link: Callable[[socket.socket], L], now: Callable[[], float]) -> None:
         self.now = now
+        #: The thread that may call.
+        self.owner = Owner()
         #: Seconds that a call may take to find the daemon's successor.
         self.patience = 0.0
         #: Connections that answers are awaited on, and that take no more calls.
@@ -88,8 +91,13 @@ class Conversation(Generic[L]):
 
     def begin(self, call: Call[T], core: Carrier | None = None) -> Ticket[T]:
         """Send one call over the connection that has what it is about; where that ended, fail."""
+        self.owner.check()
         ticket = (core or self.link.core).begin(call)
-        self.link.send()
+        try:
+            self.link.send()
+        except BaseException:  # an interruption: the caller would not have the ticket
+            self.abandon(ticket)
+            raise
         return ticket
 
     def abandon(self, ticket: Ticket[Any]) -> None:
@@ -103,7 +111,13 @@ class Conversation(Generic[L]):
 
     def ask(self, call: Call[T], core: Carrier | None = None) -> Procedure[T]:
         """Do one call, as :meth:`begin` sends it, and wait for its result."""
-        return self.finish(self.begin(call, core))
+        ticket = self.begin(call, core)
+        try:  # here, where no interruption comes before it
+            result: T = yield Finish(ticket)
+        except BaseException:
+            self.abandon(ticket)
+            raise
+        return result
 
     def finish(self, ticket: Ticket[T]) -> Procedure[T]:
         """Wait for the result of a call that was begun; where that fails, forget it."""
@@ -142,8 +156,12 @@ class Conversation(Generic[L]):
         has_successor = self._address is not None and self.patience > 0 and core.can_be_replaced
         return core.takes_requests or has_successor
 
-    def send_again(self, ticket: Ticket[Any]) -> Procedure[None]:
-        """Have a call answered that was not taken, over another connection if there can be one."""
+    def send_again(self, ticket: Ticket[Any], limit: float | None = None) -> Procedure[None]:
+        """Have a call answered that was not taken, over another connection if there can be one.
+
+        One is looked for in the client's patience, and ``limit`` seconds at most.
+        """
+        patience = self.patience if limit is None else min(self.patience, limit)
         search: Search | None = None
         while ticket.refused is not None and not is_bound(ticket):
             core = self.link.core
@@ -155,7 +173,7 @@ class Conversation(Generic[L]):
             self.link.hear()
             if not self.goes_on or self._address is None:
                 break
-            search = search or Search(self._address.address, self.patience, self.now())
+            search = search or Search(self._address.address, patience, self.now())
             if search.is_over(self.now()):
                 ticket.fail(search.error())
             elif (pause := self._next_look - self.now()) > 0:

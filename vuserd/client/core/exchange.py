@@ -5,7 +5,8 @@ Each errno of the socket means one thing for the calls on it, and that is told h
 
 import os
 import socket
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias
 
 from vuserd.client.core.connection import ClientCore
 from vuserd.client.core.ticket import Ticket
@@ -16,8 +17,12 @@ from vuserd.wire.descriptors import ancillary_space, ancillary_with, received_de
 #: How often to receive without a look at anything else; a socket holds less than that.
 MOST_AT_ONCE: Final = 32
 #: Also for descriptors that nobody asked for, or the kernel would close them here and now.
-_ANCILLARY_SPACE: Final = ancillary_space(MOST_DESCRIPTORS)
-_SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+ANCILLARY_SPACE: Final = ancillary_space(MOST_DESCRIPTORS)
+SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+
+#: What ``recvmsg_into`` returns: bytes, what came beside them, flags, and whose they are.
+Received: TypeAlias = tuple[int, list[tuple[int, int, bytes]], int, Any]
 
 
 class Link:
@@ -48,12 +53,7 @@ class Link:
         core = self.core
         try:
             while core.outgoing:
-                piece, descriptors = core.outgoing.next_piece()
-                if descriptors:
-                    count = self._socket.sendmsg([piece], ancillary_with(descriptors), _SEND_FLAGS)
-                else:
-                    count = self._socket.send(piece, _SEND_FLAGS)
-                core.outgoing.sent(count)
+                core.sent(self._put(*core.outgoing.next_piece()))
         except BlockingIOError:
             return []
         except BrokenPipeError:  # what it said before it went away can still be received
@@ -64,12 +64,22 @@ class Link:
             return core.lost(describe_loss(error))
         return []
 
+    def _put(self, piece: bytes | bytearray, descriptors: Sequence[int]) -> int:
+        """Send once; return how many bytes the socket took."""
+        if descriptors:
+            return self._socket.sendmsg([piece], ancillary_with(descriptors), SEND_FLAGS)
+        return self._socket.send(piece, SEND_FLAGS)
+
+    def _get(self, buffer: memoryview, flags: int) -> Received:
+        """Receive once, into a buffer; return what ``recvmsg_into`` does."""
+        return self._socket.recvmsg_into([buffer], ANCILLARY_SPACE, flags)
+
     def _receive(self, flags: int = 0) -> list[Ticket[Any]] | None:
         """Receive once; return the calls that are done by it, None where nothing has come."""
         core = self.core
         try:
-            count, ancillary, _, _ = self._socket.recvmsg_into(
-                [core.receive_buffer()], _ANCILLARY_SPACE, flags | socket.MSG_CMSG_CLOEXEC
+            count, ancillary, _, _ = self._get(
+                core.receive_buffer(), flags | socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return None

@@ -55,7 +55,13 @@ class Emit(NamedTuple, Generic[T]):
     values: Iterable[T]
 
 
-Step: TypeAlias = Finish | Wait | Write | Pause
+class Do(NamedTuple):
+    """Call what may block, of this machine's files; what it returns comes of it."""
+
+    function: Callable[[], Any]
+
+
+Step: TypeAlias = Finish | Wait | Write | Pause | Do
 #: Returns a result.
 Procedure: TypeAlias = Generator[Step, Any, T]
 #: Hands the caller one thing after the other.
@@ -69,7 +75,7 @@ class Running(Generic[_AnyStep, T]):
     """A procedure on its way: it hears of all that comes of its steps, and cleans up."""
 
     result: T
-    #: What was raised in a step that was cancelled.
+    #: What ended the procedure from outside: no step is waited for any more, while it cleans up.
     cancelled: BaseException | None = None
 
     def __init__(self, procedure: Generator[_AnyStep, Any, T]) -> None:

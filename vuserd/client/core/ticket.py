@@ -4,7 +4,7 @@ from collections.abc import Hashable
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from vuserd.client.calls import Call
-from vuserd.client.errors import BadReply, ClientError, ConnectionLost, NotTaken
+from vuserd.client.errors import BadReply, ClientError, ConnectionLost, NotTaken, TimedOut
 
 T = TypeVar("T")
 
@@ -111,11 +111,22 @@ class Ticket(Generic[T]):
 
     def fail(self, error: Exception) -> None:
         """Settle it with an error, which names the call where it does not yet."""
-        call = self._call or self._refused
-        if call is not None and isinstance(error, ClientError) and error.asked is None:
-            error.filename, error.asked = call.filename, call.method
+        if isinstance(error, ClientError):
+            self.name(error)
         self._refused = self._call if isinstance(error, NotTaken) else None
         self._settle(None, error)
+
+    def name(self, error: ClientError) -> None:
+        """Add to an error which call it is about."""
+        call = self._call or self._refused
+        if call is not None and error.asked is None:
+            error.filename, error.asked = call.filename, call.method
+
+    def timed_out(self, seconds: float) -> TimedOut:
+        """Return the error for it, where it was not answered in so many seconds."""
+        error = TimedOut.after(seconds)
+        self.name(error)
+        return error
 
     def _settle(self, value: Any, error: Exception | None) -> None:
         self._value, self._error = value, error

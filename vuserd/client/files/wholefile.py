@@ -156,7 +156,11 @@ class _Attempt:
     def _open(self) -> Procedure[tuple[OpenedFile, Carrier]]:
         """Open it; return what it is, and the connection that it is open on."""
         ticket = self._talk.begin(calls.open_for_transfer(self._export, self._path))
-        return (yield from self._talk.finish(ticket)), ticket.core
+        try:
+            return (yield Finish(ticket)), ticket.core
+        except BaseException:
+            self._talk.abandon(ticket)
+            raise
 
     def _take(self, file: OpenFile, opened: OpenedFile) -> Procedure[Stat]:
         is_same = True

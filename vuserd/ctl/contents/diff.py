@@ -10,7 +10,7 @@ import stat as modes
 from collections import deque
 from typing import Any, Final, NamedTuple
 
-from vuserd.client.errors import RemoteError
+from vuserd.client.errors import RemoteError, TimedOut
 from vuserd.client.records import Entry
 from vuserd.client.sync_client import Client
 from vuserd.ctl.listing import sorted_entries
@@ -70,6 +70,8 @@ class _Comparison:
             self._compare(_Pair(target, local), Entry("", remote.type, 0, remote), found)
         except RemoteError as error:
             self.trouble = bool(report(self._client, target, error))
+        except TimedOut:  # which is an OSError, too
+            raise
         except OSError as error:
             self.trouble = bool(complain(local_fault(error)))
         while self._directories:
@@ -82,6 +84,8 @@ class _Comparison:
             compare(pair, *more)
         except RemoteError as error:
             self.trouble = bool(complain(f"{pair.target}: {error.words}"))
+        except TimedOut:
+            raise
         except OSError as error:
             fault = OSError(error.errno, error.strerror, pair.local)
             self.trouble = bool(complain(local_fault(fault)))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from vuserd.client.core.procedure import Progress
-from vuserd.client.errors import RemoteError
+from vuserd.client.errors import ClientError, RemoteError
 from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.atomic_file import new_file, open_directory, open_existing, set_times
@@ -62,7 +62,7 @@ def get(client: Client, target: Target, destination: str | None, how: How) -> No
             with progress_of_file(target.name, quiet=how.no_progress) as progress:
                 fetch(client, target, stat, local, _Fetch(how, progress))
         how.tell(target, local)
-    except RemoteError:  # which may be an OSError, too
+    except ClientError:  # which may be an OSError, too
         raise
     except OSError as error:  # report it with the user's name, not that of a temporary file
         raise OSError(error.errno, error.strerror or str(error), local) from None

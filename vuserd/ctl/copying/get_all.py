@@ -2,7 +2,7 @@
 
 import os
 
-from vuserd.client.errors import ConnectionLost, RemoteError
+from vuserd.client.errors import ConnectionLost, RemoteError, TimedOut
 from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.get import get, local_path
 from vuserd.ctl.copying.how import How
@@ -42,7 +42,7 @@ def _get_one(client: Client, target: Target, destination: str | None, how: How) 
         get(client, target, destination, how)
     except RemoteError as error:
         return report(client, target, error)
-    except ConnectionLost as error:
+    except (ConnectionLost, TimedOut) as error:
         raise type(error)(f"{target}: {error.words}") from error
     except BrokenPipeError:
         raise

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from vuserd.client import calls
 from vuserd.client.calls import Call
 from vuserd.client.core.ticket import Ticket
-from vuserd.client.errors import RemoteError
+from vuserd.client.errors import RemoteError, TimedOut
 from vuserd.client.files.sinks import write_at
 from vuserd.client.records import DirectoryPage, Entry, PageToken, Stat
 from vuserd.client.sync_client import Client
@@ -196,6 +196,8 @@ class _TreeFetch:
             yield
         except RemoteError as error:
             self._fail(f"{target}: {error.words}")
+        except TimedOut:  # which is an OSError, too
+            raise
         except (OverflowError, ValueError) as error:  # attributes that no local file can have
             self._fail(f"{target}: {error}")
         except OSError as error:
@@ -221,6 +223,8 @@ class _TreeFetch:
         call = calls.readdir(*directory.target, attrs=True, after=after)
         try:
             self._begin(call, directory, directory.target, arrived)
+        except TimedOut:
+            raise
         except OSError as error:  # it cannot be opened below the destination
             local = os.path.join(self._local, *directory.names)
             self._fail(local_fault(OSError(error.errno, error.strerror, local)))

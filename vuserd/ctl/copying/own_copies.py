@@ -8,7 +8,7 @@ FUSE).  A file that is put into the one and then seen in the other does prove it
 import os
 from typing import Final
 
-from vuserd.client.errors import RemoteError
+from vuserd.client.errors import RemoteError, TimedOut
 from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.atomic_file import open_below, probe
@@ -61,6 +61,8 @@ class OwnCopies:
         try:
             with probe(fileno) as name:
                 self._client.stat(*target.child(name), follow=False)
+        except TimedOut:
+            raise
         except (OSError, RemoteError):  # a directory that is not writable is not a destination
             return False
         else:

@@ -1,0 +1,1 @@
+"""The synchronous client's inside: how it drives procedures, and the pool that threads share."""
