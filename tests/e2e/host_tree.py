@@ -18,7 +18,7 @@ _NOTABLE_SIZES = (
 )
 
 
-def make_tree(root: Path, seed: int = 26) -> None:
+def make_tree(root: Path, seed: int = 26, files: int = FILES) -> None:
     """Make 200 directories and 3,000 files of 0 bytes to 64 MiB, and every oddity of names."""
     chance = random.Random(seed)
     directories = [os.fsencode(root)]
@@ -28,7 +28,7 @@ def make_tree(root: Path, seed: int = 26) -> None:
         directories.append(os.path.join(parent, b"dir-%d" % number))
         os.mkdir(directories[-1])
     block = chance.randbytes(1 << 20)
-    for number in range(FILES):
+    for number in range(files):
         if number < len(_NOTABLE_SIZES):
             size = _NOTABLE_SIZES[number]
         else:
