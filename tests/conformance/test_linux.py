@@ -3,14 +3,13 @@
 The driver is fs/fuse/virtio_fs.c, in User-mode Linux, with its own connection to a Rust virtiofsd.
 """
 
-import contextlib
 import hashlib
 import os
+import re
 import shutil
 import stat
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -19,6 +18,7 @@ import pytest
 
 from examples import boot_uml, demo_boot
 from tests.conformance.relay import Relay
+from tests.conformance.requests import PAGE, backend, markdown, of_vuserd
 from tests.e2e.host_tree import make_tree
 from tests.running import RunningDaemon
 from tests.uml import SCRIPT, Seen, rig_folder, what_was_seen
@@ -54,23 +54,6 @@ def tree(tmp_path: Path) -> Iterator[Path]:
     yield tree
     if is_mounted:
         subprocess.run(["umount", below], check=True)
-
-
-@contextlib.contextmanager
-def virtiofsd(program: str, directory: Path, socket: Path) -> Iterator[str]:
-    """Run a backend that listens on a socket."""
-    command = [program, f"--socket-path={socket}", f"--shared-dir={directory}", "--tag=lab"]
-    command += ["--sandbox", "none", "--inode-file-handles=never", "--log-level=error"]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as backend:
-        try:
-            deadline = time.monotonic() + 30
-            while not socket.exists():
-                assert backend.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            yield str(socket)
-        finally:
-            backend.kill()
 
 
 def what_linux_sees(client: Client, device: str) -> dict[bytes, Seen]:
@@ -121,8 +104,8 @@ def test_linux_and_vuserd_see_the_same(
     with (
         RunningDaemon(exports, tmp_path / "s", rust_virtiofsd) as daemon,
         Client.connect(daemon.socket) as client,
-        virtiofsd(rust_virtiofsd, tree, tmp_path / "fs") as backend,
-        Relay(str(tmp_path / "relay"), backend),
+        backend(rust_virtiofsd, tree, tmp_path / "fs") as behind,
+        Relay(str(tmp_path / "relay"), behind),
     ):
         linux = what_linux_sees(client, str(tmp_path / "relay"))
         ours = what_vuserd_sees(client)
@@ -132,3 +115,22 @@ def test_linux_and_vuserd_see_the_same(
     }  # fmt: skip
     assert ours.keys() == linux.keys()
     assert {path: (linux[path], one) for path, one in ours.items() if linux[path] != one} == {}
+
+
+def test_the_page_has_what_vuserd_asks(rust_virtiofsd: str, tmp_path: Path) -> None:
+    """The order may be another one where requests go out together."""
+    traced = of_vuserd(rust_virtiofsd, tmp_path)
+    now = markdown("", traced, traced)
+    assert _of_vuserd(now) == _of_vuserd(PAGE.read_text())
+
+
+#: Words of what is given back some time.
+_ANY_TIME: Final = {"BATCH", "FORGET"}
+
+
+def _of_vuserd(page: str) -> list[set[str]]:
+    """Return the flags of INIT, and the requests for each piece of work."""
+    cells = [[cell.strip() for cell in line.split("|")] for line in page.splitlines()]
+    flags = {row[1] for row in cells if len(row) == 5 and row[3] == "yes"}
+    asked = [row[2] for row in cells if len(row) == 4 and row[1] == "vuserd"]
+    return [flags, *(set(re.findall("[A-Z]+", words)) - _ANY_TIME for words in asked)]
