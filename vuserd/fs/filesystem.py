@@ -14,6 +14,7 @@ from protocol.fuse import Attributes, FileSystemStatistics
 from vuserd.device.layout import REQUEST_ROOM
 from vuserd.device.session import Session
 from vuserd.errors import FileError
+from vuserd.fs.directories.entries import DirectoryEntries
 from vuserd.fs.filetype import describe_type
 from vuserd.fs.idle import Alarm, IdleSet
 from vuserd.fs.kept import Kept
@@ -64,6 +65,7 @@ class FileSystem:
         capacity = fuse.batch_forget_capacity(REQUEST_ROOM)
         self.nodes = NodeTable(idle_nodes, idle_time, session.channel.post, capacity)
         self.operations = NodeOperations(session, self.nodes, tells_mounts=tells_mounts)
+        self.directories = DirectoryEntries(session, self.nodes, self.operations)
         #: What clients keep open between two calls: files and unfinished listings.
         self.open_files: IdleSet[Kept] = IdleSet(_OPEN_TIME)
         self.open_listings: IdleSet[Kept] = IdleSet(idle_time)

@@ -75,21 +75,36 @@ class DirectoryReader:
         """
         if self._node is None or self._files is not files or self._node.id != node.id:
             self.close()
-            self._handle = await files.operations.open_directory(node)
-            self._files, self._node, self._position = files, node, 0
-            self._ahead = set(self._given)
+            self.begin(files, node, await files.operations.open_directory(node))
         entries = DirectoryColumns.empty()
         assert self._handle is not None
         while not entries.names and not self.finished:
-            found, following = await files.operations.read_entries(
+            found, following = await files.directories.read_entries(
                 node, self._handle, self._position, limit, attributes=self._attributes, below=below
             )
-            entries = self._new(found) if self._ahead else found
-            if following is None:
-                self._finish()
-            else:
-                self._position = following
-                self._given.extend(map(hash, entries.names))
+            entries = self.take(found, following)
+        return entries
+
+    def begin(self, files: FileSystem, node: Node, handle: FileHandle) -> None:
+        """Read from a new opening of the directory, which is this reader's to close."""
+        self._files, self._node, self._handle, self._position = files, node, handle, 0
+        self._ahead = set(self._given)
+
+    @property
+    def place(self) -> tuple[Node, FileHandle, int]:
+        """The directory, its opening, and the offset to go on from."""
+        assert self._node is not None
+        assert self._handle is not None
+        return self._node, self._handle, self._position
+
+    def take(self, found: DirectoryColumns, following: int | None) -> DirectoryColumns:
+        """Take what was read from its place, and where it goes on; return what is new of it."""
+        entries = self._new(found) if self._ahead else found
+        if following is None:
+            self._finish()
+        else:
+            self._position = following
+            self._given.extend(map(hash, entries.names))
         return entries
 
     def close(self) -> None:

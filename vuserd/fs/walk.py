@@ -3,23 +3,28 @@
 import errno
 import functools
 import stat
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import trio
 
 from protocol.dirent_columns import DirectoryColumns
 from vuserd.errors import BackendError, CallError, ErrorCode, FileError, VuserdError
+from vuserd.fs.directories.entries import Portion
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.kept import Kept
 from vuserd.fs.nodes import Hold, Node
 from vuserd.fs.paths import PATH_MAX
 from vuserd.fs.reader import DirectoryReader
 from vuserd.tasks.gather import gather
+from vuserd.tasks.turns import take_turn
 
 #: Directories that are read at once.
 _READERS: Final = 16
 #: Entries that one reader takes from a directory before others have their turn.
 _PORTION: Final = 2000
+#: How often directories are read together: a small one has entries once, and then ends.
+_TOGETHER: Final = 2
 #: Directories that may be open and wait for their turn; over that one is read to its end.
 _MOST_OPEN: Final = 64
 #: Types of entries to look into, DT_DIR and DT_UNKNOWN of dirent.h: some file systems do not say
@@ -69,6 +74,12 @@ class _Directory:
     def size(self) -> int:
         """Bytes of memory that it takes, without its reader's."""
         return _DIRECTORY_BYTES + len(self.path)
+
+    @property
+    def is_brought(self) -> bool:
+        """Whether the node that came with its entry is still known, and tells what it is."""
+        node = self.brought
+        return node is not None and node.lookups > 0 and node.is_identified
 
     def found(self, node: Node) -> None:
         """Take the directory's node.
@@ -153,6 +164,8 @@ class TreeWalk(Kept):
         while self._waiting and self._unsaid() < limit:
             batch = self._waiting[-_READERS:]
             del self._waiting[-_READERS:]
+            if await take_turn():
+                batch = await self._read_together(files, batch)
             await gather([functools.partial(self._read, files, directory) for directory in batch])
         page = self._entries.part(self._given, self._given + limit)
         self._given += len(page.names)
@@ -177,6 +190,38 @@ class TreeWalk(Kept):
             self._files.use(self)
         self._waiting.clear()
         self._leave_all()
+
+    async def _read_together(self, files: FileSystem, batch: list[_Directory]) -> list[_Directory]:
+        """Read small directories, whose nodes READDIRPLUS brought, all at once; return the rest."""
+        going = [each for each in batch if each.is_brought]
+        try:
+            nodes = [self._enter_brought(files, directory) for directory in going]
+            handles = await files.operations.open_directories(nodes)
+            for directory, node, handle in zip(going, nodes, handles, strict=True):
+                if isinstance(handle, int):
+                    directory.reader.begin(files, node, handle)
+            _raise_lost(handles)
+            for _ in range(_TOGETHER):
+                going = [directory for directory in going if directory.reader.is_open]
+                places = [directory.reader.place for directory in going]
+                portions = await files.directories.read_together(places)
+                for directory, portion in zip(going, portions, strict=True):
+                    if isinstance(portion, Portion):
+                        self._take(directory, portion)
+                _raise_lost(portions)
+        except BaseException:
+            self._waiting += [each for each in batch if not each.reader.finished]
+            raise
+        return [each for each in batch if not each.reader.finished]
+
+    def _take(self, directory: _Directory, portion: Portion) -> None:
+        reader = directory.reader
+        before = reader.remembered
+        entries = reader.take(portion.entries, portion.following)
+        self._directories_size += reader.remembered - before
+        self._add(directory, entries, portion.below)
+        if reader.finished:
+            self._finish(directory)
 
     async def _read(self, files: FileSystem, directory: _Directory) -> None:
         """Read a portion of a directory; the rest of it and its directories wait for their turn."""
@@ -232,17 +277,25 @@ class TreeWalk(Kept):
         self._leave(directory)  # what an attempt took that did not come through
         hold = directory.hold = Hold(files.nodes)
         self._entered.add(directory)
-        brought, directory.brought = directory.brought, None
-        if brought is not None and brought.lookups:
-            hold.join(brought)
-            directory.found(brought)
-            return brought
+        if directory.is_brought:
+            return self._enter_brought(files, directory)
         name = directory.path.rpartition(b"/")[2]
         node = await files.operations.look_up(above, name, hold)
         if not stat.S_ISDIR(node.attributes.mode):
             raise FileError(errno.ENOTDIR)
         directory.found(node)
         return node
+
+    def _enter_brought(self, files: FileSystem, directory: _Directory) -> Node:
+        """Enter a directory by the node that came with its entry."""
+        brought, directory.brought = directory.brought, None
+        assert brought is not None
+        if directory.hold is None:
+            directory.hold = Hold(files.nodes)
+            self._entered.add(directory)
+        directory.hold.join(brought)
+        directory.found(brought)
+        return brought
 
     async def _enter_again(self, files: FileSystem, directory: _Directory) -> Node:
         """Enter a directory and those above it that were left; readers below want it, too."""
@@ -323,3 +376,10 @@ class TreeWalk(Kept):
         self._entered.discard(directory)
         if hold is not None:
             hold.leave()
+
+
+def _raise_lost(results: Iterable[object]) -> None:
+    """Raise the first error that is not a directory's own: the backend is lost, or answers late."""
+    for result in results:
+        if isinstance(result, BackendError):
+            raise result

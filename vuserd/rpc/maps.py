@@ -58,7 +58,9 @@ def entry_columns(
     yield "ino", entries.inos
     if not attributes:
         return
-    absent = [place for place, node in enumerate(entries.nodes) if not node]
+    absent: list[int] = []
+    if 0 in entries.nodes:
+        absent = [place for place, node in enumerate(entries.nodes) if not node]
     for field, column in _stat_columns(AttributeColumns(entries.attributes), owners):
         for place in absent:
             column[place] = None

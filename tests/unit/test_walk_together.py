@@ -1,0 +1,238 @@
+"""Small directories that a walk reads all at once: what is odd about one harms no other."""
+
+import errno
+import stat
+import struct
+from collections.abc import Callable
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from protocol.fuse import Opcode
+from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
+from tests.fake.files import ROOT, directory_record
+from vuserd.errors import BackendTimeout, FileError
+from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.walk import TreeWalk, WalkProblem
+
+FOLDER = File(mode=stat.S_IFDIR | 0o755)
+FOLDERS = [b"folder-%02d" % number for number in range(20)]
+INSIDE = [b"one", b"two", b"three"]
+PATHS = sorted(FOLDERS + [folder + b"/" + name for folder in FOLDERS for name in INSIDE])
+#: The one that is odd, and what is in it.
+ODD = FOLDERS[15]
+IN_ODD = {ODD + b"/" + name for name in INSIDE}
+
+#: What becomes of the odd directory's request, instead of the honest answer; called until it
+#: gives None.
+Spoil = Callable[[FuseRequest], Answer | None]
+
+
+class Forest:
+    """A backend with folders in its root, and files in each."""
+
+    def __init__(self, spoiled: Opcode | None = None, spoil: Spoil = lambda _: None) -> None:
+        files = dict.fromkeys(INSIDE, File(b"x"))
+        self.backend = FakeBackend(dict.fromkeys(FOLDERS, FOLDER) | files)
+        self.backend.answer = self._answer
+        self._spoiled, self._spoil = spoiled, spoil
+        self.odd = [*self.backend.files].index(ODD) + 2
+
+    def _answer(self, request: FuseRequest) -> Answer | None:
+        if request.opcode is self._spoiled and request.node == self.odd:
+            spoiled = self._spoil(request)
+            if spoiled is not None:
+                return spoiled
+        if request.opcode not in (Opcode.READDIR, Opcode.READDIRPLUS):
+            return self.backend.serve_files(request)
+        return Answer(self.listing(request))
+
+    def listing(self, request: FuseRequest, *, without: bytes = b"") -> bytes:
+        """List a directory, honestly but for the node of one name."""
+        offset, size = struct.unpack_from("=QI", request.body, 8)
+        plus = request.opcode is Opcode.READDIRPLUS
+        listing = b""
+        names = FOLDERS if request.node == ROOT else INSIDE
+        for number, name in list(enumerate(names, 1))[offset:]:
+            node = [*self.backend.files].index(name) + 2
+            record = directory_record(name, number, kind=4 if name in FOLDERS else 8)
+            if plus:
+                record = (bytes(128) if name == without else self.backend.entry(node)) + record
+            if len(listing) + len(record) > size:
+                break
+            listing += record
+            self.backend.lookups[node] += plus and name != without
+        return listing
+
+    async def walked(self) -> tuple[list[bytes], list[WalkProblem]]:
+        """Walk it, and see that nothing is owed in the end."""
+        async with self.backend.session() as session:
+            files = FileSystem(session, idle_nodes=100)
+            walk = TreeWalk(b"", attributes=True)
+            found: list[bytes] = []
+            problems: list[WalkProblem] = []
+            while not walk.finished:
+                page, wrong = await walk.next_page(files, 1000)
+                assert 0 not in page.nodes
+                found += page.names
+                problems += wrong
+            assert walk.remembered == 0
+            await self.owes_nothing(walk, files)
+        return found, problems
+
+    async def owes_nothing(self, walk: TreeWalk, files: FileSystem) -> None:
+        walk.close()
+        files.close()
+        await wait_all_tasks_blocked()
+        assert +self.backend.lookups == {}
+        assert self.backend.open_handles == set()
+
+
+async def test_they_are_opened_once_and_read_twice() -> None:
+    forest = Forest()
+    found, problems = await forest.walked()
+    assert sorted(found) == PATHS
+    assert problems == []
+    assert len(forest.backend.named(Opcode.OPENDIR)) == 21
+    assert len(forest.backend.named(Opcode.READDIRPLUS)) == 2 * 21
+    assert forest.backend.named(Opcode.LOOKUP) == []
+
+
+@pytest.mark.parametrize("opcode", [Opcode.OPENDIR, Opcode.READDIRPLUS])
+async def test_one_that_refuses_is_a_problem(opcode: Opcode) -> None:
+    forest = Forest(opcode, lambda _: Answer(error=errno.EACCES))
+    if opcode is Opcode.READDIRPLUS:  # the directory's own error: READDIR has it, too
+        honest = forest.backend.answer
+
+        def answer(request: FuseRequest) -> Answer | None:
+            is_odd = request.opcode is Opcode.READDIR and request.node == forest.odd
+            return Answer(error=errno.EACCES) if is_odd else honest(request)
+
+        forest.backend.answer = answer
+    found, problems = await forest.walked()
+    assert sorted(found) == sorted({*PATHS} - IN_ODD)
+    assert [(one.path, str(one.error.code)) for one in problems] == [(ODD, "EACCES")]
+
+
+async def test_one_that_is_gone_is_none() -> None:
+    found, problems = await Forest(Opcode.OPENDIR, lambda _: Answer(error=errno.ENOENT)).walked()
+    assert sorted(found) == sorted({*PATHS} - IN_ODD)
+    assert problems == []
+
+
+async def test_an_entry_without_a_node_is_looked_up() -> None:
+    forest = Forest(
+        Opcode.READDIRPLUS, lambda request: Answer(forest.listing(request, without=b"two"))
+    )
+    found, problems = await forest.walked()
+    assert sorted(found) == PATHS
+    assert problems == []
+    assert [one.body for one in forest.backend.named(Opcode.LOOKUP)] == [b"two\0"]
+
+
+async def test_one_whose_offsets_lead_back_is_a_problem() -> None:
+    def spoil(_: FuseRequest) -> Answer | None:
+        entry = forest.backend.entry([*forest.backend.files].index(b"one") + 2)
+        forest.backend.lookups[[*forest.backend.files].index(b"one") + 2] += 1
+        return Answer(entry + directory_record(b"one", 0))
+
+    forest = Forest(Opcode.READDIRPLUS, spoil)
+    found, problems = await forest.walked()
+    assert sorted(found) == sorted({*PATHS} - IN_ODD)
+    assert [(one.path, str(one.error.code)) for one in problems] == [(ODD, "EIO")]
+
+
+async def test_a_long_one_is_read_on() -> None:
+    """In replies of one entry each."""
+    forest = Forest(
+        Opcode.READDIRPLUS,
+        lambda request: Answer(
+            forest.listing(request._replace(body=request.body[:16] + struct.pack("=I", 200)))
+        ),
+    )
+    found, problems = await forest.walked()
+    assert sorted(found) == PATHS
+    assert problems == []
+
+
+async def test_without_descriptors_the_walk_goes_on_later() -> None:
+    """Three are refused: the odd directory, the same by itself, and the root, which decides."""
+    refusals = [errno.EMFILE] * 3
+    forest = Forest()
+    honest = forest.backend.answer
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.OPENDIR and refusals:
+            is_odd = request.node == forest.odd or len(refusals) == 1
+            if is_odd:
+                return Answer(error=refusals.pop())
+        return honest(request)
+
+    forest.backend.answer = answer
+    async with forest.backend.session() as session:
+        files = FileSystem(session, idle_nodes=100)
+        walk = TreeWalk(b"", attributes=True)
+        found: list[bytes] = []
+        with pytest.raises(FileError) as refused:
+            await walk.next_page(files, 1000)
+        assert refused.value.is_exhaustion
+        while not walk.finished:
+            found += (await walk.next_page(files, 1000))[0].names
+        assert sorted(found) == PATHS
+        await forest.owes_nothing(walk, files)
+
+
+async def test_no_answer_ends_the_page_and_not_the_walk(mock_clock: MockClock) -> None:
+    mock_clock.autojump_threshold = 0.01
+    silent = [True]
+
+    forest = Forest()
+    honest = forest.backend.answer
+
+    def answer(request: FuseRequest) -> Answer | None:
+        is_odd = request.opcode is Opcode.READDIRPLUS and request.node == forest.odd
+        if is_odd and silent:
+            silent.clear()
+            return None
+        return honest(request)
+
+    forest.backend.answer = answer
+    async with forest.backend.session() as session:
+        files = FileSystem(session, idle_nodes=100)
+        walk = TreeWalk(b"", attributes=True)
+        found: list[bytes] = []
+        late = 0
+        while not walk.finished:
+            try:
+                found += (await walk.next_page(files, 1000))[0].names
+            except BackendTimeout:
+                late += 1
+        assert late == 1
+        assert sorted(found) == PATHS
+        walk.close()
+
+
+@pytest.mark.parametrize("opcode", [Opcode.OPENDIR, Opcode.READDIRPLUS])
+async def test_cancelled_among_them_it_owes_nothing(opcode: Opcode) -> None:
+    forest = Forest()
+    honest = forest.backend.answer
+    scope = trio.CancelScope()
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is opcode and request.node == forest.odd:
+            scope.cancel()
+        return honest(request)
+
+    forest.backend.answer = answer
+    async with forest.backend.session() as session:
+        files = FileSystem(session, idle_nodes=100)
+        walk = TreeWalk(b"", attributes=True)
+        found: list[bytes] = []
+        with scope:
+            found += (await walk.next_page(files, 1000))[0].names
+        assert scope.cancelled_caught
+        while not walk.finished:
+            found += (await walk.next_page(files, 1000))[0].names
+        assert sorted(found) == PATHS
+        await forest.owes_nothing(walk, files)

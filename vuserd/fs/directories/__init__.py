@@ -1,0 +1,1 @@
+"""What is in directories: read in columns, from one opening or across several."""

@@ -1,0 +1,297 @@
+"""Read open directories: READDIR and READDIRPLUS, in columns, in portions that leave others room.
+
+No other task runs while a portion is decoded, and a backend with one thread serves no other request
+while it reads one.
+"""
+
+import errno
+import functools
+import stat
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+from weakref import WeakValueDictionary
+
+from protocol import fuse
+from protocol.dirent import LONGEST_RECORD
+from protocol.dirent_columns import (
+    AttributeColumns,
+    DirectoryColumns,
+    decode_directory_columns,
+)
+from protocol.fuse import FileHandle, NodeId
+from vuserd.device.jobs import Ask
+from vuserd.device.payloads import given_back
+from vuserd.device.request import Undo
+from vuserd.device.session import Session
+from vuserd.errors import FileError, VuserdError
+from vuserd.fs.nodes import Hold, Node, NodeTable
+from vuserd.fs.operations import NodeOperations
+from vuserd.tasks.budget import Budget
+from vuserd.tasks.turns import take_turn
+from vuserd.users.asker import ASKER, Asker
+
+#: The most replies in a row without an entry to show: "." and ".." may have one each.
+_MOST_BARREN: Final = 16
+#: Bytes of a directory that are read at once. No other task runs while they are decoded, and a
+#: backend with one thread serves no other request while it reads them. So they are enough for three
+#: hundred entries with attributes; for some thousands if the directory goes on and no other user
+#: wants anything.
+_BATCH_SIZE: Final = 512 << 10
+_SMALL_BATCH: Final = 64 << 10
+#: Entries of a batch after which a directory probably goes on.
+_MANY: Final = 200
+#: The type of a directory: DT_DIR of dirent.h.
+_DIRECTORY: Final = stat.S_IFDIR >> 12
+#: Large requests of a user's that may be under way: of those that wait no size is settled yet.
+_BATCHES: Final = 4
+#: Bytes of a small directory that is read along with others: fewer than make a request bulk.
+_TOGETHER_SIZE: Final = 15 << 10
+
+
+class Portion(NamedTuple):
+    """What was read of a directory: entries, where it goes on, and its directories' nodes."""
+
+    entries: DirectoryColumns
+    following: int | None
+    below: dict[bytes, Node]
+
+
+class DirectoryEntries:
+    """The entries of open directories, of one session."""
+
+    def __init__(self, session: Session, nodes: NodeTable, operations: NodeOperations) -> None:
+        self._session = session
+        self._channel = session.channel
+        self._nodes = nodes
+        self._operations = operations
+        #: How many large portions each user may have under way; kept while it has or wants any.
+        self._batches = WeakValueDictionary[Asker | None, Budget]()
+
+    async def read_entries(
+        self,
+        node: Node,
+        handle: FileHandle,
+        start: int,
+        limit: int,
+        *,
+        attributes: bool,
+        below: dict[bytes, Node] | None = None,
+    ) -> tuple[DirectoryColumns, int | None]:
+        """Return up to ``limit`` entries from offset ``start``, and the next offset.
+
+        The next offset is None at the end of the directory. With ``attributes`` each entry has
+        those of its node, and its inode number and type are theirs. The node's lookup count is
+        given back already: they are for display only. An entry whose attributes cannot be read has
+        node 0. ``below`` gets the nodes of directories that came with attributes, by name: the
+        table knows them, and no call uses them.
+
+        Raises:
+            FileError: what the backend says, and EIO for a directory whose offsets lead back.
+
+        """
+        entries = DirectoryColumns.empty()
+        barren = 0
+        position: int | None = start
+        goes_on = start != 0
+        passed: set[int | None] = {start}
+        while position is not None and len(entries.names) < limit:
+            wish = _Wish(node, handle, position, limit - len(entries.names), goes_on, below)
+            batch, position = await self._read_batch(wish, plus=attributes)
+            count = len(batch.names)
+            goes_on = count >= _MANY
+            if attributes:
+                batch = await self._with_attributes(node, batch)
+            entries.extend(batch)
+            barren = 0 if count or position is None else barren + 1
+            if position in passed or barren > _MOST_BARREN:
+                raise FileError(
+                    errno.EIO, "the directory has no end: its file system's offsets lead back"
+                )
+            passed.add(position)
+        return entries, position
+
+    async def _read_batch(
+        self, wish: "_Wish", *, plus: bool
+    ) -> tuple[DirectoryColumns, int | None]:
+        """Read a batch of entries; return at most its limit of them, and the next offset.
+
+        If one entry cannot be looked up, because it vanishes or its file system refuses, backends
+        return its error for the whole READDIRPLUS. READDIR then shows whether the error is one
+        entry's or the directory's own.
+        """
+        try:
+            return await self._read_in_turn(wish, plus=plus)
+        except FileError as error:
+            if not plus or await self._operations.is_exhausted(error):
+                raise
+        entries, following = await self._read_in_turn(wish, plus=False)
+        return entries.without_nodes(), following
+
+    async def _read_in_turn(
+        self, wish: "_Wish", *, plus: bool
+    ) -> tuple[DirectoryColumns, int | None]:
+        if not wish.goes_on:
+            await take_turn()
+            return await self._read_buffer(wish, _SMALL_BATCH, plus=plus)
+        batches = self._batches.setdefault(ASKER.get(), Budget(_BATCHES))
+        if not batches.try_take(1):
+            await batches.take(1)
+        try:
+            # Before the request, not after its reply: what that brings is owed at once.
+            most = _BATCH_SIZE if await take_turn() else _SMALL_BATCH
+            return await self._read_buffer(wish, most, plus=plus)
+        finally:
+            batches.give_back(1)
+
+    async def _read_buffer(
+        self, wish: "_Wish", most: int, *, plus: bool
+    ) -> tuple[DirectoryColumns, int | None]:
+        # Room for as many entries as are wanted, with names of the usual length, and few more: with
+        # READDIRPLUS each further one costs a descriptor in the backend.
+        node, handle, offset, limit, _, below = wish
+        size = max(LONGEST_RECORD, limit * (192 if plus else 64))
+        size = min(size, self._session.max_read, most)
+        request = (fuse.readdirplus if plus else fuse.readdir)(node.id, handle, offset, size)
+        decode = functools.partial(decode_directory_columns, plus=plus, after=offset)
+        undo = self._undo_read(offset) if plus else None
+        with given_back(await self._session.payloads.take(1)) as buffers:
+            length = await self._channel.call_into(request, buffers[0], undo)
+            body = bytes(buffers[0].view[:length])
+        entries, following = self._channel.decoded(decode, body)
+        owed = entries.nodes
+        if len(entries.names) > limit:
+            entries = entries.part(0, limit)
+            following = entries.offsets[-1]
+        if plus:
+            entries = self._settled(node, entries, owed, below)
+        return entries, following
+
+    async def read_together(
+        self, opened: Sequence[tuple[Node, FileHandle, int]]
+    ) -> list[Portion | Exception | None]:
+        """Read a small portion with attributes of each directory, from its offset, all at once.
+
+        Return what became of each: None for a directory that :meth:`read_entries` has to read,
+        because an entry needs a look-up of its own, or it does not go on.
+        """
+        with given_back(await self._session.payloads.take(len(opened))) as buffers:
+            asked = [
+                Ask(
+                    fuse.readdirplus(node.id, handle, offset, self._together_size),
+                    buffer,
+                    self._undo_read(offset),
+                )
+                for (node, handle, offset), buffer in zip(opened, buffers, strict=True)
+            ]
+            replies = await self._channel.ask_all(asked)
+            found: list[bytes | Exception] = []
+            for reply, buffer in zip(replies, buffers, strict=True):
+                try:
+                    length = reply.unwrap()
+                    assert isinstance(length, int)
+                    found.append(bytes(buffer.view[:length]))
+                except VuserdError as error:
+                    found.append(error)
+        return [
+            self._portion(node, offset, each) if isinstance(each, bytes) else each
+            for (node, _, offset), each in zip(opened, found, strict=True)
+        ]
+
+    @property
+    def _together_size(self) -> int:
+        return min(_TOGETHER_SIZE, self._session.max_read)
+
+    def _portion(self, node: Node, offset: int, body: bytes) -> Portion | None:
+        decode = functools.partial(decode_directory_columns, plus=True, after=offset)
+        entries, following = self._channel.decoded(decode, body)
+        if 0 in entries.nodes or following == offset:
+            self._nodes.forget_each(entries.nodes)
+            return None
+        below: dict[bytes, Node] = {}
+        return Portion(self._settled(node, entries, entries.nodes, below), following, below)
+
+    def _undo_read(self, offset: int) -> Undo:
+        def undo(body: bytes) -> None:
+            entries, _ = decode_directory_columns(body, plus=True, after=offset)
+            self._nodes.forget_each(entries.nodes)
+
+        return undo
+
+    def _settled(
+        self,
+        node: Node,
+        entries: DirectoryColumns,
+        owed: list[NodeId],
+        below: dict[bytes, Node] | None,
+    ) -> DirectoryColumns:
+        """Return entries of READDIRPLUS, whose nodes ``owed`` is, once those are given back."""
+        entries = _as_looked_up(entries)
+        if below is not None and _DIRECTORY in entries.types:
+            owed = self._keep_directories(node, entries, owed, below)
+        self._nodes.forget_each(owed)
+        return entries
+
+    def _keep_directories(
+        self,
+        node: Node,
+        entries: DirectoryColumns,
+        owed: list[NodeId],
+        below: dict[bytes, Node],
+    ) -> list[NodeId]:
+        """Have the table take over the counts of directories; return the nodes of all others."""
+        owed = [*owed]
+        for place, kind in enumerate(entries.types):
+            found = owed[place]
+            if kind == _DIRECTORY and found not in (0, fuse.ROOT_ID, node.id):
+                name = entries.names[place]
+                entry = fuse.Entry(found, entries.node_attributes(place))
+                with Hold(self._nodes) as hold:
+                    below[name] = hold.add(entry, node, name)
+                owed[place] = NodeId(0)
+        return owed
+
+    async def _with_attributes(self, node: Node, entries: DirectoryColumns) -> DirectoryColumns:
+        """Look up entries that came without a node, and drop those that are gone by now.
+
+        An entry that cannot be looked up for another reason stays as it is.
+        """
+        if 0 not in entries.nodes:
+            return entries
+        is_there = [True] * len(entries.names)
+        for place, name in enumerate(entries.names):
+            if entries.nodes[place]:
+                continue
+            with Hold(self._nodes) as hold:
+                try:
+                    found = await self._operations.look_up(node, name, hold)
+                except FileError as error:
+                    if await self._operations.is_exhausted(error):
+                        raise
+                    is_there[place] = error.number != errno.ENOENT
+                    continue
+                entries.nodes[place] = found.id
+                entries.attributes[place] = fuse.encode_attributes(found.attributes)
+        return _as_looked_up(entries.chosen(is_there))
+
+
+class _Wish(NamedTuple):
+    """A batch of entries to be read: of which directory, from where, how many of them."""
+
+    node: Node
+    handle: FileHandle
+    offset: int
+    limit: int
+    goes_on: bool  #: the directory probably has many more entries
+    below: dict[bytes, Node] | None
+
+
+def _as_looked_up(entries: DirectoryColumns) -> DirectoryColumns:
+    """Return entries with the types and inode numbers of their nodes, where they have one."""
+    attributes = AttributeColumns(entries.attributes)
+    inos = attributes.column("ino")
+    types = [mode >> 12 & 15 for mode in attributes.column("mode")]
+    if 0 in entries.nodes:
+        for place, node in enumerate(entries.nodes):
+            if not node:
+                inos[place], types[place] = entries.inos[place], entries.types[place]
+    return entries._replace(inos=inos, types=types)
