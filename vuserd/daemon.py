@@ -107,7 +107,6 @@ class Daemon:
             )
             self._exporter.configure(config.metrics_file, config.metrics_interval)
             async with trio.open_nursery() as serving:
-                await serving.start(self._server.run)
                 self._listeners = Listeners(
                     self._server, serving, self._inherited, self._tell_state
                 )
@@ -137,6 +136,10 @@ class Daemon:
 
     async def _come_up(self, serving: trio.Nursery) -> ConfigurationError | None:
         """Bind the sockets, then start the exports; return the error if there is no socket."""
+        try:
+            await serving.start(self._server.run)
+        except ConfigurationError as error:
+            return error
         serving.start_soon(self._ask_for_time, self._starting)
         async with self._changing:
             with self._starting:

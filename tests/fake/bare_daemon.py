@@ -5,14 +5,17 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+import trio
+
 from vuserd.config.model import ClientLimits
 from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.accounts import Account
 from vuserd.rpc.connection import Connection
 from vuserd.rpc.counters import Counters
 from vuserd.rpc.methods import Methods
-from vuserd.tasks.crowd import Arrivals
+from vuserd.tasks.hub import Hub
 from vuserd.tasks.turns import Turns
+from vuserd.tasks.workers import Workers
 from vuserd.users.foreign_descriptors import ForeignDescriptors
 
 
@@ -46,9 +49,41 @@ def bare_methods(images: Any) -> Methods:
     return Methods({}, images, NoManager())
 
 
-def bare_connection(sock: socket.socket, images: Any, counters: Counters) -> Connection:
-    """Return the connection of a client that is this process's user."""
-    limits = ClientLimits()
-    rights = Rights(Peer(os.getpid(), os.geteuid(), frozenset()))
-    account = Account(os.geteuid(), None, limits, Turns(), Arrivals())
-    return Connection(sock, bare_methods(images), limits, counters, account, rights)
+class Bare:
+    """Serves one client that is this process's user, until nothing is left of it."""
+
+    def __init__(self, sock: socket.socket, images: Any, counters: Counters) -> None:
+        self._socket = sock
+        self._methods = bare_methods(images)
+        self._counters = counters
+        self._is_gone = trio.Event()
+        #: As long as it is served.
+        self.connection: Connection | None = None
+
+    async def run(self) -> None:
+        limits = ClientLimits()
+        rights = Rights(Peer(os.getpid(), os.geteuid(), frozenset()))
+        turns = Turns()
+        account = Account(os.geteuid(), None, limits, turns)
+        hub = Hub(turns)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hub.run)
+                async with trio.open_nursery() as working:
+                    self.connection = Connection(
+                        self._socket,
+                        self._methods,
+                        limits,
+                        self._counters,
+                        account,
+                        rights,
+                        hub,
+                        Workers(working),
+                        lambda _: self._is_gone.set(),
+                    )
+                    hub.add(self.connection)
+                    await self._is_gone.wait()
+                    working.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
+        finally:
+            hub.close()

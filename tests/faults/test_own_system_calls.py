@@ -26,7 +26,8 @@ from vuserd.backend.find import BackendKind, Program, identify
 from vuserd.backend.process import BackendOptions, start_backend
 from vuserd.client.errors import CannotConnect, ConnectionLost, RemoteError
 from vuserd.client.trio_client import TrioClient
-from vuserd.config.model import ExportConfig, ListenConfig
+from vuserd.config.model import DaemonConfig, ExportConfig, ListenConfig
+from vuserd.daemon import Daemon
 from vuserd.delivery.census import CENSUS
 from vuserd.errors import BackendDown, ConfigurationError
 from vuserd.exports.export import Export
@@ -422,36 +423,37 @@ async def test_a_connection(
         await is_served(address, CONTENT)
 
 
-#: More than go on all at once.
-A_CROWD: Final = 70
+HUB = "vuserd.tasks.hub"
 
 
 @pytest.mark.parametrize(
     ("call", "number"),
-    failing(
-        "epoll-for-a-crowd",
-        "epoll_create1 for a user's many connections",
-        "They are served as few are.",
-        SystemCall(select, "epoll", "vuserd.tasks.crowd"),
-        NO_DESCRIPTOR,
-    ),
+    [
+        *failing(
+            "epoll-of-the-hub",
+            "epoll_create1 to watch all clients with",
+            CONFIGURATION,
+            SystemCall(select, "epoll", HUB),
+            NO_DESCRIPTOR,
+        ),
+        *failing(
+            "eventfd-of-the-hub",
+            "eventfd2 to wake the task that watches them",
+            CONFIGURATION,
+            SystemCall(os, "eventfd", HUB),
+            NO_DESCRIPTOR,
+        ),
+    ],
 )
-async def test_a_crowd(
-    backend: FakeBackend,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    call: SystemCall,
-    number: int,
+async def test_nothing_to_watch_clients_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: SystemCall, number: int
 ) -> None:
+    config = DaemonConfig((ListenConfig(str(tmp_path / "vuserd.sock")),), ())
     failure = Failure(call, number, monkeypatch)
-    async with daemon_on(backend, str(tmp_path)) as address, contextlib.AsyncExitStack() as stack:
-        with trio.fail_after(FOR_EVER):
-            crowd = [
-                await stack.enter_async_context(TrioClient.connect(address)) for _ in range(A_CROWD)
-            ]
-            for client in crowd:
-                assert await client.read(FILE, "Image", 0, len(CONTENT)) == CONTENT
+    with pytest.raises(ConfigurationError, match="clients cannot be watched"):
+        await Daemon(lambda: config).run()
     assert failure.happened
+    assert os.listdir(tmp_path) == []
 
 
 # --- the daemon's socket --------------------------------------------------------------------------

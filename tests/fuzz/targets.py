@@ -23,7 +23,7 @@ from memory.virtqueue import Virtqueue
 from protocol import MalformedError, dirent, fuse, vhost_user
 from protocol.fuse import Entry, NodeId
 from protocol.virtio_ring import RingLayout
-from tests.fake.bare_daemon import bare_connection, bare_methods
+from tests.fake.bare_daemon import Bare, bare_methods
 from tests.listings import decode_by_columns
 from vuserd.client.calls import Call
 from vuserd.client.core.connection import ClientCore
@@ -179,7 +179,7 @@ async def rpc_connection(data: bytes) -> None:
         received = bytearray()
         async with trio.open_nursery() as nursery:
             store = ImageStore(0, 1, nursery)
-            served = bare_connection(ours, store, counters)
+            served = Bare(ours, store, counters)
             nursery.start_soon(_receive_all, theirs, received)
             with trio.fail_after(10):
                 await served.run()

@@ -6,11 +6,14 @@ import socket
 import weakref
 from collections.abc import Iterator
 
+import msgpack
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.fake.bare_daemon import NoManager, bare_connection
+from tests.fake.bare_daemon import Bare, NoManager
+from vuserd.config.model import ClientLimits
+from vuserd.rpc import connection
 from vuserd.rpc.counters import Counters
 from vuserd.wire.codec import encode_request
 
@@ -49,13 +52,81 @@ async def test_the_calls_of_one_that_is_gone_are_cancelled(
     theirs.sendall(encode_request(1, "metrics", []))
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(bare_connection(ours, None, counters).run)
+            nursery.start_soon(Bare(ours, None, counters).run)
             await wait_all_tasks_blocked()
             assert counters.in_flight == 1
             theirs.close()
     assert not manager.may_answer.is_set()
     assert counters.methods["metrics"].ends == {"OK": 0, "GONE": 1}
     assert counters.in_flight == 0
+
+
+async def test_one_over_its_limits_that_is_gone_is_noticed(
+    manager: Manager, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """Its next request waits for a reply to leave, and nothing is read from it."""
+    ours, theirs = pair
+    counters = Counters()
+    most = ClientLimits().requests
+    for number in range(most + 2):
+        theirs.sendall(encode_request(number, "metrics", []))
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Bare(ours, None, counters).run)
+            await wait_all_tasks_blocked()
+            assert counters.in_flight == most
+            theirs.close()
+    assert not manager.may_answer.is_set()
+    assert counters.methods["metrics"].ends == {"OK": 0, "GONE": most}
+    assert counters.in_flight == 0
+
+
+async def test_one_over_its_limits_is_answered_bit_by_bit(
+    manager: Manager, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    most = 3 * ClientLimits().requests
+    for number in range(most):
+        theirs.sendall(encode_request(number, "metrics", []))
+    theirs.shutdown(socket.SHUT_WR)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Bare(ours, None, Counters()).run)
+            await wait_all_tasks_blocked()
+            manager.may_answer.set()
+    unpacker = msgpack.Unpacker()
+    while received := theirs.recv(1 << 16):
+        unpacker.feed(received)
+    assert sorted(message[1] for message in unpacker) == [*range(most)]
+
+
+async def test_one_that_asks_for_no_more_and_then_goes(
+    manager: Manager, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    counters = Counters()
+    theirs.sendall(encode_request(1, "metrics", []))
+    theirs.shutdown(socket.SHUT_WR)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Bare(ours, None, counters).run)
+            await wait_all_tasks_blocked()
+            assert counters.in_flight == 1
+            theirs.close()
+    assert not manager.may_answer.is_set()
+    assert counters.methods["metrics"].ends == {"OK": 0, "GONE": 1}
+
+
+async def test_a_request_that_is_never_whole(
+    pair: tuple[socket.socket, socket.socket], autojump_clock: trio.testing.MockClock
+) -> None:
+    ours, theirs = pair
+    theirs.sendall(encode_request(1, "exports", [])[:3])
+    await Bare(ours, None, Counters()).run()
+    assert autojump_clock.current_time() == pytest.approx(ClientLimits().stall, abs=1)
+    [_, name, [error]] = msgpack.unpackb(theirs.recv(1000))
+    assert (name, error["code"]) == ("error", "TIMEOUT")
+    assert theirs.recv(1) == b""
 
 
 async def test_one_that_asks_for_no_more_is_answered(
@@ -66,7 +137,7 @@ async def test_one_that_asks_for_no_more_is_answered(
     theirs.shutdown(socket.SHUT_WR)
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(bare_connection(ours, None, Counters()).run)
+            nursery.start_soon(Bare(ours, None, Counters()).run)
             await wait_all_tasks_blocked()
             manager.may_answer.set()
     assert b"numbers" in theirs.recv(100)
@@ -86,14 +157,15 @@ async def test_nothing_of_one_that_is_gone_waits_for_the_garbage_collector(
     ours, theirs = pair
     gc.disable()
     try:
-        connection = bare_connection(ours, None, Counters())
+        bare = Bare(ours, None, Counters())
         theirs.sendall(sent)
         theirs.shutdown(socket.SHUT_WR)
         with trio.fail_after(10):
-            await connection.run()
+            await bare.run()
         assert theirs.recv(1000)
-        kept = weakref.ref(connection)
-        del connection
+        assert bare.connection is not None
+        kept = weakref.ref(bare.connection)
+        bare.connection = None
         assert kept() is None
     finally:
         gc.enable()
@@ -104,16 +176,19 @@ async def test_the_log_tells_who_was_dropped_and_why(
     pair: tuple[socket.socket, socket.socket],
     caplog: pytest.LogCaptureFixture,
     autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     del autojump_clock
     ours, theirs = pair
     manager.may_answer.set()
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    monkeypatch.setattr(connection, "_SEND_BUFFER", 4096)
     theirs.sendall(b"".join(encode_request(number, "api_info", []) for number in range(500)))
+    bare = Bare(ours, None, Counters())
     with caplog.at_level(logging.INFO):
-        connection = bare_connection(ours, None, Counters())
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        await connection.run()
-    peer = connection.rights.peer
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bare.run)
+            await wait_all_tasks_blocked()
+            assert bare.connection is not None
+            peer = bare.connection.rights.peer
     who = f"a client of uid {peer.uid} (pid {peer.pid}) was dropped"
     assert f"{who}: it does not read" in caplog.text

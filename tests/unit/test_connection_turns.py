@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fake.bare_daemon import bare_connection
+from tests.fake.bare_daemon import Bare
 from vuserd.delivery.images import ImageStore
 from vuserd.rpc import connection
 from vuserd.rpc.counters import Counters
@@ -53,7 +53,7 @@ async def turns_of(flood: bytes, monkeypatch: pytest.MonkeyPatch) -> Turns:
         ours.setblocking(False)
         async with trio.open_nursery() as nursery:
             store = ImageStore(0, 1, nursery)
-            served = bare_connection(ours, store, Counters())
+            served = Bare(ours, store, Counters())
             trio.lowlevel.add_instrument(turns)
             nursery.start_soon(served.run)
             await trio.testing.wait_all_tasks_blocked()

@@ -11,7 +11,6 @@ from vuserd.config.model import ClientLimits
 from vuserd.rpc.accounts import Account, Allowance
 from vuserd.rpc.counters import Counters
 from vuserd.rpc.intake import Intake
-from vuserd.tasks.crowd import Arrivals
 from vuserd.tasks.turns import Turns
 from vuserd.wire.codec import NEED_DATA, Message, Request, encode_notification, encode_request
 
@@ -20,7 +19,7 @@ _LIMITS: Final = ClientLimits()
 
 @pytest.fixture
 async def intake() -> Intake:
-    account = Account(0, None, _LIMITS, Turns(), Arrivals())
+    account = Account(0, None, _LIMITS, Turns())
     return Intake(_LIMITS, Allowance(_LIMITS, account, Counters()), account.foreign)
 
 
@@ -30,7 +29,7 @@ def taken(intake: Intake, piece: bytes) -> list[Message]:
     messages: list[Message] = []
     while (message := intake.next_message()) is not NEED_DATA:
         messages.append(message)
-    intake.settle(len(messages))
+    intake.settle()
     return messages
 
 

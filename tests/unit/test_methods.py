@@ -31,7 +31,6 @@ from vuserd.rpc.caller import Caller
 from vuserd.rpc.file_methods import EXTENTS_MAX
 from vuserd.rpc.methods import API_COMPATIBLE, API_LEVEL, Methods
 from vuserd.rpc.signature import TIMEOUT
-from vuserd.tasks.crowd import Arrivals
 from vuserd.tasks.turns import Turns
 from vuserd.tracing.trace import TraceTable
 from vuserd.wire.codec import MessageDecoder, Response
@@ -45,7 +44,7 @@ class Client:
 
     def __init__(self, methods: Methods, limits: ClientLimits) -> None:
         self._methods = methods
-        self.account = account = Account(os.geteuid(), None, limits, Turns(), Arrivals())
+        self.account = account = Account(os.geteuid(), None, limits, Turns())
         self.caller = Caller(
             Rights(Peer(os.getpid(), os.geteuid(), frozenset())),
             account,

@@ -1,7 +1,6 @@
 """What one user's connections use together, and what each of them has of that."""
 
-import socket
-from typing import Final
+from typing import Protocol
 
 import trio
 
@@ -10,13 +9,16 @@ from vuserd.errors import CallError, ErrorCode
 from vuserd.rpc.counters import Counters
 from vuserd.rpc.outbox import Reply
 from vuserd.tasks.budget import Budget, Share
-from vuserd.tasks.crowd import Arrivals
 from vuserd.tasks.turns import Turns
 from vuserd.users.foreign_descriptors import ForeignDescriptors
 from vuserd.users.holdings import Holdings
 
-#: Connections of a user that may go on all at once; of more than these, a few at a time do.
-_MOST_AT_ONCE: Final = 64
+
+class Waiter(Protocol):
+    """A connection that waits for a request of its user's to end, so that its own can begin."""
+
+    def wake(self) -> None:
+        """Try again."""
 
 
 class Account:
@@ -28,22 +30,20 @@ class Account:
         rig: str | None,
         limits: ClientLimits,
         turns: Turns,
-        arrivals: Arrivals,
     ) -> None:
         self.uid = uid
         self.rig = rig
         self._limits = limits
         self._turns = turns
-        self._arrivals = arrivals
         self.connections = 0
         #: Bytes that were received and are no request yet.
         self.unread = 0
-        self.requests = Budget(limits.user_requests)
+        #: Requests in the daemon, and the connections that wait to begin one, in their order.
+        self.requests = 0
+        self._waiting: dict[Waiter, None] = {}
         self.payload = Budget(limits.user_payload)
         self.foreign = ForeignDescriptors(limits.user_descriptors)
         self.holdings = Holdings(limits.user_kept, limits.user_remembered)
-        #: Passed through by one connection at a time that has many values to decode.
-        self.decoding = trio.Lock()
         #: Held by a call that is as much work as the user has connections.
         self.reporting = trio.Lock()
 
@@ -106,17 +106,38 @@ class Account:
         """Wait until it is this user's turn to keep the daemon busy."""
         await self._turns.take(self)
 
-    async def wait_readable(self, sock: socket.socket) -> None:
-        """Wait until one of the user's connections can be read, or is closed by the client.
+    def begin_request(self, waiter: Waiter) -> bool:
+        """Count one more request, unless there are as many as may be or others wait for that.
 
-        Raises:
-            OSError: the kernel has no memory for one more to wait for.
+        Returns:
+            Whether it is counted; if not, the waiter is woken when it may try again.
 
         """
-        if self.connections <= _MOST_AT_ONCE:
-            await trio.lowlevel.wait_readable(sock)
-        else:
-            await self._arrivals.wait_readable(sock)
+        if self.requests >= self._limits.user_requests or (
+            self._waiting and next(iter(self._waiting)) is not waiter
+        ):
+            self._waiting.setdefault(waiter)
+            return False
+        if self._waiting:
+            self.stop_waiting(waiter)
+        self.requests += 1
+        return True
+
+    def stop_waiting(self, waiter: Waiter) -> None:
+        """Let a waiter wait no more, and the next one try."""
+        self._waiting.pop(waiter, None)
+        self._wake_next()
+
+    def end_requests(self, count: int) -> None:
+        """Count so many requests less."""
+        self.requests -= count
+        if self._waiting:
+            self._wake_next()
+
+    def _wake_next(self) -> None:
+        for first in self._waiting:
+            first.wake()
+            return
 
 
 class Accounts:
@@ -124,7 +145,6 @@ class Accounts:
 
     def __init__(self) -> None:
         self.turns = Turns()
-        self.arrivals = Arrivals()
         self._accounts: dict[tuple[int, str | None], Account] = {}
 
     def of(self, uid: int, rig: str | None, limits: ClientLimits) -> Account:
@@ -136,9 +156,7 @@ class Accounts:
         if account is None:
             for key in [key for key, other in self._accounts.items() if other.is_unused]:
                 del self._accounts[key]
-            account = self._accounts[uid, rig] = Account(
-                uid, rig, limits, self.turns, self.arrivals
-            )
+            account = self._accounts[uid, rig] = Account(uid, rig, limits, self.turns)
         return account
 
 
@@ -146,24 +164,42 @@ class Allowance:
     """A connection's requests and bytes in flight, which count among its user's, too."""
 
     def __init__(self, limits: ClientLimits, account: Account, counters: Counters) -> None:
-        self.requests = Share(limits.requests, account.requests)
+        #: Requests in the daemon, each until its reply has left.
+        self.requests = 0
+        self._most = limits.requests
         self.payload = Share(limits.payload, account.payload)
         #: Bytes that were received and are no whole request yet, or none that may begin.
         self.unread = 0
         self._account = account
         self._counters = counters
 
-    async def begin_request(self) -> None:
-        """Wait until the client may have one more request in the daemon; its reply ends that."""
-        if not self.requests.try_take(1):
-            await self.requests.take(1)
+    def begin_request(self, waiter: Waiter) -> bool:
+        """Count one more request, until its reply has left, if the limits have room for it.
+
+        Returns:
+            Whether it is counted. If not, a reply of the same client has to leave first; or the
+            user has too many requests in the daemon, and the waiter is woken when that is over.
+
+        """
+        if self.requests >= self._most or not self._account.begin_request(waiter):
+            return False
+        self.requests += 1
+        self._counters.in_flight += 1
+        return True
+
+    def begin_notice(self) -> None:
+        """Count a reply that answers no request, whatever the limits say; there are two at most."""
+        self.requests += 1
+        self._account.requests += 1
         self._counters.in_flight += 1
 
     def gone(self, reply: Reply) -> None:
         """Take back what a reply used."""
-        self.payload.give_back(reply.payload)
-        self.requests.give_back(1)
+        if reply.payload:
+            self.payload.give_back(reply.payload)
+        self.requests -= 1
         self._counters.in_flight -= 1
+        self._account.end_requests(1)
 
     def count_unread(self, size: int) -> None:
         """Count what was received and is not taken as a request, in place of what was before.
@@ -178,12 +214,13 @@ class Allowance:
 
     def is_only_client(self) -> bool:
         """Return whether no other client has requests in the daemon."""
-        return self._counters.in_flight == self.requests.taken
+        return self._counters.in_flight == self.requests
 
     def close(self) -> None:
         """Take back what is left: of calls that were cancelled."""
         self._account.count_unread(-self.unread)
         self.unread = 0
-        self._counters.in_flight -= self.requests.taken
-        self.requests.close()
+        self._counters.in_flight -= self.requests
+        self._account.end_requests(self.requests)
+        self.requests = 0
         self.payload.close()

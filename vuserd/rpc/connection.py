@@ -1,8 +1,12 @@
-"""One client: its requests become tasks, its replies go out as they are ready.
+"""One client: what it sends becomes calls in worker tasks, and their replies go out when ready.
 
 A client has a bounded number of requests and of payload bytes in the daemon, counted from the
 moment a request is read until its reply has left; over them, nothing more is read from it. Its
 user's connections together are bounded likewise.
+
+The hub lets a connection go on. At first it reads: up to the client's end, a fault of it, or the
+daemon's own end. Then it leaves: calls in progress are answered, or cancelled where nobody is there
+to read that, and it is over when the last has ended.
 
 When the daemon ends, it shuts its side down for receiving: what a client has sent until then is
 answered, and what it sends afterwards fails at once, so it knows of each request which of the two
@@ -14,47 +18,37 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
-import trio
-
 from vuserd.config.model import ClientLimits
-from vuserd.delivery.memory_table import MemoryTable
-from vuserd.errors import CallError, ErrorCode, VuserdError, os_reason
-from vuserd.fs.heldfile import FileTable
-from vuserd.fs.listings import ContinuationTable
+from vuserd.errors import CallError, ErrorCode
 from vuserd.rpc.access import Rights
-from vuserd.rpc.accounts import Account, Allowance
-from vuserd.rpc.answers import Asked
-from vuserd.rpc.caller import Caller
-from vuserd.rpc.counters import GONE, NO_METHOD, OK, ClientCounters, Counters
+from vuserd.rpc.accounts import Account
+from vuserd.rpc.calls import Calls
+from vuserd.rpc.counters import Counters
 from vuserd.rpc.intake import Intake
 from vuserd.rpc.methods import Methods
-from vuserd.rpc.outbox import Outbox, Reply
-from vuserd.rpc.signature import TIMEOUT
-from vuserd.tasks.turns import SHARER
-from vuserd.tracing.trace import TraceTable
-from vuserd.users.asker import ASKER, Asker
+from vuserd.tasks.hub import Hub
+from vuserd.tasks.workers import Workers
 from vuserd.users.foreign_descriptors import accept_descriptors_inline
 from vuserd.wire.codec import (
     NEED_DATA,
     FramingError,
     InvalidMessage,
+    Message,
+    NeedData,
     Request,
-    encode_notification,
-    encode_response,
 )
 
 _LOG = logging.getLogger(__name__)
 
 _RECEIVE_SIZE: Final = 64 << 10
-#: Messages of one client, alone with the daemon, before whatever else there is has its turn.
-_MOST_ALONE: Final = 64
-#: Messages of one client in a turn of its user's; a request is a turn's worth.
-_TURN: Final = 16
-#: Values in messages, whatever these are, that are a turn's worth, too: a millisecond's work.
-_DENSE: Final = 512
+#: Received bytes that are a step, and values of messages: both are work, whatever they mean.
+_STEP_BYTES: Final = 8 << 10
+_STEP_VALUES: Final = 8
+#: Steps that the end of a connection is.
+_END: Final = 4
 #: What the kernel may hold of replies that a client has not read yet; for the first connections
 #: of a user: thousands of them gain nothing from it, and no limit counts that memory.
 _SEND_BUFFER: Final = 2 << 20
@@ -62,33 +56,6 @@ _MOST_WIDE: Final = 64
 _SO_SNDBUFFORCE: Final = 32
 #: Exports that a client may trace at once.
 _MOST_TRACES: Final = 8
-
-
-def _notice(error: CallError | FramingError) -> Reply:
-    """Return a notification about the connection itself, rather than one of its requests."""
-    if isinstance(error, FramingError):
-        error = CallError(ErrorCode(error.code), str(error))
-    return Reply([encode_notification("error", [error.to_wire()])])
-
-
-_NO_LIMIT: Final = contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _limit(seconds: float) -> Iterator[None]:
-    """Let the block take so long at most.
-
-    Raises:
-        CallError: TIMEOUT.
-
-    """
-    try:
-        with trio.fail_after(seconds):
-            yield
-    except trio.TooSlowError:
-        raise CallError(
-            ErrorCode.TIMEOUT, f"the call was given {seconds:g} s, and takes longer"
-        ) from None
 
 
 def _widen(sock: socket.socket) -> None:
@@ -101,10 +68,22 @@ def _widen(sock: socket.socket) -> None:
 
 
 class Connection:
-    """A client's connection; :meth:`run` serves it until it ends, and closes its socket.
+    """A client's connection: the hub reads from it, and it closes its socket when it is over.
 
     The socket is the standard library's, not blocking: trio's own would yield to other tasks on
     each call, which costs more than the call.
+
+    Args:
+        sock: of the client.
+        methods: what it may call.
+        limits: of it.
+        counters: of all clients.
+        account: of its user.
+        rights: of the client.
+        hub: lets it go on.
+        workers: run its calls.
+        gone: is called when nothing is left of it.
+
     """
 
     def __init__(
@@ -115,10 +94,12 @@ class Connection:
         counters: Counters,
         account: Account,
         rights: Rights,
+        hub: Hub,
+        workers: Workers,
+        gone: Callable[["Connection"], None],
     ) -> None:
         self.rights = rights
         self.since = time.time()
-        self.counters = ClientCounters(counters)
         #: The name of the client's process, looked up for the first status.
         self._command: str | None = None
         self._socket = sock
@@ -126,32 +107,44 @@ class Connection:
         if account.connections <= _MOST_WIDE:
             _widen(sock)
         self._methods = methods
-        self._limits = limits
-        self._counters = counters
-        self._account = account
+        self._stall = limits.stall
         self._foreign = account.foreign
-        self._allowance = Allowance(limits, account, counters)
-        self._outbox = Outbox(sock, self._allowance)
-        self._caller = Caller(
-            rights,
-            account,
-            MemoryTable(limits.memories, limits.memory, account.foreign, account.holdings),
-            ContinuationTable(limits.walks, account.holdings),
-            ContinuationTable(limits.walks, account.holdings),
-            ContinuationTable(limits.listings, account.holdings),
-            FileTable(limits.files, account.holdings),
-            TraceTable(_MOST_TRACES, account.holdings),
+        self._calls = Calls(
+            sock, methods, limits, counters, account, rights, workers, self._on_reply
         )
+        self._allowance = self._calls.allowance
         self._intake = Intake(limits, self._allowance, account.foreign)
-        self._last_request_read = trio.Event()
-        #: Why the daemon ends the connection.
-        self._farewell: CallError | None = None
+        self._hub = hub
+        self._workers = workers
+        self._gone = gone
+        # For the hub.
+        self.user = account
+        self.descriptor = sock.fileno()
+        self.has_more = False
+        self.is_queued = False
+        self.is_readable = False
+        self.has_end = False
+        #: Whether nothing is left of what was received.
+        self._is_all_taken = True
+        #: A message that waits until the limits have room for it.
+        self._held: Request | InvalidMessage | None = None
+        self._is_late = False
+        self._is_leaving = False
+        #: Whether the client was told why the daemon ends the connection.
+        self._is_told = False
+        self._is_over = False
+        self._is_closed = False
+
+    @property
+    def finish_by(self) -> float:
+        """When the request that has begun has to be whole, by trio's clock; inf if none has."""
+        return self._intake.finish_by
 
     def shut_down(self, reason: str) -> None:
         """Take no more requests, and end when those that were sent are answered."""
-        if self._farewell is None:
-            self._farewell = CallError(ErrorCode.SHUTTING_DOWN, reason)
-            self._caller.hurry()
+        if self._calls.farewell is None:
+            self._calls.farewell = CallError(ErrorCode.SHUTTING_DOWN, reason)
+            self._calls.hurry()
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RD)
 
@@ -164,108 +157,174 @@ class Connection:
             "pid": peer.pid,
             "uid": peer.uid,
             "command": self._command or None,
-            "requests": self.counters.requests,
-            "in_flight": self._allowance.requests.taken,
-            "bytes_read": self.counters.bytes_read,
+            "requests": self._calls.counters.requests,
+            "in_flight": self._allowance.requests,
+            "bytes_read": self._calls.counters.bytes_read,
             "since": self.since,
         }
 
-    async def run(self) -> None:
-        """Serve the client until it goes away, loses its framing, or stops reading."""
-        ASKER.set(Asker(self._account.uid, self._account.rig))
-        SHARER.set(self._account)
-        try:
-            await self._account.take_turn()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write_replies, nursery.cancel_scope)
-                nursery.start_soon(self._read_requests, nursery)
-                await self._last_request_read.wait()
-                await self._allowance.requests.wait_unused()  # all replies have left
-                if self._farewell is not None:
-                    await self._allowance.begin_request()
-                    self._outbox.send(_notice(self._farewell))
-                nursery.cancel_scope.cancel()
-        finally:
-            self._foreign.close_socket(self._socket)
-            self._outbox.close()
-            self._allowance.close()
-            self._intake.drop_descriptors()
-            with trio.CancelScope(shield=True):  # no backend keeps memory longer than it may
-                await self._caller.close()
-
-    async def _read_requests(self, nursery: trio.Nursery) -> None:
-        """Start a task for each request, until the client ends or may not go on."""
-        try:
-            while await self._receive():
-                self._intake.settle(await self._start_requests(nursery))
-        except (CallError, FramingError) as error:
-            await self._allowance.begin_request()
-            self._outbox.send(_notice(error))
-        except OSError:
-            nursery.cancel_scope.cancel()
+    async def close(self) -> None:
+        """Close the socket and release all that the client had; its calls have ended by now."""
+        self._is_over = True
+        if self._is_closed:
             return
-        else:
-            if self._is_gone():
-                nursery.cancel_scope.cancel()
-                return
-        self._last_request_read.set()  # it may still read what it asked for
+        self._is_closed = True
+        self._foreign.close_socket(self._socket)
+        self.user.stop_waiting(self)
+        self._intake.drop_descriptors()
+        await self._calls.close()
+        self._gone(self)
 
-    async def _receive(self) -> bool:
-        """Wait for the client's next bytes and take them; return False at their end.
+    # -- one step after the other, which the hub takes ---------------------------------------------
+
+    def wake(self) -> None:
+        """Go on soon: what the connection waits for may have come."""
+        if not self._is_over:
+            self._hub.wake(self)
+
+    def time_out(self) -> None:
+        """End the connection, unless the rest of the request has come meanwhile."""
+        if self._is_all_taken:
+            self._is_late = True
+            self.wake()
+
+    def go_on(self, most: int, request: int) -> int:
+        """Read what the client has sent, or leave, as :class:`~vuserd.tasks.hub.Client` says."""
+        self.has_more = False
+        if self._is_leaving or self._calls.is_cancelled:
+            return self._stop_reading()
+        steps = 1
+        try:
+            if self._is_late:
+                late = f"a request was not finished within {self._stall:g} s"
+                raise CallError(ErrorCode.TIMEOUT, late)
+            if self._is_all_taken:
+                if not self.is_readable:
+                    return steps
+                received = self._receive()
+                if not received:
+                    return self._stop_reading()
+                steps += received // _STEP_BYTES
+            return max(steps, self._take_messages(steps - 1, most, request))
+        except BlockingIOError:
+            return steps
+        except (CallError, FramingError) as error:
+            self._calls.tell(error)
+        except OSError:
+            self._calls.cancel()
+        return self._stop_reading()
+
+    def _receive(self) -> int:
+        """Receive what has come; return how many bytes, 0 at their end.
 
         Raises:
-            CallError: TIMEOUT: a request is not finished in time; BUSY: the user has too many
-                descriptors or unfinished requests in the daemon.
+            BlockingIOError: nothing has come.
+            CallError: BUSY: the user has too many descriptors or unfinished requests in the daemon.
             FramingError: too many descriptors came.
             OSError: the connection is broken.
 
         """
-        while True:
-            try:
-                if self._intake.finish_by == math.inf:
-                    await self._account.wait_readable(self._socket)
-                else:
-                    with trio.fail_at(self._intake.finish_by):
-                        await self._account.wait_readable(self._socket)
-                if not self._account.is_only_user():
-                    await self._account.take_turn()
-                received, descriptors = self._foreign.receive(self._socket, _RECEIVE_SIZE)
-            except BlockingIOError:
-                continue
-            except trio.TooSlowError:
-                late = f"a request was not finished within {self._limits.stall:g} s"
-                raise CallError(ErrorCode.TIMEOUT, late) from None
-            if received:
-                self._intake.feed(received, descriptors)
-            return bool(received)
+        self.is_readable = False
+        received, descriptors = self._foreign.receive(self._socket, _RECEIVE_SIZE)
+        # The hub does not report again what it has reported. A receive takes all there is, unless
+        # that is too much, or descriptors lie between, of which the user has none here now.
+        self.is_readable = len(received) == _RECEIVE_SIZE or self.has_end or self._foreign.held > 0
+        if received:
+            self._is_all_taken = False
+            self._intake.feed(received, descriptors)
+        return len(received)
 
-    async def _start_requests(self, nursery: trio.Nursery) -> int:
-        """Start a task for each request that is whole, in turns; return the count of messages."""
+    def _take_messages(self, steps: int, most: int, request: int) -> int:
+        """Take messages until ``most`` steps are done; return how many are.
+
+        Raises:
+            CallError: BUSY: the user has too many bytes of unfinished requests.
+            FramingError: what follows is no message.
+
+        """
         intake = self._intake
-        number, looked_at = 0, intake.values
-        while (message := intake.next_message()) is not NEED_DATA:
-            number += 1
-            is_dense = intake.values - looked_at >= _DENSE
-            if is_dense:
-                looked_at = intake.values
-                async with self._account.decoding:  # one of the user's in each pass
-                    pass
-            elif number % _MOST_ALONE == 0:
-                await trio.lowlevel.checkpoint()
-            is_new_turn = is_dense or (number > 1 and isinstance(message, Request))
-            if (is_new_turn or number % _TURN == 0) and not self._account.is_only_user():
-                await self._account.take_turn()
-            if isinstance(message, Request):
-                await self._allowance.begin_request()
-                self.counters.count_request()
-                nursery.start_soon(self._answer, message, self._claimed(message))
-            elif isinstance(message, InvalidMessage):
-                await self._allowance.begin_request()
-                self._refuse(message)
-            # A notification wants no answer and none of the methods is of use without one.
-        return number
+        while steps < most:
+            message: Message | NeedData | None = self._held
+            if message is None:
+                values = intake.values
+                message = intake.next_message()
+                if message is NEED_DATA:
+                    self._settle()
+                    return steps
+                steps += (intake.values - values) // _STEP_VALUES
+            if type(message) is Request or type(message) is InvalidMessage:
+                if not self._allowance.begin_request(self):
+                    self._held = message  # a reply that leaves wakes the connection
+                    if self._is_client_gone():
+                        self._stop_reading()
+                    return steps
+                self._held = None
+                self._begin(message)
+                steps += request
+            else:  # a notification: it wants no answer, and no method is of use without one
+                steps += 1
+        self.has_more = True
+        return steps
 
-    def _is_gone(self) -> bool:
+    def _settle(self) -> None:
+        """Wait for more from the client: all that has come so far is taken.
+
+        Raises:
+            CallError: BUSY, as :meth:`_take_messages`.
+
+        """
+        self._is_all_taken = True
+        self.has_more = self.is_readable
+        had_begun = self._intake.finish_by
+        self._intake.settle()
+        if self._intake.finish_by is not had_begun or had_begun != math.inf:
+            self._hub.watch_time(self)
+
+    def _begin(self, message: Request | InvalidMessage) -> None:
+        """Start a call, or refuse what is none; it is counted already."""
+        if isinstance(message, InvalidMessage):
+            self._calls.refuse(message)
+            return
+        method = self._methods.table.get(message.method)
+        takes_one = method is not None and method.descriptor
+        self._calls.start(message, self._intake.claim_descriptor() if takes_one else None)
+
+    def _stop_reading(self) -> int:
+        """Read nothing more, and leave; return the steps."""
+        self._is_leaving = True
+        if self._held is not None:
+            self._held = None
+            self.user.stop_waiting(self)
+        return self._leave()
+
+    def _leave(self) -> int:
+        """End when all replies have left, or all calls are cancelled; return the steps."""
+        calls = self._calls
+        if self._is_over:
+            return 1
+        if not calls.is_cancelled and self._is_client_gone():
+            calls.cancel()
+        if calls.is_cancelled:
+            pass
+        elif self._allowance.requests:
+            return 1  # the next reply wakes the connection
+        elif calls.farewell is not None and not self._is_told:
+            self._is_told = self.has_more = True
+            calls.tell(calls.farewell)
+            return 1
+        if not calls.are_over:
+            return 1  # the last of them wakes the connection
+        self._is_over = True
+        self._hub.remove(self)
+        self._workers.start(self.close, set())
+        return _END
+
+    def _on_reply(self) -> None:
+        """Go on if that is what the connection waits for: a reply to leave, or a task to end."""
+        if self._is_leaving or self._held is not None or self._calls.is_cancelled:
+            self.wake()
+
+    def _is_client_gone(self) -> bool:
         """Return whether the client has closed its socket, rather than only its sending side."""
         try:
             self._socket.send(b"", socket.MSG_NOSIGNAL)
@@ -274,80 +333,3 @@ class Connection:
         except OSError:
             return True
         return False
-
-    def _claimed(self, request: Request) -> int | None:
-        """Return the descriptor that came with a request which takes one."""
-        method = self._methods.table.get(request.method)
-        takes_one = method is not None and method.descriptor
-        return self._intake.claim_descriptor() if takes_one else None
-
-    def _refuse(self, message: InvalidMessage) -> None:
-        self._counters.errors += 1
-        self._counters.count(NO_METHOD, ErrorCode.BAD_REQUEST, 0.0)
-        refusal = CallError(ErrorCode.BAD_REQUEST, message.reason)
-        if message.msgid is None:
-            self._outbox.send(_notice(refusal))
-        else:
-            frame = encode_response(message.msgid, refusal.to_wire(), None)
-            self._outbox.send(Reply([frame]))
-
-    async def _answer(self, request: Request, descriptor: int | None) -> None:
-        reserved = 0
-        name, end, began = NO_METHOD, OK, time.perf_counter()
-        try:
-            method = self._methods.find(request.method)
-            name = method.name
-            if method.manages and not self.rights.manages:
-                self._methods.refusals.note(self.rights.peer, method.name)
-                raise CallError(
-                    ErrorCode.DENIED, f"{method.name} is for root and the daemon's user"
-                )
-            arguments, options = method.bind(request.params)
-            seconds = options.pop(TIMEOUT, None)
-            wanted = min(method.weight(arguments, options), self._allowance.payload.total)
-            with _NO_LIMIT if seconds is None else _limit(seconds):
-                if wanted:
-                    await self._allowance.payload.take(wanted)
-                    reserved = wanted
-                if method.descriptor:
-                    if descriptor is None:
-                        raise CallError(
-                            ErrorCode.BAD_REQUEST,
-                            f"{method.name} takes a descriptor, and none came",
-                        )
-                    options["descriptor"], descriptor = descriptor, None
-                result = await method.handler(self._caller, *arguments, **options)
-            reply = method.answer(result, Asked(request.msgid, reserved, self.counters))
-        except VuserdError as error:
-            end = error.code
-            self._refuse_request(request, error.to_wire(), reserved)
-        except Exception:
-            _LOG.exception("fault in %s", request.method)
-            fault = CallError(ErrorCode.INTERNAL, "a fault of the daemon's; its log says more")
-            end = fault.code
-            self._refuse_request(request, fault.to_wire(), reserved)
-        except trio.Cancelled:
-            end = GONE
-            if self._farewell is not None:  # cut off: it took too long
-                end = self._farewell.code
-                self._refuse_request(request, self._farewell.to_wire(), reserved)
-            raise
-        else:
-            self._outbox.send(reply)
-        finally:
-            self._counters.count(name, end, time.perf_counter() - began)
-            if descriptor is not None:
-                self._foreign.close(descriptor)
-
-    def _refuse_request(self, request: Request, error: dict[str, Any], reserved: int) -> None:
-        self._counters.errors += 1
-        self._outbox.send(Reply([encode_response(request.msgid, error, None)], payload=reserved))
-
-    async def _write_replies(self, cancel: trio.CancelScope) -> None:
-        try:
-            await self._outbox.run(self._limits.stall)
-        except (OSError, trio.TooSlowError) as error:
-            peer = self.rights.peer
-            reason = os_reason(error) if isinstance(error, OSError) else "it does not read"
-            _LOG.info("a client of uid %d (pid %d) was dropped: %s", peer.uid, peer.pid, reason)
-            cancel.cancel()

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -11,6 +11,7 @@ from vuserd.config.model import ClientLimits
 from vuserd.rpc.accounts import Allowance
 from vuserd.users.foreign_descriptors import ForeignDescriptors
 from vuserd.wire.codec import (
+    NEED_DATA,
     FramingError,
     Limits,
     Message,
@@ -44,18 +45,22 @@ class Intake:
         self, limits: ClientLimits, allowance: Allowance, foreign: ForeignDescriptors
     ) -> None:
         self._decoder = MessageDecoder(Limits(limits.frame, limits.depth))
-        #: Whole requests that the decoder has not seen.
+        #: Requests that the decoder has not seen, and whether it has seen what follows.
         self._plain = b""
+        self._is_long_way = False
+        #: How many values the messages had that took the long way.
+        self.values = 0
         #: When the request that has begun has to be whole, by trio's clock; inf if none has.
         self.finish_by = math.inf
         self._stall = limits.stall
         self._allowance = allowance
         self._foreign = foreign
         self._unread = 0
+        self._taken = 0
         #: Descriptors whose request has not come yet, in order.
         self._descriptors: deque[int] = deque()
 
-    def feed(self, received: bytes, descriptors: Iterable[int]) -> None:
+    def feed(self, received: bytes, descriptors: Sequence[int]) -> None:
         """Take the next piece of the stream, and the descriptors beside it.
 
         Raises:
@@ -63,20 +68,17 @@ class Intake:
             CallError: BUSY: the user has too many bytes of unfinished requests.
 
         """
-        self._descriptors.extend(descriptors)
-        if len(self._descriptors) > _MOST_DESCRIPTORS:
-            raise FramingError("TOO_LARGE", "too many descriptors came with a request")
-        if not self._unread:
-            self._plain = received
-        else:
+        if descriptors:
+            self._descriptors.extend(descriptors)
+            if len(self._descriptors) > _MOST_DESCRIPTORS:
+                raise FramingError("TOO_LARGE", "too many descriptors came with a request")
+        if self._unread:
             self._decoder.feed(received)
+            self._is_long_way = True
+        else:
+            self._plain = received
         if self._unread + len(received) > _UNCOUNTED:
             self._allowance.count_unread(self._unread + len(received))
-
-    @property
-    def values(self) -> int:
-        """How many values the messages had that took the long way."""
-        return self._decoder.values
 
     def next_message(self) -> Message | NeedData:
         """Return the next message, or NEED_DATA while it is not whole.
@@ -89,25 +91,35 @@ class Intake:
             found = split_request(self._plain)
             if found is not None:
                 request, self._plain = found
+                self._taken += 1
                 return request
             self._decoder.feed(self._plain)
-            self._plain = b""
-        return self._decoder.next_message()
+            self._plain, self._is_long_way = b"", True
+        if not self._is_long_way:
+            return NEED_DATA
+        message = self._decoder.next_message()
+        if message is NEED_DATA:
+            self._is_long_way = False
+        else:
+            self._taken += 1
+            self.values = self._decoder.values
+        return message
 
-    def settle(self, messages: int) -> None:
-        """Count what is left once so many messages were taken, and set its deadline.
+    def settle(self) -> None:
+        """Count what is left once all messages are taken, and set its deadline.
 
         Raises:
             CallError: BUSY, as :meth:`feed`.
 
         """
+        taken, self._taken = self._taken, 0
         self._unread = self._decoder.buffered
         if self._allowance.unread:
             self._allowance.count_unread(self._unread)
         if not self._unread:
             self.finish_by = math.inf
             self.drop_descriptors()  # they came with requests that take none
-        elif messages or self.finish_by == math.inf:  # another request has begun
+        elif taken or self.finish_by == math.inf:  # another request has begun
             self.finish_by = trio.current_time() + self._stall
 
     def claim_descriptor(self) -> int | None:

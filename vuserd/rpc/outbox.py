@@ -116,26 +116,23 @@ class Outbox:
         self._socket = sock
         self._counter = counter
         self._waiting: deque[Reply] = deque()
-        self._more = trio.lowlevel.ParkingLot()
 
-    def send(self, reply: Reply) -> None:
-        """Send a reply, or what the socket does not take at once as soon as it does.
+    def send(self, reply: Reply) -> bool:
+        """Send a reply, as far as the socket takes it; return whether nothing waits.
 
-        So most replies need no other task than the one that has them. A fault of the socket is
-        :meth:`run`'s to find.
+        So most replies need no other task than the one that has them. What waits is for
+        :meth:`send_more`, and so is a fault of the socket.
         """
-        if not self._waiting:
-            if self._send_whole(reply):
-                return
-            self._waiting.append(reply)
+        if not self._waiting and self._send_whole(reply):
+            return True
+        self._waiting.append(reply)
+        if len(self._waiting) == 1:
             with contextlib.suppress(OSError):
                 self._send_some()
             if not self._waiting:
-                return
-            self._more.unpark_all()
-        else:
-            self._waiting.append(reply)
+                return True
         reply.since = trio.current_time()
+        return False
 
     def _send_whole(self, reply: Reply) -> bool:
         """Send the usual reply, one small piece, as cheaply as can be; return whether it left."""
@@ -155,21 +152,19 @@ class Outbox:
         self._counter.gone(reply)
         return True
 
-    async def run(self, stall: float) -> None:
-        """Send what :meth:`send` could not.
+    async def send_more(self, stall: float) -> bool:
+        """Send some of what waits, as soon as the client takes it; return whether more does.
 
         Raises:
             OSError: the client is gone.
             trio.TooSlowError: it took nothing for ``stall`` seconds.
 
         """
-        while True:
-            while not self._waiting:
-                await self._more.park()
-            with trio.fail_after(stall):
-                await self._wait_writable()
-            with contextlib.suppress(BlockingIOError):
-                self._send_some()
+        with trio.fail_after(stall):
+            await self._wait_writable()
+        with contextlib.suppress(BlockingIOError):
+            self._send_some()
+        return bool(self._waiting)
 
     def close(self) -> None:
         """Drop what was not sent."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import socket
@@ -11,12 +12,14 @@ from typing import Final, NamedTuple
 import trio
 
 from vuserd.config.model import ClientLimits
-from vuserd.errors import CallError, ErrorCode, os_reason
+from vuserd.errors import CallError, ConfigurationError, ErrorCode, os_reason
 from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.accounts import Account, Accounts
 from vuserd.rpc.connection import Connection
 from vuserd.rpc.counters import Counters
 from vuserd.rpc.methods import Methods
+from vuserd.tasks.hub import Hub
+from vuserd.tasks.workers import Workers
 from vuserd.users.foreign_descriptors import ForeignDescriptors
 from vuserd.wire.codec import encode_notification
 
@@ -62,6 +65,7 @@ class Server:
         self.limits = limits
         self._methods = methods
         self._accounts = Accounts()
+        self._hub: Hub | None = None
         #: For clients of whom not even the user is known.
         self._unknown = ForeignDescriptors(limits.user_descriptors)
         self._connections: dict[Connection, Listener] = {}
@@ -72,7 +76,8 @@ class Server:
         self.ended = trio.Event()
         self._stop = trio.Event()
         self._accepting: dict[trio.CancelScope, Listener] = {}
-        self._clients: trio.Nursery | None = None
+        self._workers: Workers | None = None
+        self._last_is_gone = trio.lowlevel.ParkingLot()
         self._next_complaint = 0.0
 
     def connections(self, listener: Listener | None = None) -> Sequence[Connection]:
@@ -84,23 +89,50 @@ class Server:
         ]
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
-        """Serve clients until :meth:`stop`."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._accounts.turns.run)
-            nursery.start_soon(self._accounts.arrivals.run)
-            async with trio.open_nursery() as self._clients:
-                task_status.started()
-                await self._stop.wait()
-                while self._accepting:
-                    scope, listener = self._accepting.popitem()
-                    self._accept_last(listener)
-                    scope.cancel()
-                for connection in self.connections():
-                    connection.shut_down("the daemon is about to end")
-                self._clients.cancel_scope.deadline = trio.current_time() + self._drain
-            nursery.cancel_scope.cancel()
+        """Serve clients until :meth:`stop`.
+
+        Raises:
+            ConfigurationError: there is no descriptor to watch clients with.
+
+        """
+        try:
+            self._hub = Hub(self._accounts.turns)
+        except OSError as error:
+            raise ConfigurationError(
+                f"clients cannot be watched: {os_reason(error)}; see RLIMIT_NOFILE"
+            ) from error
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._accounts.turns.run)
+                nursery.start_soon(self._hub.run)
+                async with trio.open_nursery() as working:
+                    self._workers = Workers(working)
+                    task_status.started()
+                    await self._stop.wait()
+                    await self._drain_clients()
+                    self._hub.stop()  # it would have work for tasks that are about to end
+                    working.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
+        finally:
+            async with trio.open_nursery() as closing:
+                closing.cancel_scope.shield = True
+                for connection in self.connections():  # whose calls were cut off
+                    closing.start_soon(connection.close)
+            self._hub.close()
         self.ended.set()
-        if self._clients.cancel_scope.cancelled_caught:
+
+    async def _drain_clients(self) -> None:
+        """See all clients off, within the time that they have."""
+        while self._accepting:
+            scope, listener = self._accepting.popitem()
+            self._accept_last(listener)
+            scope.cancel()
+        for connection in self.connections():
+            connection.shut_down("the daemon is about to end")
+        with trio.move_on_after(self._drain) as draining:
+            while self._connections:
+                await self._last_is_gone.park()
+        if draining.cancelled_caught:
             _LOG.warning("calls in progress were cut off after %g s", self._drain)
 
     def open(self) -> None:
@@ -129,7 +161,6 @@ class Server:
                     connection.shut_down(f"{listener.address} is closed")
 
     async def _accept(self, listener: Listener) -> None:
-        assert self._clients is not None
         while True:
             try:
                 await trio.lowlevel.wait_readable(listener.socket)
@@ -144,7 +175,7 @@ class Server:
                 self._complain(error)
                 await trio.sleep(_PAUSE)
             else:
-                self._clients.start_soon(self._serve_client, sock, listener)
+                self._admit(sock, listener)
 
     def _accept_last(self, listener: Listener) -> None:
         """Accept those who wait in the queue of a socket that is about to be closed.
@@ -156,13 +187,12 @@ class Server:
         """
         if not self._open.is_set():
             return
-        assert self._clients is not None
         with contextlib.suppress(OSError):
             if not listener.inherited:
                 listener.socket.shutdown(socket.SHUT_RD)
             while True:
                 sock, _ = listener.socket.accept()
-                self._clients.start_soon(self._serve_client, sock, listener)
+                self._admit(sock, listener)
 
     def _complain(self, error: OSError) -> None:
         now = trio.current_time()
@@ -188,7 +218,8 @@ class Server:
                 limit=most,
             )
 
-    async def _serve_client(self, sock: socket.socket, listener: Listener) -> None:
+    def _admit(self, sock: socket.socket, listener: Listener) -> None:
+        """Serve a client that has connected, or tell it why not."""
         sock.setblocking(False)  # noqa: FBT003 - the name is the standard library's
         try:
             peer = Peer.of(sock)
@@ -206,16 +237,36 @@ class Server:
                 sock.send(encode_notification("error", [refusal.to_wire()]), socket.MSG_NOSIGNAL)
             account.foreign.close_socket(sock)
             return
-        rights = Rights(peer, listener.exports)
-        connection = Connection(sock, self._methods, self.limits, self.counters, account, rights)
+        assert self._hub is not None
+        assert self._workers is not None
+        connection = Connection(
+            sock,
+            self._methods,
+            self.limits,
+            self.counters,
+            account,
+            Rights(peer, listener.exports),
+            self._hub,
+            self._workers,
+            functools.partial(self._forget, account),
+        )
+        try:
+            self._hub.add(connection)
+        except OSError as error:
+            self._complain(error)
+            account.foreign.close_socket(sock)
+            account.leave()
+            return
         self._connections[connection] = listener
+        self.counters.connections += 1
         if self._stopped:
             connection.shut_down("the daemon is about to end")
         elif all(listener is not accepting for accepting in self._accepting.values()):
             connection.shut_down(f"{listener.address} is closed")
-        self.counters.connections += 1
-        try:
-            await connection.run()
-        finally:
-            del self._connections[connection]
-            account.leave()
+
+    def _forget(self, account: Account, connection: Connection) -> None:
+        """Count a client no more, of whom nothing is left."""
+        del self._connections[connection]
+        account.leave()
+        if not self._connections:
+            self._last_is_gone.unpark_all()

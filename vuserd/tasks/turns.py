@@ -55,14 +55,20 @@ class Turns:
         """Return whether ``holder`` is alone and may go on without :meth:`take`."""
         return holder is self._latest and not self._shared
 
+    def want(self, holder: object) -> None:
+        """Count ``holder`` among those who want something now."""
+        if holder is self._latest:
+            return
+        if self._latest is not None:
+            self._switched = trio.current_time()
+            if not self._shared:
+                self._shared = True
+                self._something.unpark_all()
+        self._latest = holder
+
     async def take(self, holder: object) -> None:
         """Wait for a turn; a holder that is alone goes on at once, without a checkpoint."""
-        if holder is not self._latest:
-            if self._latest is not None:
-                self._shared = True
-                self._switched = trio.current_time()
-                self._something.unpark_all()
-            self._latest = holder
+        self.want(holder)
         if not self._shared:
             return
         if holder not in self._waiting and holder not in self._served:

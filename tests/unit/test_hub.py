@@ -1,0 +1,193 @@
+"""The hub: who goes on in a pass, and after whom."""
+
+import math
+import socket
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from vuserd.tasks.hub import ALONE, SHARED, Hub
+from vuserd.tasks.turns import Turns
+
+
+class User:
+    """Has connections."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    def is_only_user(self) -> bool:
+        return self._turns.is_free(self)
+
+
+class Passes(trio.abc.Instrument):
+    """Who went on, pass of the scheduler by pass."""
+
+    def __init__(self) -> None:
+        self.went_on: list[list[Client]] = [[]]
+
+    def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's
+        if self.went_on[-1]:
+            self.went_on.append([])
+
+
+@dataclass(eq=False)
+class Client:
+    """A connection that takes one byte in each step, as if it were a request."""
+
+    user: User
+    passes: Passes
+    sock: socket.socket
+    is_queued: bool = False
+    is_readable: bool = False
+    has_end: bool = False
+    has_more: bool = False
+    finish_by: float = math.inf
+    read: bytearray = field(default_factory=bytearray)
+    ended: bool = False
+    late: float | None = None
+
+    @property
+    def descriptor(self) -> int:
+        return self.sock.fileno()
+
+    def go_on(self, most: int, request: int) -> int:
+        assert most > 0
+        self.passes.went_on[-1].append(self)
+        try:
+            got = self.sock.recv(1)
+        except BlockingIOError:
+            self.has_more = False
+            return 1
+        self.read += got
+        self.ended = not got
+        self.has_more = bool(got)
+        return request
+
+    def time_out(self) -> None:
+        self.late = trio.current_time()
+
+
+class Crowd:
+    """Clients of some users, and the other ends of their sockets."""
+
+    def __init__(self, hub: Hub, turns: Turns, stack: ExitStack) -> None:
+        self.passes = Passes()
+        self.hub = hub
+        self._turns = turns
+        self._stack = stack
+
+    def add(self, count: int, user: User | None = None) -> list[tuple[Client, socket.socket]]:
+        user = user or User(self._turns)
+        made = []
+        for _ in range(count):
+            ours, theirs = socket.socketpair()
+            self._stack.enter_context(ours)
+            self._stack.enter_context(theirs)
+            ours.setblocking(False)
+            client = Client(user, self.passes, ours)
+            self.hub.add(client)
+            made.append((client, theirs))
+        return made
+
+
+@pytest.fixture
+async def crowd(nursery: trio.Nursery) -> AsyncIterator[Crowd]:
+    turns = Turns()
+    hub = Hub(turns)
+    with ExitStack() as stack:
+        made = Crowd(hub, turns, stack)
+        nursery.start_soon(turns.run)
+        nursery.start_soon(hub.run)
+        trio.lowlevel.add_instrument(made.passes)
+        yield made
+        trio.lowlevel.remove_instrument(made.passes)
+        nursery.cancel_scope.cancel()
+        await wait_all_tasks_blocked()
+    hub.close()
+
+
+async def test_a_user_alone_goes_on_in_large_turns(crowd: Crowd) -> None:
+    clients = crowd.add(200)
+    for _, theirs in clients:
+        theirs.send(b"a")
+    await wait_all_tasks_blocked()
+    assert all(client.read == b"a" for client, _ in clients)
+    assert max(map(len, crowd.passes.went_on)) == ALONE.steps
+
+
+async def test_users_who_share_take_turns(mock_clock: MockClock, crowd: Crowd) -> None:
+    del mock_clock  # it stands still, and so they share all the time
+    many, [(lone, bell)] = crowd.add(100), crowd.add(1)
+    for _, theirs in many:
+        theirs.send(b"a")
+    bell.send(b"b")
+    await wait_all_tasks_blocked()
+    assert lone.read == b"b"
+    assert all(client.read == b"a" for client, _ in many)
+    turns = [[client for client in each if client is not lone] for each in crowd.passes.went_on]
+    requests = turns[: len(many)]  # behind them come looks at what has nothing more
+    assert [len(each) for each in requests] == [SHARED.steps // SHARED.request] * len(many)
+    assert lone in crowd.passes.went_on[0]
+
+
+async def test_one_that_has_much_waits_for_the_others_of_its_user(crowd: Crowd) -> None:
+    (greedy, flood), (modest, theirs) = crowd.add(2)
+    flood.send(b"x" * 1000)
+    theirs.send(b"y")
+    await wait_all_tasks_blocked()
+    order = [client for went_on in crowd.passes.went_on for client in went_on]
+    assert order.index(modest) <= 1
+    assert greedy.read == b"x" * 1000
+    assert max(map(len, crowd.passes.went_on)) <= ALONE.steps
+
+
+async def test_one_that_is_woken_goes_on(crowd: Crowd) -> None:
+    [(client, _)] = crowd.add(1)
+    await wait_all_tasks_blocked()
+    crowd.hub.wake(client)
+    crowd.hub.wake(client)
+    await wait_all_tasks_blocked()
+    assert [went_on for went_on in crowd.passes.went_on if went_on] == [[client]]
+
+
+async def test_what_comes_and_goes_is_seen(crowd: Crowd) -> None:
+    [(client, theirs)] = crowd.add(1)
+    theirs.send(b"ab")
+    await wait_all_tasks_blocked()
+    seen = [(client.is_readable, client.has_end, client.ended)]
+    theirs.shutdown(socket.SHUT_WR)
+    await wait_all_tasks_blocked()
+    seen.append((client.is_readable, client.has_end, client.ended))
+    assert seen == [(True, False, False), (True, True, True)]
+
+
+async def test_one_that_was_removed_is_left_alone(crowd: Crowd) -> None:
+    [(client, theirs)] = crowd.add(1)
+    client.finish_by = trio.current_time()
+    crowd.hub.watch_time(client)
+    crowd.hub.remove(client)
+    theirs.send(b"a")
+    await wait_all_tasks_blocked()
+    assert not client.read
+    assert client.late is None
+
+
+async def test_requests_that_are_not_whole_in_time(autojump_clock: MockClock, crowd: Crowd) -> None:
+    del autojump_clock
+    (slow, _), (steady, _), (_, _) = crowd.add(3)
+    await trio.sleep(1)
+    begun = trio.current_time()
+    slow.finish_by, steady.finish_by = begun + 30, begun + 31
+    crowd.hub.watch_time(slow)
+    crowd.hub.watch_time(steady)
+    await trio.sleep(20)
+    steady.finish_by = math.inf
+    crowd.hub.watch_time(steady)
+    await trio.sleep(20)
+    assert slow.late == pytest.approx(begun + 30, abs=0.1)
+    assert steady.late is None

@@ -1,0 +1,252 @@
+"""The calls of one client: each runs in a worker's task and becomes a reply, sent when ready."""
+
+import contextlib
+import functools
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import trio
+
+from vuserd.config.model import ClientLimits
+from vuserd.delivery.memory_table import MemoryTable
+from vuserd.errors import CallError, ErrorCode, VuserdError, os_reason
+from vuserd.fs.heldfile import FileTable
+from vuserd.fs.listings import ContinuationTable
+from vuserd.rpc.access import Rights
+from vuserd.rpc.accounts import Account, Allowance
+from vuserd.rpc.answers import Asked
+from vuserd.rpc.caller import Caller
+from vuserd.rpc.counters import GONE, NO_METHOD, OK, ClientCounters, Counters
+from vuserd.rpc.methods import Methods
+from vuserd.rpc.outbox import Outbox, Reply
+from vuserd.rpc.signature import TIMEOUT
+from vuserd.tasks.turns import SHARER
+from vuserd.tasks.workers import Worker, Workers
+from vuserd.tracing.trace import TraceTable
+from vuserd.users.asker import ASKER, Asker
+from vuserd.wire.codec import (
+    FramingError,
+    InvalidMessage,
+    Request,
+    encode_notification,
+    encode_response,
+)
+
+_LOG = logging.getLogger(__name__)
+
+#: Exports that a client may trace at once.
+_MOST_TRACES: Final = 8
+
+
+def _notice(error: CallError | FramingError) -> Reply:
+    """Return a notification about the connection itself, rather than one of its requests."""
+    if isinstance(error, FramingError):
+        error = CallError(ErrorCode(error.code), str(error))
+    return Reply([encode_notification("error", [error.to_wire()])])
+
+
+_NO_LIMIT: Final = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    """Let the block take so long at most.
+
+    Raises:
+        CallError: TIMEOUT.
+
+    """
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError:
+        raise CallError(
+            ErrorCode.TIMEOUT, f"the call was given {seconds:g} s, and takes longer"
+        ) from None
+
+
+def _nobody() -> None:
+    """Tell nobody that a reply left."""
+
+
+class Calls:
+    """The calls of one client, and what they need of the daemon.
+
+    Args:
+        sock: of the client.
+        methods: what it may call.
+        limits: of it.
+        counters: of all clients.
+        account: of its user.
+        rights: of the client.
+        workers: run the calls.
+        told: is called when replies of a task's have left, and when a task has ended.
+
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        methods: Methods,
+        limits: ClientLimits,
+        counters: Counters,
+        account: Account,
+        rights: Rights,
+        workers: Workers,
+        told: Callable[[], None],
+    ) -> None:
+        self.counters = ClientCounters(counters)
+        self.allowance = Allowance(limits, account, counters)
+        #: Why the daemon ends the connection.
+        self.farewell: CallError | None = None
+        #: Whether the client is gone, so that nobody reads a reply.
+        self.is_cancelled = False
+        self._methods = methods
+        self._rights = rights
+        self._counters = counters
+        self._account = account
+        self._asker = Asker(account.uid, account.rig)
+        self._stall = limits.stall
+        self._outbox = Outbox(sock, self.allowance)
+        self._caller = Caller(
+            rights,
+            account,
+            MemoryTable(limits.memories, limits.memory, account.foreign, account.holdings),
+            ContinuationTable(limits.walks, account.holdings),
+            ContinuationTable(limits.walks, account.holdings),
+            ContinuationTable(limits.listings, account.holdings),
+            FileTable(limits.files, account.holdings),
+            TraceTable(_MOST_TRACES, account.holdings),
+        )
+        self._workers = workers
+        self._told = told
+        #: The workers that run calls or write replies.
+        self._running: set[Worker] = set()
+        self._is_writing = False
+
+    @property
+    def are_over(self) -> bool:
+        """Whether no task is left of them."""
+        return not self._running
+
+    def start(self, request: Request, descriptor: int | None) -> None:
+        """Answer a request that is counted already; take over the descriptor that came with it."""
+        self.counters.count_request()
+        self._workers.start(functools.partial(self._answer, request, descriptor), self._running)
+
+    def refuse(self, message: InvalidMessage) -> None:
+        """Answer what is no request, and is counted as one already."""
+        self._counters.errors += 1
+        self._counters.count(NO_METHOD, ErrorCode.BAD_REQUEST, 0.0)
+        refusal = CallError(ErrorCode.BAD_REQUEST, message.reason)
+        if message.msgid is None:
+            self._send(_notice(refusal))
+        else:
+            self._send(Reply([encode_response(message.msgid, refusal.to_wire(), None)]))
+
+    def tell(self, error: CallError | FramingError) -> None:
+        """Send a notification about the connection itself."""
+        self.allowance.begin_notice()
+        self._send(_notice(error))
+
+    def hurry(self) -> None:
+        """End the calls that only wait for something to happen."""
+        self._caller.hurry()
+
+    def cancel(self) -> None:
+        """Cancel all calls."""
+        self.is_cancelled = True
+        for worker in self._running:
+            worker.cancel()
+
+    async def close(self) -> None:
+        """Release all that the client had; its calls are over."""
+        self._told = _nobody
+        self._outbox.close()
+        self.allowance.close()
+        self._act_for_user()
+        with trio.CancelScope(shield=True):  # no backend keeps memory longer than it may
+            await self._caller.close()
+
+    def _act_for_user(self) -> None:
+        """Let what this task does from now on be done for the client's user."""
+        if SHARER.get() is not self._account:
+            ASKER.set(self._asker)
+            SHARER.set(self._account)
+
+    async def _answer(self, request: Request, descriptor: int | None) -> None:
+        self._act_for_user()
+        reserved = 0
+        name, end, began = NO_METHOD, OK, time.perf_counter()
+        try:
+            method = self._methods.find(request.method)
+            name = method.name
+            if method.manages and not self._rights.manages:
+                self._methods.refusals.note(self._rights.peer, method.name)
+                raise CallError(
+                    ErrorCode.DENIED, f"{method.name} is for root and the daemon's user"
+                )
+            arguments, options = method.bind(request.params)
+            seconds = options.pop(TIMEOUT, None)
+            wanted = min(method.weight(arguments, options), self.allowance.payload.total)
+            with _NO_LIMIT if seconds is None else _limit(seconds):
+                if wanted:
+                    await self.allowance.payload.take(wanted)
+                    reserved = wanted
+                if method.descriptor:
+                    if descriptor is None:
+                        raise CallError(
+                            ErrorCode.BAD_REQUEST,
+                            f"{method.name} takes a descriptor, and none came",
+                        )
+                    options["descriptor"], descriptor = descriptor, None
+                result = await method.handler(self._caller, *arguments, **options)
+            reply = method.answer(result, Asked(request.msgid, reserved, self.counters))
+        except VuserdError as error:
+            end = error.code
+            self._refuse_request(request, error.to_wire(), reserved)
+        except Exception:
+            _LOG.exception("fault in %s", request.method)
+            fault = CallError(ErrorCode.INTERNAL, "a fault of the daemon's; its log says more")
+            end = fault.code
+            self._refuse_request(request, fault.to_wire(), reserved)
+        except trio.Cancelled:
+            end = GONE
+            if self.farewell is not None:  # cut off: it took too long
+                end = self.farewell.code
+                self._refuse_request(request, self.farewell.to_wire(), reserved)
+            raise
+        else:
+            self._send(reply)
+        finally:
+            self._counters.count(name, end, time.perf_counter() - began)
+            if descriptor is not None:
+                self._account.foreign.close(descriptor)
+            self._told()
+
+    def _refuse_request(self, request: Request, error: dict[str, Any], reserved: int) -> None:
+        self._counters.errors += 1
+        self._send(Reply([encode_response(request.msgid, error, None)], payload=reserved))
+
+    def _send(self, reply: Reply) -> None:
+        """Send a reply, or leave it to a task of its own where the client has to read first."""
+        if not self._outbox.send(reply) and not self._is_writing and not self.is_cancelled:
+            self._is_writing = True
+            self._workers.start(self._write, self._running)
+
+    async def _write(self) -> None:
+        """Send the replies that wait for the client to read."""
+        try:
+            while await self._outbox.send_more(self._stall):
+                self._told()
+        except (OSError, trio.TooSlowError) as error:
+            peer = self._rights.peer
+            reason = os_reason(error) if isinstance(error, OSError) else "it does not read"
+            _LOG.info("a client of uid %d (pid %d) was dropped: %s", peer.uid, peer.pid, reason)
+            self.cancel()
+        finally:
+            self._is_writing = False
+            self._told()

@@ -1,0 +1,222 @@
+"""The hub: one task watches the sockets of all clients, and every user has a turn in each pass.
+
+A connection stands in the queue of its user as long as it could go on: bytes came, or their end;
+requests are left of those that were received; or a limit made it wait, and does so no more. In each
+pass of trio's scheduler the hub lets the connections of each user go on for one turn, those that
+have waited longest first, and then all other tasks have theirs::
+
+    bytes of a client -> epoll -> queue of its user -> go_on() -> tasks of its calls
+                                          ^                              |
+                                          +----------- wake() ----------+
+
+Nothing but the hub lets a connection go on; whoever changes what one waits for wakes it. The epoll
+reports a socket once for what comes, so a connection that was not read to its end has to say so
+(``has_more``).
+"""
+
+import itertools
+import math
+import os
+import select
+from collections import deque
+from typing import Final, NamedTuple, Protocol
+
+import trio
+
+from vuserd.tasks.turns import Turns
+
+#: Sockets that one pass asks the kernel for, and users that have a turn in it.
+_EVENTS: Final = 256
+_USERS: Final = 64
+#: What is watched for, and of that what says that nothing comes any more. Plain numbers are faster.
+_WATCHED: Final = int(select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
+_ENDED: Final = int(select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR)
+
+
+class Turn(NamedTuple):
+    """What one user's connections may do in a pass."""
+
+    #: Messages, in all.
+    steps: int
+    #: How many of these a request is, which is more work than its message.
+    request: int
+
+
+#: Of a user who has the daemon alone, and of one who shares it.
+ALONE: Final = Turn(64, 1)
+SHARED: Final = Turn(16, 16)
+
+
+class User(Protocol):
+    """Whose turn it is: all connections of one user."""
+
+    def is_only_user(self) -> bool:
+        """Return whether no other user wants anything."""
+
+
+class Client(Protocol):
+    """A connection, as the hub sees it."""
+
+    #: Whether it stands in its user's queue; the hub's own.
+    is_queued: bool
+    #: Whether something has come, be it the end; set by the hub, and cleared by who receives it.
+    is_readable: bool
+    #: Whether the end has come, behind whatever there is; set by the hub.
+    has_end: bool
+
+    @property
+    def user(self) -> User:
+        """Whose connection it is."""
+
+    @property
+    def descriptor(self) -> int:
+        """The number of its socket."""
+
+    @property
+    def has_more(self) -> bool:
+        """Whether it could go on right after :meth:`go_on`."""
+
+    @property
+    def finish_by(self) -> float:
+        """When the request that has begun has to be whole, by trio's clock; inf if none has."""
+
+    def go_on(self, most: int, request: int) -> int:
+        """Go on for about ``most`` steps; return how many these were, one at least."""
+
+    def time_out(self) -> None:
+        """End, as the request that has begun was not whole in time."""
+
+
+class Hub:
+    """Lets the connections of all clients go on; :meth:`run` has to run.
+
+    Args:
+        turns: the turns of the users, who have others beside those of the hub.
+
+    Raises:
+        OSError: there is no descriptor to watch with.
+
+    """
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._epoll = select.epoll()
+        try:
+            self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError:
+            self._epoll.close()
+            raise
+        self._epoll.register(self._bell, select.EPOLLIN | select.EPOLLET)
+        self._clients: dict[int, Client] = {}
+        self._queues: dict[User, deque[Client]] = {}
+        #: Whether the next pass comes without a ring of the bell.
+        self._is_awake = False
+        self._is_stopped = False
+        #: Clients with a request that has begun, and is not whole.
+        self._unfinished: dict[Client, None] = {}
+        self._some_unfinished = trio.lowlevel.ParkingLot()
+
+    def add(self, client: Client) -> None:
+        """Watch a client's socket, and let it go on from now on.
+
+        Raises:
+            OSError: the kernel has no memory to watch one more.
+
+        """
+        self._epoll.register(client.descriptor, _WATCHED)
+        self._clients[client.descriptor] = client
+
+    def remove(self, client: Client) -> None:
+        """Leave a client alone from now on; its socket has to be open still."""
+        del self._clients[client.descriptor]
+        self._epoll.unregister(client.descriptor)
+        self._unfinished.pop(client, None)
+
+    def wake(self, client: Client) -> None:
+        """Let a client go on in the next pass."""
+        if client.is_queued:
+            return
+        self._enqueue(client)
+        if not self._is_awake:
+            self._is_awake = True
+            os.eventfd_write(self._bell, 1)
+
+    def watch_time(self, client: Client) -> None:
+        """Look at a client's ``finish_by``, or do so no more, as that says."""
+        if client.finish_by == math.inf:
+            self._unfinished.pop(client, None)
+        elif client not in self._unfinished:
+            self._unfinished[client] = None
+            self._some_unfinished.unpark_all()
+
+    async def run(self) -> None:
+        """Let clients go on until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._time_out)
+            while True:
+                if self._queues:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    self._is_awake = False
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    self._is_awake = True
+                self._pass()
+
+    def stop(self) -> None:
+        """Let no client go on from now on."""
+        self._is_stopped = True
+
+    def close(self) -> None:
+        """Let go of the descriptors; nothing may be woken from now on."""
+        self._epoll.close()
+        os.close(self._bell)
+
+    def _pass(self) -> None:
+        if self._is_stopped:
+            return
+        for descriptor, events in self._epoll.poll(0, _EVENTS):
+            client = self._clients.get(descriptor)
+            if client is not None:  # None: the bell
+                client.is_readable = True
+                if events & _ENDED:
+                    client.has_end = True
+                if not client.is_queued:
+                    self._enqueue(client)
+        queues = self._queues
+        users = [*itertools.islice(queues, _USERS)]
+        for user in users:
+            self._turns.want(user)
+        for user in users:
+            queue = queues[user]
+            self._take_turn(queue, ALONE if user.is_only_user() else SHARED)
+            del queues[user]
+            if queue:
+                queues[user] = queue  # behind the others
+
+    def _take_turn(self, queue: deque[Client], turn: Turn) -> None:
+        left = turn.steps
+        while queue and left > 0:
+            client = queue.popleft()
+            client.is_queued = False
+            left -= client.go_on(left, turn.request)
+            if client.has_more and not client.is_queued:
+                client.is_queued = True
+                queue.append(client)
+
+    def _enqueue(self, client: Client) -> None:
+        client.is_queued = True
+        queue = self._queues.get(client.user)
+        if queue is None:
+            queue = self._queues[client.user] = deque()
+        queue.append(client)
+
+    async def _time_out(self) -> None:
+        """Tell clients whose requests were not whole in time."""
+        while True:
+            while not self._unfinished:  # one may be whole again by the time that this task runs
+                await self._some_unfinished.park()
+            await trio.sleep_until(min(client.finish_by for client in self._unfinished))
+            now = trio.current_time()
+            for client in [client for client in self._unfinished if client.finish_by <= now]:
+                del self._unfinished[client]
+                client.time_out()
