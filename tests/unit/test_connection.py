@@ -16,6 +16,7 @@ from vuserd.config.model import ClientLimits
 from vuserd.rpc import connection
 from vuserd.rpc.counters import Counters
 from vuserd.wire.codec import encode_request
+from vuserd.wire.descriptors import ancillary_with
 
 
 class Manager:
@@ -115,6 +116,30 @@ async def test_one_that_asks_for_no_more_and_then_goes(
             theirs.close()
     assert not manager.may_answer.is_set()
     assert counters.methods["metrics"].ends == {"OK": 0, "GONE": 1}
+
+
+@pytest.mark.parametrize("flags", [0, socket.MSG_OOB], ids=["plain", "urgent"])
+async def test_requests_in_pieces_that_came_before_it_was_served(
+    pair: tuple[socket.socket, socket.socket], flags: int
+) -> None:
+    """Descriptors and urgent data lie between, where a receive stops."""
+    ours, theirs = pair
+    whole = encode_request(1, "exports", [])
+    theirs.send(whole[:3])
+    theirs.sendmsg([whole[3:4]], ancillary_with([theirs.fileno()]))
+    try:
+        theirs.send(whole[4:5], flags)
+    except OSError as error:
+        pytest.skip(f"no urgent data on unix sockets: {error}")
+    theirs.send(whole[5:])
+    received = b""
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Bare(ours, None, Counters()).run)
+            await trio.lowlevel.wait_readable(theirs)
+            received = theirs.recv(1000)
+            theirs.shutdown(socket.SHUT_RDWR)
+    assert msgpack.unpackb(received) == [1, 1, None, []]
 
 
 async def test_a_request_that_is_never_whole(

@@ -44,7 +44,7 @@ class Client:
     sock: socket.socket
     is_queued: bool = False
     is_readable: bool = False
-    has_end: bool = False
+    has_stops: bool = False
     has_more: bool = False
     finish_by: float = math.inf
     read: bytearray = field(default_factory=bytearray)
@@ -159,11 +159,22 @@ async def test_what_comes_and_goes_is_seen(crowd: Crowd) -> None:
     [(client, theirs)] = crowd.add(1)
     theirs.send(b"ab")
     await wait_all_tasks_blocked()
-    seen = [(client.is_readable, client.has_end, client.ended)]
+    seen = [(client.is_readable, client.has_stops, client.ended)]
     theirs.shutdown(socket.SHUT_WR)
     await wait_all_tasks_blocked()
-    seen.append((client.is_readable, client.has_end, client.ended))
+    seen.append((client.is_readable, client.has_stops, client.ended))
     assert seen == [(True, False, False), (True, True, True)]
+
+
+async def test_urgent_data_is_seen(crowd: Crowd) -> None:
+    """A receive stops at it, and nothing more is reported of what lies behind."""
+    [(client, theirs)] = crowd.add(1)
+    try:
+        theirs.send(b"!", socket.MSG_OOB)
+    except OSError as error:
+        pytest.skip(f"no urgent data on unix sockets: {error}")
+    await wait_all_tasks_blocked()
+    assert client.has_stops
 
 
 async def test_one_that_was_removed_is_left_alone(crowd: Crowd) -> None:

@@ -123,7 +123,7 @@ class Connection:
         self.has_more = False
         self.is_queued = False
         self.is_readable = False
-        self.has_end = False
+        self.has_stops = False
         #: Whether nothing is left of what was received.
         self._is_all_taken = True
         #: A message that waits until the limits have room for it.
@@ -226,9 +226,11 @@ class Connection:
         """
         self.is_readable = False
         received, descriptors = self._foreign.receive(self._socket, _RECEIVE_SIZE)
-        # The hub does not report again what it has reported. A receive takes all there is, unless
-        # that is too much, or descriptors lie between, of which the user has none here now.
-        self.is_readable = len(received) == _RECEIVE_SIZE or self.has_end or self._foreign.held > 0
+        # What has come is not reported again. A receive takes all of it, unless that is too much,
+        # it stops at the end or at urgent data, or at descriptors, and then the user has some here.
+        self.is_readable = (
+            len(received) == _RECEIVE_SIZE or self.has_stops or self._foreign.held > 0
+        )
         if received:
             self._is_all_taken = False
             self._intake.feed(received, descriptors)

@@ -28,9 +28,10 @@ from vuserd.tasks.turns import Turns
 #: Sockets that one pass asks the kernel for, and users that have a turn in it.
 _EVENTS: Final = 256
 _USERS: Final = 64
-#: What is watched for, and of that what says that nothing comes any more. Plain numbers are faster.
-_WATCHED: Final = int(select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
-_ENDED: Final = int(select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR)
+#: What is watched for, and of that what one receive may stop at: the end and urgent data. Plain
+#: numbers are faster than flags.
+_WATCHED: Final = int(select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET)
+_STOPS: Final = int(select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR)
 
 
 class Turn(NamedTuple):
@@ -61,8 +62,8 @@ class Client(Protocol):
     is_queued: bool
     #: Whether something has come, be it the end; set by the hub, and cleared by who receives it.
     is_readable: bool
-    #: Whether the end has come, behind whatever there is; set by the hub.
-    has_end: bool
+    #: Whether a receive may stop before it has all that came; set by the hub.
+    has_stops: bool
 
     @property
     def user(self) -> User:
@@ -178,8 +179,8 @@ class Hub:
             client = self._clients.get(descriptor)
             if client is not None:  # None: the bell
                 client.is_readable = True
-                if events & _ENDED:
-                    client.has_end = True
+                if events & _STOPS:
+                    client.has_stops = True
                 if not client.is_queued:
                     self._enqueue(client)
         queues = self._queues
