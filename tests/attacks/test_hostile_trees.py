@@ -11,6 +11,7 @@ import pytest
 from tests.attacks.false_daemons import false_daemon, reply
 from tests.attacks.people import VICTIM, run_as
 from tests.attacks.threats import Who, threat
+from tests.fake.tree_pages import columns, page, row
 from vuserd.ctl import main
 from vuserd.ctl.copying import get_tree
 
@@ -40,6 +41,18 @@ _TREES: Final[dict[str, list[dict[str, Any]]]] = {
 }
 
 
+def _page_of(entries: list[dict[str, Any]], outside: Path) -> bytes:
+    """Return a page of a tree with these entries, and files in each directory of them."""
+    rows = [row(each["name"], each["type"], 4) for each in entries]
+    rows += [row(f"{each['name']}/file", size=4) for each in entries if each["type"] == "dir"]
+    for each in rows:
+        if each["type"] == "file":
+            each |= {"offset": 0, "length": 4}
+        elif each["type"] == "symlink":
+            each["target"] = str(outside)
+    return page(columns(rows), b"evil")
+
+
 @threat(
     "tree that leads out",
     who=Who.FALSE_DAEMON,
@@ -54,8 +67,9 @@ _TREES: Final[dict[str, list[dict[str, Any]]]] = {
     does="puts links in place of folders and files below the destination of get -r",
     promise="no link below the destination is followed",
 )
+@pytest.mark.parametrize("by", ["calls", "pages"])
 @pytest.mark.parametrize("kind", _TREES)
-def test_nothing_is_written_outside(ground: Path, kind: str) -> None:
+def test_nothing_is_written_outside(ground: Path, kind: str, by: str) -> None:
     home = ground / "home"
     outside = home / "outside"
     destination = home / "copy" / "top"
@@ -72,17 +86,22 @@ def test_nothing_is_written_outside(ground: Path, kind: str) -> None:
     asked: list[str] = []
 
     def answer(connection: socket.socket, number: int, method: str) -> None:
+        nonlocal top
         asked.append(method)
         if method == "stat" and asked.count(method) == 1:
             reply(connection, number, entry("top", "dir"))
         elif method == "stat":  # the client looks whether it copies into what it copies
             connection.sendall(msgpack.packb([1, number, {"code": "ENOENT"}, None]))
         elif method == "readdir":
-            nonlocal top
             reply(connection, number, {"entries": top, "next": None})
             top = [entry("taken", "file"), entry("file", "file")]
         elif method == "readlink":
             reply(connection, number, str(outside))
+        elif method == "tree" and by == "calls":
+            refusal = {"code": "UNKNOWN_METHOD", "message": "no such method"}
+            connection.sendall(msgpack.packb([1, number, refusal, None]))
+        elif method == "tree":
+            reply(connection, number, _page_of(top, outside))
         else:
             reply(connection, number, b"evil")
 

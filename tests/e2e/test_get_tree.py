@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.running import REPOSITORY, RunningDaemon
+from vuserd.client.errors import RemoteError
 from vuserd.ctl import main
 
 _NOBODY = 65534
@@ -48,6 +49,9 @@ def tree(tmp_path: Path) -> Path:
     (folder / "to a folder").symlink_to("../folder-1")
     os.symlink(b"\xff\xfe", os.fsencode(folder / "to odd"))
     (folder / "read-only").chmod(0o555)
+    for each in folder.iterdir():
+        if each.is_symlink():
+            os.utime(each, ns=(10**18, 10**18 + 7), follow_symlinks=False)
     for directory, _, _ in os.walk(top, topdown=False):
         os.utime(directory, ns=(10**18, 10**18 + 123_456_789))
     return top
@@ -81,7 +85,7 @@ def described(top: Path) -> dict[bytes, tuple[object, ...]]:
             status = os.lstat(path)
             shown: tuple[object, ...]
             if stat.S_ISLNK(status.st_mode):
-                shown = ("link", os.readlink(path))
+                shown = ("link", os.readlink(path), status.st_mtime_ns)
             elif stat.S_ISDIR(status.st_mode):
                 shown = ("dir", stat.S_IMODE(status.st_mode), status.st_mtime_ns)
             else:
@@ -106,6 +110,79 @@ def test_the_copy_is_the_tree(serving: RunningDaemon, tree: Path, tmp_path: Path
     assert {path: shown for path, shown in again.items() if shown[0] != "dir"} == {
         path: shown for path, shown in there.items() if shown[0] != "dir"
     }
+
+
+def test_an_older_daemon_gives_the_same_copy(
+    serving: RunningDaemon, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def has_no_trees(*_: object) -> None:
+        raise RemoteError("UNKNOWN_METHOD", "there is no method 'tree'")
+
+    monkeypatch.setattr("vuserd.ctl.copying.get_tree.fetch_by_pages", has_no_trees)
+    copy = tmp_path / "copy"
+    assert get(serving, "files:/", str(copy)) == (0, [])
+    assert described(copy) == described(tree)
+
+
+def test_files_with_several_names_stay_such(
+    serving: RunningDaemon, tree: Path, tmp_path: Path
+) -> None:
+    """In one copy; a name that was there keeps its file, where that is another's or has more."""
+    for number, size in enumerate((0, 10, (1 << 20) + 1)):
+        (tree / f"several-{number}").write_bytes(os.urandom(size))
+        for folder in ("odd", "folder-1", "folder-2"):
+            os.link(tree / f"several-{number}", tree / folder / f"again-{number}")
+    copy = tmp_path / "copy"
+    for _ in range(2):
+        assert get(serving, "files:/", str(copy)) == (0, [])
+        for number in range(3):
+            [same] = {
+                os.stat(copy / folder / f"again-{number}").st_ino
+                for folder in ("odd", "folder-1", "folder-2")
+            }
+            assert same == os.stat(copy / f"several-{number}").st_ino
+            assert os.stat(copy / f"several-{number}").st_nlink == 4
+    assert {path: shown for path, shown in described(copy).items() if b"several" in path} == {
+        path: shown for path, shown in described(tree).items() if b"several" in path
+    }
+    own = copy / "folder-2" / "again-1"
+    own.unlink()
+    own.write_bytes(b"of its own")
+    own.chmod(0o640)
+    assert get(serving, "files:/", str(copy)) == (0, [])
+    assert own.read_bytes() == (tree / "several-1").read_bytes()
+    assert (own.stat().st_nlink, stat.S_IMODE(own.stat().st_mode)) == (1, 0o640)
+    assert (copy / "several-1").stat().st_nlink == 3
+
+
+def test_holes_stay_holes(serving: RunningDaemon, tree: Path, tmp_path: Path) -> None:
+    for name, size, parts in (("small", 900_000, [0, 500_000]), ("large", 9 << 20, [5 << 20])):
+        with open(tree / name, "wb") as file:
+            for part in parts:
+                file.seek(part)
+                file.write(b"data")
+            file.truncate(size)
+    copy = tmp_path / "copy"
+    assert get(serving, "files:/", str(copy)) == (0, [])
+    for name in ("small", "large"):
+        assert (copy / name).read_bytes() == (tree / name).read_bytes()
+        if (tree / name).stat().st_blocks * 512 < 200_000:
+            assert (copy / name).stat().st_blocks * 512 < 200_000
+
+
+def test_an_update_fetches_what_is_not_there(
+    serving: RunningDaemon, tree: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    assert get(serving, "-u", "files:/", str(copy)) == (0, [])
+    assert described(copy) == described(tree)
+    kept = (copy / "of-1").stat().st_ino
+    (copy / "odd" / "tool").unlink()
+    write(tree / "of-0", b"more", 9)
+    assert get(serving, "-u", "files:/", str(copy)) == (0, [])
+    assert (copy / "odd" / "tool").exists()
+    assert (copy / "of-0").read_bytes() == b"more"
+    assert (copy / "of-1").stat().st_ino == kept
 
 
 def test_a_folder_goes_into_one_that_is_there(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Unpack
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, PAGE_OF_COLUMNS, RemotePath
 from vuserd.client.core.conversation import Talk
-from vuserd.client.core.procedure import Emit, Procedure, Progress, Stream
+from vuserd.client.core.procedure import Emit, Procedure, Progress, Stream, Wait
 from vuserd.client.core.relisting import Relisting
 from vuserd.client.errors import NotTaken
 from vuserd.client.memory import SharedMemory
@@ -27,6 +27,9 @@ from vuserd.client.trace import TraceEvent
 if TYPE_CHECKING:
     from vuserd.client.archive.members import Archived, ArchiveOptions
     from vuserd.client.files.tree_page import TreeEntry
+
+#: Entries that the caller takes before the next page is received on.
+_TAKEN = 64
 
 
 def readdir(
@@ -122,7 +125,10 @@ def tree(talk: Talk, export: str, path: RemotePath) -> "Stream[TreeEntry]":
             if after is not None:  # the daemon goes on while these are taken
                 call = calls.tree(export, path, buffers[0], decode, after=after)
                 ticket = talk.begin(call, ticket.core)
-            yield Emit(page.entries)
+            for begin in range(0, len(page.entries), _TAKEN):
+                yield Emit(page.entries[begin : begin + _TAKEN])
+                if after is not None:  # a daemon drops clients that do not read
+                    yield Wait(ticket, 0.0)
             if after is None:
                 return
     finally:

@@ -54,9 +54,9 @@ class SyncLink(Link):
                 ticket.fail(ConnectionLost(core.reason))
             elif deadline is not None:
                 left = deadline - time.monotonic()
+                self._exchange(max(left, 0.0))
                 if left <= 0:
                     return
-                self._exchange(left)
             elif core.outgoing:
                 self._exchange(None)
             else:  # a payload is received to its end, which saves system calls

@@ -9,13 +9,14 @@ the content is written into the old file, as cp does.
 """
 
 import errno
+import itertools
 import os
 import stat as modes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from vuserd.client.files.sinks import write_at
+from vuserd.client.files.sinks import is_sparse, write_at
 from vuserd.client.records import Stat
 from vuserd.ctl.signals import before_a_signal_ends
 
@@ -25,6 +26,13 @@ _PIECE: Final = 1 << 20
 _DIRECTORY: Final = os.O_DIRECTORY | os.O_CLOEXEC
 #: Attributes that depend on a file's content, and are not copied from another file.
 _OF_CONTENT: Final = frozenset({"security.capability", "security.ima", "security.evm"})
+
+#: Bytes that are looked at for zeros at once: what file systems make holes of.
+_BLOCK: Final = 4096
+_ZEROS: Final = bytes(_BLOCK)
+#: Temporary names of this process, where one after the other is used.
+_PREFIX: Final = f".vuserctl-{os.urandom(8).hex()}-"
+_NUMBERS: Final = itertools.count()
 
 #: Temporary files and links, by the descriptor of their directory: for :func:`remove_unfinished`.
 _unfinished: Final[set[tuple[int, str]]] = set()
@@ -106,11 +114,101 @@ def open_existing(path: str, source: Stat | None, *, directory: int | None = Non
     return fileno
 
 
-def new_symlink(directory: int, name: str, target: str) -> None:
-    """Make a symlink, replacing any file that has its name."""
+def put_file(
+    directory: int,
+    name: str,
+    stat: Stat,
+    content: memoryview,
+    set_permissions: Callable[[int, Stat], None],
+    *,
+    is_new: bool,
+) -> None:
+    """Put a file with these bytes in place, with its times, as :func:`new_file` does.
+
+    ``is_new`` says that the directory was made just now, so that no file is replaced.
+    """
+    if not is_new and _is_there(directory, name):
+        with new_file(directory, name, stat.mode & 0o777, stat) as fileno:
+            _fill(fileno, stat, content, set_permissions)
+        return
+    temporary = f"{_PREFIX}{next(_NUMBERS):x}.part"
+    unfinished = (directory, temporary)
+    _unfinished.add(unfinished)
+    try:
+        fileno = os.open(temporary, _CREATE, stat.mode & 0o777, dir_fd=directory)
+        try:
+            _fill(fileno, stat, content, set_permissions)
+            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        finally:
+            os.close(fileno)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=directory)
+        raise
+    finally:
+        _unfinished.discard(unfinished)
+
+
+def _fill(
+    fileno: int, stat: Stat, content: memoryview, set_permissions: Callable[[int, Stat], None]
+) -> None:
+    if is_sparse(stat):
+        os.ftruncate(fileno, len(content))
+        for at in range(0, len(content), _BLOCK):
+            block = content[at : at + _BLOCK]
+            if block != _ZEROS[: len(block)]:
+                write_at(fileno, block, at)
+    else:
+        write_at(fileno, content, 0)
+    set_permissions(fileno, stat)
+    set_times(fileno, stat.atime_ns, stat.mtime_ns)
+
+
+def new_symlink(
+    directory: int, name: str, target: str, times: tuple[int, int] | None = None
+) -> None:
+    """Make a symlink, replacing any file that has its name.
+
+    ``times`` are those of access and modification, in nanoseconds, where they are to be others
+    than now.
+    """
     with _temporary_name(directory) as temporary:
         os.symlink(target, temporary, dir_fd=directory)
+        if times is not None:
+            os.utime(temporary, ns=times, dir_fd=directory, follow_symlinks=False)
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def new_link(source: int, first: str, directory: int, name: str, identity: tuple[int, int]) -> bool:
+    """Give a file another name; return False where that is not to be, or cannot be.
+
+    It must still be the file of that device and inode number. A file that has the name already is
+    replaced only if its owner, permissions and attributes are the same.
+    """
+    there = _regular_file(directory, name)
+    try:
+        with _temporary_name(directory) as temporary:
+            os.link(
+                first, temporary, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False
+            )
+            made = os.stat(temporary, dir_fd=directory, follow_symlinks=False)
+            if (made.st_dev, made.st_ino) != identity:
+                return False
+            if there is not None and not _are_alike(directory, name, there, made):
+                return False
+            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:  # no links here, or too many
+        return False
+    return True
+
+
+def _are_alike(directory: int, name: str, there: os.stat_result, made: os.stat_result) -> bool:
+    """Return whether a file has nothing of its own that a link in its place would not have."""
+    if (there.st_uid, there.st_gid, there.st_mode) != (made.st_uid, made.st_gid, made.st_mode):
+        return False
+    with suppress(OSError):
+        return not os.listxattr(f"/proc/self/fd/{directory}/{name}", follow_symlinks=False)
+    return True
 
 
 @contextmanager
@@ -158,6 +256,14 @@ def _regular_file(directory: int, name: str) -> os.stat_result | None:
     except FileNotFoundError:
         return None
     return found if modes.S_ISREG(found.st_mode) else None
+
+
+def _is_there(directory: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _create(
