@@ -216,7 +216,7 @@ def test_no_half_of_a_file_is_left(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vuserd.ctl.copying.atomic_file.write_at", full)
+    monkeypatch.setattr("os.pwrite", full)
     assert fetch(fake_daemon, tmp_path / "copy") == 1
     assert paths(tmp_path / "copy") == set()
 

@@ -5,7 +5,7 @@ meanwhile, all that is made stays inside.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -114,10 +114,10 @@ class LocalTree:
 
     # -- what became of it -------------------------------------------------------------------------
 
-    def there(self, target: Target, names: Names, size: int) -> None:
+    def there(self, target: Callable[[], Target], names: Names, size: int) -> None:
         """Tell of a file that is in place."""
         if self.how.verbose:
-            self.how.tell(target, os.path.join(self._local, *names))
+            self.how.tell(target(), os.path.join(self._local, *names))
         self._files += 1
         self._bytes += size
         if self._show is not None:

@@ -218,7 +218,7 @@ class _CallsFetch:
 
     def _put_symlink(self, item: _Item, target: str, stat: Stat) -> None:
         self._tree.put_symlink(item.directory.fileno, item.names, target, stat)
-        self._tree.there(item.target, item.names, 0)
+        self._tree.there(lambda: item.target, item.names, 0)
 
     def _begin_small(self, item: _Item, stat: Stat) -> None:
         buffer = bytearray(stat.size + 1)  # one byte more shows whether the file has grown
@@ -229,7 +229,7 @@ class _CallsFetch:
                 return
             content = memoryview(buffer)[:count]
             self._tree.put_file(item.directory.fileno, item.names, stat, content)
-            self._tree.there(item.target, item.names, count)
+            self._tree.there(lambda: item.target, item.names, count)
 
         call = calls.read_into(*item.target, 0, buffer)
         self._begin(call, item.directory, item.target, arrived, stat.size)
@@ -240,4 +240,4 @@ class _CallsFetch:
             with suppress(RemoteError):  # reported when its turn comes
                 self._client.finish(job.ticket)
         size = self._tree.fetch(item.directory.fileno, item.names, item.target, stat)
-        self._tree.there(item.target, item.names, size)
+        self._tree.there(lambda: item.target, item.names, size)

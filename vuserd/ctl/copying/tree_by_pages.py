@@ -136,7 +136,7 @@ class _PagesFetch:
         self._there(entry, names, size)
 
     def _there(self, entry: TreeEntry, names: Names, size: int) -> None:
-        self._tree.there(self._of(entry.path), names, size)
+        self._tree.there(lambda: self._of(entry.path), names, size)
 
     def _opened(self, path: str) -> int:
         """Return a directory, open; the one used longest ago is closed for it."""
