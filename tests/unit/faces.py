@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, Self, TypeVar, cast
 import trio
 from outcome import Outcome, acapture, capture
 
-from vuserd.client import Archived, AsyncioClient, Client, TrioClient
+from vuserd.client import Archived, AsyncFile, AsyncioClient, Client, TrioClient
 from vuserd.client.async_client import AsyncClient
 from vuserd.client.core.ticket import Ticket
 from vuserd.client.memory import AsyncAttachedMemory, AttachedMemory
@@ -185,6 +185,12 @@ class _Face:
     def trace(self, *arguments: Any, **options: Any) -> Generator[Any, None, None]:
         return self._iterate(self._client.trace(*arguments, **options))
 
+    def glob(self, *arguments: Any, **options: Any) -> Generator[Any, None, None]:
+        return self._iterate(self._client.glob(*arguments, **options))
+
+    def open(self, *arguments: Any, **options: Any) -> "_FileFace":
+        return _FileFace(self._loop, self._loop.do(self._client.open, *arguments, **options))
+
     def _iterate(self, found: Any) -> Generator[Any, None, None]:
         try:
             while True:
@@ -216,6 +222,24 @@ class _Face:
             written.pop().unwrap()
 
         return write_in_thread
+
+
+class _FileFace:
+    def __init__(self, loop: _Loop, file: AsyncFile) -> None:
+        self._loop, self._file = loop, file
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._file, name)
+        return partial(self._loop.do, found) if callable(found) else found
+
+    def close(self) -> None:
+        self._loop.do(self._file.aclose)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class _AttachedFace:

@@ -42,7 +42,7 @@ class TestSurface:
     @pytest.mark.parametrize("name", sorted(OF_CLIENT - FOR_SEVERAL - {"connect"}))
     def test_a_method(self, kind: type[AsyncClient], name: str) -> None:
         method, like = getattr(kind, name), getattr(Client, name)
-        streams = ("iterdir", "iterwalk", "tree", "trace", "close")
+        streams = ("iterdir", "iterwalk", "glob", "tree", "trace", "close")
         assert inspect.iscoroutinefunction(method) == (name not in streams)
         assert [*inspect.signature(method).parameters] == [*inspect.signature(like).parameters]
         assert method.__doc__

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from vuserd.client.errors import NotTaken as NotTaken
     from vuserd.client.errors import RemoteError as RemoteError
     from vuserd.client.errors import TimedOut as TimedOut
+    from vuserd.client.files.attributes import StatEntry as StatEntry
+    from vuserd.client.files.handles import AsyncFile as AsyncFile
     from vuserd.client.files.tree_page import TreeEntry as TreeEntry
     from vuserd.client.image import Image as Image
     from vuserd.client.memory import AsyncAttachedMemory as AsyncAttachedMemory
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from vuserd.client.records import WalkEntry as WalkEntry
     from vuserd.client.records import WalkPage as WalkPage
     from vuserd.client.records import WalkProblem as WalkProblem
+    from vuserd.client.sharing.pool import ClientPool as ClientPool
     from vuserd.client.sync_client import Client as Client
     from vuserd.client.trace import TraceEvent as TraceEvent
     from vuserd.client.trace import TracePage as TracePage
@@ -56,6 +59,7 @@ __all__ = [
     "Archived",
     "AsyncAttachedMemory",
     "AsyncClient",
+    "AsyncFile",
     "AsyncioClient",
     "AttachedMemory",
     "Backend",
@@ -64,6 +68,7 @@ __all__ = [
     "CannotConnect",
     "Client",
     "ClientError",
+    "ClientPool",
     "ClientStatus",
     "ConnectionLost",
     "DirectoryPage",
@@ -81,6 +86,7 @@ __all__ = [
     "RigInfo",
     "RigStatus",
     "Stat",
+    "StatEntry",
     "Status",
     "TimedOut",
     "TraceEvent",
@@ -106,9 +112,12 @@ _MODULES: Final = {
         "RemoteError",
         "TimedOut",
     ),
+    "files.attributes": ("StatEntry",),
+    "files.handles": ("AsyncFile",),
     "files.tree_page": ("TreeEntry",),
     "image": ("Image",),
     "memory": ("AsyncAttachedMemory", "AttachedMemory"),
+    "sharing.pool": ("ClientPool",),
     "sync_client": ("Client",),
     "trace": ("TraceEvent", "TracePage"),
     "trio_client": ("TrioClient",),

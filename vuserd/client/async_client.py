@@ -4,7 +4,18 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Literal,
+    ParamSpec,
+    Self,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from vuserd.client import calls, composite
 from vuserd.client.async_link import AsyncLink
@@ -34,6 +45,9 @@ from vuserd.client.sync_client import Client
 from vuserd.client.trace import TraceEvent
 
 if TYPE_CHECKING:
+    from vuserd.client.files.attributes import StatEntry
+    from vuserd.client.files.destinations import Destination
+    from vuserd.client.files.handles import AsyncFile
     from vuserd.client.files.tree_page import TreeEntry
 
 P = ParamSpec("P")
@@ -135,6 +149,8 @@ class AsyncClient:
     readdir = _runs(Client.readdir, composite.readdir)
     walk = _runs(Client.walk, composite.walk)
     read = _runs(Client.read, composite.read)
+    read_bytes = _runs(Client.read_bytes, composite.read_bytes)
+    read_text = _runs(Client.read_text, composite.read_text)
     read_into = _asks(Client.read_into, calls.read_into)
     statfs = _asks(Client.statfs, calls.statfs)
     reload = _asks(Client.reload, calls.reload)
@@ -147,11 +163,42 @@ class AsyncClient:
     detach = _asks(Client.detach, calls.detach)
     archive = _runs(Client.archive, composite.archive)
 
+    @overload
     def iterdir(
-        self, export: str, path: RemotePath, *, attrs: bool = False, timeout: float | None = None
+        self,
+        export: str,
+        path: RemotePath,
+        *,
+        attrs: Literal[True],
+        timeout: float | None = None,
+    ) -> "AsyncGenerator[StatEntry, None]": ...
+
+    @overload
+    def iterdir(
+        self,
+        export: str,
+        path: RemotePath,
+        *,
+        attrs: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Entry, None]: ...
+
+    def iterdir(
+        self,
+        export: str,
+        path: RemotePath,
+        *,
+        attrs: bool = False,
+        timeout: float | None = None,
     ) -> AsyncGenerator[Entry, None]:
         """Return all entries of a directory, as :meth:`vuserd.client.Client.iterdir` does."""
-        return self._iterate(composite.iterdir(self._talk, export, path, attrs=attrs), timeout)
+        return self._iterate(composite.listed(self._talk, export, path, attrs=attrs), timeout)
+
+    def glob(
+        self, export: str, pattern: str, *, timeout: float | None = None
+    ) -> AsyncGenerator[str, None]:
+        """Return the paths that a pattern matches, as :meth:`vuserd.client.Client.glob` does."""
+        return self._iterate(composite.glob(self._talk, export, pattern), timeout)
 
     def iterwalk(
         self, export: str, path: RemotePath, *, attrs: bool = False, timeout: float | None = None
@@ -178,23 +225,34 @@ class AsyncClient:
         lent = await self._run(composite.attach(self._talk, memfd, size=size), timeout)
         return AsyncAttachedMemory(self.call, self._talk.tell, *lent)
 
+    async def open(
+        self, export: str, path: RemotePath, *, timeout: float | None = None
+    ) -> "AsyncFile":
+        """Open one version of a file: ``async with await client.open(...) as file: ...``.
+
+        As :meth:`vuserd.client.Client.open` does, with ``read``, ``seek`` and ``aclose`` to await.
+        """
+        from vuserd.client.files.handles import AsyncFile
+
+        version = await self._run(composite.open_version(self._talk, export, path), timeout)
+        name = calls.filename_of(export, path)
+        return AsyncFile(version, name, lambda procedure: self._run(procedure, timeout))
+
     async def download(
         self,
         export: str,
         path: RemotePath,
-        fileno: int,
+        to: "Destination",
         *,
         progress: Progress | None = None,
         grows: bool = False,
         timeout: float | None = None,
     ) -> Stat:
-        """Write a file to one that is open, as :meth:`vuserd.client.Client.download` does.
+        """Write a file to a local one, as :meth:`vuserd.client.Client.download` does.
 
         It is written to in a thread.
         """
-        procedure = composite.download(
-            self._talk, export, path, fileno, progress=progress, grows=grows
-        )
+        procedure = composite.download(self._talk, export, path, to, progress=progress, grows=grows)
         async with self._transfers:
             return await self._run(procedure, timeout)
 
@@ -297,10 +355,11 @@ class AsyncClient:
             case Wait(ticket, seconds):
                 wait = partial(self._talk.link_of(ticket).wait, ticket)
                 await self._runtime.within(cast("float", seconds), wait)
-            case Write(sink, payload, offset) if sink.is_file:
+            case Write(sink, payload, offset) if sink.blocks:
                 await self._runtime.in_thread(partial(sink.write, payload, offset))
             case Write(sink, payload, offset):
-                return await cast("Awaitable[object]", sink.write(payload, offset))
+                written = cast("Awaitable[object] | None", sink.write(payload, offset))
+                return None if written is None else await written
             case Do(function):
                 return await self._called(function)
             case Pause(seconds):

@@ -4,14 +4,14 @@ What takes whole files is loaded with the first one: most runs of vuserctl take 
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, PAGE_OF_COLUMNS, RemotePath
 from vuserd.client.core.conversation import Talk
-from vuserd.client.core.procedure import Emit, Procedure, Progress, Stream, Wait
+from vuserd.client.core.procedure import Emit, Procedure, Progress, Running, Stream, Wait
 from vuserd.client.core.relisting import Relisting
-from vuserd.client.errors import NotTaken
+from vuserd.client.errors import NotTaken, RemoteOSError
 from vuserd.client.memory import SharedMemory
 from vuserd.client.records import (
     DirectoryPage,
@@ -26,7 +26,11 @@ from vuserd.client.trace import TraceEvent
 
 if TYPE_CHECKING:
     from vuserd.client.archive.members import Archived, ArchiveOptions
+    from vuserd.client.files.destinations import Destination
+    from vuserd.client.files.opening import Parts, Sealed
     from vuserd.client.files.tree_page import TreeEntry
+
+T = TypeVar("T")
 
 #: Entries that the caller takes before the next page is received on.
 _TAKEN = 64
@@ -84,6 +88,53 @@ def iterdir(talk: Talk, export: str, path: RemotePath, *, attrs: bool = False) -
                 return
     finally:
         talk.abandon(ticket)
+
+
+def listed(talk: Talk, export: str, path: RemotePath, *, attrs: bool = False) -> Stream[Entry]:
+    """Do the same; with attributes, emit those that have them, and raise why others do not."""
+    if not attrs:
+        return iterdir(talk, export, path)
+    from vuserd.client.files.attributes import with_attributes
+
+    return with_attributes(talk, export, path, iterdir(talk, export, path, attrs=True))
+
+
+def gathered(stream: Stream[T]) -> Procedure[list[T]]:
+    """Return all that a stream emits, up to an error of the file system."""
+    found: list[T] = []
+    running = Running(stream)
+    try:
+        while (step := running.next_step()) is not None:
+            if isinstance(step, Emit):
+                found += step.values
+                continue
+            try:
+                running.came((yield step))
+            except BaseException as error:
+                running.failed(error)
+    except RemoteOSError:
+        pass
+    return found
+
+
+def glob(talk: Talk, export: str, pattern: str) -> Stream[str]:
+    """Emit the paths that a pattern matches."""
+    from vuserd.client.files.matching import Lists, glob
+
+    def entries(path: str) -> Procedure[list[Entry]]:
+        return gathered(iterdir(talk, export, path))
+
+    def tree(path: str) -> Procedure[list[WalkEntry]]:
+        return gathered(iterwalk(talk, export, path))
+
+    return glob(talk, export, pattern, Lists(entries, tree))
+
+
+def open_version(talk: Talk, export: str, path: RemotePath) -> "Procedure[Sealed | Parts]":
+    """Return one version of a file to read from."""
+    from vuserd.client.files.opening import open_version
+
+    return open_version(talk, export, path)
 
 
 def iterwalk(
@@ -167,16 +218,33 @@ def download(
     talk: Talk,
     export: str,
     path: RemotePath,
-    fileno: int,
+    to: "Destination",
     *,
     progress: Progress | None = None,
     grows: bool = False,
 ) -> Procedure[Stat]:
-    """Write a file, whole, to the regular file open at ``fileno``; return its attributes."""
-    from vuserd.client.files.sinks import FileSink
+    """Write a file, whole, to a local one; return its attributes."""
+    from vuserd.client.files.destinations import download
+    from vuserd.client.files.wholefile import Options
+
+    return download(talk, export, path, to, Options(progress, grows))
+
+
+def read_bytes(talk: Talk, export: str, path: RemotePath) -> Procedure[bytes]:
+    """Return a file, whole."""
+    from vuserd.client.files.sinks import MemorySink
     from vuserd.client.files.wholefile import Options, take
 
-    return take(talk, export, path, FileSink(fileno), Options(progress, grows))
+    sink = MemorySink()
+    yield from take(talk, export, path, sink, Options(None, grows=True))
+    return sink.content()
+
+
+def read_text(
+    talk: Talk, export: str, path: RemotePath, *, encoding: str = "utf-8", errors: str = "strict"
+) -> Procedure[str]:
+    """Return a file, whole, as text."""
+    return (yield from read_bytes(talk, export, path)).decode(encoding, errors)
 
 
 def stream(

@@ -1,12 +1,11 @@
 """The synchronous client: one blocking socket, several calls in flight."""
 
 import socket
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Self, Unpack
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, Self, overload
 
 from vuserd.client import calls, composite
 from vuserd.client.calls import PAGE_ENTRIES, RemotePath, WritableBuffer
-from vuserd.client.core.procedure import Progress
 from vuserd.client.core.reconnect import PATIENCE
 from vuserd.client.image import Image
 from vuserd.client.memory import AttachedMemory
@@ -23,15 +22,15 @@ from vuserd.client.records import (
     WalkEntry,
     WalkPage,
 )
-from vuserd.client.sync.driver import Driver
+from vuserd.client.sync.wholefiles import WholeFiles
 from vuserd.client.trace import PAGE_EVENTS, TraceEvent, TracePage
 
 if TYPE_CHECKING:
-    from vuserd.client.archive.members import Archived, ArchiveOptions
+    from vuserd.client.files.attributes import StatEntry
     from vuserd.client.files.tree_page import TreeEntry
 
 
-class Client(Driver):
+class Client(WholeFiles):
     """A connection to the daemon, for one thread: ``with Client.connect() as client: ...``.
 
     Every call may raise a :class:`vuserd.client.errors.ClientError`, mostly a RemoteError with the
@@ -122,14 +121,48 @@ class Client(Driver):
             timeout,
         )
 
+    @overload
     def iterdir(
-        self, export: str, path: RemotePath, *, attrs: bool = False, timeout: float | None = None
+        self,
+        export: str,
+        path: RemotePath,
+        *,
+        attrs: Literal[True],
+        timeout: float | None = None,
+    ) -> "Iterator[StatEntry]": ...
+
+    @overload
+    def iterdir(
+        self,
+        export: str,
+        path: RemotePath,
+        *,
+        attrs: bool = False,
+        timeout: float | None = None,
+    ) -> Iterator[Entry]: ...
+
+    def iterdir(
+        self,
+        export: str,
+        path: RemotePath,
+        *,
+        attrs: bool = False,
+        timeout: float | None = None,
     ) -> Iterator[Entry]:
         """Return all entries of a directory, page by page, in the backend's order.
 
-        What is there all the time comes once, also where the daemon is restarted meanwhile.
+        What is there all the time comes once, also where the daemon is restarted meanwhile. With
+        ``attrs`` each has its ``stat``; the error of one that has none is raised in the end.
         """
-        return self._iterate(composite.iterdir(self._talk, export, path, attrs=attrs), timeout)
+        return self._iterate(composite.listed(self._talk, export, path, attrs=attrs), timeout)
+
+    def glob(self, export: str, pattern: str, *, timeout: float | None = None) -> Iterator[str]:
+        """Return the paths that a pattern matches, such as ``/boot/vmlinuz-*`` or ``**/*.dtb``.
+
+        The client matches, as :func:`glob.glob` does: ``*``, ``?`` and ``[...]`` in each part of
+        the path, ``**`` for any number of directories, and none of them a hidden name.
+        """
+        return self._iterate(composite.glob(self._talk, export, pattern), timeout)
 
     def walk(
         self,
@@ -282,74 +315,3 @@ class Client(Driver):
     def detach(self, memory: int, *, timeout: float | None = None) -> None:
         """Take attached memory back from the daemon, once loads into it have ended."""
         self.call(calls.detach(memory), timeout=timeout)
-
-    # -- whole files -------------------------------------------------------------------------------
-
-    def download(
-        self,
-        export: str,
-        path: RemotePath,
-        fileno: int,
-        *,
-        progress: Progress | None = None,
-        grows: bool = False,
-        timeout: float | None = None,
-    ) -> Stat:
-        """Write a file, whole, to the regular file open at ``fileno``; return its attributes.
-
-        What was there before is gone, and holes of the file are holes there. Their ``size`` is the
-        number of bytes that there are.
-
-        A file that changes meanwhile is fetched again, ``ATTEMPTS`` times in all; then RemoteError
-        CHANGED. With ``grows`` a file that is only appended to is what it was in the beginning.
-
-        Raises OSError, and writes nothing, where ``fileno`` is not open for writing, is open for
-        appending, or is of no regular file.
-        """
-        return self._run(
-            composite.download(self._talk, export, path, fileno, progress=progress, grows=grows),
-            timeout,
-        )
-
-    def stream(
-        self,
-        export: str,
-        path: RemotePath,
-        write: Callable[[memoryview], object],
-        *,
-        progress: Progress | None = None,
-        grows: bool = True,
-        timeout: float | None = None,
-    ) -> Stat:
-        """Hand a file's bytes to ``write``, in their order; return its attributes.
-
-        ``write`` has to take all it is given, and may take as long as it likes (a pager's pipe).
-        What was written cannot be taken back: RemoteError CHANGED after the first change. A file
-        that is only appended to is what it was in the beginning, unless ``grows`` is False.
-        """
-        return self._run(
-            composite.stream(self._talk, export, path, write, progress=progress, grows=grows),
-            timeout,
-        )
-
-    def archive(
-        self,
-        export: str,
-        path: RemotePath,
-        to: int | Callable[[memoryview], object],
-        *,
-        timeout: float | None = None,
-        **options: "Unpack[ArchiveOptions]",
-    ) -> "Archived":
-        """Write an archive of a directory, with all below it, to a descriptor; tell what is in it.
-
-        Instead of a descriptor ``to`` may be a function, as that of :meth:`stream`. For the options
-        see :class:`vuserd.client.ArchiveOptions`.
-
-        Names are sorted, parents before children, and inode numbers are the archive's own. Hard
-        links stay links, holes become zeros, symlinks are never followed. Each file is one version
-        of it. After the last byte the whole tree is looked at again: RemoteError CHANGED, with what
-        differs as ``fields["paths"]``. A file that does not fit into the format (EFBIG, EOVERFLOW,
-        ENAMETOOLONG) is told before the first byte.
-        """
-        return self._run(composite.archive(self._talk, export, path, to, **options), timeout)

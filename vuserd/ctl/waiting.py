@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
+from vuserd.client import composite
+from vuserd.client.calls import RemotePath
 from vuserd.client.core.ticket import Ticket
+from vuserd.client.records import Entry
 from vuserd.client.sync_client import Client
 from vuserd.ctl.output import printable
 
@@ -72,6 +75,12 @@ class PatientClient(Client):
             return super().finish(ticket, timeout=timeout)
         with self.notice.waiting():
             return super().finish(ticket, timeout=timeout)
+
+    def iterdir(  # type: ignore[override] # one without attributes, too
+        self, export: str, path: RemotePath, *, attrs: bool = False, timeout: float | None = None
+    ) -> Iterator[Entry]:
+        """Return all entries of a directory, those without attributes among them."""
+        return self._iterate(composite.iterdir(self._talk, export, path, attrs=attrs), timeout)
 
 
 def connect(

@@ -15,7 +15,7 @@ _PAGE: Final = 1 << 20
 class DescriptorSink:
     """A file, a pipe or a socket that is open for writing."""
 
-    is_file = True  # it may block: an asynchronous client writes in a thread
+    blocks = True  # an asynchronous client writes in a thread
 
     def __init__(self, fileno: int) -> None:
         self._fileno = fileno

@@ -156,6 +156,12 @@ class Conversation(Generic[L]):
         has_successor = self._address is not None and self.patience > 0 and core.can_be_replaced
         return core.takes_requests or has_successor
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether calls are taken and none before has left anything on the connection."""
+        core = self.link.core
+        return self.goes_on and not (core.held or core.is_awaited or self.former)
+
     def send_again(self, ticket: Ticket[Any], limit: float | None = None) -> Procedure[None]:
         """Have a call answered that was not taken, over another connection if there can be one.
 

@@ -28,8 +28,8 @@ class Wait(NamedTuple):
 class Sink(Protocol):
     """The taker of a file's bytes."""
 
-    #: A file, which may block; what it is otherwise may return something to await.
-    is_file: bool
+    #: It may block. One that does not may return something to await.
+    blocks: bool
 
     def write(self, payload: memoryview, offset: int, /) -> object:
         """Take bytes, and their offset in the file."""

@@ -2,10 +2,11 @@
 
 import errno
 import fcntl
+import io
 import os
 import stat
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from vuserd.client.records import Stat
 
@@ -34,6 +35,8 @@ class FileSink:
 
     #: Whether holes may be left out, and all of it written again.
     is_file = True
+    #: Whether to write to it in a thread, where others wait in this one.
+    blocks = True
 
     def __init__(self, fileno: int) -> None:
         self._fileno = fileno
@@ -70,9 +73,11 @@ class StreamSink:
     """
 
     is_file = False
+    blocks = False
 
-    def __init__(self, write: Callable[[memoryview], object]) -> None:
+    def __init__(self, write: Callable[[memoryview], object], *, blocks: bool = False) -> None:
         self._write = write
+        self.blocks = blocks
 
     def write(self, payload: memoryview, _: int) -> object:
         """Hand bytes on, whose offset is where the last ones ended."""
@@ -85,7 +90,92 @@ class StreamSink:
         """Do nothing."""
 
 
-Sink: TypeAlias = FileSink | StreamSink
+class MemorySink:
+    """Bytes of this process."""
+
+    is_file = True
+    blocks = False
+
+    def __init__(self) -> None:
+        self._content = io.BytesIO()
+
+    def content(self) -> bytes:
+        """Return all of them."""
+        return self._content.getvalue()
+
+    def begin(self, attributes: Stat, *, has_holes_told: bool) -> None:  # noqa: ARG002
+        """Begin anew."""
+        self._content = io.BytesIO()
+
+    def write(self, payload: memoryview, offset: int) -> None:
+        """Write bytes at their offset; what is left out before it are zeros."""
+        self._content.seek(offset)
+        self._content.write(payload)
+
+    def end(self, size: int) -> None:
+        """Have them end there."""
+        end_at(self._content, size)
+
+
+class WritableObject(Protocol):
+    """An object like a file that is open for writing bytes, as the standard library has many."""
+
+    def write(self, payload: memoryview, /) -> object:
+        """Take bytes; return how many it took, where it may take fewer."""
+
+
+class SeekableObject(WritableObject, Protocol):
+    """One that can be written to again."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to an offset; return it."""
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Cut it off there."""
+
+
+class ObjectSink:
+    """A seekable object, from its beginning on."""
+
+    is_file = True
+    blocks = True
+
+    def __init__(self, file: SeekableObject) -> None:
+        self._file = file
+
+    def begin(self, attributes: Stat, *, has_holes_told: bool) -> None:  # noqa: ARG002
+        """Empty it."""
+        self._file.seek(0)
+        self._file.truncate(0)
+
+    def write(self, payload: memoryview, offset: int) -> None:
+        """Write bytes at their offset; what is left out before it are zeros."""
+        self._file.seek(offset)
+        write_all(self._file, payload)
+
+    def end(self, size: int) -> None:
+        """Have it end there, and stand there."""
+        end_at(self._file, size)
+
+
+def write_all(file: WritableObject, payload: memoryview) -> None:
+    """Write bytes to an object that may take fewer of them at once, as raw files do."""
+    while payload:
+        count = file.write(payload)
+        payload = payload[count:] if isinstance(count, int) else payload[:0]
+
+
+def end_at(file: SeekableObject, size: int) -> None:
+    """Have an object end there; zeros are added where it is shorter."""
+    if file.seek(0, os.SEEK_END) < size:
+        file.seek(size - 1)
+        file.write(memoryview(b"\0"))
+    else:
+        file.truncate(size)
+        file.seek(size)
+
+
+Sink: TypeAlias = FileSink | StreamSink | MemorySink | ObjectSink
 
 
 def _require_file(fileno: int) -> None:

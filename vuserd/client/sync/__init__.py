@@ -1,1 +1,1 @@
-"""The synchronous client's inside: how it drives procedures, and the pool that threads share."""
+"""What the synchronous client is made of: how it waits, and what it does with whole files."""

@@ -1,0 +1,125 @@
+"""Where a whole file is downloaded to: a descriptor, a path, or an object that is like a file."""
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Final, TypeAlias, cast
+
+from vuserd.client.calls import RemotePath
+from vuserd.client.core.conversation import Talk
+from vuserd.client.core.procedure import Do, Procedure
+from vuserd.client.files.sinks import (
+    FileSink,
+    ObjectSink,
+    SeekableObject,
+    Sink,
+    StreamSink,
+    WritableObject,
+    write_all,
+)
+from vuserd.client.files.wholefile import Options, take
+from vuserd.client.records import Stat
+
+#: A descriptor, the path of a file to make or to replace, or an object to write to.
+Destination: TypeAlias = (
+    "int | str | bytes | os.PathLike[str] | os.PathLike[bytes] | WritableObject"
+)
+#: Bytes of a name, so that one made of it is not too long.
+_NAME_MAX: Final = 200
+#: Their descriptor is that of their bytes; others (gzip's) have that of what they make of them.
+_PLAIN: Final = (io.FileIO, io.BufferedWriter, io.BufferedRandom)
+
+
+def download(
+    talk: Talk, export: str, path: RemotePath, to: Destination, options: Options
+) -> Procedure[Stat]:
+    """Write a file, whole, to a destination; return its attributes.
+
+    Raises:
+        OSError: nothing can be written there.
+        TypeError: it takes text.
+
+    """
+    if isinstance(to, int):
+        return take(talk, export, path, FileSink(to), options)
+    if isinstance(to, str | bytes | os.PathLike):
+        return _to_path(talk, export, path, to, options)
+    return take(talk, export, path, _sink_of(to), options)
+
+
+def _sink_of(file: WritableObject) -> Sink:
+    if isinstance(cast("object", file), io.TextIOBase):
+        raise TypeError("the file is open for text; open it with mode 'wb'")
+    if isinstance(file, _PLAIN) and stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.flush()
+        return _PlainSink(file)
+    with suppress(AttributeError, OSError):  # what cannot be written to again is no SeekableObject
+        seekable = cast("SeekableObject", file)
+        seekable.seek(0)
+        seekable.truncate(0)
+        return ObjectSink(seekable)
+    return StreamSink(partial(write_all, file), blocks=True)
+
+
+class _PlainSink(FileSink):
+    """A file's own object: written to by its descriptor, and left at the end of what there is."""
+
+    def __init__(self, file: io.FileIO | io.BufferedWriter | io.BufferedRandom) -> None:
+        super().__init__(file.fileno())
+        self._file = file
+
+    def end(self, size: int) -> None:
+        super().end(size)
+        self._file.seek(size)
+
+
+def _to_path(
+    talk: Talk,
+    export: str,
+    path: RemotePath,
+    to: "str | bytes | os.PathLike[str] | os.PathLike[bytes]",
+    options: Options,
+) -> Procedure[Stat]:
+    """Write a file beside the one of that name, and give it the name once it is whole."""
+    local = os.fsdecode(to)
+    make: Callable[[], tuple[str, str, int]] = partial(_make_beside, local)
+    final, temporary, fileno = yield Do(make)
+    try:
+        try:
+            found = yield from take(talk, export, path, FileSink(fileno), options)
+        finally:
+            os.close(fileno)
+        yield Do(partial(os.replace, temporary, final))
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    return found
+
+
+def _make_beside(local: str) -> tuple[str, str, int]:
+    """Make a file to write to; return the path that it will have, the one it has, and it, open.
+
+    Raises:
+        OSError: it cannot be made, or what is there is no regular file.
+
+    """
+    final = os.path.realpath(local)  # a symlink stays one
+    mode = None
+    with suppress(FileNotFoundError):
+        mode = os.stat(final).st_mode
+    if mode is not None and not stat.S_ISREG(mode):
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(number, "it is no regular file that a download could replace", local)
+    folder, name = os.path.split(final)
+    short = os.fsdecode(os.fsencode(name)[:_NAME_MAX])
+    temporary = os.path.join(folder, f".{short}.{os.urandom(4).hex()}")
+    fileno = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    if mode is not None:
+        with suppress(OSError):  # another user's file system may refuse
+            os.fchmod(fileno, stat.S_IMODE(mode))
+    return final, temporary, fileno

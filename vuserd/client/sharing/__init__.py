@@ -1,0 +1,1 @@
+"""How threads share clients: each call has one for itself."""
