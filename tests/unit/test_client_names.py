@@ -2,6 +2,7 @@
 
 import ast
 import os
+import pydoc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,6 +55,21 @@ def test_all_that_is_named_is_there() -> None:
         "from vuserd.client import *; print(Client, AsyncioClient, RemoteError, Stat, calls.stat)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_help_shows_what_there_is() -> None:
+    text = pydoc.plain(pydoc.render_doc(vuserd.client))
+    for shown in (
+        "with Client.connect() as client:",
+        "class ClientPool",
+        "read_bytes(self, export",
+    ):
+        assert shown in text
+    documented = vuserd.client.__doc__ or ""
+    methods = {name for name in dir(Client) if name[:1] != "_"}
+    own = {"begin", "finish", "abandon", "call", "close", "connect"}  # of the client itself
+    left_out = {"read_into", "trace_page"}  # variants
+    assert {name for name in methods if name not in documented} <= own | left_out
 
 
 def test_a_name_that_is_known_is_not_looked_for_again() -> None:

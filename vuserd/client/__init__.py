@@ -1,5 +1,28 @@
 """The client libraries of vuserd: :class:`Client`, :class:`TrioClient`, :class:`AsyncioClient`.
 
+::
+
+    from vuserd.client import Client
+
+    with Client.connect() as client:
+        kernel = client.read_bytes("kernels", "/boot/Image")
+        for entry in client.iterdir("kernels", "/boot", attrs=True):
+            print(entry.name, entry.stat.size)
+        for path in client.glob("kernels", "/**/*.dtb"):
+            client.download("kernels", path, "board.dtb")
+        with client.open("kernels", "/boot/Image") as file:
+            file.seek(0x200)
+
+=========================== =====================================================================
+look                        ``stat readlink iterdir iterwalk glob statfs``, and ``readdir walk``
+read one version of a file  ``read_bytes read_text open download stream fetch``, and ``read``
+into memory of yours        ``attach load detach``
+the daemon                  ``exports rigs status metrics reload trace api_info``
+=========================== =====================================================================
+
+The file system's errors are OSErrors, all others ClientErrors; each call takes ``timeout``, in
+seconds. Threads share a :class:`ClientPool`. docs/python.md shows all of it in ten minutes.
+
 All that a program needs is here, by name; modules below are the library's own, but for ``calls``,
 whose functions are for ``client.call`` and ``client.begin``. A name is loaded when it is first
 used, so that nobody waits for trio or asyncio who needs neither.
