@@ -289,10 +289,15 @@ class _Attempt:
         """Read on to the end of a file whose size is untrue; not of one that changed."""
         assert self._opened is not None
         now = yield from file.ask(calls.stat_open(*file.source))
-        if not now.same_file(self._opened.stat):
-            if self._options.grows and transfer.is_longer:
+        then = self._opened.stat
+        if not now.same_file(then):
+            if not (self._options.grows and transfer.is_longer):
+                raise FileChanged
+            if now.size > then.size:
                 return size  # what was there when it was opened
-            raise FileChanged
+            if (now.ino, now.size) != (then.ino, then.size):
+                raise FileChanged
+            # Its size is untrue, and times tell nothing: procfs makes them up at each look.
         # Of what is behind its size some may be there already, from another connection.
         end = max(size if transfer.ended_at is None else transfer.ended_at, self.there)
         [place] = own_places(_REST_BYTES)[:1]
