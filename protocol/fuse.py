@@ -277,6 +277,11 @@ def encode_attributes(attributes: Attributes) -> bytes:
     return _ATTRIBUTES.pack(*attributes)
 
 
+def version_bytes(attributes: bytes) -> bytes:
+    """Return inode number, size, mtime and ctime of a ``struct fuse_attr``, to compare them."""
+    return attributes[:16] + attributes[32:48] + attributes[52:60]
+
+
 def decode_entry_at(buffer: bytes, offset: int) -> Entry | None:
     """Decode ``struct fuse_entry_out`` at ``offset``; None for node id 0, which is no entry.
 
@@ -352,6 +357,13 @@ def decode_attributes(body: bytes) -> Attributes:
     if len(body) != _ATTR_HEAD.size + ATTRIBUTES_SIZE:
         raise MalformedError(f"a reply to GETATTR of {len(body)} bytes")
     return decode_attributes_at(body, _ATTR_HEAD.size)
+
+
+def attributes_of(body: bytes) -> bytes:
+    """Return the ``struct fuse_attr`` in a ``struct fuse_attr_out``, as it is."""
+    if len(body) != _ATTR_HEAD.size + ATTRIBUTES_SIZE:
+        raise MalformedError(f"a reply to GETATTR of {len(body)} bytes")
+    return body[_ATTR_HEAD.size :]
 
 
 def readlink(node: NodeId) -> Request:

@@ -674,6 +674,18 @@ class TestReplies:
 
     def test_attributes(self) -> None:
         assert fuse.decode_attributes(ATTR_OUT) == DECODED_ATTRIBUTES
+        attributes = fuse.attributes_of(ATTR_OUT)
+        assert fuse.decode_attributes_at(attributes, 0) == DECODED_ATTRIBUTES
+        assert fuse.encode_attributes(DECODED_ATTRIBUTES) == attributes
+
+    @pytest.mark.parametrize("field", Attributes._fields)
+    def test_what_makes_a_version(self, field: str) -> None:
+        other = DECODED_ATTRIBUTES._replace(**{field: 77})
+        before = fuse.version_bytes(fuse.encode_attributes(DECODED_ATTRIBUTES))
+        is_same = fuse.version_bytes(fuse.encode_attributes(other)) == before
+        assert is_same == (
+            field not in ("ino", "size", "mtime", "ctime", "mtime_nsec", "ctime_nsec")
+        )
 
     @pytest.mark.parametrize(("offset", "field"), [(24, "atime"), (32, "mtime"), (40, "ctime")])
     def test_time_before_1970_is_negative(self, offset: int, field: str) -> None:
@@ -789,6 +801,7 @@ class TestMalformedReplies:
             pytest.param(fuse.decode_init, INIT_OUT, id="INIT"),
             pytest.param(fuse.decode_lookup, ENTRY, id="LOOKUP"),
             pytest.param(fuse.decode_attributes, ATTR_OUT, id="GETATTR"),
+            pytest.param(fuse.attributes_of, ATTR_OUT, id="GETATTR, undecoded"),
             pytest.param(fuse.decode_open, bytes(16), id="OPEN"),
             pytest.param(fuse.decode_statfs, STATFS_OUT, id="STATFS"),
             pytest.param(fuse.decode_lseek, bytes(8), id="LSEEK"),

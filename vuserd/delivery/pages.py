@@ -13,7 +13,7 @@ import trio
 
 from memory.arena import Buffer
 from protocol import fuse
-from protocol.fuse import Attributes
+from protocol.fuse import decode_attributes_at, version_bytes
 from vuserd.delivery.inline import FileContent
 from vuserd.delivery.one_version import ATTEMPTS
 from vuserd.delivery.page import ENTRY_BYTES, Page, Place
@@ -196,15 +196,15 @@ class _Filling:
 
     def _begin(self, found: Found) -> bool:
         """Begin to deliver an entry; return False where its bytes need another page."""
-        page, attributes = self._page, found.attributes
+        page = self._page
         place, needs_request, target = None, found.error is None, 0
         size = ENTRY_BYTES + len(found.branch.path) + len(found.name)
-        if attributes is None or stat.S_ISLNK(attributes.mode):
+        if found.attributes is None or stat.S_ISLNK(found.mode):
             target = _TARGET
-        elif not stat.S_ISREG(attributes.mode) or attributes.size > self._most:
+        elif not stat.S_ISREG(found.mode) or found.size > self._most:
             needs_request = False
         elif needs_request:
-            place = page.place(attributes.size + 1)
+            place = page.place(found.size + 1)
             if place is None and page.found:
                 return False
             needs_request = place is not None
@@ -229,15 +229,13 @@ class _Filling:
         try:
             if found.node is None:
                 yield from self._tree.find(found)
-            attributes = found.attributes
-            assert attributes is not None
-            if stat.S_ISLNK(attributes.mode):
+            if stat.S_ISLNK(found.mode):
                 yield from self._read_link(found)
                 self._page.take(len(found.target or b"") - target)
-            elif stat.S_ISREG(attributes.mode):
-                place = place or self._page.place(attributes.size + 1)
+            elif stat.S_ISREG(found.mode):
+                place = place or self._page.place(found.size + 1)
                 if place is not None:
-                    waits = yield from self._read_file(found, attributes, place)
+                    waits = yield from self._read_file(found, place)
         except FileError as error:
             found.error = error
             if error.is_exhaustion:
@@ -254,7 +252,7 @@ class _Filling:
         [read] = yield [Ask(fuse.readlink(found.node))]
         found.target = fuse.decode_readlink(body_of(read))
 
-    def _read_file(self, found: Found, attributes: Attributes, place: Place) -> Part[bool]:
+    def _read_file(self, found: Found, place: Place) -> Part[bool]:
         """Read a file into its place; return whether it has just changed, and has to wait.
 
         Raises:
@@ -271,19 +269,18 @@ class _Filling:
         [opened] = yield [Ask(fuse.open(node), None, undo)]
         handle = channel.decoded(fuse.decode_open, body_of(opened))
         try:
-            version = Version.of(attributes)
             for _ in range(ATTEMPTS):
-                size = attributes.size
+                size, before = found.size, found.attributes
+                assert before is not None
                 if size + 1 > place.end - place.begin:
                     return False
-                settled = not time_to_settle(version)
+                settled = found.is_old or _is_settled(before)
                 # One byte more than there is shows that its size is true.
                 [read] = yield [Ask(fuse.read(node, handle, 0, size + 1), place)]
                 length = length_of(read)
                 [looked] = yield [Ask(fuse.getattr(node))]
-                attributes = channel.decoded(fuse.decode_attributes, body_of(looked))
-                before, version = version, Version.of(attributes)
-                if version == before:
+                now = channel.decoded(fuse.attributes_of, body_of(looked))
+                if now == before or version_bytes(now) == version_bytes(before):
                     if length != size:  # as in procfs
                         return False
                     if not settled:
@@ -292,10 +289,14 @@ class _Filling:
                     place.clear(size)
                     found.place, found.length = self._page.offset(place), size
                     return False
-                found.attributes = attributes
-                if not stat.S_ISREG(attributes.mode):
+                if not stat.S_ISREG(found.now_has(now).mode):
                     raise FileError(errno.ESTALE)
         finally:
             # Only now, when all that used it is back: its number may be the next file's.
             channel.post(fuse.release(node, handle))
         raise CallError(ErrorCode.CHANGED, f"the file changed in each of {ATTEMPTS} attempts")
+
+
+def _is_settled(attributes: bytes) -> bool:
+    """Return whether a later change is certain to show in a file's timestamps."""
+    return not time_to_settle(Version.of(decode_attributes_at(attributes, 0)))

@@ -150,7 +150,11 @@ class NodeTable:
         """End a :meth:`borrow`."""
         self._loans -= 1
         self._borrowed.pop(node, None)
-        self.forget(node)
+        forgets = self._forgets
+        if node not in forgets and 0 < len(forgets) < self._batch - 1:
+            forgets[node] = 1  # as most of them, for the least that it can cost
+        else:
+            self.forget(node)
 
     def add(self, entry: Entry, directory: Node, name: bytes) -> Node:
         """Take over one lookup count, and add a user to the node, until :meth:`leave`."""

@@ -8,6 +8,7 @@ left since, because nobody asked for the next page or the backend was lost, is l
 import errno
 import functools
 import stat
+import time
 from array import array
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -15,13 +16,25 @@ from typing import Final, TypeAlias, TypeVar
 
 from memory.arena import Buffer
 from protocol import fuse
-from protocol.dirent import DirectoryEntry, decode_directory
-from protocol.fuse import AttributeFlag, Attributes, Entry, FileHandle, NodeId
+from protocol.dirent_columns import (
+    AttributeColumns,
+    DirectoryColumns,
+    decode_directory_columns,
+)
+from protocol.fuse import (
+    AttributeFlag,
+    Attributes,
+    Entry,
+    FileHandle,
+    NodeId,
+    decode_attributes_at,
+    encode_attributes,
+)
 from vuserd.device.jobs import Ask, Job
 from vuserd.device.request import Result
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.filesystem import FileSystem
-from vuserd.fs.nodes import Hold, NodeTable
+from vuserd.fs.nodes import Hold
 from vuserd.fs.operations import ATTEMPTS, not_told_apart, was_raced
 from vuserd.fs.paths import PATH_MAX
 
@@ -39,6 +52,8 @@ _MOST_NODES: Final = 1024
 _MOST_BARREN: Final = 16
 #: What a directory that goes away, or becomes something else, while it is read gives.
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
+#: Seconds after which no file system's timestamps can hide a change any more.
+_LONG_SETTLED: Final = 4.0
 _SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
 #: Bytes of memory for an entry that was found and not delivered, for a directory, and for a name.
 _ENTRY: Final = 1024
@@ -92,12 +107,28 @@ class Found:
     directory, which its :class:`Branch` uses, and for what has to be looked up first.
     """
 
-    __slots__ = ("attributes", "branch", "error", "length", "name", "node", "place", "target")
+    __slots__ = (
+        "attributes",
+        "branch",
+        "error",
+        "is_old",
+        "length",
+        "mode",
+        "name",
+        "node",
+        "place",
+        "size",
+        "target",
+    )
 
-    def __init__(self, branch: Branch, name: bytes, attributes: Attributes | None) -> None:
+    def __init__(self, branch: Branch, name: bytes) -> None:
         self.branch = branch
         self.name = name
-        self.attributes = attributes
+        #: A ``struct fuse_attr``, and what it says; None where it was not looked up.
+        self.attributes: bytes | None = None
+        self.mode = self.size = 0
+        #: Whether it has not changed for so long that its version is settled.
+        self.is_old = False
         self.node: NodeId | None = None
         #: Why it cannot be delivered.
         self.error: VuserdError | None = None
@@ -107,6 +138,13 @@ class Found:
         #: None without them.
         self.place: int | None = None
         self.length: int | None = None
+
+    def now_has(self, attributes: bytes) -> Attributes:
+        """Take the attributes that it has now, and return them decoded."""
+        found = decode_attributes_at(attributes, 0)
+        self.attributes, self.mode, self.size = attributes, found.mode, found.size
+        self.is_old = False
+        return found
 
     @property
     def path(self) -> bytes:
@@ -225,8 +263,9 @@ class Tree:
         """Have entries wait again that were not delivered after all."""
         for found in entries:
             found.target = found.place = found.length = None
-            is_directory = found.attributes is not None and stat.S_ISDIR(found.attributes.mode)
-            if not is_directory:  # else it is the directory's own, and no request would show it
+            if not stat.S_ISDIR(
+                found.mode
+            ):  # else it is the directory's own, and no request would show it
                 found.error = None
         self.ahead.extendleft(reversed(entries))
 
@@ -290,11 +329,12 @@ class Tree:
             entry = yield from self._look_up(branch.node, found.name)
         else:
             entry = yield from self._go(branch.below(found.name))
-        found.attributes, found.node = entry.attributes, entry.node
+        found.node = entry.node
+        found.now_has(encode_attributes(entry.attributes))
         if not _is_told_apart(entry.attributes):
             self.leave(found)
             raise not_told_apart()
-        if stat.S_ISDIR(entry.attributes.mode):
+        if stat.S_ISDIR(found.mode):
             self._add_branch(found)
 
     def _look_up(self, directory: NodeId, name: bytes) -> Part[Entry]:
@@ -349,9 +389,9 @@ class Tree:
         if following is None:
             self._add(branch, entries)
             return True
-        branch.barren = 0 if entries else branch.barren + 1
+        branch.barren = 0 if entries.names else branch.barren + 1
         if following in branch.passed or branch.barren > _MOST_BARREN:
-            _give_back(self._in_use.nodes, entries)
+            self._in_use.nodes.forget_each(entries.nodes)
             raise FileError(
                 errno.EIO, "the directory has no end: its file system's offsets lead back"
             )
@@ -376,7 +416,7 @@ class Tree:
 
     def _read_entries(
         self, branch: Branch, buffer: Buffer
-    ) -> Part[tuple[list[DirectoryEntry], int | None]]:
+    ) -> Part[tuple[DirectoryColumns, int | None]]:
         """Return entries, each node of which has a lookup count to give back, and where to go on.
 
         If one entry cannot be looked up, backends return its error for the whole READDIRPLUS:
@@ -386,10 +426,10 @@ class Tree:
         assert node is not None
         assert handle is not None
         channel, nodes = self._in_use.session.channel, self._in_use.nodes
-        decode = functools.partial(decode_directory, after=branch.position)
+        decode = functools.partial(decode_directory_columns, after=branch.position)
 
         def undo(body: bytes) -> None:
-            _give_back(nodes, decode(body, plus=True)[0])
+            nodes.forget_each(decode(body, plus=True)[0].nodes)
 
         request = fuse.readdirplus(node, handle, branch.position, _BATCH_SIZE)
         [read] = yield [Ask(request, buffer, undo)]
@@ -404,36 +444,51 @@ class Tree:
             [read] = yield [Ask(request, buffer)]
             length = length_of(read)
         body = bytes(buffer.view[:length])
-        return channel.decoded(functools.partial(decode, plus=plus), body)
+        entries, following = channel.decoded(functools.partial(decode, plus=plus), body)
+        return entries if plus else entries.without_nodes(), following
 
     # -- what was found ----------------------------------------------------------------------------
 
-    def _add(self, branch: Branch, entries: list[DirectoryEntry]) -> None:
+    def _add(self, branch: Branch, entries: DirectoryColumns) -> None:
         """Take entries, whose lookup counts are this tree's from here on."""
         nodes, directory = self._in_use.nodes, branch.node
         assert directory is not None
+        columns = AttributeColumns(entries.attributes)
+        modes, sizes, inos = (columns.column(name) for name in ("mode", "size", "ino"))
+        changes = map(max, columns.column("mtime"), columns.column("ctime"))
+        recent = time.time() - _LONG_SETTLED
+        rows = zip(
+            entries.names,
+            entries.nodes,
+            entries.attributes,
+            modes,
+            sizes,
+            inos,
+            changes,
+            strict=True,
+        )
         new = []
-        for entry in entries:
-            looked_up = entry.entry
-            if branch.ahead and not branch.is_new(entry.name):
-                if looked_up is not None:
-                    nodes.forget(looked_up.node)
+        for name, node, attributes, mode, size, ino, changed in rows:
+            if branch.ahead and not branch.is_new(name):
+                nodes.forget(node)
                 continue
-            new.append(hash(entry.name))
-            found = Found(branch, entry.name, None)
+            new.append(hash(name))
+            found = Found(branch, name)
             self.ahead.append(found)
-            if looked_up is None:
+            if not node:
                 continue
-            node, attributes = found.node, found.attributes = looked_up
+            found.attributes, found.mode, found.size = attributes, mode, size
+            found.is_old = changed < recent
             if node in (fuse.ROOT_ID, directory):
                 nodes.forget(node)
-                found.node, found.error = None, not_told_apart()
+                found.error = not_told_apart()
                 continue
-            nodes.borrow(node, directory, entry.name)
-            if not _is_told_apart(attributes):
+            nodes.borrow(node, directory, name)
+            found.node = node
+            if not ino and not _is_told_apart(decode_attributes_at(attributes, 0)):
                 self.leave(found)
                 found.error = not_told_apart()
-            elif stat.S_ISDIR(attributes.mode):
+            elif stat.S_ISDIR(mode):
                 self._add_branch(found)
             elif len(self.ahead) > _MOST_NODES:
                 self.leave(found)
@@ -441,8 +496,8 @@ class Tree:
 
     def _add_branch(self, found: Found) -> None:
         """Have a directory read that was found; its node is the branch's from here on."""
-        attributes, path = found.attributes, found.path
-        assert attributes is not None
+        assert found.attributes is not None
+        attributes, path = decode_attributes_at(found.attributes, 0), found.path
         if len(path) >= PATH_MAX:  # nothing in it could be asked for by its path
             self.problems.append((path, FileError(errno.ENAMETOOLONG)))
             self.leave(found)
@@ -486,12 +541,6 @@ class Tree:
     def _require_same(branch: Branch, attributes: Attributes, *, elsewhere: bool) -> None:
         if branch.given and (elsewhere or attributes.ino != branch.ino):
             raise CallError(ErrorCode.CHANGED, "the directory was replaced while it was read")
-
-
-def _give_back(nodes: NodeTable, entries: list[DirectoryEntry]) -> None:
-    for entry in entries:
-        if entry.entry is not None:
-            nodes.forget(entry.entry.node)
 
 
 def _is_told_apart(attributes: Attributes) -> bool:

@@ -53,7 +53,7 @@ def entry_columns(
     With ``attributes`` the fields are those of :func:`stat_map`, all of them nil for an entry whose
     attributes could not be read. Each list is made when it is asked for.
     """
-    yield key, _wire_names(entries.names)
+    yield key, wire_names(entries.names)
     yield "type", [*map(NAMES_BY_TYPE.__getitem__, entries.types)]
     yield "ino", entries.inos
     if not attributes:
@@ -61,13 +61,14 @@ def entry_columns(
     absent: list[int] = []
     if 0 in entries.nodes:
         absent = [place for place, node in enumerate(entries.nodes) if not node]
-    for field, column in _stat_columns(AttributeColumns(entries.attributes), owners):
+    for field, column in stat_columns(AttributeColumns(entries.attributes), owners):
         for place in absent:
             column[place] = None
         yield field, column
 
 
-def _stat_columns(attributes: AttributeColumns, owners: Owners | None) -> Iterator[Field]:
+def stat_columns(attributes: AttributeColumns, owners: Owners | None) -> Iterator[Field]:
+    """Yield what :func:`stat_map` has, but type and inode number, a list a field."""
     for field in ("mode", "size", "nlink"):
         yield field, attributes.column(field)
     for field, ids in (("uid", owners and owners.users), ("gid", owners and owners.groups)):
@@ -96,7 +97,7 @@ def entry_maps(fields: Sequence[Field]) -> Iterator[dict[str, Any]]:
         yield shown
 
 
-def _wire_names(names: list[bytes]) -> list[Any]:
+def wire_names(names: list[bytes]) -> list[Any]:
     """Return names as they go over the wire: most often all of them are UTF-8."""
     try:
         return b"\0".join(names).decode().split("\0") if names else []
