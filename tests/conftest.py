@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.forking import stop_template
 from tests.running import RunningDaemon, adopt_orphans, find_backend, leftovers
 
 # How long an example takes tells of a machine that is busy, and of nothing else.
@@ -55,6 +56,7 @@ def _nothing_is_left_behind() -> Iterator[None]:
     adopt_orphans()
     before = leftovers()
     yield
+    stop_template()
     gc.collect()  # a fake backend and its own methods keep each other
     assert leftovers() == before
 

@@ -12,9 +12,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import IO, Final, Self
 
 from tests.e2e.processes import family
+from tests.forking import ForkedDaemon
 
 REPOSITORY: Final = Path(__file__).parent.parent
 _PLACES: Final = {
@@ -23,15 +24,6 @@ _PLACES: Final = {
 }
 _START: Final = 60.0
 _PR_SET_CHILD_SUBREAPER: Final = 36
-
-# Become another user once Python has started: it may be installed where only root can read. Then
-# that user may trace it (PR_SET_DUMPABLE, 1), as whatever this user has started.
-_BECOME: Final = """
-import ctypes, os, sys, vuserd.cli, vuserd.config.files
-os.setgroups([]); os.setgid({user}); os.setuid({user})
-ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
-sys.exit(vuserd.cli.main())
-"""
 
 
 def find_backend(kind: str) -> str | None:
@@ -69,8 +61,8 @@ class RunningDaemon:
         self.socket = str(socket_path)
         self.backend = backend
         self.log = ""
-        start = ["-m", "vuserd.cli"] if user is None else ["-c", _BECOME.format(user=user)]
-        self._command = [*(program or [sys.executable, *start]), "serve"]
+        self._program = program
+        self._command = ["serve"]
         if not configured:
             self._command += ["--socket", self.socket]
         for name, directory in exports.items():
@@ -92,14 +84,7 @@ class RunningDaemon:
         if self._user is not None:  # it may not write its coverage data beside this process's
             environment = {k: v for k, v in environment.items() if not k.startswith("COVERAGE_")}
         with self._log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stderr=log,
-                env=environment,
-                cwd=self._folder,
-                preexec_fn=self._limit if self._descriptors else None,
-            )
+            self.process = self._start(log, environment)
         deadline = time.monotonic() + _START
         while not self._reachable():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -123,6 +108,25 @@ class RunningDaemon:
             assert "Traceback" not in self.log, self.log
             assert not os.path.exists(self.socket)
             self._temporary.rmdir()  # and nothing is left in it
+
+    def _start(self, log: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        if self._program is None and not any(name.startswith("COVERAGE_") for name in environment):
+            return ForkedDaemon(
+                self._command,
+                log,
+                environment,
+                folder=self._folder,
+                descriptors=self._descriptors,
+                user=self._user,
+            )
+        return subprocess.Popen(
+            [*(self._program or [sys.executable, "-m", "vuserd.cli"]), *self._command],
+            stdin=subprocess.DEVNULL,
+            stderr=log,
+            env=environment,
+            cwd=self._folder,
+            preexec_fn=self._limit if self._descriptors else None,
+        )
 
     def _limit(self) -> None:
         assert self._descriptors is not None
