@@ -3,8 +3,8 @@
 BIN := .venv/bin
 COVERED := vuserd/*,protocol/*,memory/*
 MINIMUM := 95
-# The tests whose coverage counts. The others run daemons of their own, which a tracer slows down to half;
-# these two attacks show errors that nothing else does.
+# The tests whose coverage counts. The others run daemons of their own, which a tracer would slow down to half
+# (tests/covering.py); these two attacks show errors that nothing else does.
 COVERING := $(addprefix tests/,unit property fuzz faults conformance mutants \
     attacks/test_socket_folders.py attacks/test_descriptors.py)
 # Tests wait as often as they work, so there are more processes of them than processors.
@@ -58,8 +58,7 @@ check: setup ## all that CI runs: format, lint, types, contracts, units, tests, 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@tools/check-units
-	@$(MAKE) --no-print-directory test ARGS="--cov --cov-report= $(COVERING)"
-	@$(MAKE) --no-print-directory test ARGS="$(addprefix --ignore=,$(COVERING))"
+	@$(MAKE) --no-print-directory test ARGS="--cov --cov-report= --covering='$(COVERING)'"
 	@$(BIN)/coverage report --include='$(COVERED)' --fail-under=$(MINIMUM) >$(BIN)/.coverage-report || \
 	    { cat $(BIN)/.coverage-report; exit 1; }
 	@echo "branch coverage of $(COVERED) (at least $(MINIMUM) %):" \

@@ -2,13 +2,14 @@
 
 import gc
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests.covering import Covering
 from tests.forking import stop_template
 from tests.running import RunningDaemon, adopt_orphans, find_backend, leftovers
 
@@ -17,6 +18,17 @@ hypothesis.settings.register_profile(
     "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--covering", help="with --cov: folders and files of the tests that count")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    covering = config.getoption("--covering")
+    runs_tests = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
+    if covering and runs_tests:
+        config.pluginmanager.register(Covering(config, covering))
 
 
 @pytest.fixture(scope="session", params=["rust", "c"])
@@ -65,6 +77,7 @@ def _nothing_is_left_behind() -> Iterator[None]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where files go to several processes, have the long ones go first: else one is left alone."""
     if hasattr(config, "workerinput"):
-        slow = {item.path for item in items if item.get_closest_marker("slow")}
-        tests = Counter(item.path for item in items)
-        items.sort(key=lambda item: (item.path not in slow, -tests[item.path]))
+        seconds: defaultdict[Path, float] = defaultdict(float)
+        for item in items:
+            seconds[item.path] += 5 if item.get_closest_marker("slow") else 0.1
+        items.sort(key=lambda item: -seconds[item.path])
