@@ -225,6 +225,7 @@ class Daemon:
                 if rights.sees(name, export.config.access)
             ],
             "rigs": self._rigs.describe(rights),
+            "origin": rights.origin._asdict(),
             "clients": [
                 connection.describe()
                 for connection in itertools.islice(

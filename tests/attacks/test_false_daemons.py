@@ -308,6 +308,7 @@ def test_no_escapes_on_a_terminal(ground: Path, words: list[str]) -> None:
         "exports": [{"name": _ESCAPES, "state": _ESCAPES, "reason": _ESCAPES}],
         "metrics": _ESCAPES,
         "status": {"version": _ESCAPES, "exports": [{"name": _ESCAPES, "reason": _ESCAPES}]},
+        "origin": {"socket": _ESCAPES, "rig": _ESCAPES, "namespace": _ESCAPES},
         "reload": [_ESCAPES],
         "rigs": [rig | {"clients": 1, "reason": _ESCAPES}],
     }

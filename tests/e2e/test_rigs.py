@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import pty
 import random
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,7 +18,8 @@ from pyroute2 import netns
 
 from tests.attacks.threats import Who, threat
 from tests.e2e.visiting import ROOT, User, Visitor, namespace
-from tests.running import RunningDaemon
+from tests.running import REPOSITORY, RunningDaemon
+from vuserd.client.calls import Call
 from vuserd.client.sync_client import Client
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces")
@@ -220,3 +224,67 @@ def test_a_client_of_a_rig_that_goes_is_told(tmp_path: Path, rust_virtiofsd: str
         while piece := sock.recv(4096):
             told += piece
         assert b"SHUTTING_DOWN" in told
+
+
+def vuserctl(place: list[str], *arguments: str, **variables: str) -> tuple[str, str]:
+    """Run vuserctl in a namespace; return what it prints, which has to be a success."""
+    ended = subprocess.run(
+        [*place, sys.executable, "-m", "vuserd.ctl.main", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+        env={**os.environ, **variables},
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout, ended.stderr
+
+
+def test_a_client_is_told_where_it_is(tmp_path: Path, rust_virtiofsd: str) -> None:
+    with namespace("told") as name:
+        rigs = rig(name, RIGS["a"])
+        inside = ["nsenter", f"--net=/run/netns/{name}"]
+        with serving(tmp_path, rust_virtiofsd, rigs) as daemon:
+            by_path = ("--socket", daemon.socket)
+            host, note = vuserctl([], *by_path, "exports")
+            assert note == ""
+            assert "for-root" in host
+            for place, words in (
+                (["unshare", "-n"], "no rig of the daemon's is in this network namespace"),
+                (inside, "a rig is in this network namespace, but its socket was not asked"),
+            ):
+                for command in ("exports", "status"):
+                    said, note = vuserctl(place, *by_path, command)
+                    assert note == f"vuserctl: {words}: what you see is the host's\n"
+                assert f"reached by   {daemon.socket}\n" in said
+            said, note = vuserctl(inside, "exports")
+            assert note == ""
+            assert "for-root" not in said
+            said, note = vuserctl(inside, "status")
+            assert note == ""
+            assert f"reached by   @vuserd of rig {name}\n" in said
+            with Client.connect(daemon.socket) as client:
+                assert client.call(Call("origin", [], dict)) == {
+                    "socket": daemon.socket,
+                    "rig": None,
+                    "namespace": "same",
+                }
+
+
+def test_a_terminal_shows_which_socket_answered(tmp_path: Path, rust_virtiofsd: str) -> None:
+    with serving(tmp_path, rust_virtiofsd, "") as daemon:
+        ours, theirs = pty.openpty()
+        try:
+            subprocess.run(
+                [sys.executable, "-m", "vuserd.ctl.main", "--socket", daemon.socket, "exports"],
+                stdout=theirs,
+                timeout=60,
+                cwd=REPOSITORY,
+                check=True,
+            )
+            lines = os.read(ours, 1 << 16).decode().splitlines()
+        finally:
+            os.close(ours)
+            os.close(theirs)
+    assert lines[-1] == f"from {daemon.socket}"

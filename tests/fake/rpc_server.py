@@ -463,6 +463,9 @@ class FakeDaemon:
         bench = {"netns": "bench", "socket": "@vuserd", "state": "failed", "exports": []}
         return [lab | {"clients": 2}, bench | {"clients": 0, "reason": "permission denied"}]
 
+    def do_origin(self) -> Any:
+        return {"socket": self.address, "rig": None, "namespace": "same"}
+
     def do_walk(self, export: object, path: object, options: dict[str, Any]) -> Any:
         """Return a page for each name of a directory, and nothing of what is below."""
         names = sorted(self.find(export, path).children)

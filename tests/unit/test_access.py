@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from vuserd.config.model import Access, ExportConfig
-from vuserd.rpc.access import Peer, RefusalLog, Rights, VisibleExports
+from vuserd.rpc.access import Peer, RefusalLog, Rights, VisibleExports, netns_cookie
 
 SO_PEERGROUPS = 59
 
@@ -122,3 +122,11 @@ async def test_a_look_is_at_what_the_client_sees() -> None:
     assert looked == ["own"]
     await VisibleExports(exports).look(Rights(peer(61_003)))
     assert looked == ["own"]
+
+
+def test_a_kernel_that_does_not_tell_the_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert netns_cookie(ours) == netns_cookie(theirs) is not None
+        monkeypatch.setattr("vuserd.rpc.access._SO_NETNS_COOKIE", 4_000)
+        assert netns_cookie(ours) is None

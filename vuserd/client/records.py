@@ -248,6 +248,15 @@ class ListenerStatus(TypedDict):
     reason: NotRequired[str]
 
 
+class OriginStatus(TypedDict):
+    """Where this client came from."""
+
+    socket: str
+    rig: str | None
+    #: Its network namespace: ``same`` as the socket's, a ``rig``'s, an ``other``, or ``unknown``.
+    namespace: str
+
+
 class ImagesStatus(TypedDict):
     """The cache of images."""
 
@@ -264,6 +273,7 @@ class Status(TypedDict):
     uptime_s: float
     exports: list[ExportStatus]
     rigs: list[RigStatus]
+    origin: NotRequired[OriginStatus]
     clients: list[ClientStatus]
     pid: NotRequired[int]
     socket: NotRequired[str]

@@ -1,6 +1,10 @@
 """``vuserctl exports``, ``reload`` and ``rigs``: print the daemon's answers."""
 
+import sys
+
+from vuserd.client.calls import Call
 from vuserd.client.errors import RemoteError
+from vuserd.client.records import to_map
 from vuserd.client.sync_client import Client
 from vuserd.ctl.output import complain, emit, emit_json, emit_table, shown
 
@@ -21,6 +25,15 @@ def exports(client: Client, *, as_json: bool) -> None:
         kind, version, pid, _generation = backend or (None, None, None, None)
         rows.append((name, state, kind, version, pid, reason))
     emit_table(("NAME", "STATE", "BACKEND", "VERSION", "PID", "REASON"), rows)
+    from vuserd.ctl.status import note_namespace, reached
+
+    try:
+        origin = client.call(Call("origin", [], to_map))
+    except RemoteError:  # a daemon that does not know this
+        return
+    if sys.stdout.isatty():
+        emit(f"from {reached(origin)}")
+    note_namespace(origin)
 
 
 def reload(client: Client, export: str | None, *, as_json: bool) -> int:

@@ -10,11 +10,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from vuserd.client.sync_client import Client
-from vuserd.ctl.output import binary_size, cell, duration, emit, emit_json
+from vuserd.ctl.output import binary_size, cell, complain, duration, emit, emit_json
 
 _WIDTH: Final = 100
 #: The characters that the last column keeps, however wide the others are.
 _LEAST: Final = 16
+#: What to say where the host's socket was reached from a namespace that is not its own.
+_NOTES: Final = {
+    "other": "no rig of the daemon's is in this network namespace: what you see is the host's",
+    "rig": "a rig is in this network namespace, but its socket was not asked: what you see is the"
+    " host's",
+}
 
 
 class _Column(NamedTuple):
@@ -33,6 +39,21 @@ def show(client: Client, *, as_json: bool) -> None:
         return
     for line in lines(found):
         emit(line)
+    note_namespace(found.get("origin"))
+
+
+def reached(origin: Mapping[str, Any]) -> str:
+    """Return the socket that answered, and its rig."""
+    rig = origin.get("rig")
+    return cell(origin.get("socket")) + ("" if rig is None else f" of rig {cell(rig)}")
+
+
+def note_namespace(origin: object) -> None:
+    """Tell on standard error where the host's socket was reached from another namespace."""
+    if isinstance(origin, Mapping) and origin.get("rig") is None:
+        note = _NOTES.get(str(origin.get("namespace")))
+        if note is not None:
+            complain(note)
 
 
 def lines(found: Mapping[str, Any], width: int = _WIDTH) -> list[str]:
@@ -65,7 +86,9 @@ def _with_reasons(
 
 
 def _head(found: Mapping[str, Any]) -> list[str]:
+    origin = found.get("origin")
     facts = [
+        ("reached by", reached(origin) if isinstance(origin, Mapping) else None),
         ("socket", None if _maps(found, "listeners") else found.get("socket")),
         ("connections", found.get("connections")),
         ("requests", _requests(found)),

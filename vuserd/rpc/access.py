@@ -21,6 +21,9 @@ _UCRED: Final = struct.Struct("=iII")
 _GID: Final = struct.Struct("=I")
 #: SO_PEERGROUPS of asm-generic/socket.h: the supplementary groups at connect(), gid_t each.
 _SO_PEERGROUPS: Final = 59
+#: SO_NETNS_COOKIE of asm-generic/socket.h.
+_SO_NETNS_COOKIE: Final = 71
+_COOKIE: Final = struct.Struct("=Q")
 #: What the standard library makes room for; hardly anybody is in more.
 _MOST_GROUPS: Final = 256
 _ROOT: Final = 0
@@ -59,6 +62,30 @@ class Peer(NamedTuple):
             return None
 
 
+class Origin(NamedTuple):
+    """Where a client came from."""
+
+    socket: str = ""  #: the address that it connected to
+    rig: str | None = None  #: the rig whose socket that is
+    #: Its network namespace: ``same`` as the socket's, a ``rig``'s, an ``other``, or ``unknown``.
+    namespace: str = "unknown"
+
+
+def netns_cookie(sock: socket.socket) -> int | None:
+    """Return what the kernel calls a socket's network namespace; None if it does not tell.
+
+    A connection that was accepted has the client's: the kernel makes it in the namespace that the
+    client's socket is in. No process is looked at, whose id could be another one's by now.
+    """
+    try:
+        (cookie,) = _COOKIE.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE.size)
+        )
+    except OSError:  # ENOPROTOOPT: before Linux 5.14
+        return None
+    return int(cookie)
+
+
 class Rights:
     """What a client may see and do: by who it is, and by the listener that it came through.
 
@@ -68,12 +95,16 @@ class Rights:
     Args:
         peer: who it is.
         exports: those behind the listener, as they are at any time; None for all.
+        origin: where it came from, which changes nothing of this.
 
     """
 
-    def __init__(self, peer: Peer, exports: Container[str] | None = None) -> None:
+    def __init__(
+        self, peer: Peer, exports: Container[str] | None = None, origin: Origin | None = None
+    ) -> None:
         self.peer = peer
         self.exports = exports
+        self.origin = origin or Origin()
         self._is_trusted = peer.uid in (_ROOT, os.geteuid())
         #: Whether this client may change the daemon, and see what others do.
         self.manages = exports is None and self._is_trusted

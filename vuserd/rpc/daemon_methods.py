@@ -84,6 +84,11 @@ class DaemonMethods:
         async with caller.one_at_a_time():
             return self._manager.status(caller.rights)
 
+    @method({}, {}, "map", since=3)
+    async def origin(self, caller: Caller) -> dict[str, Any]:
+        """Return through which socket and rig this client came, and from which namespace."""
+        return caller.rights.origin._asdict()
+
     @method({}, {}, "str", manages=True)
     async def metrics(self, _: Caller) -> str:
         """Return all metrics as Prometheus reads them."""

@@ -13,7 +13,7 @@ import trio
 
 from vuserd.config.model import ClientLimits
 from vuserd.errors import CallError, ConfigurationError, ErrorCode, os_reason
-from vuserd.rpc.access import Peer, Rights
+from vuserd.rpc.access import Origin, Peer, Rights, netns_cookie
 from vuserd.rpc.accounts import Account, Accounts
 from vuserd.rpc.connection import Connection
 from vuserd.rpc.counters import Counters
@@ -218,6 +218,14 @@ class Server:
                 limit=most,
             )
 
+    def _namespace_of(self, sock: socket.socket, listener: Listener) -> str:
+        """Return in which network namespace a client is, in the words of :class:`Origin`."""
+        theirs, ours = netns_cookie(sock), netns_cookie(listener.socket)
+        if theirs is None or ours is None or theirs == ours:
+            return "unknown" if theirs is None or ours is None else "same"
+        rigs = [other.socket for other in self._accepting.values() if other.rig is not None]
+        return "rig" if theirs in map(netns_cookie, rigs) else "other"
+
     def _admit(self, sock: socket.socket, listener: Listener) -> None:
         """Serve a client that has connected, or tell it why not."""
         sock.setblocking(False)  # noqa: FBT003 - the name is the standard library's
@@ -239,13 +247,14 @@ class Server:
             return
         assert self._hub is not None
         assert self._workers is not None
+        origin = Origin(listener.address, listener.rig, self._namespace_of(sock, listener))
         connection = Connection(
             sock,
             self._methods,
             self.limits,
             self.counters,
             account,
-            Rights(peer, listener.exports),
+            Rights(peer, listener.exports, origin),
             self._hub,
             self._workers,
             functools.partial(self._forget, account),
