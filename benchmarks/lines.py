@@ -140,6 +140,13 @@ LINES: Final = (
     _at_most("W3", "p50", 250, "µs", _median(rows.READ, _US)),
     _at_most("W3", "p99", 1000, "µs", _p99(rows.READ, _US)),
     _at_most("W4", "time beside a tar pipe", 2.5, "x", _longer_than(rows.READ, rows.TAR_PIPE)),
+    _at_most(
+        "W4", "time of tree beside tar and cat", 1.7, "x", _longer_than(rows.TREE, rows.TAR_CAT)
+    ),
+    _at_most(
+        "W4", "time of get -r beside tar and tar", 1.7, "x",
+        _longer_than(rows.GET_TREE, rows.TAR_TAR),
+    ),
     _at_least(
         "W4", "rate beside OpenSSH's sftp", 9, "x", _as_fast_as(rows.READ, rows.SFTP_COPIED)
     ),

@@ -13,11 +13,11 @@ from benchmarks.contenders import diod as ninep
 from benchmarks.contenders import host, ring, sftp, vuserd
 from benchmarks.contenders.bare_trio import BareTrio, bare_trio
 from benchmarks.contenders.diod import Diod, diod
-from benchmarks.contenders.host import Host, HostLister, TarPipe, ToTmpfs
+from benchmarks.contenders.host import Host, HostLister, TarCat, TarPipe, ToTmpfs
 from benchmarks.contenders.nginx import Nginx, nginx
 from benchmarks.contenders.ring import Ring
 from benchmarks.contenders.sftp import Sftp, SftpCommand
-from benchmarks.contenders.vuserd import Vuserd
+from benchmarks.contenders.vuserd import GetTree, Vuserd
 from benchmarks.corpus import MIB, BigFile
 from benchmarks.daemon import Served, served
 from benchmarks.measure import Group, run_rounds
@@ -37,7 +37,11 @@ NGINX: Final = "nginx over a unix socket"
 BARE_TRIO: Final = "bare trio server, only sends"
 SENDFILE_MEMFD: Final = "sendfile into a fresh memfd"
 COLD_READ: Final = "read() of the file"
+TREE: Final = "vuserd tree"
+GET_TREE: Final = "vuserctl get -r to tmpfs"
 TAR_PIPE: Final = "tar pipe"
+TAR_CAT: Final = "tar c, cat"
+TAR_TAR: Final = "tar c, tar x to tmpfs"
 SFTP: Final = "sftp -D (no crypto)"
 SFTP_PIPELINED: Final = "sftp-server (no crypto), pipelined"
 SSHD: Final = "sshd's sftp, pipelined"
@@ -268,6 +272,7 @@ def small_files(bench: Bench) -> Iterator[Group]:
             rings = [Ring(program, directory) for program in bench.programs]
             web, plan9, plain, pipe = Nginx(http), Diod(nine), Sftp(), TarPipe(files)
             tmpfs = bench.tmpfs
+            cat, tars = TarCat(), ToTmpfs(tmpfs, host.TAR_TO_TAR, "tar")
             copies = {
                 "tar c, tar x": ToTmpfs(tmpfs, host.TAR_TO_TAR, "tar"),
                 "cp -r": ToTmpfs(tmpfs, ["cp", "-r"], "coreutils", inside="/."),
@@ -277,7 +282,14 @@ def small_files(bench: Bench) -> Iterator[Group]:
             rows: list[Task] = [
                 *(ManyFiles(READ, one, files, one.read_many) for one in map(Vuserd, daemons)),
                 *(ManyFiles(RING_ONLY, one, files, one.read_many) for one in rings),
+                *(ManyFiles(TREE, one, files, one.tree_many) for one in map(Vuserd, daemons)),
+                ManyFiles(TAR_CAT, cat, files, cat.read_many),
                 ManyFiles(TAR_PIPE, pipe, files, pipe.read_many),
+                *(
+                    ManyFiles(GET_TREE, copy, files, copy.copy_tree, clear=copy.clear)
+                    for copy in (GetTree(one, bench.tmpfs) for one in daemons)
+                ),
+                ManyFiles(TAR_TAR, tars, files, tars.copy_tree, clear=tars.clear),
                 *(
                     ManyFiles(_COPIED.format(name), copy, files, copy.copy_many, clear=copy.clear)
                     for name, copy in copies.items()

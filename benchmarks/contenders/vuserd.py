@@ -1,10 +1,13 @@
 """vuserd, through its own synchronous client."""
 
+import os
+import sys
 from collections import deque
 from contextlib import ExitStack
 from typing import Any, Final
 
 from benchmarks.contender import Contender, Servers, WrongBytesError
+from benchmarks.contenders.host import ToTmpfs
 from benchmarks.corpus import PAGE, SLOT, SMALL_READ, BigFile, SmallFiles
 from benchmarks.daemon import EXPORT, Served
 from vuserd.client import Client
@@ -14,6 +17,23 @@ from vuserd.client.records import Entry, WalkEntry
 
 _PAGE_ENTRIES: Final = 10_000
 _SMALL_IN_FLIGHT: Final = 32
+
+
+class GetTree(ToTmpfs):
+    """``vuserctl get -r`` of the export to tmpfs."""
+
+    def __init__(self, served: Served, tmpfs: str) -> None:
+        command = os.path.join(os.path.dirname(sys.executable), "vuserctl")
+        super().__init__(tmpfs, [command, "--socket", served.socket, "get", "-r"], "vuserd")
+        self.backend = served.kind
+        self._served = served
+
+    def servers(self) -> Servers:
+        """Name the daemon and its virtiofsd."""
+        return self._served.servers
+
+    def _run(self, _: str, target: str) -> None:
+        super()._run(f"{EXPORT}:/", target)
 
 
 class Vuserd(Contender):
@@ -81,6 +101,19 @@ class Vuserd(Contender):
             in_flight.append(self.client.begin(read_into(EXPORT, file.path, 0, slot)))
         lengths += map(self.client.finish, in_flight)
         return [slots[index * SLOT :][:length] for index, length in enumerate(lengths)]
+
+    def tree_many(self, files: SmallFiles, slots: memoryview) -> list[memoryview]:
+        """Take them all by pages of their tree."""
+        found: dict[str, memoryview] = {}
+        for index, entry in enumerate(
+            entry for entry in self.client.tree(EXPORT, "/") if entry.content is not None
+        ):
+            content = entry.content
+            assert content is not None
+            begin = index * SLOT
+            slots[begin : begin + len(content)] = content
+            found[entry.path] = slots[begin : begin + len(content)]
+        return [found[file.path] for file in files.files]
 
     def names(self) -> list[Entry]:
         """List the export's root."""
