@@ -17,6 +17,7 @@ from tests.e2e.archived_tree import host_view, read_newc, tool
 from tests.running import RunningDaemon
 from tests.unit.faces import KINDS, connecting
 from vuserd.client import Client, RemoteError
+from vuserd.client.archive import parts
 
 VUSERCTL: Final = (sys.executable, "-m", "vuserd.ctl.main", "archive")
 
@@ -134,23 +135,34 @@ def test_tar_is_what_is_there(tar: bytes, tree: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_clients_write_the_same(kind: str, address: str, newc: bytes, tmp_path: Path) -> None:
-    parts: list[bytes] = []
+    got: list[bytes] = []
     shown: list[tuple[int, int]] = []
     with connecting(kind)(address) as client, (tmp_path / "a").open("wb") as file:
         done = client.archive(
             "lab",
             "/",
-            lambda part: parts.append(bytes(part)),
+            lambda part: got.append(bytes(part)),
             progress=lambda *at: shown.append(at),
         )
         assert client.archive("lab", "/", file.fileno()) == done
-    assert b"".join(parts) == newc == (tmp_path / "a").read_bytes()
-    assert max(map(len, parts)) <= 8 << 20
+    assert b"".join(got) == newc == (tmp_path / "a").read_bytes()
+    assert max(map(len, got)) <= 8 << 20
     assert done.size == len(newc)
     assert done.entries == len(read_newc(newc))
     assert (done.left_out, done.changed) == ([], [])
     assert {"fifo", "socket"} <= {kind for _, kind in done.special}
     assert shown[-1][0] == shown[-1][1] > archived_tree.LARGE
+
+
+@pytest.mark.parametrize("held", [0, 5000])
+def test_parts_that_are_too_large(
+    client: Client, newc: bytes, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not come with a part is read by itself: all of it, or all but small directories."""
+    monkeypatch.setattr(parts, "_HELD", held)
+    written: list[bytes] = []
+    client.archive("lab", "/", lambda part: written.append(bytes(part)))
+    assert b"".join(written) == newc
 
 
 def test_reproducible(address: str, tree: Path) -> None:
@@ -166,12 +178,12 @@ def test_reproducible(address: str, tree: Path) -> None:
 
 
 def test_what_is_left_out(client: Client) -> None:
-    parts: list[bytes] = []
+    got: list[bytes] = []
     patterns: list[str | bytes] = ["*large*", "d*/d*/d*/the*", b"caf\xe9*"]
     done = client.archive(
-        "lab", "", lambda part: parts.append(bytes(part)), exclude=patterns, special=False
+        "lab", "", lambda part: got.append(bytes(part)), exclude=patterns, special=False
     )
-    members = read_newc(b"".join(parts))
+    members = read_newc(b"".join(got))
     assert not [path for path in members if b"large" in path or b"caf" in path or b"same" in path]
     assert {kind for _, kind in done.left_out} >= {"fifo", "socket"}
     assert done.special == []
@@ -182,9 +194,9 @@ def test_what_is_left_out(client: Client) -> None:
 
 
 def test_an_excluded_directory_takes_all_below_it(client: Client) -> None:
-    parts: list[bytes] = []
-    client.archive("lab", "", lambda part: parts.append(bytes(part)), exclude=["d" * 100])
-    assert not [path for path in read_newc(b"".join(parts)) if b"ddd" in path]
+    got: list[bytes] = []
+    client.archive("lab", "", lambda part: got.append(bytes(part)), exclude=["d" * 100])
+    assert not [path for path in read_newc(b"".join(got)) if b"ddd" in path]
 
 
 def test_a_file_without_room_in_newc(client: Client, other: Path) -> None:

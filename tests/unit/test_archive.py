@@ -133,6 +133,10 @@ def test_exclusion(pattern: str, covered: set[bytes]) -> None:
     )
 
 
+def test_the_root_is_never_left_out() -> None:
+    assert not Exclusion(["*"]).covers(b"")
+
+
 class TestDaemon:
     """The daemon is believed nothing that would lead an archive's reader elsewhere."""
 

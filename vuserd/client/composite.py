@@ -4,6 +4,7 @@ What takes whole files is loaded with the first one: most runs of vuserctl take 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from vuserd.client import calls
@@ -160,11 +161,18 @@ def iterwalk(
         raise problems[0].error
 
 
-def tree(talk: Talk, export: str, path: RemotePath) -> "Stream[TreeEntry]":
-    """Emit all that is below a directory, with the bytes of its small files."""
+def tree(
+    talk: Talk, export: str, path: RemotePath, buffers: list[memoryview] | None = None
+) -> "Stream[TreeEntry]":
+    """Emit all that is below a directory, with the bytes of its small files.
+
+    ``buffers`` are two that are made with the first call, for more calls in a row.
+    """
     from vuserd.client.files.tree_page import PAGE_BYTES, TreePage
 
-    buffers = [memoryview(bytearray(PAGE_BYTES)) for _ in range(2)]
+    buffers = [] if buffers is None else buffers
+    if not buffers:
+        buffers += [memoryview(bytearray(PAGE_BYTES)) for _ in range(2)]
     decode = TreePage.from_wire
     ticket = talk.begin(calls.tree(export, path, buffers[0], decode))
     after = None
@@ -273,4 +281,4 @@ def archive(
     """Write an archive of a tree to a descriptor, or hand it to a function."""
     from vuserd.client.archive.archiving import archive as archived
 
-    return archived(talk, export, path, to, options)
+    return archived(talk, export, path, to, options, partial(tree, talk, export, buffers=[]))

@@ -10,6 +10,7 @@ from vuserd.client.archive.looks import Exclusion, below, first_look, second_loo
 from vuserd.client.archive.members import Archived, ArchiveOptions, Format, Look, Member, Plan
 from vuserd.client.archive.newc import Newc
 from vuserd.client.archive.output import Output, sink_of
+from vuserd.client.archive.parts import Parts, Subtree
 from vuserd.client.calls import RemotePath
 from vuserd.client.core.conversation import Talk
 from vuserd.client.core.procedure import Procedure, Running, Write
@@ -27,9 +28,10 @@ def archive(
     path: RemotePath,
     to: int | Callable[[memoryview], object],
     options: ArchiveOptions,
+    subtree: Subtree,
 ) -> Procedure[Archived]:
-    """Write an archive of a tree; return what came of it."""
-    return (yield from _Archiving(talk, export, path, to, options).run())
+    """Write an archive of a tree; return what came of it. ``subtree`` asks for parts of it."""
+    return (yield from _Archiving(talk, export, path, to, options).run(subtree))
 
 
 class _Archiving:
@@ -51,7 +53,7 @@ class _Archiving:
         self._there = self._total = self._count = 0
         self._gone: set[bytes] = set()
 
-    def run(self) -> Procedure[Archived]:
+    def run(self, subtree: Subtree) -> Procedure[Archived]:
         root = yield from self._talk.ask(calls.stat(self._export, self._path))
         look = self._talk, self._export, self._path, self._exclusion
         tree = yield from first_look(*look)
@@ -59,7 +61,8 @@ class _Archiving:
         for member in plan.members():  # what does not fit is told before the first byte
             self._form.require(member)
             self._total += member.size
-        size = yield from self._write(plan)
+        parts = Parts(subtree, self._path, tree)
+        size = yield from self._write(plan, parts)
         changed = yield from second_look(*look, tree)
         again = yield from self._talk.ask(calls.stat(self._export, self._path))
         if not again.same_file(root):
@@ -75,9 +78,9 @@ class _Archiving:
             [*map(os.fsdecode, changed)],
         )
 
-    def _write(self, plan: Plan) -> Procedure[int]:
+    def _write(self, plan: Plan, parts: Parts) -> Procedure[int]:
         """Write all members and the end; return how many bytes there are."""
-        contents = Contents(self._talk, self._export, self._path, plan.members())
+        contents = Contents(self._talk, self._export, self._path, parts, plan.members())
         out = Output(self._sink, contents.settle)
         try:
             while True:

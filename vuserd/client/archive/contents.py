@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from vuserd.client import calls
 from vuserd.client.archive.looks import GONE, below
 from vuserd.client.archive.members import Member, unfit
+from vuserd.client.archive.parts import Parts
 from vuserd.client.calls import RemotePath
 from vuserd.client.core.conversation import Talk
 from vuserd.client.core.procedure import Finish, Procedure
@@ -27,21 +28,28 @@ _UNTRUE: Final = 8 << 20
 
 
 class _Asked(NamedTuple):
-    """A member, and the call for its content where one was begun."""
+    """A member, and its content or the call for that."""
 
     member: Member
-    ticket: Ticket[Any] | None
-    buffer: bytearray
+    ticket: Ticket[Any] | None  #: None where the content is there, or is too large to ask for
+    content: bytes | bytearray | None
 
 
 class Contents:
     """What the members of a tree hold, in their order; each file is one version of it."""
 
     def __init__(
-        self, talk: Talk, export: str, path: RemotePath, members: Iterable[Member]
+        self,
+        talk: Talk,
+        export: str,
+        path: RemotePath,
+        parts: Parts,
+        members: Iterable[Member],
     ) -> None:
-        self._talk, self._export, self._path = talk, export, path
+        self._talk, self._export, self._path, self._parts = talk, export, path, parts
         self._members: Iterator[Member] = iter(members)
+        #: The member that is asked for next, if its part has to come first.
+        self._next: Member | None = None
         self._asked: deque[_Asked] = deque()
         self._bytes = 0
 
@@ -54,13 +62,14 @@ class Contents:
             Gone: there is no such file any more.
 
         """
-        self._ask_ahead()
+        yield from self._ask_ahead()
         if not self._asked:
             return None
-        member, ticket, buffer = self._asked[0]
+        member, ticket, content = self._asked[0]
         if ticket is None:
             self._asked.popleft()
-            return member, (None if member.has_content else memoryview(b""))
+            return member, (None if content is None else memoryview(content))
+        assert content is not None
         try:
             result = yield Finish(ticket)
         except RemoteError as error:
@@ -69,12 +78,12 @@ class Contents:
             raise
         finally:
             self._asked.popleft()
-            self._bytes -= len(buffer)
+            self._bytes -= len(content)
         if member.type == "symlink":
             return member._replace(target=os.fsencode(result)), memoryview(b"")
         if result != member.size:  # it changed, or its size is untrue
             return (yield from self._whole(member))
-        return member, memoryview(buffer)[:result]
+        return member, memoryview(content)[:result]
 
     def settle(self) -> Procedure[None]:
         """Receive what is in flight: the daemon drops a client that takes nothing for long."""
@@ -89,21 +98,36 @@ class Contents:
             if ticket is not None:
                 self._talk.abandon(ticket)
 
-    def _ask_ahead(self) -> None:
+    def _ask_ahead(self) -> Procedure[None]:
         while len(self._asked) < _WINDOW and self._bytes < _WINDOW_BYTES:
-            member = next(self._members, None)
+            member = self._next or next(self._members, None)
             if member is None:
                 return
-            self._asked.append(self._begin(member))
-            self._bytes += len(self._asked[-1].buffer)
+            part = self._parts.wanted(member) if member.path != b"." else None
+            if part is not None:
+                self._next = member
+                if self._asked:
+                    return  # these first
+                yield from self._parts.ask(part)
+            self._next = None
+            asked = self._begin(member)
+            self._asked.append(asked)
+            if asked.ticket is not None and asked.content is not None:
+                self._bytes += len(asked.content)
 
     def _begin(self, member: Member) -> _Asked:
         where = below(self._path, member.path)
         if member.type == "symlink":
+            if (target := self._parts.take(member)) is not None:
+                return _Asked(member._replace(target=target), None, b"")
             ticket: Ticket[Any] = self._talk.begin(calls.readlink(self._export, where))
-            return _Asked(member, ticket, bytearray())
-        if not member.has_content or member.size > SMALL:
-            return _Asked(member, None, bytearray())
+            return _Asked(member, ticket, b"")
+        if not member.has_content:
+            return _Asked(member, None, b"")
+        if (content := self._parts.take(member)) is not None:
+            return _Asked(member, None, content)
+        if member.size > SMALL:
+            return _Asked(member, None, None)
         buffer = bytearray(member.size + 1)  # one more shows whether there is more
         ticket = self._talk.begin(calls.read_into(self._export, where, 0, buffer))
         return _Asked(member, ticket, buffer)

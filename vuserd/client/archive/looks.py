@@ -11,7 +11,7 @@ from vuserd.client.core.procedure import Procedure
 from vuserd.client.errors import BadReply, RemoteError
 from vuserd.client.records import Stat
 
-#: Attributes by path, from the tree's root. None of a file that is gone again.
+#: Attributes by path, from the tree's root.
 Tree: TypeAlias = dict[bytes, Stat]
 
 #: Errors of a name that is there no more.
@@ -31,7 +31,7 @@ class Exclusion:
 
     def covers(self, path: bytes) -> bool:
         """Return whether a path is left out; its parents are asked about first."""
-        if not self._patterns:
+        if not self._patterns or not path:
             return False
         parent, _, name = path.rpartition(b"/")
         if parent in self._cut or self._matches(path.split(b"/"), name):
@@ -103,9 +103,13 @@ def _look(
     """Hand over each file below a directory; return why directories could not be read."""
     problems: list[RemoteError] = []
     after = None
+    columns = yield from talk.has_columns()
+    limit = calls.PAGE_OF_COLUMNS if columns else calls.PAGE_ENTRIES
     try:
         while True:
-            page = yield from talk.ask(calls.walk(export, path, attrs=True, after=after))
+            page = yield from talk.ask(
+                calls.walk(export, path, attrs=True, limit=limit, after=after, columns=columns)
+            )
             after = page.next
             for entry in page.entries:
                 name = os.fsencode(entry.path)
