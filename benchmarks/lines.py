@@ -147,6 +147,10 @@ LINES: Final = (
         "W4", "time of get -r beside tar and tar", 1.7, "x",
         _longer_than(rows.GET_TREE, rows.TAR_TAR),
     ),
+    _at_most(
+        "W4", "time of an archive beside a tar pipe", 1.7, "x",
+        _longer_than(rows.ARCHIVE, rows.TAR_PIPE),
+    ),
     _at_least(
         "W4", "rate beside OpenSSH's sftp", 9, "x", _as_fast_as(rows.READ, rows.SFTP_COPIED)
     ),

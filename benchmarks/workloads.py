@@ -42,6 +42,7 @@ GET_TREE: Final = "vuserctl get -r to tmpfs"
 TAR_PIPE: Final = "tar pipe"
 TAR_CAT: Final = "tar c, cat"
 TAR_TAR: Final = "tar c, tar x to tmpfs"
+ARCHIVE: Final = "vuserd archive"
 SFTP: Final = "sftp -D (no crypto)"
 SFTP_PIPELINED: Final = "sftp-server (no crypto), pipelined"
 SSHD: Final = "sshd's sftp, pipelined"
@@ -281,6 +282,7 @@ def small_files(bench: Bench) -> Iterator[Group]:
             }
             rows: list[Task] = [
                 *(ManyFiles(READ, one, files, one.read_many) for one in map(Vuserd, daemons)),
+                *(ManyFiles(ARCHIVE, one, files, one.archive_many) for one in map(Vuserd, daemons)),
                 *(ManyFiles(RING_ONLY, one, files, one.read_many) for one in rings),
                 *(ManyFiles(TREE, one, files, one.tree_many) for one in map(Vuserd, daemons)),
                 ManyFiles(TAR_CAT, cat, files, cat.read_many),

@@ -1,8 +1,10 @@
 """vuserd, through its own synchronous client."""
 
 import os
+import stat
 import sys
 from collections import deque
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -115,6 +117,18 @@ class Vuserd(Contender):
             found[entry.path] = slots[begin : begin + len(content)]
         return [found[file.path] for file in files.files]
 
+    def archive_many(self, _: SmallFiles, slots: memoryview) -> Iterator[memoryview]:
+        """Write an archive of them all; its files are separated when they are asked for."""
+        end = 0
+
+        def put(part: memoryview) -> None:
+            nonlocal end
+            slots[end : end + len(part)] = part
+            end += len(part)
+
+        self.client.archive(EXPORT, "/", put)
+        return _files_of_newc(slots[:end])
+
     def names(self) -> list[Entry]:
         """List the export's root."""
         return self._list(attributes=False)
@@ -150,3 +164,15 @@ def tally_walk(entries: list[WalkEntry]) -> tuple[int, int | None]:
     stats = [entry.stat for entry in entries if entry.stat is not None]
     total = sum(stat.size for stat in stats if stat.type == "file")
     return len({entry.path for entry in entries}), total
+
+
+def _files_of_newc(archive: memoryview) -> Iterator[memoryview]:
+    at = 0
+    while at < len(archive) and archive[at]:
+        mode, size, length = (int(bytes(archive[at + 6 + 8 * n :][:8]), 16) for n in (1, 6, 11))
+        at += 110 + length
+        at += -at % 4
+        if stat.S_ISREG(mode):
+            yield archive[at : at + size]
+        at += size
+        at += -at % 4
