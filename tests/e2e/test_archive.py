@@ -315,3 +315,16 @@ class TestReaders:
         assert len(names) >= len(host_view(tree)) - 2
         content = archived_tree.run(reader, "-cat", "a", "large", archive=b"", folder=tmp_path)
         assert content == (tree / "large").read_bytes()
+
+    def test_mkfs_erofs(self, tar: bytes, tree: Path, tmp_path: Path) -> None:
+        program, checker = tool("mkfs.erofs"), tool("fsck.erofs")
+        if program is None or checker is None:
+            pytest.skip("no mkfs.erofs on this machine")
+        told = subprocess.run([program, "--help"], capture_output=True, check=False)
+        if b"--tar" not in told.stdout + told.stderr:
+            pytest.skip("this mkfs.erofs takes no tar: it is older than 1.7")
+        archived_tree.run(program, "--quiet", "--tar=f", "a", archive=tar, folder=tmp_path)
+        unpacked = tmp_path / "unpacked"
+        archived_tree.run(checker, f"--extract={unpacked}", "a", archive=b"", folder=tmp_path)
+        assert host_view(unpacked).keys() | {b"socket"} == host_view(tree).keys()
+        assert (unpacked / "large again").read_bytes() == (tree / "large").read_bytes()
