@@ -44,6 +44,17 @@ def why_not() -> str | None:
     return f"no machine in namespaces here: {tried.stderr.strip()}" if tried.returncode else None
 
 
+def make_base(copy: Path | None = None) -> None:
+    """Make the Debian that each machine is a copy of, where it is missing, and a copy of it."""
+    with one_at_a_time(_BASE.name):  # another process may be about to make it, too
+        subprocess.run(
+            [str(_HERE / "new-debian"), _SUITE, str(copy or ""), _PACKAGES],
+            env=os.environ | {"NEW_DEBIAN_BASE": str(_BASE)},
+            stdin=subprocess.DEVNULL,
+            check=True,
+        )
+
+
 class Machine:
     """The machine, up and idle; all of it is gone after the block, whatever happened in it."""
 
@@ -54,7 +65,7 @@ class Machine:
         self._process: subprocess.Popen[bytes] | None = None
         self._init: int | None = None
         try:
-            self._make()
+            make_base(self.root)
             self._boot()
         except BaseException:
             self.stop()
@@ -133,15 +144,6 @@ class Machine:
             self._process.wait()
             self._process = None
         shutil.rmtree(self._folder)
-
-    def _make(self) -> None:
-        with one_at_a_time(_BASE.name):  # another process may be about to make it, too
-            subprocess.run(
-                [str(_HERE / "new-debian"), _SUITE, str(self.root), _PACKAGES],
-                env=os.environ | {"NEW_DEBIAN_BASE": str(_BASE)},
-                stdin=subprocess.DEVNULL,
-                check=True,
-            )
 
     def _boot(self) -> None:
         log = self._folder / "boot.log"
