@@ -1,18 +1,20 @@
-"""W7: a thousand clients that make the same call, and one that reads all it can.
+"""W7: a thousand clients that make the same call, and one small call beside much work.
 
 The clients of a storm are plain sockets in two processes: each sends the same encoded ``stat``
 again as soon as the answer is there, and an answer is right when it is the bytes of the first one,
 which was decoded. The small clients beside a bulk reader ask on a schedule, and their time counts
-from when they should have asked.
+from when they should have asked; so does the one beside a tree, a walk and a listing.
 """
 
 import itertools
 import multiprocessing
+import os
 import select
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from typing import Any, Final
@@ -22,21 +24,38 @@ import msgpack
 from benchmarks.contender import WrongBytesError
 from benchmarks.contenders.sockets import connect
 from benchmarks.contenders.vuserd import Vuserd
-from benchmarks.corpus import MIB, BigFile, make_big_file, warm_buffer
+from benchmarks.corpus import (
+    MIB,
+    BigFile,
+    make_big_file,
+    make_small_files,
+    make_tree,
+    make_wide_directory,
+    warm_buffer,
+)
 from benchmarks.daemon import EXPORT, Served
 from benchmarks.measure import Group, Row, say
 from benchmarks.worker import Usage, spent_by, weigh
 from benchmarks.workloads import DTB_PATH, DTB_SIZE, Bench, all_served, folder, make_dtb
+from vuserd.client import Client
 
 RATE: Final = "stat: answers a second"
 SHARE: Final = "stat: most-served over least-served client"
 SMALL: Final = "read of 20 kB"
 BULK: Final = "read of 64 MiB"
+STAT: Final = "stat"
+#: What goes on beside it, by the folder that each job is about.
+JOBS: Final = {
+    "small": "tree with the files' bytes",
+    "tree": "walk with attributes",
+    "wide": "listing of names",
+}
 
 _FORK: Final = multiprocessing.get_context("fork")
 _PROCESSES: Final = 2
 _SMALL_CLIENTS: Final = 50
 _SMALL_EVERY: Final = 0.05  #: seconds between two reads of one small client
+_STAT_EVERY: Final = 0.005  #: seconds
 _HEAD_START: Final = 0.1  #: seconds
 _PATIENCE: Final = 60.0  #: seconds beyond what a process was told to take
 _MESSAGE: Final = 1  #: the one message id
@@ -51,6 +70,17 @@ def crowds(bench: Bench) -> Iterator[Group]:
             yield _storms(bench, daemons, "W7, storm", bulk.name, bulk.size)
             yield _storms(bench, daemons, "W7, deep storm", DTB_PATH, DTB_SIZE)
             yield _mixes(bench, daemons, bulk, content)
+    with folder(bench, "jobs") as directory:
+        profile = bench.profile
+        small, tree, wide = (os.path.join(directory, name) for name in JOBS)
+        os.mkdir(small)
+        counts = (
+            len(make_small_files(small, profile.small_files).files),
+            make_tree(tree, profile.tree_directories, profile.tree_files).entries,
+            make_wide_directory(wide, profile.wide).entries,
+        )
+        with all_served(bench, directory) as daemons:
+            yield _beside_jobs(bench, daemons, counts)
 
 
 def _storms(bench: Bench, daemons: list[Served], key: str, path: str, size: int) -> Group:
@@ -107,6 +137,32 @@ def _mixes(bench: Bench, daemons: list[Served], bulk: BigFile, content: bytes) -
             )
             group.rows[2 * index].samples += waits
             group.rows[2 * index + 1].samples += passes
+    return group
+
+
+def _beside_jobs(bench: Bench, daemons: list[Served], counts: tuple[int, ...]) -> Group:
+    files, walked, listed = counts
+    title = (
+        f"a client's stat beside others' tree of {files:,} files, walk of {walked:,} entries and"
+        f" listing of {listed:,}, all at once"
+    )
+    group = Group("W7, jobs", title)
+    say(f"  {group.key}: {group.title}")
+    seconds = bench.profile.storm
+    names = (STAT, *JOBS.values())
+    for served in daemons:
+        group.rows += [Row(name, served.kind) for name in names]
+    for _ in range(bench.profile.rounds):
+        for index, served in enumerate(daemons):
+            waits, *times = itertools.chain.from_iterable(
+                _run(
+                    [(_stat_client, (served.socket, seconds)), (_jobs, (served.socket, counts))],
+                    seconds,
+                )
+            )
+            rows = group.rows[index * len(names) :]
+            for row, samples in zip(rows, (waits, *times), strict=False):
+                row.samples += samples
     return group
 
 
@@ -234,3 +290,44 @@ def _small_clients(pipe: Connection, path: str, content: bytes, seconds: float) 
                 del buffer[: len(answer)]
                 waits.append(time.perf_counter() - asked[number].popleft())
     pipe.send(waits)
+
+
+def _stat_client(pipe: Connection, path: str, seconds: float) -> None:
+    """Send how long each stat took, in a list."""
+    request = msgpack.packb([0, _MESSAGE, "stat", [EXPORT, "/"]])
+    waits = []
+    with connect(path) as client:
+        _start_together(pipe)
+        due = time.perf_counter() + _HEAD_START
+        end = due + seconds
+        while due < end:
+            time.sleep(max(0.0, due - time.perf_counter()))
+            client.send(request)
+            answer = msgpack.unpackb(client.recv(4096))
+            waits.append(time.perf_counter() - due)
+            if answer[3]["type"] != "dir":
+                raise WrongBytesError(f"{answer}")
+            due += _STAT_EVERY
+    pipe.send([waits])
+
+
+def _jobs(pipe: Connection, path: str, counts: tuple[int, ...]) -> None:
+    """Send how long each job took, a list for each; all begin at once, each in a thread."""
+    with ThreadPoolExecutor(len(JOBS)) as pool:
+        _start_together(pipe)
+        pipe.send([*pool.map(_job_time, itertools.repeat(path), JOBS, counts)])
+
+
+def _job_time(path: str, name: str, count: int) -> list[float]:
+    with Client.connect(path) as client:
+        began = time.perf_counter()
+        if name == "small":
+            found = sum(entry.content is not None for entry in client.tree(EXPORT, name))
+        elif name == "tree":
+            found = sum(1 for _ in client.iterwalk(EXPORT, name, attrs=True))
+        else:
+            found = sum(1 for _ in client.iterdir(EXPORT, name))
+        took = time.perf_counter() - began
+    if found != count:
+        raise WrongBytesError(f"{found} of {count} in {name}")
+    return [took]
