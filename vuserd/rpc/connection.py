@@ -14,9 +14,12 @@ became of it.
 """
 
 import contextlib
+import fcntl
 import logging
 import math
 import socket
+import struct
+import termios
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -44,6 +47,7 @@ from vuserd.wire.codec import (
 _LOG = logging.getLogger(__name__)
 
 _RECEIVE_SIZE: Final = 64 << 10
+_NOTHING: Final = bytes(struct.calcsize("=i"))
 #: Received bytes that are a step, and values of messages: both are work, whatever they mean.
 _STEP_BYTES: Final = 8 << 10
 _STEP_VALUES: Final = 8
@@ -207,6 +211,7 @@ class Connection:
                 steps += received // _STEP_BYTES
             return max(steps, self._take_messages(steps - 1, most, request))
         except BlockingIOError:
+            self.is_readable = self.has_more = self._has_unread()
             return steps
         except (CallError, FramingError) as error:
             self._calls.tell(error)
@@ -325,6 +330,10 @@ class Connection:
         """Go on if that is what the connection waits for: a reply to leave, or a task to end."""
         if self._is_leaving or self._held is not None or self._calls.is_cancelled:
             self.wake()
+
+    def _has_unread(self) -> bool:
+        """Return whether bytes lie in the socket, after a receive that said there are none."""
+        return fcntl.ioctl(self._socket, termios.FIONREAD, _NOTHING) != _NOTHING
 
     def _is_client_gone(self) -> bool:
         """Return whether the client has closed its socket, rather than only its sending side."""
