@@ -18,7 +18,7 @@ export PYTHON PREFIX DESTDIR SYSCONFDIR UNITDIR USERUNITDIR SYSUSERSDIR TMPFILES
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-boot run test check format fix backends bench bench-quick bench-get bench-inside \
-    fuzz soak mutants fresh-debian install rollback uninstall clean
+    bench-rpc fuzz soak mutants fresh-debian install rollback uninstall clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -97,6 +97,9 @@ mutants: setup ## change the codec and the virtqueue, see that the tests notice 
 bench-inside: $(BIN)/.runtime ## show what a call costs the daemon, without the RPC (ARGS=--profile)
 	@backend=$$(tools/find-virtiofsd) && \
 	    $(BIN)/python -m benchmarks.inside --backend "$$backend" $(ARGS)
+
+bench-rpc: $(BIN)/.runtime ## show what the RPC of a call costs the daemon, without a backend (ARGS=--profile)
+	$(BIN)/python -m benchmarks.rpc $(ARGS)
 
 fresh-debian: ## run make demo on a new, bare Debian SUITE (default: trixie; needs root)
 	tests/system/fresh-debian $(SUITE) $(ARGS)

@@ -14,5 +14,5 @@
 - ``lines``: the lines to reach, and whether they were
 - ``machine``, ``report``, ``chart``: what is written down
 
-``get`` beside them is a program of its own (``make bench-get``).
+``get``, ``inside`` and ``rpc`` beside them are programs of their own: ``make bench-get`` and so on.
 """

@@ -284,7 +284,7 @@ class Connection:
         self.has_more = self.is_readable
         had_begun = self._intake.finish_by
         self._intake.settle()
-        if self._intake.finish_by is not had_begun or had_begun != math.inf:
+        if self._intake.finish_by != math.inf or had_begun != math.inf:
             self._hub.watch_time(self)
 
     def _begin(self, message: Request | InvalidMessage) -> None:
