@@ -191,9 +191,10 @@ class Calls:
                 )
             arguments, options = method.bind(request.params)
             seconds = options.pop(TIMEOUT, None)
-            wanted = min(method.weight(arguments, options), self.allowance.payload.total)
+            wanted = method.weight(arguments, options)
             with _NO_LIMIT if seconds is None else _limit(seconds):
                 if wanted:
+                    wanted = min(wanted, self.allowance.payload.total)
                     await self.allowance.payload.take(wanted)
                     reserved = wanted
                 if method.descriptor:

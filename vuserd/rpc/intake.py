@@ -100,6 +100,7 @@ class Intake:
         message = self._decoder.next_message()
         if message is NEED_DATA:
             self._is_long_way = False
+            self._unread = self._decoder.buffered
         else:
             self._taken += 1
             self.values = self._decoder.values
@@ -113,7 +114,6 @@ class Intake:
 
         """
         taken, self._taken = self._taken, 0
-        self._unread = self._decoder.buffered
         if self._allowance.unread:
             self._allowance.count_unread(self._unread)
         if not self._unread:

@@ -15,22 +15,21 @@ _MOST_IDLE: Final = 128
 class Worker:
     """A task of :class:`Workers`, while it has a job."""
 
-    __slots__ = ("_scope", "job", "listed", "task")
+    __slots__ = ("is_cancelled", "job", "listed", "scope", "task")
 
     def __init__(self, job: Job, listed: set["Worker"]) -> None:
         self.job: Job | None = job
         self.listed: set[Worker] | None = listed
         self.task: trio.lowlevel.Task | None = None
-        self._scope = trio.CancelScope()
-
-    @property
-    def scope(self) -> trio.CancelScope:
-        """The scope of the job, and of the task with it."""
-        return self._scope
+        #: Of the job, and of the task with it; what it knows itself of being cancelled costs a look
+        #: at the clock.
+        self.scope = trio.CancelScope()
+        self.is_cancelled = False
 
     def cancel(self) -> None:
         """Cancel the job; the task ends with it."""
-        self._scope.cancel()
+        self.is_cancelled = True
+        self.scope.cancel()
 
 
 class Workers:
@@ -59,7 +58,7 @@ class Workers:
             self._idle.remove(worker)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        with worker.scope as scope:
+        with worker.scope:
             while True:
                 try:
                     assert worker.job is not None
@@ -68,7 +67,7 @@ class Workers:
                     assert worker.listed is not None
                     worker.listed.discard(worker)
                     worker.job = worker.listed = None  # it keeps nothing of what has ended
-                if scope.cancel_called or len(self._idle) >= _MOST_IDLE:
+                if worker.is_cancelled or len(self._idle) >= _MOST_IDLE:
                     return
                 self._idle.append(worker)
                 await trio.lowlevel.wait_task_rescheduled(abort)
