@@ -12,13 +12,13 @@ from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
 from protocol import fuse
-from protocol.dirent import LONGEST_RECORD
+from protocol.dirent import DIRENT_SIZE, LONGEST_RECORD
 from protocol.dirent_columns import (
     AttributeColumns,
     DirectoryColumns,
     decode_directory_columns,
 )
-from protocol.fuse import FileHandle, NodeId
+from protocol.fuse import ENTRY_SIZE, FileHandle, NodeId
 from vuserd.device.jobs import Ask
 from vuserd.device.payloads import given_back
 from vuserd.device.request import Undo
@@ -38,6 +38,9 @@ _MOST_BARREN: Final = 16
 #: wants anything.
 _BATCH_SIZE: Final = 512 << 10
 _SMALL_BATCH: Final = 64 << 10
+#: Bytes of an entry whose name is not long, without and with its attributes.
+_USUAL: Final = DIRENT_SIZE + 16
+_USUAL_PLUS: Final = ENTRY_SIZE + _USUAL
 #: Entries of a batch after which a directory probably goes on.
 _MANY: Final = 200
 #: The type of a directory: DT_DIR of dirent.h.
@@ -146,10 +149,10 @@ class DirectoryEntries:
     async def _read_buffer(
         self, wish: "_Wish", most: int, *, plus: bool
     ) -> tuple[DirectoryColumns, int | None]:
-        # Room for as many entries as are wanted, with names of the usual length, and few more: with
-        # READDIRPLUS each further one costs a descriptor in the backend.
+        # Room for as many entries as are wanted, with names of up to 16 bytes, and few more: each
+        # further one is read in vain, and with READDIRPLUS costs a descriptor in the backend.
         node, handle, offset, limit, _, below = wish
-        size = max(LONGEST_RECORD, limit * (192 if plus else 64))
+        size = max(LONGEST_RECORD, limit * (_USUAL_PLUS if plus else _USUAL))
         size = min(size, self._session.max_read, most)
         request = (fuse.readdirplus if plus else fuse.readdir)(node.id, handle, offset, size)
         decode = functools.partial(decode_directory_columns, plus=plus, after=offset)
