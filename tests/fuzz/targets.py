@@ -31,6 +31,7 @@ from vuserd.client.core.replies import ReplyDecoder
 from vuserd.client.core.ticket import Ticket
 from vuserd.client.errors import BadReply, ClientError
 from vuserd.client.files.tree_page import TreePage
+from vuserd.client.listing.columns import directory_page, walk_page
 from vuserd.config import arguments
 from vuserd.config.files import read_config
 from vuserd.config.lines import find_lines
@@ -286,6 +287,24 @@ def client_core(data: bytes) -> None:
         with contextlib.suppress(ClientError):
             ticket.result()
     assert len(closed) == len(set(closed)) == descriptors - len(claimed)
+
+
+def client_listings(data: bytes) -> None:
+    """Make pages of what a daemon sent: sound records, or the client's error."""
+    try:
+        value = msgpack.unpackb(data, strict_map_key=True, unicode_errors="surrogateescape")
+    except ValueError:
+        return
+    for make, is_path in ((directory_page, False), (walk_page, True)):
+        with contextlib.suppress(BadReply):
+            for entry in make(value).entries:
+                assert set(map(type, entry[:3])) <= {str, int}
+                assert entry.stat is None or type(entry.stat.size) is int
+                if isinstance(value["entries"], dict):
+                    components = entry[0].split("/")
+                    assert is_path or len(components) == 1
+                    assert not {"", ".", ".."}.intersection(components)
+                    assert "\0" not in entry[0]
 
 
 def _strict(value: object) -> object:
@@ -545,6 +564,7 @@ _FUNCTIONS: Final[tuple[Callable[[bytes], Awaitable[None] | None], ...]] = (
     client_replies,
     tree_page,
     client_core,
+    client_listings,
     vhost_user_replies,
     vhost_user_connection,
     ancillary_descriptors,
