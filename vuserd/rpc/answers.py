@@ -47,27 +47,43 @@ async def pack_listing(
     caller: Caller, fields: Iterable[Field], *, columns: bool, **others: Any
 ) -> Listing:
     """Pack a listing's entries, to be sent beside ``others``: in columns, or a map each."""
+    if columns:
+        return await _pack_columns(caller, fields, others)
     made: list[Field] = []
-    packed: list[bytes] = []
     work = 0
     for name, values in fields:
-        if columns:
-            packed.append(encode_values((name, values)))
         made.append((name, values))
         work += len(values)
         if work >= _VALUES:
             work = 0
             await _let_others(caller)
-    if columns:
-        return Listing(len(made), packed, others, columns)
+    packed: list[bytes] = []
     maps = entry_maps(made)
-    count = len(made[0][1])
     batch = _VALUES // len(made)
     while some := [*islice(maps, batch)]:
         packed.append(encode_values(some))
         if len(some) == batch:
             await _let_others(caller)
-    return Listing(count, packed, others, columns)
+    return Listing(len(made[0][1]), packed, others, columns)
+
+
+async def _pack_columns(
+    caller: Caller, fields: Iterable[Field], others: Mapping[str, Any]
+) -> Listing:
+    packed: list[bytes] = []
+    count = work = 0
+    pending: list[object] = []
+    for name, values in fields:
+        count += 1
+        work += len(values)
+        pending += (name, values)
+        if work >= _VALUES:
+            packed.append(encode_values(pending))
+            pending.clear()
+            work = 0
+            await _let_others(caller)
+    packed.append(encode_values(pending))
+    return Listing(count, packed, others, columns=True)
 
 
 async def _let_others(caller: Caller) -> None:

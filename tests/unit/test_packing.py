@@ -1,0 +1,39 @@
+"""Listings are packed in steps, between which others have their turn."""
+
+from typing import Any, cast
+
+import pytest
+
+from vuserd.rpc.answers import pack_listing
+from vuserd.rpc.caller import Caller
+from vuserd.wire.codec import encode_response
+
+
+class Turns:
+    """A caller, as far as packing knows it."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    async def take_turn(self) -> None:
+        self.taken += 1
+
+
+@pytest.mark.parametrize(("count", "fewest", "most"), [(0, 0, 0), (10, 0, 0), (10_000, 3, 20)])
+@pytest.mark.parametrize("columns", [False, True])
+async def test_a_long_page_lets_others_have_their_turn(
+    count: int, fewest: int, most: int, columns: bool
+) -> None:
+    fields: dict[str, list[Any]] = {
+        "name": [str(number) for number in range(count)],
+        "type": ["file"] * count,
+        "ino": [*range(count)],
+    }
+    turns = Turns()
+    listing = await pack_listing(
+        cast("Caller", turns), iter(fields.items()), columns=columns, next=None
+    )
+    maps = [dict(zip(fields, row, strict=True)) for row in zip(*fields.values(), strict=True)]
+    result = {"next": None, "entries": fields if columns else maps}
+    assert b"".join(listing.pieces(7)) == encode_response(7, None, result)
+    assert fewest <= turns.taken <= most
