@@ -1,11 +1,13 @@
 """Where the daemon's own time goes: calls on a file system in this process, without the RPC.
 
 ``make bench-inside`` prints what a call costs: processor time, FUSE requests, and passes of trio's
-scheduler, alone and with many in flight. ``--profile`` shows the functions behind it.
+scheduler, alone and with many in flight; then what a request of a job costs. ``--profile`` shows
+the functions behind it.
 """
 
 import argparse
 import cProfile
+import math
 import os
 import pstats
 import tempfile
@@ -15,10 +17,12 @@ from typing import Final
 
 import trio
 
+from protocol import fuse
 from vuserd.backend.find import find_program
 from vuserd.backend.process import BackendOptions, sandboxes, start_backend
 from vuserd.delivery.inline import read_inline
-from vuserd.device.session import SessionOptions, open_session
+from vuserd.device.jobs import DEPTH, Ask, Job, Jobs
+from vuserd.device.session import Session, SessionOptions, open_session
 from vuserd.fs.filesystem import FileSystem
 
 _CALLS: Final = 5000
@@ -26,6 +30,8 @@ _SHALLOW: Final = b"Image"
 _DEEP: Final = b"boot/dtbs/vendor/board.dtb"
 _SIZE: Final = 20_000
 _FUNCTIONS: Final = 25
+_ROUNDS: Final = 5
+_REQUESTS: Final = 300  #: of each job
 
 Operation = Callable[[FileSystem], Awaitable[object]]
 
@@ -63,6 +69,47 @@ async def _all_calls(files: FileSystem, operation: Operation, in_flight: int) ->
             nursery.start_soon(some)
 
 
+def _getattrs() -> Job:
+    for _ in range(_REQUESTS):
+        yield [Ask(fuse.getattr(fuse.ROOT_ID))]
+
+
+def _same_getattr() -> Job:
+    ask = [Ask(fuse.getattr(fuse.ROOT_ID))]
+    for _ in range(_REQUESTS):
+        yield ask
+
+
+def _lookups() -> Job:
+    for _ in range(_REQUESTS):
+        yield [Ask(fuse.lookup(fuse.ROOT_ID, _SHALLOW))]
+
+
+_JOBS: Final[dict[str, Callable[[], Job]]] = {
+    "the same GETATTR": _same_getattr,
+    "GETATTR": _getattrs,
+    "LOOKUP": _lookups,
+}
+
+
+async def _measure_jobs(session: Session) -> None:
+    """Print what a request of a job costs: the least of some rounds, since others work, too."""
+    print("\n| request of a job, 64 jobs at once | CPU, µs | wall, µs |")
+    print("|---|---:|---:|")
+    for name, make in _JOBS.items():
+        best, quickest = math.inf, math.inf
+        for _ in range(_ROUNDS):
+            jobs = Jobs(session.channel)
+            for _ in range(DEPTH):
+                jobs.add(make())
+            cpu, began = time.process_time(), time.perf_counter()
+            await jobs.run()
+            best = min(best, time.process_time() - cpu)
+            quickest = min(quickest, time.perf_counter() - began)
+        count = DEPTH * _REQUESTS / 1e6
+        print(f"| {name} | {best / count:.2f} | {quickest / count:.2f} |")
+
+
 async def _measure(directory: str, backend: str | None, *, profile: bool) -> None:
     program = await find_program(backend, os.geteuid())
     sandbox = sandboxes(program.kind, os.geteuid())[0]
@@ -87,6 +134,7 @@ async def _measure(directory: str, backend: str | None, *, profile: bool) -> Non
                         f"| {name} | {in_flight} | {_CALLS / took:,.0f} | {cpu / _CALLS * 1e6:.0f}"
                         f" | {requests / _CALLS:.1f} | {passes.count / _CALLS:.1f} |"
                     )
+            await _measure_jobs(session)
             if profile:
                 with cProfile.Profile() as profiler:
                     await _all_calls(files, _OPERATIONS["read of 20 kB, depth 4"], 32)

@@ -15,7 +15,8 @@ _ABOUT = """\
   server / backend: the server is vuserd, or what a peer has in its place; commands that a peer runs
   count as servers. Daemons are shared by the rows of a table; of memory that processes share, each
   has its part.
-- ring-only is the same virtqueue and FUSE code with neither daemon nor trio nor RPC in front of it.
+- ring-only is the same virtqueue and FUSE code with neither daemon nor trio nor RPC in front of it;
+  ring-4 lays the chain of each request anew.
 - Peers without a daemon (read, scandir, cp, tar, sendfile) have the files themselves: they show
   what the isolation costs.
 """

@@ -33,6 +33,7 @@ READ: Final = "vuserd read"
 READDIR: Final = "vuserd readdir"
 WALK: Final = "vuserd walk"
 RING_ONLY: Final = "ring-only"
+RING_4: Final = "ring-4"
 NGINX: Final = "nginx over a unix socket"
 BARE_TRIO: Final = "bare trio server, only sends"
 SENDFILE_MEMFD: Final = "sendfile into a fresh memfd"
@@ -234,6 +235,7 @@ def path_to_bytes(bench: Bench) -> Iterator[Group]:
             diod(directory) as nine,
         ):
             rings = [Ring(program, directory) for program in bench.programs]
+            chained = [Ring(program, directory, laid_once=False) for program in bench.programs]
             count = bench.profile.latencies
             here, web, plan9 = Host(), Nginx(http), Diod(nine)
             plain, secure = Sftp(), Sftp(crypto=True)
@@ -243,6 +245,7 @@ def path_to_bytes(bench: Bench) -> Iterator[Group]:
                     for one in map(Vuserd, daemons)
                 ),
                 *(Calls(RING_ONLY, one, count, _alone(one.read_path), prove) for one in rings),
+                *(Calls(RING_4, one, count, _alone(one.read_path), prove) for one in chained),
                 Calls(NGINX, web, count, _alone(web.get_path), prove),
                 Calls("open, read, close", here, count, lambda _: here.read_path(local), prove),
                 Calls(SFTP_PIPELINED, plain, count, partial(plain.read_path, local), prove),

@@ -12,7 +12,7 @@ class Region:
 
     It is sized first, then sealed against shrinking and growing, so that no holder of the
     descriptor can make an access fault. Pages are allocated when they are first touched.
-    ``view`` is the whole mapping as bytes.
+    ``view`` is the whole of ``mapping`` as bytes.
     """
 
     def __init__(self, size: int, name: str = "vuserd") -> None:
@@ -23,7 +23,8 @@ class Region:
         try:
             os.ftruncate(self._descriptor, size)
             fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _SEALS)
-            self.view = memoryview(mmap.mmap(self._descriptor, size))
+            self.mapping = mmap.mmap(self._descriptor, size)
+            self.view = memoryview(self.mapping)
         except BaseException:
             self.close()
             raise
@@ -43,3 +44,4 @@ class Region:
         if descriptor >= 0:
             os.close(descriptor)
             self.view = memoryview(b"")
+            vars(self).pop("mapping", None)

@@ -1,190 +1,284 @@
-"""The driver's side of a split virtqueue.
+"""The driver's side of a split virtqueue whose chains are laid once.
+
+Each slot of the queue has a chain of its own and a room for its messages, and both stay where they
+are::
+
+    head        | its request |  request room
+    head + 1    | its reply   |  reply room         (no slot of a queue without replies has it)
+    head + 2    | a target    |  a span that the request names, behind the reply
+
+So a request writes its bytes and a few words: how long each part is, and where the target lies.
 
 Source: VIRTIO 1.2, sections 2.7.13 (supplying buffers) and 2.7.14 (receiving used buffers). What
-the device can write is never trusted: chains, lengths and the free list are kept privately, and a
-used element is believed only when it names the head of a chain that is outstanding. Notifications
-are not suppressed on either side (no EVENT_IDX, flags 0 and unread): a kick for every batch costs
-less than the fence that suppression needs.
+the device can write is never trusted: lengths and the free list are kept privately, a used element
+is believed only when it names the head of a chain that the device has, and a reply is copied out
+before its slot may serve again. Notifications are not suppressed on either side (no EVENT_IDX,
+flags 0 and unread): a kick for every batch costs less than the fence that suppression needs.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Generic, NamedTuple, TypeVar
+import mmap
+from collections.abc import Iterator
+from typing import Final, NamedTuple, TypeAlias
 
 from memory.fence import own_fence
+from memory.guest import GuestRegion
 from protocol import Check, MalformedError
-from protocol.virtio_ring import DESCRIPTOR, USED_ELEMENT, DescriptorFlag, RingLayout
+from protocol.virtio_ring import DescriptorFlag, RingLayout
 
-Token = TypeVar("Token")
+#: Indices are counted modulo this.
+WRAP: Final = 0x10000
+#: A descriptor's second 64-bit word: length, flags from bit 32 on, the next one from bit 48 on.
+_FLAGS: Final = 32
+_FOLLOWING: Final = 48
+_NEXT: Final = DescriptorFlag.NEXT << _FLAGS
+_WRITE: Final = DescriptorFlag.WRITE << _FLAGS
+_CHAIN: Final = 3
 
-_WRAP = 0x10000
-# Plain numbers: arithmetic on IntFlag members costs more than the rest of add().
-_NEXT = int(DescriptorFlag.NEXT)
-_WRITE = int(DescriptorFlag.WRITE)
-
-
-class Span(NamedTuple):
-    """A buffer as a descriptor names it: guest-physical address and length in bytes."""
-
-    address: int
-    length: int
+#: A slot, by the head of its chain; the bytes written to its chain; those in its own reply room.
+Used: TypeAlias = tuple[int, int, bytes]
 
 
 class RingFullError(Exception):
-    """Too few free descriptors for the chain; some come back when requests end."""
+    """No slot is free; some come back when requests end."""
 
 
-class _Chain(NamedTuple, Generic[Token]):
-    """The private record of a chain that the device has."""
+class Rooms(NamedTuple):
+    """Where the messages of a queue's slots lie: ``offset`` of the first room in the region."""
 
-    token: Token
-    descriptors: list[int]
-    writable: int
+    offset: int
+    request: int  #: bytes that a request may have
+    reply: int  #: bytes behind them that a reply may have; 0 for a queue without replies
+
+    @property
+    def size(self) -> int:
+        """Bytes of each room."""
+        return self.request + self.reply
+
+    @property
+    def chain(self) -> int:
+        """Descriptors of each slot."""
+        return _CHAIN if self.reply else 1
+
+    def count(self, layout: RingLayout) -> int:
+        """Return how many slots a ring has."""
+        return layout.num // self.chain
 
 
-class Virtqueue(Generic[Token]):
-    """A split ring in ``memory`` (zeroed here), each chain with a token of the caller's.
+class Virtqueue:
+    """A split ring at ``offset`` of a region (zeroed here), with a room for each of its slots.
 
-    ``base`` is the index at which both rings begin, as told to the device by SET_VRING_BASE.
+    Args:
+        mapping: the whole region.
+        placed: its addresses.
+        offset: where the ring begins in it.
+        layout: the ring's parts.
+        rooms: where the slots' messages lie.
+        base: the index at which both rings begin, as told to the device by SET_VRING_BASE.
 
     Raises:
         NoFenceError: the machine has no memory fence.
 
     """
 
-    def __init__(self, memory: memoryview, layout: RingLayout, base: int = 0) -> None:
-        if len(memory) != layout.size:
-            raise ValueError(f"{len(memory)} bytes for a ring of {layout.size}")
+    def __init__(
+        self,
+        mapping: mmap.mmap,
+        placed: GuestRegion,
+        offset: int,
+        layout: RingLayout,
+        rooms: Rooms,
+        base: int = 0,
+    ) -> None:
+        count = rooms.count(layout)
+        placed.guest_address(offset, layout.size)
+        address = placed.guest_address(rooms.offset, count * rooms.size)
         self.layout = layout
+        #: Descriptors of each slot, which has the number of the first.
+        self.chain = rooms.chain
+        self._longest_request, self._longest_reply = rooms.request, rooms.reply
+        self._mapping = mapping
         self._fence = own_fence()
-        memory[:] = bytes(layout.size)
+        self._mask = layout.num - 1
+        mapping[offset : offset + layout.size] = bytes(layout.size)
         # Index words are single 16-bit accesses: struct.pack_into() zeroes its target first, and a
         # device that reads a zero index in that instant is lost.
-        self._descriptors = memory[: layout.available]
-        self._available = memory[layout.available : layout.used].cast("H")
-        self._used_words = memory[layout.used :].cast("H")
-        self._used_elements = memory[layout.used + 4 :]
-        self._free = list(range(layout.num - 1, -1, -1))
-        #: By their heads: chains the device was told of, and those that wait for publish().
-        self._chains: dict[int, _Chain[Token]] = {}
-        self._unpublished: dict[int, _Chain[Token]] = {}
+        with memoryview(mapping) as whole, whole[offset : offset + layout.size] as ring:
+            elements = layout.used + 4
+            self._descriptors = ring[: layout.available].cast("Q")
+            self._available = ring[layout.available : layout.used].cast("H")
+            self._used_words = ring[layout.used :].cast("H")
+            self._elements = ring[elements : elements + 8 * layout.num].cast("I")
+        heads = range(0, count * rooms.chain, rooms.chain)
+        self._free = [*reversed(heads)]
+        #: By head: whether the device has the chain, and how many bytes it may write there; where
+        #: the slot's request and reply lie in the region, and how much of the latter is used.
+        self._is_out = [False] * layout.num
+        self._writable = [0] * layout.num
+        self._requests = [0] * layout.num
+        self._replies = [0] * layout.num
+        self._own = [0] * layout.num
+        #: By head: the flags and the next one of a descriptor that is not the last.
+        self._to_reply = [_NEXT | (head + 1) << _FOLLOWING for head in range(layout.num)]
+        self._to_target = [_NEXT | _WRITE | (head + 2) << _FOLLOWING for head in range(layout.num)]
+        #: The two addresses of each slot.
+        self._laid: list[tuple[int, int, int]] = []
+        for number, head in enumerate(heads):
+            room = number * rooms.size
+            self._requests[head] = rooms.offset + room
+            self._replies[head] = rooms.offset + room + rooms.request
+            self._laid.append((head, address + room, address + room + rooms.request))
+        #: Heads of the chains that wait for publish(), in order.
+        self._unpublished: list[int] = []
+        #: How many chains the device has.
+        self._out = 0
         self._published = base
-        self._added = base
         self._reaped = base
         # The device reads used.idx when it gets the ring's addresses, and goes on from there.
         self._available[1] = base
         self._used_words[1] = base
+        self._lay()
+
+    def _lay(self) -> None:
+        """Write what stays of all chains: where their messages lie."""
+        descriptors = self._descriptors
+        for head, request, reply in self._laid:
+            descriptors[2 * head] = request
+            if self._longest_reply:
+                descriptors[2 * head + 2] = reply
 
     @property
     def free(self) -> int:
-        """Free descriptors: a chain takes one a span."""
+        """How many slots are free."""
         return len(self._free)
 
     @property
     def outstanding(self) -> int:
-        """Chains added and not yet reaped."""
-        return len(self._chains) + len(self._unpublished)
+        """Requests added and not yet reaped."""
+        return self._out + len(self._unpublished)
 
-    def outstanding_tokens(self) -> list[Token]:
-        """Return the tokens of the chains that the device was told of, in that order."""
-        return [chain.token for chain in self._chains.values()]
+    @property
+    def is_idle(self) -> bool:
+        """Whether the device has nothing."""
+        return not self._out
 
-    def add(
-        self,
-        readable: Sequence[tuple[int, int]],
-        writable: Sequence[tuple[int, int]],
-        token: Token,
-    ) -> None:
-        """Lay a chain into the ring; the device sees it after the next :meth:`publish`.
+    @property
+    def reaped(self) -> int:
+        """How many chains were reaped, modulo 65536."""
+        return self._reaped
+
+    def add(self, message: bytes, reply: int, target: int = 0, length: int = 0) -> int:
+        """Write a request into a free slot; the device sees it after the next :meth:`publish`.
 
         Args:
-            readable: what the device reads, in order: a :class:`Span` or an equal pair each.
-            writable: what it may write, in order.
-            token: returned by :meth:`reap` when the chain is used.
+            message: the request.
+            reply: bytes of its reply that go into the slot's own room; 0 for no reply.
+            target: the guest-physical address where the others go.
+            length: how many bytes may go there; 0 for no target.
+
+        Returns:
+            The slot, which :meth:`reap` names when the device is done with it.
 
         Raises:
-            RingFullError: too few free descriptors; nothing has changed.
-            ValueError: no span at all, or an empty one, which kills backends.
+            RingFullError: no slot is free; nothing has changed.
+            ValueError: a part is too long for its place, or an empty one that kills backends.
 
         """
-        count = len(readable) + len(writable)
-        if count > len(self._free):
-            raise RingFullError(f"{count} descriptors wanted, {len(self._free)} free")
-        if not count or min(span[1] for span in (*readable, *writable)) < 1:
-            raise ValueError("a chain of no or empty spans")
-        slots = self._free[-count:]
-        # Each descriptor points to the one after it; the last one's flags say that there is none.
-        place = 0
-        capacity = 0
-        for address, length in readable:
-            place += 1
-            flags, following = (_NEXT, slots[place]) if place < count else (0, 0)
-            self._describe(slots[place - 1], address, length, flags, following)
-        for address, length in writable:
-            place += 1
-            capacity += length
-            flags, following = (_NEXT, slots[place]) if place < count else (0, 0)
-            self._describe(slots[place - 1], address, length, flags | _WRITE, following)
-        del self._free[-count:]
-        head = slots[0]
-        self._unpublished[head] = _Chain(token, slots, capacity)
-        self._available[2 + self._added % self.layout.num] = head
-        self._added = (self._added + 1) % _WRAP
-
-    def _describe(self, slot: int, address: int, length: int, flags: int, following: int) -> None:
-        """Write a descriptor that the device may not use yet."""
-        at = slot * DESCRIPTOR.size
-        DESCRIPTOR.pack_into(self._descriptors, at, address, length, flags, following)
+        size = len(message)
+        if not 0 < size <= self._longest_request or not 0 <= reply <= self._longest_reply:
+            raise ValueError(f"a request of {size} bytes with a reply of {reply} bytes")
+        if not self._free:
+            raise RingFullError("no slot is free")
+        head = self._free[-1]
+        descriptors = self._descriptors
+        place = 2 * head + 1
+        if length:
+            if not reply or length >> 32:
+                raise ValueError(f"a target of {length} bytes with a reply of {reply} bytes")
+            descriptors[place + 3] = target
+            descriptors[place + 4] = length | _WRITE
+            descriptors[place + 2] = reply | self._to_target[head]
+            descriptors[place] = size | self._to_reply[head]
+        elif reply:
+            descriptors[place + 2] = reply | _WRITE
+            descriptors[place] = size | self._to_reply[head]
+        else:
+            descriptors[place] = size
+        begin = self._requests[head]
+        self._mapping[begin : begin + size] = message
+        self._own[head] = reply
+        self._writable[head] = reply + length
+        self._unpublished.append(head)
+        return self._free.pop()
 
     def publish(self) -> bool:
-        """Offer all chains added since the last call; return whether there are any: then kick."""
-        if self._published == self._added:
+        """Offer all requests added since the last call; return whether there are any: then kick."""
+        heads = self._unpublished
+        if not heads:
             return False
-        self._chains |= self._unpublished
-        self._unpublished.clear()
+        published = self._published
+        for head in heads:
+            self._is_out[head] = True
+            self._available[2 + (published & self._mask)] = head
+            published += 1
+        self._out += len(heads)
+        heads.clear()
         # Pairs with the device's read fence after it reads avail.idx: chains first, then the index.
         self._fence()
-        self._available[1] = self._published = self._added
+        self._available[1] = self._published = published % WRAP
         return True
 
-    def reap(self) -> Iterator[tuple[Token, int]]:
-        """Yield the token and the length written of each chain that the device has used.
+    def reap(self, most: int = WRAP) -> Iterator[Used]:
+        """Yield what the device has used, at most so many: a slot, a length, and the reply.
+
+        The length is what was written to the whole chain, the reply what is of it in the slot's own
+        room. The slot is free when the next one is asked for.
 
         Raises:
-            MalformedError: the used ring is impossible; chains reaped before are valid, the ring
+            MalformedError: the used ring is impossible; what was yielded before is valid, the ring
                 must not be used again.
 
         """
         used = self._used_words[1]
         # Pairs with the device's write fence before used.idx: the index first, then the elements.
         self._fence()
-        step = (used - self._reaped) % _WRAP
-        if step > len(self._chains):
+        step = (used - self._reaped) % WRAP
+        if step > self._out:
             raise MalformedError(
-                f"used.idx moved by {step} with {len(self._chains)} outstanding", Check.USED_INDEX
+                f"used.idx moved by {step} with {self._out} outstanding", Check.USED_INDEX
             )
-        for _ in range(step):
-            position = self._reaped % self.layout.num
-            head, length = USED_ELEMENT.unpack_from(
-                self._used_elements, position * USED_ELEMENT.size
-            )
-            chain = self._chains.get(head)
-            if chain is None:
+        begin = 2 * (self._reaped & self._mask)
+        end = begin + 2 * min(step, most)
+        # Copied out at once: what is checked is what is used.
+        numbers = self._elements[begin:end].tolist()
+        if end > 2 * self.layout.num:
+            numbers += self._elements[: end - 2 * self.layout.num].tolist()
+        is_out, writable, replies, owns = self._is_out, self._writable, self._replies, self._own
+        mapping, free, last = self._mapping, self._free, self._mask
+        pairs = iter(numbers)
+        for head, length in zip(pairs, pairs, strict=True):
+            if head > last or not is_out[head]:
                 raise MalformedError(
                     f"used id {head} is not the head of an outstanding chain", Check.USED_ID
                 )
-            if length > chain.writable:
+            if length > writable[head]:
                 raise MalformedError(
-                    f"used length {length} of {chain.writable} writable bytes", Check.USED_LENGTH
+                    f"used length {length} of {writable[head]} writable bytes", Check.USED_LENGTH
                 )
-            del self._chains[head]
-            self._free += chain.descriptors
-            self._reaped = (self._reaped + 1) % _WRAP
-            yield chain.token, length
+            is_out[head] = False
+            self._out -= 1
+            self._reaped = (self._reaped + 1) % WRAP
+            begin = replies[head]
+            own = owns[head]
+            # No min() here: it takes twice as long.
+            end = begin + (length if length < own else own)  # noqa: FURB136
+            yield head, length, mapping[begin:end]
+            free.append(head)
 
     def hand_over(self) -> int:
         """Return the index at which a device begins, or another one goes on, for SET_VRING_BASE.
 
-        Where the used ring goes on, a device reads from memory, whatever its predecessor wrote.
+        Where the used ring goes on, a device reads from memory, whatever its predecessor wrote; the
+        chains are laid anew, too.
 
         Raises:
             ValueError: chains are outstanding; they are that device's.
@@ -192,22 +286,18 @@ class Virtqueue(Generic[Token]):
         """
         if self.outstanding:
             raise ValueError(f"a ring with {self.outstanding} chains outstanding")
+        self._lay()
         self._used_words[1] = self._reaped
         return self._reaped
 
-    def abandon(self) -> list[Token]:
-        """Return the tokens of all outstanding chains: the device is gone for good."""
-        tokens = [chain.token for chain in (*self._chains.values(), *self._unpublished.values())]
-        self._chains.clear()
+    def abandon(self) -> None:
+        """Give up all that is outstanding: the device is gone for good."""
+        self._is_out[:] = [False] * self.layout.num
+        self._out = 0
         self._unpublished.clear()
-        return tokens
 
     def close(self) -> None:
         """Release the ring's memory."""
-        for view in (
-            self._descriptors,
-            self._available,
-            self._used_words,
-            self._used_elements,
-        ):
+        for view in (self._descriptors, self._available, self._used_words, self._elements):
             view.release()
+        vars(self).pop("_mapping", None)

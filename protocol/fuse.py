@@ -144,11 +144,14 @@ class Request(NamedTuple):
 
     def encode(self, unique: int, who: Credentials) -> bytes:
         """Encode header and body."""
-        return _IN_HEADER.pack(self.size, self.opcode, unique, self.node, *who, 0) + self.body
+        opcode, node, body, _ = self
+        uid, gid, pid = who
+        size = IN_HEADER_SIZE + len(body)
+        return _IN_HEADER.pack(size, opcode, unique, node, uid, gid, pid, 0) + body
 
 
-def decode_reply_header(header: bytes, unique: int, used: int) -> int:
-    """Check an out-header against the request's ``unique`` and the ``used`` ring's length.
+def decode_reply_header(reply: bytes, unique: int, used: int) -> int:
+    """Check a reply's out-header against the request's ``unique`` and the ``used`` ring's length.
 
     Returns:
         The errno, 0 for success.
@@ -160,9 +163,9 @@ def decode_reply_header(header: bytes, unique: int, used: int) -> int:
     """
     if used < OUT_HEADER_SIZE:
         raise MalformedError(f"{used} bytes used where an out-header belongs", Check.REPLY_LENGTH)
-    if len(header) != OUT_HEADER_SIZE:
-        raise MalformedError(f"an out-header of {len(header)} bytes", Check.REPLY_LENGTH)
-    size, error, answered = _OUT_HEADER.unpack(header)
+    if len(reply) < OUT_HEADER_SIZE:
+        raise MalformedError(f"a reply of {len(reply)} bytes", Check.REPLY_LENGTH)
+    size, error, answered = _OUT_HEADER.unpack_from(reply)
     if answered != unique:
         raise MalformedError(
             f"a reply to request {answered} in the buffers of request {unique}", Check.REPLY_UNIQUE

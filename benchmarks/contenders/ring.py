@@ -31,14 +31,15 @@ _SMALL: Final = 32  #: small files, or directories, in flight
 class Ring(Contender):
     """A session of its own with a virtiofsd of its own."""
 
-    def __init__(self, program: str, directory: str) -> None:
+    def __init__(self, program: str, directory: str, *, laid_once: bool = True) -> None:
         super().__init__()
+        self._laid_once = laid_once
         self.backend = str(kind_of(program))
         self._program, self._directory = program, directory
 
     def open(self) -> None:
         """Start the virtiofsd and the session."""
-        self.session = RingSession(self._program, self._directory)
+        self.session = RingSession(self._program, self._directory, laid_once=self._laid_once)
         self.undo.callback(self.session.close)
 
     def servers(self) -> Servers:

@@ -10,13 +10,14 @@ import contextlib
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
+from benchmarks.contenders.chains import ChainedSlots
 from benchmarks.processes import stop
 from memory.arena import Buffer
 from memory.guest import GuestRegion, Shareable
-from memory.virtqueue import Span, Virtqueue
 from protocol import fuse
 from protocol.dirent import DirectoryEntry, decode_directory
 from protocol.fuse import FileHandle, NodeId
@@ -37,7 +38,7 @@ from protocol.virtio_fs import HIPRIO_QUEUE, QUEUES, REQUEST_QUEUE
 from protocol.virtio_ring import Feature
 from vuserd.backend.find import BackendKind, Program, parse_version
 from vuserd.backend.process import BackendOptions, command_line, connected_listener, sandboxes
-from vuserd.device.layout import PAYLOAD_SIZE, REQUEST_ROOM, SharedLayout
+from vuserd.device.layout import PAYLOAD_SIZE, SharedLayout
 from vuserd.wire.descriptors import ancillary_with
 
 _FEATURES: Final = Feature.VERSION_1 | Feature.PROTOCOL_FEATURES
@@ -72,22 +73,60 @@ Job: TypeAlias = Generator[Exchange, Reply, None]
 
 class _InFlight(NamedTuple):
     job: Job | None
-    message: Buffer
     unique: int
     target: int | None
 
 
-class RingSession:
-    """A session with a virtiofsd that serves ``directory``; ``process`` is that virtiofsd."""
+class _LaidSlots:
+    """A queue of a session whose chains are laid once."""
 
-    def __init__(self, program: str, directory: str) -> None:
+    def __init__(self, layout: SharedLayout, queue: int) -> None:
+        self._ring = layout.virtqueue(queue)
+        self._tokens: dict[int, _InFlight] = {}
+
+    @property
+    def free(self) -> int:
+        """How many requests it takes."""
+        return self._ring.free
+
+    @property
+    def outstanding(self) -> int:
+        """Requests added and not yet reaped."""
+        return self._ring.outstanding
+
+    def add(self, message: bytes, reply: int, target: int, length: int, token: _InFlight) -> None:
+        """Add a request."""
+        self._tokens[self._ring.add(message, reply, target, length)] = token
+
+    def publish(self) -> bool:
+        """Offer all requests added since the last call; return whether there are any."""
+        return self._ring.publish()
+
+    def reap(self) -> Iterator[tuple[_InFlight, int, bytes]]:
+        """Yield what was used: its token, the length written, and what of it is no target's."""
+        for slot, used, reply in self._ring.reap():
+            yield self._tokens.pop(slot), used, reply
+
+    def close(self) -> None:
+        """Release the ring's memory."""
+        self._ring.close()
+
+
+class RingSession:
+    """A session with a virtiofsd that serves ``directory``; ``process`` is that virtiofsd.
+
+    ``laid_once`` is whether its chains are.
+    """
+
+    def __init__(self, program: str, directory: str, *, laid_once: bool = True) -> None:
+        self._laid_once = laid_once
         self._undo = contextlib.ExitStack()
         try:
             self._socket, self.process = self._start(_identify(program), directory)
             self._socket.setblocking(True)  # noqa: FBT003 - the name is the standard library's
             self._layout = SharedLayout(_PAYLOADS)
             self._undo.callback(self._layout.close)
-            self._rings: dict[int, Virtqueue[_InFlight]] = {}
+            self._rings: dict[int, _LaidSlots | ChainedSlots[_InFlight]] = {}
             self._kicks: dict[int, int] = {}
             self._calls: dict[int, int] = {}
             self._who = fuse.Credentials(os.geteuid(), os.getegid(), os.getpid())
@@ -165,7 +204,8 @@ class RingSession:
 
     def _start_ring(self, queue: int) -> None:
         layout = self._layout.rings[queue].layout
-        self._rings[queue] = Virtqueue(self._layout.ring_memory(queue), layout)
+        make = _LaidSlots if self._laid_once else ChainedSlots[_InFlight]
+        self._rings[queue] = make(self._layout, queue)
         self._undo.callback(self._rings[queue].close)
         kick = self._kicks[queue] = os.eventfd(0, os.EFD_CLOEXEC)
         self._undo.callback(os.close, kick)
@@ -208,8 +248,8 @@ class RingSession:
             if ring.publish():
                 os.eventfd_write(self._kicks[REQUEST_QUEUE], 1)
             os.eventfd_read(self._calls[REQUEST_QUEUE])
-            for entry, used in ring.reap():
-                reply = self._reply_of(entry, used)
+            for entry, used, answer in ring.reap():
+                reply = self._reply_of(entry, used, answer)
                 if entry.job is not None and not self._resume(entry.job, reply):
                     active -= 1
         self._flush_forgets()
@@ -245,17 +285,14 @@ class RingSession:
         if not self._forgets:
             return
         ring = self._rings[HIPRIO_QUEUE]
-        for entry, _ in ring.reap():
-            self._free(entry.message)
+        deque(ring.reap(), 0)
         while not ring.free:
             os.eventfd_read(self._calls[HIPRIO_QUEUE])
-            for entry, _ in ring.reap():
-                self._free(entry.message)
+            deque(ring.reap(), 0)
         request = fuse.batch_forget(self._forgets)
         self._forgets.clear()
         message = self._encode(request)
-        span = Span(message.address, request.size)
-        ring.add([span], [], _InFlight(None, message, self._unique, None))
+        ring.add(message, 0, 0, 0, _InFlight(None, self._unique, None))
         ring.publish()
         os.eventfd_write(self._kicks[HIPRIO_QUEUE], 1)
 
@@ -268,44 +305,28 @@ class RingSession:
         self._submit(job, exchange)
         return True
 
-    def _encode(self, request: fuse.Request) -> Buffer:
+    def _encode(self, request: fuse.Request) -> bytes:
         self._unique += 2
-        message = self._layout.messages.take()
-        message.view[: request.size] = request.encode(self._unique, self._who)
-        message.lend()
-        return message
+        return request.encode(self._unique, self._who)
 
     def _submit(self, job: Job | None, exchange: Exchange) -> None:
         request, target = exchange
         if request.reply_size is None:
             raise ValueError(f"{request.opcode.name} has no reply")
         message = self._encode(request)
-        reply_at = message.address + REQUEST_ROOM
+        entry = _InFlight(job, self._unique, target)
+        ring, size = self._rings[REQUEST_QUEUE], request.reply_size
         if target is None:
-            writable = [Span(reply_at, _HEADER + request.reply_size)]
+            ring.add(message, _HEADER + size, 0, 0, entry)
         else:
-            writable = [Span(reply_at, _HEADER), Span(target, request.reply_size)]
-        entry = _InFlight(job, message, self._unique, target)
-        self._rings[REQUEST_QUEUE].add([Span(message.address, request.size)], writable, entry)
-
-    def _reply_of(self, entry: _InFlight, used: int) -> Reply:
-        message = entry.message
-        header = bytes(message.view[REQUEST_ROOM : REQUEST_ROOM + _HEADER])
-        error = fuse.decode_reply_header(header, entry.unique, used)
-        if error:
-            raise OSError(error, os.strerror(error))
-        length = used - _HEADER
-        reply: Reply = length
-        if entry.target is None:
-            start = REQUEST_ROOM + _HEADER
-            reply = bytes(message.view[start : start + length])
-        self._free(message)
-        return reply
+            ring.add(message, _HEADER, target, size, entry)
 
     @staticmethod
-    def _free(message: Buffer) -> None:
-        message.reclaim()
-        message.give_back()
+    def _reply_of(entry: _InFlight, used: int, answer: bytes) -> Reply:
+        error = fuse.decode_reply_header(answer, entry.unique, used)
+        if error:
+            raise OSError(error, os.strerror(error))
+        return answer[_HEADER:] if entry.target is None else used - _HEADER
 
 
 def _identify(program: str) -> Program:

@@ -85,7 +85,8 @@ class Front(NamedTuple):
         assert self.backend.open_handles == set()
         assert self.session.payloads.taken == 0
         assert self.session.channel.in_flight == 0
-        assert self.session._layout.messages.available == sum(IN_FLIGHT.values())
+        free = sum(queue.ring.free for queue in self.session.channel.queues.values())
+        assert free == sum(IN_FLIGHT.values())
 
     async def serves(self) -> None:
         """Check that the session is as good as new."""
@@ -96,8 +97,7 @@ class Front(NamedTuple):
 
     def quarantined(self) -> int:
         """Count the buffers that the device has though no caller waits for them."""
-        ring = self.session.channel.requests.ring
-        targets = [chain.token.target for chain in ring._chains.values()]
+        targets = [slot.target for slot in self.session.channel._slots.outstanding()]
         return sum(getattr(one, "state", None) is BufferState.QUARANTINED for one in targets)
 
 

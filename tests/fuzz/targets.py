@@ -8,6 +8,7 @@ what has to hold for whatever was understood.
 import contextlib
 import errno
 import functools
+import mmap
 import os
 import socket
 import stat
@@ -19,7 +20,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgpack
 import trio
 
-from memory.virtqueue import Virtqueue
+from memory.guest import GuestMemory
+from memory.region import Region
+from memory.virtqueue import Rooms, Virtqueue
 from protocol import MalformedError, dirent, fuse, vhost_user
 from protocol.fuse import Entry, NodeId
 from protocol.virtio_ring import RingLayout
@@ -378,20 +381,25 @@ def ancillary_descriptors(data: bytes) -> None:
 
 def used_ring(data: bytes) -> None:
     """Write a used ring, and reap it: each chain comes back once at most, with a length it has."""
-    num = (2, 4, 8, 16)[_number(data) % 4]
+    num = (4, 8, 16, 32)[_number(data) % 4]
     base = int.from_bytes(data[1:3], "little")
     data = data[3:]
     layout = RingLayout.for_size(num)
-    memory = memoryview(bytearray(layout.size))
-    ring: Virtqueue[int] = Virtqueue(memory, layout, base)
-    added, back = 0, set[int]()
+    rooms = Rooms(1024, 64, 32)
+    region = Region(mmap.PAGESIZE)
+    memory = region.view
+    ring = Virtqueue(region.mapping, GuestMemory().add(region), 0, layout, rooms, base)
+    added, back = 0, 0
+    #: The slots that the device has, and how many bytes it may write there.
     capacities: dict[int, int] = {}
     with contextlib.suppress(MalformedError):
         while data:
             chains, written = _number(data) % 4, (_number(data) >> 2) % 64
-            for _ in range(min(chains, ring.free // 2)):
-                capacities[added] = 16 + added % 50
-                ring.add([(4096, 40)], [(8192, capacities[added])], added)
+            for _ in range(min(chains, ring.free)):
+                length = added % 50
+                slot = ring.add(b"x" * 40, 16, 8192, length)
+                assert slot not in capacities
+                capacities[slot] = 16 + length
                 added += 1
             ring.publish()
             part, data = data[1 : 1 + written], data[1 + written :]
@@ -399,13 +407,16 @@ def used_ring(data: bytes) -> None:
                 place = part[0] % (8 * num + 4)
                 end = min(layout.used + place + len(part) - 1, layout.size)
                 memory[layout.used + place : end] = part[1 : 1 + end - layout.used - place]
-            for token, length in ring.reap():
-                assert token not in back
-                assert 0 <= length <= capacities[token]
-                back.add(token)
-    assert ring.outstanding == added - len(back)
-    assert sorted({*ring.abandon(), *back}) == list(range(added))
+            for slot, length, reply in ring.reap(1 + written):
+                assert 0 <= length <= capacities.pop(slot)
+                assert len(reply) == min(length, 16)
+                back += 1
+    assert ring.outstanding == added - back == len(capacities)
+    ring.abandon()
+    assert ring.outstanding == 0
     ring.close()
+    del memory
+    region.close()
 
 
 _FUSE_DECODERS: Final[tuple[Callable[[bytes], object], ...]] = (

@@ -9,9 +9,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from protocol import fuse
 from protocol.fuse import Forget, NodeId, Opcode
-from protocol.virtio_fs import REQUEST_QUEUE
+from protocol.virtio_fs import HIPRIO_QUEUE, REQUEST_QUEUE
 from protocol.virtio_ring import Feature
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
+from vuserd.device.jobs import Ask, Job, Jobs
 from vuserd.device.layout import IN_FLIGHT
 from vuserd.device.payloads import given_back
 from vuserd.device.session import Session
@@ -163,7 +164,7 @@ async def test_a_lookup_given_up_is_interrupted_and_its_count_given_back(
 ) -> None:
     withheld = Withheld(backend, Opcode.LOOKUP)
     undone: list[bytes] = []
-    free = session._layout.messages.available
+    free = session.channel.requests.ring.free
 
     async def lookup() -> None:
         await session.channel.call(fuse.lookup(ROOT, b"Image"), fuse.decode_lookup, undone.append)
@@ -172,11 +173,11 @@ async def test_a_lookup_given_up_is_interrupted_and_its_count_given_back(
     [request] = withheld.requests
     [interrupt] = backend.named(Opcode.INTERRUPT)
     assert interrupt.body == struct.pack("=Q", request.unique)
-    assert session._layout.messages.available == free - 1  # the device still has it
+    assert session.channel.requests.ring.free == free - 1  # the device still has it
     withheld.let_go()
     await wait_all_tasks_blocked()
     assert [fuse.decode_lookup(body) is not None for body in undone] == [True]
-    assert session._layout.messages.available == free
+    assert session.channel.requests.ring.free == free
 
 
 async def test_qemus_virtiofsd_is_not_interrupted(backend: FakeBackend) -> None:
@@ -382,8 +383,9 @@ async def test_of_several_that_are_given_up_what_came_already_is_undone(
     undone: list[bytes] = []
 
     async def lookups() -> None:
-        requests = [fuse.lookup(ROOT, b"Image"), fuse.lookup(ROOT, b"second")]
-        await session.channel.call_all(requests, undone.append)
+        names = (b"Image", b"second")
+        asked = [(fuse.lookup(ROOT, name), None, undone.append) for name in names]
+        await session.channel.ask_all(asked)
 
     await give_up(lookups)
     assert [fuse.decode_lookup(body) is not None for body in undone] == [True]
@@ -404,3 +406,111 @@ async def test_what_no_ring_can_carry_is_a_mistake_of_the_caller(session: Sessio
         await channel.call_into(fuse.read(NodeId(2), fuse.FileHandle(1), 0, (1 << 20) + 1), buffer)
     buffer.give_back()
     assert channel.in_flight == 0
+
+
+@pytest.fixture
+async def owing(backend: FakeBackend, session: Session) -> Callable[[], None]:
+    """Owe the backend so many nodes that no more are asked for; return what makes it take them."""
+    backend.stuck = {HIPRIO_QUEUE}
+    for _ in range(9):
+        session.channel.post(fuse.batch_forget([Forget(NodeId(2), 1)] * 500))
+    backend.lookups[2] += 9 * 500
+    await wait_all_tasks_blocked()
+
+    def take() -> None:
+        backend.stuck.clear()
+        for request in backend.named(Opcode.BATCH_FORGET):
+            backend.use(request, 0)
+
+    return take
+
+
+async def test_listings_with_nodes_wait_while_too_many_are_owed(
+    backend: FakeBackend, session: Session, owing: Callable[[], None]
+) -> None:
+    async def readdirplus() -> None:
+        with given_back(await session.payloads.take(1)) as [buffer]:
+            request = fuse.readdirplus(ROOT, fuse.FileHandle(1), 0, 4096)
+            await session.channel.call_into(request, buffer)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(readdirplus)
+        await wait_all_tasks_blocked()
+        # All else goes on, a LOOKUP of a single call, too.
+        await session.channel.call(fuse.lookup(ROOT, b"Image"), fuse.decode_lookup)
+        await give_up(readdirplus)
+        assert backend.named(Opcode.READDIRPLUS) == []
+        owing()
+    assert len(backend.named(Opcode.READDIRPLUS)) == 1
+    assert session.channel.in_flight == session.payloads.taken == 0
+
+
+async def test_lookups_of_jobs_wait_while_too_many_nodes_are_owed(
+    backend: FakeBackend, session: Session, owing: Callable[[], None]
+) -> None:
+    def job() -> Job:
+        yield [Ask(fuse.getattr(ROOT))]
+        yield [Ask(fuse.lookup(ROOT, b"Image"))]
+
+    jobs = Jobs(session.channel)
+    jobs.add(job())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(jobs.run)
+        await wait_all_tasks_blocked()
+        assert len(backend.named(Opcode.GETATTR)) == 1
+        assert backend.named(Opcode.LOOKUP) == []
+        owing()
+    assert len(backend.named(Opcode.LOOKUP)) == 1
+
+
+async def test_what_waits_for_its_turn_is_overdue_like_all_else(
+    backend: FakeBackend,
+    session: Session,
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - ten seconds pass at once
+) -> None:
+    withheld = Withheld(backend, Opcode.READ)
+    overdue = 0
+
+    async def read() -> None:
+        nonlocal overdue
+        with given_back(await session.payloads.take(1)) as [buffer]:
+            request = fuse.read(NodeId(2), fuse.FileHandle(1), 0, 1 << 20)
+            with pytest.raises(BackendTimeout, match="did not answer READ within 10 s"):
+                await session.channel.call_into(request, buffer)
+            overdue += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(read)
+    assert overdue == 10
+    await wait_all_tasks_blocked()
+    # Those that wait are overdue as soon as the first ones are: they never reach the backend.
+    assert len(withheld.requests) == len(backend.named(Opcode.INTERRUPT)) == 4
+    withheld.let_go()
+    await wait_all_tasks_blocked()
+    assert session.channel.in_flight == session.payloads.taken == 0
+
+
+async def test_other_tasks_have_their_turn_between_many_replies(
+    backend: FakeBackend, session: Session
+) -> None:
+    withheld = Withheld(backend, Opcode.STATFS)
+    ended = 0
+    seen: set[int] = set()
+
+    def job() -> Job:
+        nonlocal ended
+        yield [Ask(fuse.statfs(ROOT))]
+        ended += 1
+
+    jobs = Jobs(session.channel, depth=200)
+    for _ in range(200):
+        jobs.add(job())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(jobs.run)
+        await wait_all_tasks_blocked()
+        withheld.let_go()
+        while ended < 200:
+            await trio.lowlevel.checkpoint()
+            seen.add(ended)
+    assert seen & {64, 128, 192}

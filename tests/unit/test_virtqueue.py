@@ -1,338 +1,450 @@
 """The driver's side of the split ring: its bytes in memory, and every check on the used ring.
 
-A ring of 4 lies so (VIRTIO 1.2, section 2.7), which the tests write and read by hand::
+A ring of 16 lies at 64 of a region (VIRTIO 1.2, section 2.7), which the tests write and read by
+hand; offsets are the ring's own::
 
-     0  descriptors: addr u64 | len u32 | flags u16 | next u16, 16 bytes each
-    64  available:   flags u16 | idx u16 | ring u16 * 4 | used_event u16
-    80  used:        flags u16 | idx u16 | (id u32 | len u32) * 4 | avail_event u16
+      0  descriptors: addr u64 | len u32 | flags u16 | next u16, 16 bytes each
+    256  available:   flags u16 | idx u16 | ring u16 * 16 | used_event u16
+    296  used:        flags u16 | idx u16 | (id u32 | len u32) * 16 | avail_event u16
+
+Its five slots have their rooms from 1024 of the region on: 64 bytes of request and 48 of reply.
 """
 
-import struct
-from collections.abc import Sequence
+import mmap
+from typing import Final
 
 import pytest
 
-from memory.virtqueue import RingFullError, Span, Virtqueue
+from memory.guest import GuestRegion
+from memory.virtqueue import RingFullError, Rooms, Used, Virtqueue
 from protocol import MalformedError
 from protocol.virtio_ring import RingLayout
 
-SIZE = 118
-REQUEST = Span(0x1_0000_2000, 0x30)
-HEADER = Span(0x1_0000_3000, 16)
-PAYLOAD = Span(0x1_0010_0000, 0x10_0000)
+SIZE: Final = 430
+RING: Final = 64
+ROOMS: Final = 1024
+GUEST: Final = 0x1_0000_0000
+TARGET: Final = 0x1_0010_0000
+SLOTS: Final = 5
+
+
+class Shared:
+    size = mmap.PAGESIZE
+
+    def fileno(self) -> int:
+        return -1
 
 
 class Ring:
-    """A ring of 4, its queue and its raw bytes."""
+    """A ring of 16, its queue and its raw bytes."""
 
-    def __init__(self, base: int = 0, rubbish: int = 0) -> None:
-        self.bytes = bytearray([rubbish]) * SIZE
-        self.queue: Virtqueue[str] = Virtqueue(memoryview(self.bytes), RingLayout.for_size(4), base)
-        self._next = base
+    def __init__(self, base: int = 0, rubbish: int = 0, *, replies: bool = True) -> None:
+        self.memory = mmap.mmap(-1, mmap.PAGESIZE)
+        self.memory[:] = bytes([rubbish]) * mmap.PAGESIZE
+        self.rooms = Rooms(ROOMS, 64, 48 if replies else 0)
+        placed = GuestRegion(Shared(), GUEST)
+        layout = RingLayout.for_size(16)
+        self.queue = Virtqueue(self.memory, placed, RING, layout, self.rooms, base)
 
-    def add(
-        self, token: str, readable: Sequence[Span] = (REQUEST,), writable: Sequence[Span] = ()
-    ) -> int:
-        """Add a chain; return its head, which stands in the next place of the available ring."""
-        self.queue.add(readable, writable, token)
-        at = 68 + 2 * (self._next % 4)
-        self._next += 1
-        return int.from_bytes(self.bytes[at : at + 2], "little")
+    def add(self, message: bytes = b"request", reply: int = 16, length: int = 0) -> int:
+        return self.queue.add(message, reply, TARGET, length)
 
-    def chain(self, head: int) -> tuple[list[int], list[str]]:
-        """Follow a chain from descriptor to descriptor.
+    def read(self, at: int, size: int) -> bytes:
+        return self.memory[RING + at : RING + at + size]
 
-        Returns:
-            Which descriptors they are, and the bytes of address, length and flags of each.
+    def write(self, at: int, content: bytes) -> None:
+        self.memory[RING + at : RING + at + len(content)] = content
 
-        """
-        slots, records = [head], []
-        while len(slots) <= 4:
-            at = 16 * slots[-1]
-            records.append(bytes(self.bytes[at : at + 14]).hex())
-            if not self.bytes[at + 12] & 1:
+    @property
+    def whole(self) -> bytes:
+        return self.read(0, SIZE)
+
+    def chain(self, head: int) -> list[str]:
+        """Return the descriptors of a chain as they stand in memory, from the head on."""
+        records: list[str] = []
+        slot = head
+        while len(records) <= 16:
+            record = self.read(16 * slot, 16)
+            records.append(record.hex())
+            if not record[12] & 1:
                 break
-            slots.append(int.from_bytes(self.bytes[at + 14 : at + 16], "little"))
-        return slots, records
+            slot = int.from_bytes(record[14:16], "little")
+        return records
 
     @property
     def available_index(self) -> str:
-        return bytes(self.bytes[66:68]).hex()
+        return self.read(258, 2).hex()
+
+    def available(self, place: int) -> int:
+        return int.from_bytes(self.read(260 + 2 * place, 2), "little")
 
     def use(self, position: int, head: int, length: int, index: int | None = None) -> None:
         """Write the used element at ``position``, and used.idx where one is told."""
-        at = 84 + 8 * position
-        self.bytes[at : at + 8] = head.to_bytes(4, "little") + length.to_bytes(4, "little")
+        self.write(300 + 8 * position, head.to_bytes(4, "little") + length.to_bytes(4, "little"))
         if index is not None:
             self.set_used_index(index)
 
     def set_used_index(self, index: int) -> None:
-        self.bytes[82:84] = index.to_bytes(2, "little")
+        self.write(298, index.to_bytes(2, "little"))
+
+    def answer(self, head: int, reply: bytes) -> None:
+        """Write what a device answers into a slot's room."""
+        at = ROOMS + head // 3 * self.rooms.size + 64
+        self.memory[at : at + len(reply)] = reply
+
+    def reap(self) -> list[Used]:
+        return list(self.queue.reap())
 
 
 class TestNewRing:
-    def test_memory_is_zeroed_whatever_stood_there(self) -> None:
-        assert Ring(rubbish=0xFF).bytes == bytes(SIZE)
+    def test_memory_is_zeroed_but_for_where_messages_lie(self) -> None:
+        ring = Ring(rubbish=0xFF)
+        assert ring.read(256, SIZE - 256) == bytes(SIZE - 256)
+        for descriptor in range(16):
+            assert ring.read(16 * descriptor + 8, 8) == bytes(8)
+        assert ring.read(-1, 1) == ring.read(SIZE, 1) == b"\xff"
+
+    def test_addresses_of_requests_and_replies_are_laid_once(self) -> None:
+        ring = Ring()
+        for slot in range(SLOTS):
+            room = GUEST + ROOMS + 112 * slot
+            assert ring.read(48 * slot, 8) == room.to_bytes(8, "little")
+            assert ring.read(48 * slot + 16, 8) == (room + 64).to_bytes(8, "little")
+        assert ring.read(240, 16) == bytes(16)  # one descriptor is left over
+
+    def test_queue_without_replies_has_a_slot_a_descriptor(self) -> None:
+        ring = Ring(replies=False)
+        assert (ring.queue.free, ring.queue.chain) == (16, 1)
+        for slot in range(16):
+            room = GUEST + ROOMS + 64 * slot
+            assert ring.read(16 * slot, 8) == room.to_bytes(8, "little")
 
     def test_both_indices_begin_at_the_base(self) -> None:
         ring = Ring(base=0x1234, rubbish=0xFF)
-        assert ring.bytes[64:68] == bytes.fromhex("0000 3412")
-        assert ring.bytes[80:84] == bytes.fromhex("0000 3412")
-        assert sum(ring.bytes) == 2 * (0x12 + 0x34)
+        assert ring.read(256, 4) == bytes.fromhex("0000 3412")
+        assert ring.read(296, 4) == bytes.fromhex("0000 3412")
+        assert sum(ring.read(256, SIZE - 256)) == 2 * (0x12 + 0x34)
 
     def test_base_is_0_where_none_is_told(self) -> None:
-        memory = bytearray(b"\xff" * SIZE)
-        queue: Virtqueue[str] = Virtqueue(memoryview(memory), RingLayout.for_size(4))
-        assert memory == bytes(SIZE)
-        queue.close()
+        placed = GuestRegion(Shared(), GUEST)
+        memory = mmap.mmap(-1, mmap.PAGESIZE)
+        queue = Virtqueue(memory, placed, 0, RingLayout.for_size(16), Rooms(ROOMS, 8, 8))
+        assert memory[256:SIZE] == bytes(SIZE - 256)
+        assert queue.reaped == 0
 
-    @pytest.mark.parametrize("size", [0, SIZE - 1, SIZE + 1])
-    def test_memory_of_another_size_is_refused(self, size: int) -> None:
-        with pytest.raises(ValueError, match=f"{size} bytes for a ring of {SIZE}"):
-            Virtqueue(memoryview(bytearray(size)), RingLayout.for_size(4))
+    @pytest.mark.parametrize(
+        ("ring", "rooms"),
+        [
+            pytest.param(mmap.PAGESIZE - SIZE + 1, ROOMS, id="the ring"),
+            pytest.param(0, mmap.PAGESIZE - SLOTS * 112 + 1, id="a room"),
+            pytest.param(-1, ROOMS, id="the ring begins before it"),
+        ],
+    )
+    def test_nothing_leaves_the_region(self, ring: int, rooms: int) -> None:
+        placed = GuestRegion(Shared(), GUEST)
+        with pytest.raises(ValueError, match="leave the region"):
+            Virtqueue(
+                mmap.mmap(-1, mmap.PAGESIZE),
+                placed,
+                ring,
+                RingLayout.for_size(16),
+                Rooms(rooms, 64, 48),
+            )
+
+    def test_ring_and_rooms_may_fill_the_region(self) -> None:
+        size = -(-SIZE // 16) * 16 + SLOTS * 112
+        shared = Shared()
+        shared.size = size
+        memory = mmap.mmap(-1, size)
+        layout = RingLayout.for_size(16)
+        Virtqueue(memory, GuestRegion(shared, GUEST), 0, layout, Rooms(432, 64, 48)).close()
+        memory.close()
 
     def test_everything_is_free_and_nothing_was_used(self) -> None:
         ring = Ring()
-        assert (ring.queue.free, ring.queue.outstanding) == (4, 0)
-        assert list(ring.queue.reap()) == []
+        assert (ring.queue.free, ring.queue.outstanding) == (SLOTS, 0)
+        assert ring.queue.is_idle
+        assert ring.reap() == []
 
 
 class TestChains:
-    """Each descriptor: addr | len | flags, as it stands in memory."""
+    """Each descriptor: addr | len | flags | next, as it stands in memory. The first slot is 0."""
 
-    def test_chain_of_one_readable_span(self) -> None:
+    def test_request_with_a_reply(self) -> None:
         ring = Ring()
-        head = ring.add("forget", [REQUEST])
-        assert ring.chain(head) == ([head], ["0020000001000000300000000000"])
+        assert ring.add(b"a request", reply=24) == 0
+        assert ring.chain(0) == [
+            "00040000010000000900000001000100",  # NEXT
+            "40040000010000001800000002000000",  # WRITE
+        ]
+        assert ring.memory[ROOMS : ROOMS + 9] == b"a request"
 
-    def test_chain_of_one_writable_span(self) -> None:
+    def test_request_with_a_target(self) -> None:
         ring = Ring()
-        head = ring.add("only a reply", [], [HEADER])
-        assert ring.chain(head) == ([head], ["0030000001000000100000000200"])  # WRITE
-
-    def test_chain_of_readable_and_writable_spans_is_linked_in_order(self) -> None:
-        ring = Ring()
-        slots, records = ring.chain(ring.add("read", [REQUEST], [HEADER, PAYLOAD]))
-        assert len(set(slots)) == 3
-        assert records == [
-            "0020000001000000300000000100",  # NEXT
-            "0030000001000000100000000300",  # NEXT and WRITE
-            "0000100001000000000010000200",  # WRITE, the last
+        ring.add()
+        assert ring.add(b"read", length=0x1234) == 3
+        assert ring.chain(3) == [
+            "70040000010000000400000001000400",  # NEXT
+            "b0040000010000001000000003000500",  # NEXT and WRITE
+            "00001000010000003412000002000000",  # WRITE, the last
         ]
 
-    def test_readable_spans_are_linked_without_the_write_flag(self) -> None:
-        ring = Ring()
-        slots, records = ring.chain(ring.add("write", [REQUEST, HEADER]))
-        assert len(set(slots)) == 2
-        assert records == [
-            "0020000001000000300000000100",
-            "0030000001000000100000000000",
-        ]
+    def test_request_without_a_reply(self) -> None:
+        ring = Ring(replies=False)
+        assert [ring.add(b"forget", reply=0), ring.add(b"more", reply=0)] == [0, 1]
+        assert ring.chain(0) == ["00040000010000000600000000000000"]
+        assert ring.chain(1) == ["40040000010000000400000000000000"]
+        assert ring.memory[ROOMS + 64 : ROOMS + 68] == b"more"
 
-    def test_every_readable_span_has_a_descriptor_of_its_own(self) -> None:
+    def test_request_without_a_reply_in_a_slot_that_could_have_one(self) -> None:
         ring = Ring()
-        slots, records = ring.chain(ring.add("write", [REQUEST, HEADER, PAYLOAD, REQUEST]))
-        assert sorted(slots) == [0, 1, 2, 3]
-        assert records == [
-            "0020000001000000300000000100",
-            "0030000001000000100000000100",
-            "0000100001000000000010000100",
-            "0020000001000000300000000000",
-        ]
+        assert ring.chain(ring.add(b"forget", reply=0)) == ["00040000010000000600000000000000"]
 
-    @pytest.mark.parametrize(("readable", "writable"), [([REQUEST], []), ([REQUEST], [HEADER])])
-    def test_next_of_the_last_descriptor_is_0(
-        self, readable: Sequence[Span], writable: Sequence[Span]
-    ) -> None:
+    def test_slot_serves_for_each_kind_in_turn(self) -> None:
         ring = Ring()
-        last = ring.chain(ring.add("any", readable, writable))[0][-1]
-        assert ring.bytes[16 * last + 14 : 16 * last + 16] == bytes(2)
+        for turn, (reply, length) in enumerate(((16, 100), (48, 0), (0, 0), (16, 1), (20, 0))):
+            assert ring.add(b"x" * (turn + 1), reply, length) == 0
+            chain = ring.chain(0)
+            assert len(chain) == (1 if not reply else 3 if length else 2)
+            assert [int(record[16:18], 16) for record in chain] == [
+                size for size in (turn + 1, reply, length) if size
+            ]
+            ring.queue.publish()
+            ring.use(turn, 0, reply, index=turn + 1)
+            assert [head for head, _, _ in ring.reap()] == [0]
 
-    def test_second_chain_takes_descriptors_that_are_free(self) -> None:
+    def test_longest_parts(self) -> None:
         ring = Ring()
-        first = ring.add("first", [REQUEST, REQUEST])
-        second = ring.add("second", [], [PAYLOAD, HEADER])
-        slots, records = ring.chain(second)
-        assert sorted(ring.chain(first)[0] + slots) == [0, 1, 2, 3]
-        assert records == [
-            "0000100001000000000010000300",
-            "0030000001000000100000000200",
-        ]
-        assert ring.chain(first)[1] == [
-            "0020000001000000300000000100",
-            "0020000001000000300000000000",
-        ]
+        head = ring.add(b"x" * 64, reply=48, length=0xFFFF_FFFF)
+        assert [record[16:24] for record in ring.chain(head)] == ["40000000", "30000000", "f" * 8]
 
     def test_free_and_outstanding_are_counted(self) -> None:
         ring = Ring()
-        ring.add("first", [REQUEST], [HEADER, HEADER])
-        assert (ring.queue.free, ring.queue.outstanding) == (1, 1)
-        ring.add("second")
-        assert (ring.queue.free, ring.queue.outstanding) == (0, 2)
+        for count in range(1, SLOTS + 1):
+            assert ring.add() == 3 * (count - 1)
+            assert (ring.queue.free, ring.queue.outstanding) == (SLOTS - count, count)
+        assert ring.queue.is_idle
+        ring.queue.publish()
+        assert not ring.queue.is_idle
 
     @pytest.mark.parametrize(
-        ("readable", "writable"),
+        ("size", "reply", "length"),
         [
-            pytest.param([], [], id="no span"),
-            pytest.param([Span(0x1000, 0)], [HEADER], id="an empty readable span"),
-            pytest.param([REQUEST], [HEADER, Span(0x1000, 0)], id="an empty writable span"),
-            pytest.param([Span(0x1000, -1)], [], id="less than an empty span"),
+            pytest.param(0, 16, 0, id="no request"),
+            pytest.param(65, 16, 0, id="a request longer than its room"),
+            pytest.param(8, 49, 0, id="a reply longer than its room"),
+            pytest.param(8, -1, 0, id="a reply of less than nothing"),
+            pytest.param(8, 0, 8, id="a target without a header"),
+            pytest.param(8, 16, 1 << 32, id="a target of 33 bits"),
+            pytest.param(8, 16, -1, id="a target of less than nothing"),
         ],
     )
-    def test_chain_that_kills_backends_is_refused(
-        self, readable: Sequence[Span], writable: Sequence[Span]
-    ) -> None:
+    def test_chain_that_kills_backends_is_refused(self, size: int, reply: int, length: int) -> None:
         ring = Ring()
-        with pytest.raises(ValueError, match="no or empty spans"):
-            ring.add("bad", readable, writable)
-        assert ring.bytes == bytes(SIZE)
-        assert (ring.queue.free, ring.queue.outstanding) == (4, 0)
+        before = ring.whole
+        with pytest.raises(
+            ValueError, match=rf" of ({size}|{length}) bytes with a reply of {reply}"
+        ):
+            ring.add(b"x" * size, reply, length)
+        assert ring.whole == before
+        assert (ring.queue.free, ring.queue.outstanding) == (SLOTS, 0)
 
-    @pytest.mark.parametrize("count", [2, 5], ids=["more than are free", "more than the ring has"])
-    def test_chain_too_long_for_the_free_descriptors_changes_nothing(self, count: int) -> None:
-        ring = Ring()
-        ring.add("first", [REQUEST] * 3)
-        before = bytes(ring.bytes)
-        with pytest.raises(RingFullError, match=f"{count} descriptors wanted, 1 free"):
-            ring.add("second", [REQUEST] * count)
-        assert ring.bytes == before
-        assert (ring.queue.free, ring.queue.outstanding) == (1, 1)
+    def test_reply_is_refused_where_none_has_a_room(self) -> None:
+        ring = Ring(replies=False)
+        with pytest.raises(ValueError, match="with a reply of 16 bytes"):
+            ring.add()
 
-    @pytest.mark.parametrize(
-        "span",
-        [
-            pytest.param(Span(0x1000, 1 << 32), id="a length of 33 bits"),
-            pytest.param(Span(-1, 16), id="a negative address"),
-        ],
-    )
-    def test_span_that_no_descriptor_holds_changes_nothing(self, span: Span) -> None:
+    @pytest.mark.parametrize("target", [-1, 1 << 64])
+    def test_target_that_no_descriptor_holds_changes_nothing(self, target: int) -> None:
         ring = Ring()
-        with pytest.raises((ValueError, struct.error)):
-            ring.add("bad", [REQUEST, span])
-        assert (ring.queue.free, ring.queue.outstanding) == (4, 0)
+        with pytest.raises(ValueError, match="invalid value"):
+            ring.queue.add(b"read", 16, target, 16)
+        assert (ring.queue.free, ring.queue.outstanding) == (SLOTS, 0)
+        assert ring.queue.publish() is False
+
+    def test_full_ring_takes_nothing(self) -> None:
+        ring = Ring()
+        for _ in range(SLOTS):
+            ring.add()
+        before = ring.memory[:]
+        with pytest.raises(RingFullError, match="no slot is free"):
+            ring.add(b"one more")
+        assert ring.memory[:] == before
+        assert ring.queue.outstanding == SLOTS
 
 
 class TestPublish:
     def test_device_sees_nothing_before(self) -> None:
         ring = Ring()
-        ring.add("first")
+        ring.add()
         assert ring.available_index == "0000"
 
     def test_all_chains_added_are_shown_at_once(self) -> None:
         ring = Ring()
-        heads = [ring.add("first", [REQUEST, REQUEST]), ring.add("second")]
+        heads = [ring.add(), ring.add()]
         assert ring.queue.publish() is True
         assert ring.available_index == "0200"
-        assert [ring.bytes[68], ring.bytes[70]] == heads
-        assert ring.bytes[72:78] == bytes(6)
+        assert [ring.available(0), ring.available(1)] == heads == [0, 3]
+        assert ring.read(264, 32) == bytes(32)
 
     def test_nothing_new_needs_no_kick(self) -> None:
         ring = Ring()
         assert ring.queue.publish() is False
-        ring.add("first")
+        ring.add()
         assert ring.queue.publish() is True
         assert ring.queue.publish() is False
         assert ring.available_index == "0100"
 
     def test_flags_stay_0_and_the_devices_are_not_read(self) -> None:
         ring = Ring()
-        ring.bytes[80:82] = b"\x01\x00"  # VIRTQ_USED_F_NO_NOTIFY
-        ring.add("first")
+        ring.write(296, b"\x01\x00")  # VIRTQ_USED_F_NO_NOTIFY
+        ring.add()
         assert ring.queue.publish() is True
-        assert ring.bytes[64:66] == b"\0\0"
-        assert ring.bytes[76:78] == b"\0\0"
+        assert ring.read(256, 2) == b"\0\0"
+        assert ring.read(292, 2) == b"\0\0"
 
     def test_index_wraps_at_65536_and_the_ring_at_its_size(self) -> None:
         ring = Ring(base=65535)
-        heads = [ring.add("first"), ring.add("second")]
+        heads = [ring.add(), ring.add()]
         assert ring.queue.publish() is True
         assert ring.available_index == "0100"
-        # 65535 is place 3 of 4, and 0 is place 0
-        assert [ring.bytes[74], ring.bytes[68]] == heads
+        # 65535 is place 15 of 16, and 0 is place 0
+        assert [ring.available(15), ring.available(0)] == heads
 
     def test_index_of_65535_is_followed_by_0(self) -> None:
         ring = Ring(base=65534)
-        ring.add("first")
+        ring.add()
         ring.queue.publish()
         assert ring.available_index == "ffff"
-        ring.add("second")
+        ring.add()
         ring.queue.publish()
         assert ring.available_index == "0000"
 
 
 class TestReap:
-    def test_token_and_length_of_a_used_chain(self) -> None:
+    def test_slot_length_and_reply_of_a_used_chain(self) -> None:
         ring = Ring()
-        head = ring.add("read", [REQUEST], [HEADER, HEADER])
+        head = ring.add(reply=48)
         ring.queue.publish()
-        assert list(ring.queue.reap()) == []
+        assert ring.reap() == []
+        ring.answer(head, b"twenty bytes, it is, and more")
         ring.use(0, head, length=20, index=1)
-        assert list(ring.queue.reap()) == [("read", 20)]
-        assert (ring.queue.free, ring.queue.outstanding) == (4, 0)
-        assert list(ring.queue.reap()) == []
+        assert ring.reap() == [(head, 20, b"twenty bytes, it is,")]
+        assert (ring.queue.free, ring.queue.outstanding, ring.queue.reaped) == (SLOTS, 0, 1)
+        assert ring.queue.is_idle
+        assert ring.reap() == []
 
     @pytest.mark.parametrize("length", [0, 1, 31, 32])
     def test_any_length_up_to_the_writable_bytes(self, length: int) -> None:
         ring = Ring()
-        head = ring.add("read", [REQUEST], [HEADER, HEADER])
+        head = ring.add(reply=32)
         ring.queue.publish()
+        ring.answer(head, b"x" * 32)
         ring.use(0, head, length, index=1)
-        assert list(ring.queue.reap()) == [("read", length)]
+        assert ring.reap() == [(head, length, b"x" * length)]
+
+    @pytest.mark.parametrize("length", [0, 15, 16, 17, 1016])
+    def test_of_a_target_only_the_header_is_the_reply(self, length: int) -> None:
+        ring = Ring()
+        head = ring.add(reply=16, length=1000)
+        ring.queue.publish()
+        ring.answer(head, b"y" * 32)
+        ring.use(0, head, length, index=1)
+        assert ring.reap() == [(head, length, b"y" * min(length, 16))]
 
     def test_chains_come_back_in_the_devices_order(self) -> None:
         ring = Ring()
-        first, second, third, fourth = map(ring.add, ("first", "second", "third", "fourth"))
+        first, second, third, fourth = (ring.add(reply=reply) for reply in (16, 17, 18, 19))
         ring.queue.publish()
         for position, head in enumerate((third, first, fourth)):
             ring.use(position, head, 0)
         ring.set_used_index(3)
-        assert list(ring.queue.reap()) == [("third", 0), ("first", 0), ("fourth", 0)]
-        assert (ring.queue.free, ring.queue.outstanding) == (3, 1)
+        assert ring.reap() == [(third, 0, b""), (first, 0, b""), (fourth, 0, b"")]
+        assert (ring.queue.free, ring.queue.outstanding) == (SLOTS - 1, 1)
         ring.use(3, second, length=0, index=4)
-        assert list(ring.queue.reap()) == [("second", 0)]
+        assert ring.reap() == [(second, 0, b"")]
 
-    def test_descriptors_of_a_used_chain_serve_again(self) -> None:
+    def test_no_more_than_asked_for(self) -> None:
+        ring = Ring(base=14)
+        heads = [ring.add() for _ in range(5)]
+        ring.queue.publish()
+        for position, head in enumerate(heads):
+            ring.use((14 + position) % 16, head, 0)
+        ring.set_used_index(14 + 5)
+        assert [head for head, _, _ in ring.queue.reap(1)] == heads[:1]
+        assert [head for head, _, _ in ring.queue.reap(3)] == heads[1:4]
+        assert (ring.queue.free, ring.queue.outstanding) == (4, 1)
+        assert [head for head, _, _ in ring.queue.reap(3)] == heads[4:]
+
+    def test_slot_is_free_once_its_reply_was_taken(self) -> None:
+        """While it is looked at, no other request has its room."""
         ring = Ring()
-        kept = ring.add("kept")
-        for turn in range(10):
-            head = ring.add(f"turn {turn}", [REQUEST], [HEADER, PAYLOAD])
-            slots, records = ring.chain(head)
-            assert sorted([kept, *slots]) == [0, 1, 2, 3]
-            assert len(records) == 3
+        heads = [ring.add() for _ in range(SLOTS)]
+        ring.queue.publish()
+        for position, head in enumerate(heads[:2]):
+            ring.use(position, head, 16)
+        ring.set_used_index(2)
+        reaped = ring.queue.reap()
+        assert next(reaped)[0] == heads[0]
+        assert (ring.queue.free, ring.queue.outstanding) == (0, SLOTS - 1)
+        assert next(reaped)[0] == heads[1]
+        assert ring.queue.free == 1
+        assert ring.add() == heads[0]
+        assert next(reaped, None) is None
+        assert ring.queue.free == 1
+
+    def test_slot_of_a_used_chain_serves_again(self) -> None:
+        ring = Ring()
+        ring.add()
+        for turn in range(20):
+            head = ring.add(b"turn %d" % turn, length=turn + 1)
+            assert head == 3
+            assert ring.memory[ROOMS + 112 :].startswith(b"turn %d" % turn)
             ring.queue.publish()
-            ring.use(turn % 4, head, length=16, index=turn + 1)
-            assert list(ring.queue.reap()) == [(f"turn {turn}", 16)]
-            assert ring.queue.free == 3
+            ring.use(turn % 16, head, length=16, index=turn + 1)
+            assert [used[:2] for used in ring.reap()] == [(head, 16)]
+            assert ring.queue.free == SLOTS - 1
 
     def test_what_the_device_wrote_over_the_chain_does_not_matter(self) -> None:
         ring = Ring()
-        head = ring.add("first", [REQUEST, REQUEST], [HEADER])
+        head = ring.add(reply=16)
         ring.queue.publish()
-        ring.bytes[:78] = b"\xff" * 78  # descriptors and the available ring
+        ring.write(0, b"\xff" * 294)  # descriptors and the available ring
         ring.use(0, head, length=16, index=1)
-        assert list(ring.queue.reap()) == [("first", 16)]
-        assert ring.queue.free == 4
+        assert [used[:2] for used in ring.reap()] == [(head, 16)]
+        assert ring.queue.free == SLOTS
 
     def test_used_index_wraps_at_65536_and_the_ring_at_its_size(self) -> None:
         ring = Ring(base=65535)
-        first, second = ring.add("first"), ring.add("second")
+        first, second = ring.add(), ring.add()
         ring.queue.publish()
-        ring.use(3, second, length=0)
+        ring.use(15, second, length=0)
         ring.use(0, first, length=0, index=1)
-        assert list(ring.queue.reap()) == [("second", 0), ("first", 0)]
+        assert [head for head, _, _ in ring.reap()] == [second, first]
+        assert ring.queue.reaped == 1
+
+    def test_last_place_of_the_ring_is_read_alone(self) -> None:
+        ring = Ring(base=15)
+        head = ring.add()
+        ring.queue.publish()
+        ring.use(15, head, length=0, index=16)
+        ring.use(0, 77, 77)
+        assert ring.reap() == [(head, 0, b"")]
 
     def test_chain_added_while_reaping_does_not_disturb(self) -> None:
         ring = Ring()
-        heads = [ring.add(token, [REQUEST, REQUEST]) for token in ("first", "second")]
+        heads = [ring.add() for _ in range(SLOTS)]
         ring.queue.publish()
         for position, head in enumerate(heads):
             ring.use(position, head, length=0, index=position + 1)
-        tokens = []
-        for token, _ in ring.queue.reap():
-            tokens.append(token)
-            ring.add(f"after {token}", [REQUEST, REQUEST])
-        assert tokens == ["first", "second"]
-        assert (ring.queue.free, ring.queue.outstanding) == (0, 2)
+        taken, added = [], []
+        for head, _, _ in ring.queue.reap():
+            taken.append(head)
+            if ring.queue.free:
+                added.append(ring.add())
+        assert taken == heads
+        assert added == heads[:-1]
+        assert (ring.queue.free, ring.queue.outstanding) == (1, 4)
 
 
 class TestFences:
@@ -342,52 +454,59 @@ class TestFences:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ring = Ring()
-        at_fence = []
-        monkeypatch.setattr(ring.queue, "_fence", lambda: at_fence.append(bytes(ring.bytes)))
-        head = ring.add("first")
+        at_fence: list[bytes] = []
+        monkeypatch.setattr(ring.queue, "_fence", lambda: at_fence.append(ring.whole))
+        ring.add()
+        head = ring.add(b"request")
         assert at_fence == []
         ring.queue.publish()
         (before,) = at_fence
-        assert before[66:68] == bytes.fromhex("0000")
-        assert before[68:70] == head.to_bytes(2, "little")
-        assert before[16 * head : 16 * head + 14].hex() == "0020000001000000300000000000"
-        assert ring.available_index == "0100"
+        assert before[258:260] == bytes.fromhex("0000")
+        assert before[262:264] == head.to_bytes(2, "little")
+        assert before[16 * head + 8 : 16 * head + 16].hex() == "0700000001000400"
+        assert ring.available_index == "0200"
 
     def test_elements_are_read_after_the_index_that_announces_them(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ring = Ring()
-        head = ring.add("first", [REQUEST], [HEADER])
+        head = ring.add(reply=16)
         ring.queue.publish()
         ring.set_used_index(1)
         # What stood there before the fence is not the device's last word.
         ring.use(0, 0xFFFF_FFFF, length=0xFFFF_FFFF)
-        monkeypatch.setattr(ring.queue, "_fence", lambda: ring.use(0, head, length=16))
-        assert list(ring.queue.reap()) == [("first", 16)]
+        ring.answer(head, b"not the last one")
+
+        def fence() -> None:
+            ring.use(0, head, length=16)
+            ring.answer(head, b"the last word is")
+
+        monkeypatch.setattr(ring.queue, "_fence", fence)
+        assert ring.reap() == [(head, 16, b"the last word is")]
 
     def test_index_is_read_before_the_fence(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ring = Ring()
-        head = ring.add("first")
+        head = ring.add()
         ring.queue.publish()
         monkeypatch.setattr(ring.queue, "_fence", lambda: ring.use(0, head, length=0, index=1))
-        assert list(ring.queue.reap()) == []
-        assert list(ring.queue.reap()) == [("first", 0)]
+        assert ring.reap() == []
+        assert ring.reap() == [(head, 0, b"")]
 
 
 class TwoChains(Ring):
-    """Published: "forget", a readable span, and "read", a readable one and 16 + 16 bytes."""
+    """Published: "forget", which has no reply, and "read", which has 16 and 16 bytes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.forget = self.add("forget")
-        self.read = self.add("read", [REQUEST], [HEADER, HEADER])
+        self.forget = self.add(b"forget", reply=0)
+        self.read_ = self.add(b"read", length=16)
         self.queue.publish()
 
     def refuses(self, complaint: str) -> None:
         """Check that nothing is taken from the used ring."""
         with pytest.raises(MalformedError, match=complaint):
-            list(self.queue.reap())
-        assert (self.queue.free, self.queue.outstanding) == (0, 2)
+            self.reap()
+        assert (self.queue.free, self.queue.outstanding) == (SLOTS - 2, 2)
 
 
 class TestLies:
@@ -406,16 +525,23 @@ class TestLies:
         ring.set_used_index(index)
         ring.refuses(f"moved by {step} with 2 outstanding")
 
+    def test_index_is_checked_whole_however_little_is_asked_for(self) -> None:
+        ring = TwoChains()
+        ring.use(0, ring.forget, length=0, index=3)
+        with pytest.raises(MalformedError, match="moved by 3 with 2 outstanding"):
+            list(ring.queue.reap(1))
+
     def test_index_stands_while_nothing_is_outstanding(self) -> None:
         ring = Ring()
         ring.set_used_index(1)
         with pytest.raises(MalformedError, match="moved by 1 with 0 outstanding"):
-            list(ring.queue.reap())
+            ring.reap()
 
     @pytest.mark.parametrize(
         "head",
         [
-            pytest.param(4, id="the size of the ring"),
+            pytest.param(15, id="a descriptor of no slot"),
+            pytest.param(16, id="the size of the ring"),
             pytest.param(0xFFFFFFFF, id="all ones"),
         ],
     )
@@ -432,59 +558,62 @@ class TestLies:
     @pytest.mark.parametrize("place", [1, 2], ids=["the middle", "the end"])
     def test_id_is_the_head_of_a_chain_and_no_other_part(self, place: int) -> None:
         ring = TwoChains()
-        slot = ring.chain(ring.read)[0][place]
-        ring.use(0, slot, length=0, index=1)
-        ring.refuses(f"used id {slot} is not the head")
+        ring.use(0, ring.read_ + place, length=0, index=1)
+        ring.refuses(f"used id {ring.read_ + place} is not the head")
 
-    def test_id_of_a_free_descriptor_is_refused(self) -> None:
+    def test_id_of_a_free_slot_is_refused(self) -> None:
         ring = Ring()
-        head = ring.add("forget")
+        ring.add()
         ring.queue.publish()
-        ring.use(0, head ^ 1, length=0, index=1)
-        with pytest.raises(MalformedError, match=f"used id {head ^ 1} is not the head"):
-            list(ring.queue.reap())
+        ring.use(0, 3, length=0, index=1)
+        with pytest.raises(MalformedError, match="used id 3 is not the head"):
+            ring.reap()
 
     def test_chain_is_used_once(self) -> None:
         ring = TwoChains()
         ring.use(0, ring.forget, length=0)
         ring.use(1, ring.forget, length=0, index=2)
         reaped = ring.queue.reap()
-        assert next(reaped) == ("forget", 0)
+        assert next(reaped) == (ring.forget, 0, b"")
         with pytest.raises(MalformedError, match=f"used id {ring.forget} is not the head"):
             next(reaped)
 
     def test_chain_is_used_once_over_two_calls(self) -> None:
         ring = TwoChains()
         ring.use(0, ring.forget, length=0, index=1)
-        assert list(ring.queue.reap()) == [("forget", 0)]
+        assert ring.reap() == [(ring.forget, 0, b"")]
         ring.use(1, ring.forget, length=0, index=2)
         with pytest.raises(MalformedError, match=f"used id {ring.forget} is not the head"):
-            list(ring.queue.reap())
+            ring.reap()
 
     def test_chain_that_was_not_published_is_not_used(self) -> None:
         ring = Ring()
-        head = ring.add("not published")
+        head = ring.add()
         assert ring.queue.outstanding == 1
         ring.use(0, head, length=0, index=1)
         with pytest.raises(MalformedError, match="moved by 1 with 0 outstanding"):
-            list(ring.queue.reap())
+            ring.reap()
 
     def test_id_of_a_chain_that_was_not_published_is_refused(self) -> None:
         ring = TwoChains()
-        ring.use(0, ring.read, length=0, index=1)
-        assert list(ring.queue.reap()) == [("read", 0)]
-        head = ring.add("not published")
+        ring.use(0, ring.read_, length=0, index=1)
+        assert ring.reap() == [(ring.read_, 0, b"")]
+        head = ring.add()
         ring.use(1, head, length=0, index=2)
         with pytest.raises(MalformedError, match=f"used id {head} is not the head"):
-            list(ring.queue.reap())
+            ring.reap()
 
     def test_duplicate_is_no_answer_to_the_chain_added_in_between(self) -> None:
         ring = TwoChains()
+        third = ring.add()
+        ring.queue.publish()
         ring.use(0, ring.forget, length=0)
-        ring.use(1, ring.forget, length=0, index=2)
+        ring.use(1, ring.read_, length=0)
+        ring.use(2, ring.forget, length=0, index=3)
         reaped = ring.queue.reap()
-        assert next(reaped) == ("forget", 0)
-        assert ring.add("added in between") == ring.forget
+        assert next(reaped) == (ring.forget, 0, b"")
+        assert next(reaped) == (ring.read_, 0, b"")
+        assert ring.add() == ring.forget != third
         with pytest.raises(MalformedError, match=f"used id {ring.forget} is not the head"):
             next(reaped)
 
@@ -496,18 +625,27 @@ class TestLies:
     @pytest.mark.parametrize("length", [33, 0xFFFFFFFF], ids=["one more", "all ones"])
     def test_length_is_no_larger_than_the_writable_bytes(self, length: int) -> None:
         ring = TwoChains()
-        ring.use(0, ring.read, length, index=1)
+        ring.use(0, ring.read_, length, index=1)
         ring.refuses(f"length {length} of 32 writable")
+
+    def test_length_is_that_of_the_request_that_has_the_slot_now(self) -> None:
+        ring = TwoChains()
+        ring.use(0, ring.read_, 32, index=1)
+        assert ring.reap() == [(ring.read_, 32, bytes(16))]
+        assert ring.add(reply=20) == ring.read_
+        ring.queue.publish()
+        ring.use(1, ring.read_, 21, index=2)
+        ring.refuses("length 21 of 20 writable")
 
     def test_chains_before_the_lie_are_delivered(self) -> None:
         ring = TwoChains()
-        ring.use(0, ring.read, length=32)
+        ring.use(0, ring.read_, length=32)
         ring.use(1, 7, length=0, index=2)
         reaped = ring.queue.reap()
-        assert next(reaped) == ("read", 32)
+        assert next(reaped) == (ring.read_, 32, bytes(16))
         with pytest.raises(MalformedError, match="used id 7"):
             next(reaped)
-        assert (ring.queue.free, ring.queue.outstanding) == (3, 1)
+        assert (ring.queue.free, ring.queue.outstanding) == (SLOTS - 1, 1)
 
 
 class TestHandOver:
@@ -515,67 +653,92 @@ class TestHandOver:
     def test_another_device_goes_on_where_the_one_before_stopped(self, base: int) -> None:
         ring = Ring(base)
         assert ring.queue.hand_over() == base
-        for number, token in enumerate(("first", "second")):
-            head = ring.add(token)
+        for number in range(2):
+            head = ring.add()
             ring.queue.publish()
-            ring.use((base + number) % 4, head, 0, index=(base + number + 1) % 0x10000)
-            assert list(ring.queue.reap()) == [(token, 0)]
+            ring.use((base + number) % 16, head, 0, index=(base + number + 1) % 0x10000)
+            assert ring.reap() == [(head, 0, b"")]
         assert ring.queue.hand_over() == (base + 2) % 0x10000
 
     def test_used_index_is_what_was_reaped_whatever_was_written(self) -> None:
         ring = Ring(0x1234)
         ring.set_used_index(0x4321)
         assert ring.queue.hand_over() == 0x1234
-        assert ring.bytes[80:84] == bytes.fromhex("0000 3412")
+        assert ring.read(296, 4) == bytes.fromhex("0000 3412")
         assert ring.queue.hand_over() == 0x1234
-        assert list(ring.queue.reap()) == []
+        assert ring.reap() == []
+
+    @pytest.mark.parametrize("replies", [True, False])
+    def test_chains_are_laid_anew_whatever_was_written(self, *, replies: bool) -> None:
+        ring = Ring(replies=replies)
+        laid = ring.read(0, 256)
+        ring.write(0, b"\xff" * 256)
+        ring.queue.hand_over()
+        for head in range(0, 15, 3 if replies else 1):
+            assert ring.read(16 * head, 8) == laid[16 * head : 16 * head + 8]
+            if replies:
+                assert ring.read(16 * head + 16, 8) == laid[16 * head + 16 : 16 * head + 24]
+        head = ring.add(reply=16 if replies else 0)
+        assert len(ring.chain(head)) == (2 if replies else 1)
 
     @pytest.mark.parametrize("published", [True, False])
     def test_not_while_chains_are_outstanding(self, *, published: bool) -> None:
         ring = Ring()
-        ring.add("first")
+        ring.add()
         ring.set_used_index(7)
         if published:
             ring.queue.publish()
         with pytest.raises(ValueError, match="a ring with 1 chains outstanding"):
             ring.queue.hand_over()
-        assert ring.bytes[82:84] == bytes.fromhex("0700")
+        assert ring.read(298, 2) == bytes.fromhex("0700")
 
 
 class TestEnd:
-    def test_abandon_gives_the_tokens_of_what_was_outstanding(self) -> None:
+    def test_nothing_is_outstanding_after_abandon_and_no_slot_free_for_it(self) -> None:
         ring = Ring()
-        _, second, _ = map(ring.add, ("first", "second", "third"))
+        for _ in range(2):
+            ring.add()
         ring.queue.publish()
-        ring.use(0, second, length=0, index=1)
-        assert list(ring.queue.reap()) == [("second", 0)]
-        ring.add("not published")
-        assert ring.queue.abandon() == ["first", "third", "not published"]
-        assert ring.queue.outstanding == 0
-        assert ring.queue.abandon() == []
+        ring.add()
+        ring.queue.abandon()
+        assert (ring.queue.free, ring.queue.outstanding) == (SLOTS - 3, 0)
+        assert ring.queue.is_idle
+        assert ring.queue.publish() is False
+        ring.queue.abandon()
 
     def test_nothing_comes_back_after_abandon(self) -> None:
         ring = Ring()
-        head = ring.add("first")
+        head = ring.add()
         ring.queue.publish()
         ring.queue.abandon()
         ring.use(0, head, length=0, index=1)
         with pytest.raises(MalformedError, match="with 0 outstanding"):
-            list(ring.queue.reap())
+            ring.reap()
+
+    def test_chain_of_before_is_not_believed_beside_one_of_after(self) -> None:
+        ring = Ring()
+        before = ring.add()
+        ring.queue.publish()
+        ring.queue.abandon()
+        ring.add()
+        ring.queue.publish()
+        ring.use(0, before, length=0, index=1)
+        with pytest.raises(MalformedError, match=f"used id {before} is not the head"):
+            ring.reap()
 
     def test_closed_ring_holds_no_memory(self) -> None:
         ring = Ring()
         with pytest.raises(BufferError):
-            ring.bytes.extend(b"x")
+            ring.memory.close()
         ring.queue.close()
         ring.queue.close()
-        ring.bytes.extend(b"x")
+        ring.memory.close()
 
     def test_closed_ring_is_not_used_again(self) -> None:
         ring = Ring()
-        ring.add("first")
+        ring.add()
         ring.queue.close()
         with pytest.raises(ValueError, match="released memoryview"):
             ring.queue.publish()
         with pytest.raises(ValueError, match="released memoryview"):
-            list(ring.queue.reap())
+            ring.reap()

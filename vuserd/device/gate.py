@@ -8,7 +8,7 @@ from vuserd.users.asker import Asker
 
 
 class Gate(Protocol):
-    """Asked by a :class:`~vuserd.device.channel.FuseChannel` about each request."""
+    """Asked by a :class:`~vuserd.device.lane.lane.Lane` about each request."""
 
     #: How many requests the backend works on at once: the number of its threads.
     threads: int

@@ -1,6 +1,8 @@
 """Jobs of many requests as generators: each yields what it asks for, and is sent the results.
 
-A job says in plain code what comes after what, and any number of them share one task's turn::
+A job says in plain code what comes after what. It has no task: where the replies are taken off the
+ring it goes on at once, so a request costs a fraction of what it costs a task that waits. It must
+not keep others waiting for long, therefore, and it has no context of its own::
 
     def size(node: NodeId) -> Job:
         [found] = yield [Ask(fuse.getattr(node))]
@@ -11,11 +13,14 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
+import outcome
 import trio
 
 from protocol import fuse
-from vuserd.device.channel import FuseChannel
-from vuserd.device.request import Result, Target, Undo
+from vuserd.device.lane.lane import Lane
+from vuserd.device.request import Batch, Result, Target, Undo
+from vuserd.errors import VuserdError
+from vuserd.users.asker import ASKER, Asker
 
 #: Jobs that are begun at once, if nothing else is said: more brings no more speed.
 DEPTH: Final = 64
@@ -34,14 +39,18 @@ Job: TypeAlias = Generator[Sequence[Ask], Sequence[Result], None]
 
 
 class Jobs:
-    """Run jobs on a channel, at most ``depth`` of them begun at once."""
+    """Run jobs on a lane, at most ``depth`` of them begun at once."""
 
-    def __init__(self, channel: FuseChannel, depth: int = DEPTH) -> None:
-        self._channel = channel
+    def __init__(self, lane: Lane, depth: int = DEPTH) -> None:
+        self._lane = lane
         self._depth = depth
+        self._asker = ASKER.get()
         self._waiting: deque[Job] = deque()
-        self._begun = 0
-        self._nursery: trio.Nursery | None = None
+        self._begun: set[_Begun] = set()
+        self._is_running = False
+        #: Whether jobs are being begun: one that adds another begins none within itself.
+        self._is_beginning = False
+        self._task: trio.lowlevel.Task | None = None
         self._failure: Exception | None = None
 
     def add(self, job: Job) -> None:
@@ -59,38 +68,115 @@ class Jobs:
             Exception: what came out of the first job that failed.
 
         """
-        self._begun = 0
-        self._failure = None
+        self._is_running = True
         try:
-            async with trio.open_nursery() as self._nursery:
-                self._begin()
+            self._begin()
+            while self._begun and self._failure is None:
+                await self._changed()
         finally:
-            self._nursery = None
-            while self._waiting:
-                self._waiting.popleft().close()
-        failure, self._failure = self._failure, None
-        try:
-            if failure is not None:
-                raise failure
-        finally:
-            del failure  # break the cycle exception -> traceback -> frame
+            self._is_running = False
+            self._close()
+            failure, self._failure = self._failure, None
+            try:
+                if failure is not None:
+                    raise failure
+            finally:
+                del failure  # break the cycle exception -> traceback -> frame
+
+    async def _changed(self) -> None:
+        """Wait until all have ended, or one has failed."""
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
 
     def _begin(self) -> None:
-        while self._nursery is not None and self._waiting and self._begun < self._depth:
-            self._begun += 1
-            self._nursery.start_soon(self._drive, self._waiting.popleft())
+        """Begin those that wait, as far as they may."""
+        if self._is_beginning:
+            return
+        self._is_beginning = True
+        while self._waiting and len(self._begun) < self._depth and self.go_on:
+            begun = _Begun(self, self._lane, self._asker, self._waiting.popleft())
+            self._begun.add(begun)
+            begun.resume()
+        self._is_beginning = False
+        self._lane.requests.publish()
 
-    async def _drive(self, job: Job) -> None:
-        try:
-            asked = next(job)
-            while True:
-                asked = job.send(await self._channel.ask_all(asked))
-        except StopIteration:
-            self._begun -= 1
+    @property
+    def go_on(self) -> bool:
+        """Whether none has failed, and nothing was cancelled."""
+        return self._is_running and self._failure is None
+
+    def ended(self, begun: "_Begun", failure: Exception | None) -> None:
+        """Go on without a job that has ended, or failed."""
+        if failure is None:
+            self._begun.discard(begun)
             self._begin()
+        else:
+            self._failure = failure
+        if self._task is not None and (self._failure is not None or not self._begun):
+            trio.lowlevel.reschedule(self._task)
+            self._task = None
+
+    def _close(self) -> None:
+        """Close those that have not ended."""
+        for begun in self._begun:
+            self._lane.give_up(begun, begun.asked)
+        jobs = [*(begun.job for begun in self._begun), *self._waiting]
+        self._begun.clear()
+        self._waiting.clear()
+        for job in jobs:
+            try:
+                job.close()
+            except Exception as error:
+                self._failure = self._failure or error
+
+
+class _Begun(Batch):
+    """A job that has begun, and what it waits for."""
+
+    __slots__ = ("_asker", "_is_begun", "_jobs", "_lane", "asked", "job")
+
+    is_bulk = True
+
+    def __init__(self, jobs: Jobs, lane: Lane, asker: Asker | None, job: Job) -> None:
+        super().__init__()
+        self.job = job
+        self.asked: Sequence[Ask] = ()
+        self._jobs = jobs
+        self._lane = lane
+        self._asker = asker
+        self._is_begun = False
+
+    def resume(self) -> None:
+        """Let the job go on until it waits, ends or fails."""
+        if not self._jobs.go_on:
+            return  # what has come is undone
+        try:
+            while not self.missing:
+                self.asked = ()
+                if self._is_begun:
+                    asked = self.job.send(self.results)
+                else:
+                    self._is_begun = True
+                    asked = next(self.job)
+                self._ask(asked)
+        except StopIteration:
+            self._jobs.ended(self, None)
         except Exception as error:
-            assert self._nursery is not None
-            self._failure = self._failure or error
-            self._nursery.cancel_scope.cancel()
-        finally:
-            job.close()
+            self._jobs.ended(self, error)
+
+    def _ask(self, asked: Sequence[Ask]) -> None:
+        self.asked = asked
+        self.begin(len(asked))
+        lane = self._lane
+        deadline = lane.deadline()
+        for place, ask in enumerate(asked):
+            try:
+                lane.ask(ask, self, place, self._asker, deadline)
+            except VuserdError as error:
+                self.results[place] = outcome.Error(error)
+                self.missing -= 1

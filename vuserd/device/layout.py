@@ -1,4 +1,4 @@
-"""Lay out a session's shared memory: two rings, then message buffers, then payload buffers."""
+"""Lay out a session's shared memory: two rings, then rooms for messages, then payload buffers."""
 
 import mmap
 from typing import Final, NamedTuple
@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 from memory.arena import Pool
 from memory.guest import GuestMemory, GuestRegion
 from memory.region import Region
+from memory.virtqueue import Rooms, Virtqueue
 from protocol.fuse import OUT_HEADER_SIZE, PAGE_SIZE
 from protocol.vhost_user import VringAddress
 from protocol.virtio_fs import HIPRIO_QUEUE, QUEUES, REQUEST_QUEUE
@@ -13,62 +14,69 @@ from protocol.virtio_ring import DESCRIPTOR_ALIGNMENT, RingLayout
 
 #: Descriptors of each ring, by queue.
 RING_SIZES: Final = {HIPRIO_QUEUE: 128, REQUEST_QUEUE: 1024}
-#: The longest chain: request, out-header, payload.
-CHAIN_LENGTH: Final = 3
 
-#: Bytes of a message buffer: a request, then room for its reply. LOOKUP of the longest name is the
+#: Bytes of the messages of a slot: a request, then its reply. LOOKUP of the longest name is the
 #: longest request, and READLINK's the longest reply of a fixed limit.
-MESSAGE_SIZE: Final = 12288
+_MESSAGES: Final = 12288
 REPLY_ROOM: Final = OUT_HEADER_SIZE + PAGE_SIZE
-REQUEST_ROOM: Final = MESSAGE_SIZE - REPLY_ROOM
+REQUEST_ROOM: Final = _MESSAGES - REPLY_ROOM
 
 #: Bytes of a payload buffer: the most that one READ can return.
 PAYLOAD_SIZE: Final = 1 << 20
 
-#: Requests that each queue can hold, by queue: a chain on the hiprio queue is one descriptor.
-IN_FLIGHT: Final = {
-    HIPRIO_QUEUE: RING_SIZES[HIPRIO_QUEUE],
-    REQUEST_QUEUE: RING_SIZES[REQUEST_QUEUE] // CHAIN_LENGTH,
+#: Bytes of a request and of its reply, by queue: on the hiprio queue nothing is answered.
+_ROOMS: Final = {
+    HIPRIO_QUEUE: (REQUEST_ROOM, 0),
+    REQUEST_QUEUE: (REQUEST_ROOM, REPLY_ROOM),
 }
 
 
 class Ring(NamedTuple):
-    """A ring and its place in the region."""
+    """A ring, its place in the region, and where its messages lie."""
 
     layout: RingLayout
     offset: int
+    rooms: Rooms
+
+
+def _in_flight(queue: int) -> int:
+    return Rooms(0, *_ROOMS[queue]).count(RingLayout.for_size(RING_SIZES[queue]))
+
+
+#: Requests that each queue can hold, by queue.
+IN_FLIGHT: Final = {queue: _in_flight(queue) for queue in QUEUES}
 
 
 class SharedLayout:
-    """One region with the rings, the message buffers and the payload buffers of a session."""
+    """One region with the rings, their messages and the payload buffers of a session."""
 
     def __init__(self, payloads: int) -> None:
+        layouts = {queue: RingLayout.for_size(RING_SIZES[queue]) for queue in QUEUES}
+        end = sum(map(_aligned, layouts.values()))
+        end += -end % mmap.PAGESIZE
+        offset = 0
         self.rings: dict[int, Ring] = {}
-        end = 0
-        for queue in QUEUES:
-            layout = RingLayout.for_size(RING_SIZES[queue])
-            self.rings[queue] = Ring(layout, end)
-            end += layout.size + -layout.size % DESCRIPTOR_ALIGNMENT
-        messages_at = end + -end % mmap.PAGESIZE
-        message_count = sum(IN_FLIGHT.values())
-        payloads_at = messages_at + message_count * MESSAGE_SIZE
+        for queue, layout in layouts.items():
+            rooms = Rooms(end, *_ROOMS[queue])
+            self.rings[queue] = Ring(layout, offset, rooms)
+            offset += _aligned(layout)
+            end += rooms.count(layout) * rooms.size
+        payloads_at = end + -end % mmap.PAGESIZE
 
         self.memory = GuestMemory()
         size = payloads_at + payloads * PAYLOAD_SIZE
         self._region = Region(size, "vuserd-device")
         self._placed: GuestRegion = self.memory.add(self._region)
-        view = self._region.view
-        self.messages = Pool(view, self._placed, messages_at, MESSAGE_SIZE, message_count)
-        self.payloads = Pool(view, self._placed, payloads_at, PAYLOAD_SIZE, payloads)
+        self.payloads = Pool(self._region.view, self._placed, payloads_at, PAYLOAD_SIZE, payloads)
 
-    def ring_memory(self, queue: int) -> memoryview:
-        """Return the bytes of a queue's ring."""
-        layout, offset = self.rings[queue]
-        return self._region.view[offset : offset + layout.size]
+    def virtqueue(self, queue: int) -> Virtqueue:
+        """Return a queue, whose ring is zeroed here."""
+        layout, offset, rooms = self.rings[queue]
+        return Virtqueue(self._region.mapping, self._placed, offset, layout, rooms)
 
     def ring_address(self, queue: int) -> VringAddress:
         """Return the addresses of a queue's ring for SET_VRING_ADDR."""
-        layout, offset = self.rings[queue]
+        layout, offset, _ = self.rings[queue]
         start = self._placed.user_address(offset, layout.size)
         return VringAddress(
             queue,
@@ -81,6 +89,10 @@ class SharedLayout:
 
     def close(self) -> None:
         """Release the region; payloads on their way to a client keep their pages until sent."""
-        self.messages.close()
         self.payloads.close()
         self._region.close()
+
+
+def _aligned(layout: RingLayout) -> int:
+    """Return the bytes from a ring to where the next one may begin."""
+    return layout.size + -layout.size % DESCRIPTOR_ALIGNMENT

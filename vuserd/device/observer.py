@@ -1,4 +1,4 @@
-"""The interface of an observer of a channel's FUSE requests."""
+"""The interface of an observer of a session's FUSE requests."""
 
 from typing import Protocol
 
@@ -6,7 +6,7 @@ from protocol import fuse
 
 
 class Observer(Protocol):
-    """Told by a :class:`~vuserd.device.channel.FuseChannel` of its requests. Nothing may raise.
+    """Told by a :class:`~vuserd.device.lane.Lane` of its requests. Nothing may raise.
 
     A request that never reached the ring is not reported.
     """

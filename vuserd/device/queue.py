@@ -11,30 +11,35 @@ import fcntl
 import mmap
 import os
 import sys
-from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Final
 
 import trio
 
-from memory.virtqueue import Virtqueue
-
-Token = TypeVar("Token")
+from memory.virtqueue import WRAP, Used, Virtqueue
 
 _ONE: Final = (1).to_bytes(8, sys.byteorder)
 #: Bytes of calls that are read at once: more than an honest backend has reason to write.
 _CALLS: Final = 8192
+#: Used chains that are taken before other tasks have their turn.
+_TURN: Final = 64
 
 
-class NotifiedQueue(Generic[Token]):
-    """A virtqueue whose chains are kicked in batches and reaped when the backend calls.
+class NotifiedQueue:
+    """A virtqueue whose requests are kicked in batches and reaped when the backend calls.
 
     Everything that was submitted in one pass of the scheduler goes out with one kick; a request
     that finds the ring idle goes out at once.
+
+    Args:
+        ring: the virtqueue.
+        take: is handed what the device has used, a part at a time, and takes all of it.
+
     """
 
-    def __init__(self, ring: Virtqueue[Token], used: Callable[[Token, int], None]) -> None:
+    def __init__(self, ring: Virtqueue, take: Callable[[Iterator[Used]], None]) -> None:
         self.ring = ring
-        self._used = used
+        self._take = take
         with contextlib.ExitStack() as descriptors:
             #: What the backend reads kicks from, and what it writes calls to. They stay open here,
             #: too: of a pipe whose other end is closed there is always something to tell.
@@ -46,17 +51,35 @@ class NotifiedQueue(Generic[Token]):
             os.set_blocking(self.call, True)
             self._descriptors = descriptors.pop_all()
         self._kicker: trio.lowlevel.Task | None = None
+        #: Whether what the device has used is being taken now: all that is submitted meanwhile goes
+        #: out when that is over.
+        self.is_reaping = False
+        #: When that began.
+        self.now = 0.0
         #: When the device last used a chain, or was given the first one after a time without.
         self.heard = 0.0
 
     def offer(self) -> None:
-        """See to it that the chains that were added reach the backend soon."""
+        """See to it that a request that was added reaches the backend soon."""
+        if self.is_reaping:
+            return
         if self.ring.outstanding == 1:
-            self.heard = trio.current_time()
-            self._publish()
+            self.publish()
         elif self._kicker is not None:
             trio.lowlevel.reschedule(self._kicker)
             self._kicker = None
+
+    def publish(self) -> None:
+        """Give the backend all that was added, unless what it has used is being taken."""
+        if self.is_reaping:
+            return
+        was_idle = self.ring.is_idle
+        if self.ring.publish():
+            if was_idle:
+                self.heard = trio.current_time()
+            # Where the last kick was not read yet, the backend is about to look anyway.
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._kick, _ONE)
 
     async def kick_batches(self) -> None:
         """Kick once for all that was offered since the last pass; runs until cancelled."""
@@ -66,12 +89,12 @@ class NotifiedQueue(Generic[Token]):
             return trio.lowlevel.Abort.SUCCEEDED
 
         while True:
-            self._publish()
+            self.publish()
             self._kicker = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(abort)
 
     async def reap_calls(self) -> None:
-        """Hand every used chain to the callback; runs until cancelled.
+        """Take every used chain, and others have their turn now and then; runs until cancelled.
 
         Raises:
             MalformedError: the used ring is not to be believed.
@@ -82,22 +105,28 @@ class NotifiedQueue(Generic[Token]):
             # The calls first, then used.idx: a chain used in between calls again.
             with contextlib.suppress(BlockingIOError):
                 os.read(self._call, _CALLS)
-            now = trio.current_time()
-            for token, length in self.ring.reap():
-                self.heard = now
-                self._used(token, length)
+            while self._reap():
+                await trio.lowlevel.checkpoint()
 
-    def _publish(self) -> None:
-        if self.ring.publish():
-            # Where the last kick was not read yet, the backend is about to look anyway.
-            with contextlib.suppress(BlockingIOError):
-                os.write(self._kick, _ONE)
+    def _reap(self) -> bool:
+        """Take some of what the device has used; return whether there may be more."""
+        before = self.ring.reaped
+        self.now = trio.current_time()
+        self.is_reaping = True
+        try:
+            self._take(self.ring.reap(_TURN))
+        finally:
+            self.is_reaping = False
+            if self.ring.reaped != before:
+                self.heard = self.now
+        self.publish()
+        return (self.ring.reaped - before) % WRAP == _TURN
 
     def close(self) -> None:
         """Close the pipes and let go of the ring's memory. The tasks have ended."""
         self._descriptors.close()
         self.ring.close()
-        del self._used  # which keeps who made this one
+        del self._take  # which keeps who made this one
 
 
 def _pipe(descriptors: contextlib.ExitStack, flags: int = 0) -> tuple[int, int]:

@@ -1,17 +1,18 @@
-"""A FUSE request in flight: its buffers, its caller and its result."""
+"""A FUSE request: where its reply goes, who waits for it, what is undone if nobody does."""
 
 from collections.abc import Callable
 from typing import Final, Protocol, TypeAlias
 
 import outcome
-import trio
 
 from memory.arena import Buffer
 from protocol import fuse
-from vuserd.users.asker import ASKER
+from vuserd.device.layout import REQUEST_ROOM
 
 #: A reply's body, or only its length if the body went into a target.
 Result: TypeAlias = outcome.Outcome[bytes | int]
+#: In place of the result of a request that has not ended.
+MISSING: Final[Result] = outcome.Error(LookupError("no result yet"))
 
 #: Called with the body of a successful reply that no caller waits for any more.
 Undo: TypeAlias = Callable[[bytes], None]
@@ -21,6 +22,7 @@ Undo: TypeAlias = Callable[[bytes], None]
 #: works longer for a byte of a listing than for one of a file, longest if it looks each name up.
 _BULK_SIZE: Final = 128 << 10
 _BULK_LISTINGS: Final = {fuse.Opcode.READDIR: 32 << 10, fuse.Opcode.READDIRPLUS: 16 << 10}
+_LEAST_BULK: Final = min(_BULK_SIZE, *_BULK_LISTINGS.values())
 
 
 class Target(Protocol):
@@ -46,42 +48,65 @@ class Rest:
         self.reclaim = target.reclaim
 
 
-class InFlight:
-    """A request that the device has, or will get when a slot is free."""
+def is_bulk(request: fuse.Request) -> bool:
+    """Return whether a request whose reply goes into a target keeps a backend busy for long."""
+    size = request.reply_size or 0
+    return size >= _LEAST_BULK and size >= _BULK_LISTINGS.get(request.opcode, _BULK_SIZE)
 
-    __slots__ = (
-        "asker",
-        "deadline",
-        "is_bulk",
-        "message",
-        "number",
-        "path",
-        "request",
-        "result",
-        "target",
-        "task",
-        "undo",
-        "unique",
-    )
 
-    def __init__(
-        self, request: fuse.Request, unique: int, target: Target | None, undo: Undo | None
-    ) -> None:
-        self.request = request
-        self.unique = unique
-        self.target = target
-        self.undo = undo
-        #: The user on whose behalf it is sent.
-        self.asker = ASKER.get()
-        #: Its number in the order in which requests were given to the device.
-        self.number = 0
-        #: The path of its node, recorded if it may be forgotten before the request ends.
-        self.path: bytes | None = None
-        self.message: Buffer | None = None
-        #: Its result, the task that waits for that, and its deadline.
-        self.result: Result | None = None
-        self.task: trio.lowlevel.Task | None = None
-        self.deadline = 0.0
-        self.is_bulk = target is not None and (
-            (request.reply_size or 0) >= _BULK_LISTINGS.get(request.opcode, _BULK_SIZE)
-        )
+def require_room(request: fuse.Request) -> None:
+    """Refuse a request that no slot has room for.
+
+    Raises:
+        ValueError: it is too long.
+
+    """
+    if request.size > REQUEST_ROOM:
+        raise ValueError(f"{request.opcode.name} of {request.size} bytes")
+
+
+class Batch:
+    """Requests of one caller: it goes on when each of them has its result.
+
+    A request that is given up leaves the batch, and is an orphan from then on.
+    """
+
+    __slots__ = ("missing", "results", "tickets")
+
+    #: Whether it is one of many of the same job.
+    is_bulk = False
+
+    def __init__(self) -> None:
+        self.results: list[Result] = []
+        self.missing = 0
+        #: The tickets of those that had to wait in the backlog.
+        self.tickets: list[int] = []
+
+    def begin(self, count: int) -> None:
+        """Expect so many results."""
+        self.results = [MISSING] * count
+        self.missing = count
+        self.tickets.clear()
+
+    def settle(self, place: int, result: Result) -> None:
+        """Record the result of one request; the last one lets the caller go on."""
+        self.results[place] = result
+        self.missing -= 1
+        if not self.missing:
+            self.resume()
+
+    def resume(self) -> None:
+        """Let the caller go on."""
+        raise NotImplementedError
+
+
+def brought(target: Target | None, found: bytes | int) -> bytes:
+    """Return the body of a reply that nobody waits for, which may be in its target.
+
+    Its bytes are still where the device wrote them: the target is in quarantine, or still the
+    caller's.
+    """
+    if isinstance(found, bytes):
+        return found
+    assert isinstance(target, Buffer)
+    return bytes(target.view[:found])

@@ -13,9 +13,9 @@ from memory.fence import NoFenceError
 from protocol import MalformedError, fuse
 from protocol.vhost_user import Request, VringState, encode_vring_descriptor
 from protocol.virtio_fs import QUEUES
-from vuserd.device.channel import FuseChannel
 from vuserd.device.connection import VhostUserConnection, close_stream
 from vuserd.device.handover import move_state
+from vuserd.device.lane.lane import Lane
 from vuserd.device.layout import PAYLOAD_SIZE, SharedLayout
 from vuserd.device.memory_slots import MemorySlots
 from vuserd.device.negotiation import Agreement, negotiate
@@ -63,7 +63,7 @@ class Session:
         self._connection = VhostUserConnection(stream, options.timeout)
         self._layout = SharedLayout(options.payloads)
         try:
-            self.channel = FuseChannel(self._layout, options.timeout, self.lose)
+            self.channel = Lane(self._layout, options.timeout, self.lose)
         except OSError:
             self._layout.close()
             raise

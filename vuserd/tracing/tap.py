@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from protocol.fuse import NodeId, Request
-from vuserd.device.channel import FuseChannel
+from vuserd.device.lane.lane import Lane
 from vuserd.device.observer import Observer
 from vuserd.tracing.event import LOST, OK, TIMEOUT, Event, arguments
 
@@ -94,14 +94,14 @@ class Tap:
         #: The paths of nodes, once there is a file system on the session.
         self.places: Places | None = None
         self._tracing = tracing
-        self._channel: FuseChannel | None = None
+        self._channel: Lane | None = None
         self._sent: dict[int, _Sent] = {}
 
     def observer(self) -> Observer | None:
         """Return the observer of a new channel; None while no trace follows the export."""
         return self if self._tracing.is_on else None
 
-    def follow(self, channel: FuseChannel) -> None:
+    def follow(self, channel: Lane) -> None:
         """Observe this channel whenever a trace follows the export."""
         self._channel = channel
         self.turn()

@@ -1,17 +1,24 @@
 """Deadlines and signs of life: what is overdue is ended, and a backend that is silent is found."""
 
-import itertools
 import math
 from collections.abc import Callable
-from typing import Final
 
 import trio
 
+from vuserd.device.lane.backlog import Backlog
+from vuserd.device.lane.hung import PROBE_TIME, Attribution
+from vuserd.device.lane.slots import Slots
 from vuserd.device.queue import NotifiedQueue
-from vuserd.device.request import InFlight
+from vuserd.device.request import Batch
 
-#: Seconds for a backend that has been silent to show that it is alive.
-PROBE_TIME: Final = 1.0
+
+class _Probe(Batch):
+    """A request whose reply only has to come."""
+
+    __slots__ = ()
+
+    def resume(self) -> None:
+        """Do nothing: that it was answered is known by then."""
 
 
 class Watch:
@@ -28,74 +35,70 @@ class Watch:
         timeout: seconds for each request, the same for all.
         requests: the queue whose requests are answered.
         hiprio: the queue whose requests are only taken.
+        slots: what the former has.
+        backlog: what is to get a slot there.
 
     """
 
     def __init__(
-        self, timeout: float, requests: NotifiedQueue[InFlight], hiprio: NotifiedQueue[InFlight]
+        self,
+        timeout: float,
+        requests: NotifiedQueue,
+        hiprio: NotifiedQueue,
+        slots: Slots,
+        backlog: Backlog,
     ) -> None:
-        #: Requests whose caller waits, by unique: the oldest deadline is the first.
-        self.awaited: dict[int, InFlight] = {}
-        #: The few bulk requests in the backend; each keeps its place until its deadline at the
-        #: latest, whether its caller still waits or not.
-        self.turns: dict[int, InFlight] = {}
         self._timeout = timeout
         self._requests = requests
         self._hiprio = hiprio
-        #: The latest probe's unique, when it was sent, and until when it is waited for.
-        self._probe = 0
+        self._slots = slots
+        self._backlog = backlog
+        #: Finds what hangs the backend, if anybody is to be told.
+        self.attribution: Attribution | None = None
+        #: The latest probe, when it was sent, and until when it is waited for.
+        self._probe: Batch | None = None
         self._probed = -math.inf
         self._patience = -math.inf
         #: When to look once more at what was overdue: by then a probe has shown what else goes on.
         self._next_look = math.inf
+        #: Whether there is nothing to watch, and :meth:`wake` has to be called for what comes next.
+        self.is_parked = False
         self._something = trio.lowlevel.ParkingLot()
-
-    def begin(self, entry: InFlight) -> None:
-        """Start a request's deadline."""
-        entry.deadline = trio.current_time() + self._timeout
-        self.awaited[entry.unique] = entry
-        self.wake()
 
     def wake(self) -> None:
         """Begin to watch, if there was nothing to watch before."""
-        if self._something:
-            self._something.unpark_all()
+        self.is_parked = False
+        self._something.unpark_all()
 
     async def run(
-        self,
-        look: Callable[[float], None],
-        end: Callable[[InFlight], None],
-        end_turn: Callable[[InFlight], None],
-        probe: Callable[[], InFlight],
+        self, end_overdue: Callable[[float], bool], probe: Callable[[Batch], None]
     ) -> str:
         """Watch until the backend is silent; return what to say of it.
 
-        All requests have the same time, so the oldest one's deadline is the next: one task with one
-        timer costs a request less than a cancel scope of its own.
+        All requests have the same time, so none that begins during a sleep is overdue before that
+        ends: one task with one timer, and now and then a look at all of them, cost a request
+        less than anything of its own.
 
         Args:
-            look: is called with the time whenever something may be overdue, before it is ended.
-            end: takes a request that is overdue off ``awaited``, and wakes who waits for it.
-            end_turn: takes one off ``turns``, and lets the next one have its turn.
-            probe: sends one that any backend answers at once.
+            end_overdue: ends what is overdue by then; returns whether a caller waited for it.
+            probe: sends a request that any backend answers at once.
 
         """
         while True:
-            times = self._times()
-            if not times:
+            due = self._due()
+            if due == math.inf:
+                self.is_parked = True
                 await self._something.park()
                 continue
-            # What is begun meanwhile is overdue after its own time at the earliest.
-            await trio.sleep_until(min(*times, trio.current_time() + self._timeout))
+            await trio.sleep_until(min(due, trio.current_time() + self._timeout))
             now = trio.current_time()
-            look(now)
-            is_overdue = self._end_overdue(now, end)
+            if self.attribution is not None:
+                self.attribution.find(self._slots, now, heard=self._requests.heard)
+            is_overdue = end_overdue(now)
             if is_overdue:
                 self._next_look = now + PROBE_TIME
             elif now >= self._next_look:
                 self._next_look = math.inf
-            for entry in [entry for entry in self.turns.values() if entry.deadline <= now]:
-                end_turn(entry)
             for silent, why in (
                 (self._requests_silent_at(), "answers nothing any more"),
                 (self._hiprio_silent_at(), "takes nothing from its hiprio queue any more"),
@@ -109,35 +112,25 @@ class Watch:
 
     def makes_progress(self) -> bool:
         """Return whether :meth:`run` has its turns: what is overdue is ended, or only just so."""
-        oldest = next(iter(self.awaited.values()), None)
-        return oldest is None or trio.current_time() < oldest.deadline + PROBE_TIME
+        return trio.current_time() < self._next_deadline() + PROBE_TIME
 
-    def _times(self) -> list[float]:
+    def _next_deadline(self) -> float:
+        return min(self._slots.next_deadline(), self._backlog.next_deadline())
+
+    def _due(self) -> float:
         """Return when there is something to do next."""
-        times = [entry.deadline for entry in itertools.islice(self.awaited.values(), 1)]
-        times += [entry.deadline for entry in self.turns.values()]
-        if self._next_look < math.inf:
-            times.append(self._next_look)
         others = (self._unheard_at(), self._requests_silent_at(), self._hiprio_silent_at())
-        return times + [time for time in others if time is not None]
+        times = [time for time in others if time is not None]
+        return min(self._next_deadline(), self._next_look, *times)
 
-    def _end_overdue(self, now: float, end: Callable[[InFlight], None]) -> bool:
-        """End what is overdue; tell whether there was anything."""
-        found = False
-        while self.awaited:
-            oldest = next(iter(self.awaited.values()))
-            if oldest.deadline > now:
-                break
-            end(oldest)
-            found = True
-        return found
-
-    def _ask(self, patience: float, probe: Callable[[], InFlight]) -> None:
+    def _ask(self, patience: float, probe: Callable[[Batch], None]) -> None:
         """Send a probe, unless there is one; wait for it until then, and no longer."""
         if self._is_in_doubt():
             self._patience = min(self._patience, patience)
-        elif self._probe not in self.awaited:
-            self._probe = probe().unique
+        elif self._probe is None or not self._probe.missing:
+            self._probe = _Probe()
+            self._probe.begin(1)
+            probe(self._probe)
             self._probed = trio.current_time()
             self._patience = patience
 

@@ -1,0 +1,111 @@
+"""Requests that wait before they get a slot: for one that is free, for their turn, for forgets."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Final
+
+from protocol.fuse import Opcode
+from vuserd.device.lane.slots import Waiting
+from vuserd.device.request import Batch, is_bulk
+
+#: Bulk requests that are in the backend at once, without those that it keeps for too long.
+_BULK_IN_FLIGHT: Final = 4
+#: Nodes that the backend may still have to forget while it is asked for more of them in bulk. Each
+#: costs it a descriptor, and the queue on which it forgets may lag far behind.
+_MOST_OWED: Final = 4096
+
+
+class Backlog:
+    """Three queues, each in the order in which requests came; each has a ticket.
+
+    Whatever waits for a turn among bulk, or until nodes are forgotten, waits for a slot afterwards.
+    """
+
+    def __init__(self) -> None:
+        #: Those that wait for a slot only.
+        self.ready: dict[int, Waiting] = {}
+        self._bulk: dict[int, Waiting] = {}
+        self._more_nodes: dict[int, Waiting] = {}
+        self._tickets = itertools.count()
+        #: Turns that are taken.
+        self._turns = 0
+        #: Whether the backend has so many nodes to forget that no more are asked for in bulk.
+        self.owes_too_much = False
+
+    def __len__(self) -> int:
+        return len(self.ready) + len(self._bulk) + len(self._more_nodes)
+
+    def __iter__(self) -> Iterator[tuple[int, Waiting]]:
+        for queue in (self.ready, self._bulk, self._more_nodes):
+            yield from queue.items()
+
+    def add(self, waiting: Waiting) -> int:
+        """Add a request; return its ticket."""
+        ticket = next(self._tickets)
+        if self.owes_too_much and _brings_nodes(waiting):
+            self._more_nodes[ticket] = waiting
+        else:
+            self._line_up(ticket, waiting)
+        return ticket
+
+    def _line_up(self, ticket: int, waiting: Waiting) -> None:
+        if waiting.target is None or not is_bulk(waiting.request):
+            self.ready[ticket] = waiting
+        elif self._turns < _BULK_IN_FLIGHT:
+            self._turns += 1
+            self.ready[ticket] = waiting._replace(has_turn=True)
+        else:
+            self._bulk[ticket] = waiting
+
+    def pop(self) -> Waiting:
+        """Take the first one off that waits for a slot only."""
+        return self.ready.pop(next(iter(self.ready)))
+
+    def remove(self, ticket: int) -> bool:
+        """Take a request back; return False if it does not wait any more."""
+        for queue in (self._bulk, self._more_nodes):
+            if queue.pop(ticket, None) is not None:
+                return True
+        waiting = self.ready.pop(ticket, None)
+        if waiting is not None and waiting.has_turn:
+            self.end_turn()
+        return waiting is not None
+
+    def end_turn(self) -> None:
+        """Let the next bulk request have the turn of one that has ended."""
+        self._turns -= 1
+        if self._bulk:
+            ticket = next(iter(self._bulk))
+            self._line_up(ticket, self._bulk.pop(ticket))
+
+    def owe(self, nodes: int) -> None:
+        """Record how many nodes the backend is still to forget."""
+        self.owes_too_much = nodes > _MOST_OWED
+        while self._more_nodes and not self.owes_too_much:
+            ticket = next(iter(self._more_nodes))
+            self._line_up(ticket, self._more_nodes.pop(ticket))
+
+    def next_deadline(self) -> float:
+        """Return when one is overdue whose caller waits."""
+        deadlines = [waiting.deadline for _, waiting in self if waiting.batch]
+        return min(deadlines, default=math.inf)
+
+    def take_overdue(self, now: float) -> list[Waiting]:
+        """Take back those that are overdue."""
+        overdue = [(ticket, waiting) for ticket, waiting in self if 0 < waiting.deadline <= now]
+        return [waiting for ticket, waiting in overdue if self.remove(ticket)]
+
+    def clear(self) -> list[tuple[Batch, int]]:
+        """Drop all of them; return which results are missing for that, by batch and place."""
+        missing = [(waiting.batch, waiting.place) for _, waiting in self if waiting.batch]
+        for queue in (self.ready, self._bulk, self._more_nodes):
+            queue.clear()
+        return missing
+
+
+def _brings_nodes(waiting: Waiting) -> bool:
+    opcode = waiting.request.opcode
+    if opcode is Opcode.LOOKUP:
+        return waiting.batch is not None and waiting.batch.is_bulk
+    return opcode is Opcode.READDIRPLUS

@@ -1,0 +1,150 @@
+"""Tasks that wait for FUSE requests: for one, for some that are sent at once, or for them all."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import outcome
+import trio
+
+from protocol import fuse
+from vuserd.device.lane.exchange import Asked, Exchange, Reply
+from vuserd.device.request import Batch, Result, Target, Undo
+from vuserd.errors import VuserdError
+from vuserd.users.asker import ASKER
+
+
+class _Caller(Batch):
+    """Requests that a task waits for."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._task: trio.lowlevel.Task | None = None
+
+    def resume(self) -> None:
+        """Wake the task."""
+        if self._task is not None:
+            trio.lowlevel.reschedule(self._task)
+            self._task = None
+
+    async def wait(self) -> None:
+        """Wait until all have their results."""
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        if self.missing:
+            self._task = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(abort)
+
+
+class Lane(Exchange):
+    """The lane of a session: any number of tasks may wait for requests, and each may give up."""
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Submit nothing during the block; requests that come meanwhile wait."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+            self._go_on()
+
+    async def idle(self) -> None:
+        """Wait until the device holds no chain any more, or is lost."""
+        while self._has_chains():
+            await self._idle.park()
+
+    async def drained(self) -> None:
+        """Wait until all that was sent has ended, or the device is lost."""
+        while self.in_flight:
+            await self._idle.park()
+
+    async def call(
+        self, request: fuse.Request, decode: Callable[[bytes], Reply], undo: Undo | None = None
+    ) -> Reply:
+        """Send a request whose reply has a fixed place; return the reply's body, decoded.
+
+        Raises:
+            FileError: the file system's errno.
+            BackendTimeout: no reply within the deadline.
+            BackendError: the backend is lost.
+
+        """
+        body = (await self._settled([(request, None, undo)])).pop().unwrap()
+        assert isinstance(body, bytes)
+        return self.decoded(decode, body)
+
+    async def ask_all(self, asked: Sequence[Asked]) -> list[Result]:
+        """Send requests all at once; return what became of each, undecoded.
+
+        What may not be sent has an error as its result.
+        """
+        caller = _Caller()
+        caller.begin(len(asked))
+        asker, deadline = ASKER.get(), self.deadline()
+        try:
+            for place, one in enumerate(asked):
+                try:
+                    self.ask(one, caller, place, asker, deadline)
+                except VuserdError as error:
+                    caller.settle(place, outcome.Error(error))
+            self.requests.publish()
+            await caller.wait()
+        except BaseException:
+            self.give_up(caller, asked)
+            raise
+        return caller.results
+
+    async def call_into(
+        self, request: fuse.Request, target: Target, undo: Undo | None = None
+    ) -> int:
+        """Send a request whose reply's body goes into ``target``; return its length in bytes.
+
+        A buffer stays the caller's to give back, at any time. ``undo`` needs one.
+
+        Raises:
+            As :meth:`call`.
+
+        """
+        length = (await self._settled([(request, target, undo)])).pop().unwrap()
+        assert isinstance(length, int)
+        return length
+
+    async def call_all_into(self, requests: Sequence[tuple[fuse.Request, Target]]) -> list[int]:
+        """Send requests whose replies go into targets all at once; return their lengths in bytes.
+
+        Raises:
+            As :meth:`call`, for the first that failed; the others have ended then.
+
+        """
+        settled = await self._settled([(*request, None) for request in requests])
+        settled.reverse()
+        lengths: list[int] = []
+        while settled:
+            # Not kept in a variable: an error would refer to itself and to the targets.
+            length = settled.pop().unwrap()
+            assert isinstance(length, int)
+            lengths.append(length)
+        return lengths
+
+    async def _settled(self, asked: Sequence[Asked]) -> list[Result]:
+        """Send requests all at once; return their results. Cancelled, leave them orphans."""
+        caller = _Caller()
+        caller.begin(len(asked))
+        asker, deadline = ASKER.get(), self.deadline()
+        try:
+            for place, one in enumerate(asked):
+                self.ask(one, caller, place, asker, deadline)
+            if len(asked) == 1:
+                self.requests.offer()
+            else:
+                self.requests.publish()
+            await caller.wait()
+        except BaseException:
+            self.give_up(caller, asked)
+            raise
+        return caller.results
