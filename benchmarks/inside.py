@@ -99,7 +99,7 @@ async def _measure_jobs(session: Session) -> None:
     for name, make in _JOBS.items():
         best, quickest = math.inf, math.inf
         for _ in range(_ROUNDS):
-            jobs = Jobs(session.channel)
+            jobs = Jobs(session.lane)
             for _ in range(DEPTH):
                 jobs.add(make())
             cpu, began = time.process_time(), time.perf_counter()
@@ -123,13 +123,13 @@ async def _measure(directory: str, backend: str | None, *, profile: bool) -> Non
             for name, operation in _OPERATIONS.items():
                 for in_flight in (1, 32):
                     await _all_calls(files, operation, in_flight)  # warm
-                    passes, requests = _Passes(), session.channel.submitted
+                    passes, requests = _Passes(), session.lane.submitted
                     trio.lowlevel.add_instrument(passes)
                     cpu, began = time.process_time(), time.perf_counter()
                     await _all_calls(files, operation, in_flight)
                     cpu, took = time.process_time() - cpu, time.perf_counter() - began
                     trio.lowlevel.remove_instrument(passes)
-                    requests = session.channel.submitted - requests
+                    requests = session.lane.submitted - requests
                     print(
                         f"| {name} | {in_flight} | {_CALLS / took:,.0f} | {cpu / _CALLS * 1e6:.0f}"
                         f" | {requests / _CALLS:.1f} | {passes.count / _CALLS:.1f} |"

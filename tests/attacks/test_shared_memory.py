@@ -90,7 +90,7 @@ async def test_nothing_that_a_backend_can_change_is_looked_at_twice() -> None:
         }
     )
     async with _fickle_session(backend) as session:
-        rings = [queue.ring for queue in session.channel.queues.values()]
+        rings = [queue.ring for queue in session.lane.queues.values()]
         for ring in rings:
             ring._used_words = FickleView(ring._used_words)  # type: ignore[assignment]
             ring._elements = FickleView(ring._elements)  # type: ignore[assignment]

@@ -72,20 +72,20 @@ class Front(NamedTuple):
         self.files.close()
         await wait_all_tasks_blocked()
         assert len(self.backend.requests) == sent
-        assert self.session.channel.in_flight == 0
+        assert self.session.lane.in_flight == 0
 
     async def owes_nothing(self) -> None:
         """Check that a session that goes on has given everything back."""
         assert not self.session.lost
         self.files.close()
         with trio.fail_after(FOR_EVER):
-            await self.session.channel.drained()
+            await self.session.lane.drained()
         await wait_all_tasks_blocked()
         assert not +self.backend.lookups
         assert self.backend.open_handles == set()
         assert self.session.payloads.taken == 0
-        assert self.session.channel.in_flight == 0
-        free = sum(queue.ring.free for queue in self.session.channel.queues.values())
+        assert self.session.lane.in_flight == 0
+        free = sum(queue.ring.free for queue in self.session.lane.queues.values())
         assert free == sum(IN_FLIGHT.values())
 
     async def serves(self) -> None:
@@ -97,7 +97,7 @@ class Front(NamedTuple):
 
     def quarantined(self) -> int:
         """Count the buffers that the device has though no caller waits for them."""
-        targets = [slot.target for slot in self.session.channel._slots.outstanding()]
+        targets = [slot.target for slot in self.session.lane._slots.outstanding()]
         return sum(getattr(one, "state", None) is BufferState.QUARANTINED for one in targets)
 
 

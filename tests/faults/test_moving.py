@@ -99,9 +99,9 @@ async def test_open_files_go_along(front: Front, other: FakeBackend) -> None:
             assert (other.lookups, other.open_handles) == (lookups, handles)
             assert await bytes_of(file) == CONTENT
             assert [request.opcode for request in other.requests] == [Opcode.READ]
-            front.session.channel.post(fuse.release(NodeId(2), FileHandle(handles.pop())))
+            front.session.lane.post(fuse.release(NodeId(2), FileHandle(handles.pop())))
             front.files.close()
-            await later.session.channel.drained()
+            await later.session.lane.drained()
             assert other.open_handles == set()
 
 

@@ -372,5 +372,5 @@ async def test_what_only_the_driver_writes_is_never_read_back(front: Front) -> N
 
     front.tell(Opcode.STATFS, answer)
     assert (await front.files.statfs()).blocks == 100
-    front.session.channel.requests.ring.hand_over()
+    front.session.lane.requests.ring.hand_over()
     await front.serves()

@@ -136,11 +136,11 @@ async def test_a_call_given_up_at_any_step_owes_nothing(
         backend.reply(request, late)
     await wait_all_tasks_blocked()
     files.close()
-    await session.channel.drained()
+    await session.lane.drained()
     assert not +backend.lookups
     assert backend.open_handles == set()
     assert session.payloads.taken == 0
-    assert session.channel.in_flight == 0
+    assert session.lane.in_flight == 0
 
 
 async def test_a_file_that_changes_once_is_read_again(

@@ -47,7 +47,7 @@ class Hanging:
 
     def files(self, session: Session) -> FileSystem:
         files = FileSystem(session, idle_nodes=10)
-        session.channel.obey(NodeGate(self.hangs, files.nodes, TIMEOUT))
+        session.lane.obey(NodeGate(self.hangs, files.nodes, TIMEOUT))
         return files
 
 

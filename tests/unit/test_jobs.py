@@ -52,7 +52,7 @@ async def test_a_job_is_sent_the_results_of_what_it_asks_for(session: Session) -
         assert isinstance(body, bytes)
         seen.append(fuse.decode_attributes(body).size)
 
-    jobs = Jobs(session.channel)
+    jobs = Jobs(session.lane)
     await jobs.run()  # none at all
     jobs.add(job())
     await jobs.run()
@@ -83,7 +83,7 @@ async def test_a_reply_goes_into_its_target(session: Session, backend: FakeBacke
             read.append(bytes(buffer.view[:count]))
             yield [Ask(fuse.release(entry.node, handle))]
 
-        jobs = Jobs(session.channel)
+        jobs = Jobs(session.lane)
         jobs.add(job())
         await jobs.run()
     assert read == [IMAGE]
@@ -94,7 +94,7 @@ async def test_what_a_job_asks_for_is_a_batch(session: Session, backend: FakeBac
     def job() -> Job:
         yield [Ask(fuse.statfs(ROOT))] * 100
 
-    jobs = Jobs(session.channel)
+    jobs = Jobs(session.lane)
     jobs.add(job())
     before = backend.kicks[1]
     await jobs.run()
@@ -114,7 +114,7 @@ async def test_few_jobs_are_begun_at_once(session: Session) -> None:
         begun -= 1
         ended += 1
 
-    jobs = Jobs(session.channel, depth=5)
+    jobs = Jobs(session.lane, depth=5)
     for _ in range(40):
         jobs.add(job())
     await jobs.run()
@@ -123,7 +123,7 @@ async def test_few_jobs_are_begun_at_once(session: Session) -> None:
 
 async def test_jobs_added_by_jobs_are_run_to_their_ends(session: Session) -> None:
     ended: list[int] = []
-    jobs = Jobs(session.channel, depth=2)
+    jobs = Jobs(session.lane, depth=2)
 
     def job(level: int) -> Job:
         yield [Ask(fuse.getattr(ROOT))]
@@ -149,7 +149,7 @@ async def test_jobs_added_from_outside_meanwhile_are_run_too(
         yield [Ask(fuse.statfs(ROOT))]
         ended += 1
 
-    jobs = Jobs(session.channel)
+    jobs = Jobs(session.lane)
     jobs.add(job())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(jobs.run)
@@ -209,7 +209,7 @@ async def test_a_job_that_fails_ends_the_others(
         yield [Ask(fuse.getattr(ROOT))]
         raise KeyError("a job's own")
 
-    jobs = Jobs(session.channel, depth=3)
+    jobs = Jobs(session.lane, depth=3)
     jobs.add(closing.job(lookup(b"Image")))
     jobs.add(closing.job(lookup(b"Image"), lookup(b"nothing")))
     jobs.add(failing())
@@ -224,7 +224,7 @@ async def test_a_job_that_fails_ends_the_others(
     let_go(backend, withheld)
     await wait_all_tasks_blocked()
     assert [fuse.decode_lookup(body) is not None for body in closing.undone] == [True, True]
-    assert session.channel.in_flight == 0
+    assert session.lane.in_flight == 0
 
 
 async def test_cancelled_jobs_leave_orphans_whose_effects_are_undone(
@@ -233,7 +233,7 @@ async def test_cancelled_jobs_leave_orphans_whose_effects_are_undone(
     """What came already is undone at once, what comes later then."""
     backend.files[b"other"] = backend.files[b"Image"]
     closing = Closing()
-    jobs = Jobs(session.channel)
+    jobs = Jobs(session.lane)
     jobs.add(closing.job(lookup(b"other"), lookup(b"Image")))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(jobs.run)
@@ -244,7 +244,7 @@ async def test_cancelled_jobs_leave_orphans_whose_effects_are_undone(
     let_go(backend, withheld)
     await wait_all_tasks_blocked()
     assert len(closing.undone) == 2
-    assert session.channel.in_flight == 0
+    assert session.lane.in_flight == 0
 
 
 async def test_a_target_given_up_is_undone_from_its_bytes(
@@ -262,7 +262,7 @@ async def test_a_target_given_up_is_undone_from_its_bytes(
                 request = fuse.read(NodeId(2), FileHandle(1), 0, 4096)
                 yield [Ask(request, buffer, undone.append)]
 
-            jobs = Jobs(session.channel)
+            jobs = Jobs(session.lane)
             jobs.add(job())
             await jobs.run()
 
@@ -288,7 +288,7 @@ async def test_a_lost_backend_is_each_results_error(session: Session, backend: F
             assert isinstance(lost.error, BackendDown)
             errors.append(lost.error)
 
-    jobs = Jobs(session.channel)
+    jobs = Jobs(session.lane)
     jobs.add(job())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(jobs.run)
@@ -301,7 +301,7 @@ async def test_what_no_ring_can_carry_is_a_mistake_of_the_job(session: Session) 
     def job() -> Job:
         yield [Ask(fuse.batch_forget([]))]
 
-    jobs = Jobs(session.channel)
+    jobs = Jobs(session.lane)
     jobs.add(job())
     with pytest.raises(ValueError, match="FORGET has no fixed reply"):
         await jobs.run()

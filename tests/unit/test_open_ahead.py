@@ -24,13 +24,13 @@ async def known(backend: FakeBackend) -> AsyncIterator[tuple[Session, FileSystem
         files = FileSystem(session, idle_nodes=10)
         async with files.opened(PATH):
             pass
-        await session.channel.drained()
+        await session.lane.drained()
         backend.requests.clear()
         yield session, files
-        await session.channel.drained()
+        await session.lane.drained()
         assert len(backend.named(Opcode.OPEN)) == len(backend.named(Opcode.RELEASE))
         files.close()
-        await session.channel.drained()
+        await session.lane.drained()
 
 
 async def test_the_first_round_has_all_lookups_and_the_open() -> None:

@@ -137,7 +137,7 @@ async def lose_a_session_with_requests() -> None:
 
         async def statfs() -> None:
             with pytest.raises(BackendDown):
-                await session.channel.call(fuse.statfs(fuse.ROOT_ID), fuse.decode_statfs)
+                await session.lane.call(fuse.statfs(fuse.ROOT_ID), fuse.decode_statfs)
 
         for _ in range(3):
             nursery.start_soon(statfs)

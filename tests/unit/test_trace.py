@@ -66,7 +66,7 @@ async def traced(
         tracing.begin(trace)
     with tracing.session() as tap:
         async with backend.session(SessionOptions(timeout=patience), tap.observer()) as session:
-            tap.follow(session.channel)
+            tap.follow(session.lane)
             both = Traced(session, tracing, tap)
             both.trace = trace
             tracing.begin(trace)
@@ -131,7 +131,7 @@ async def test_a_session_that_is_traced_begins_with_init(backend: FakeBackend) -
 async def test_nothing_is_told_to_nobody(backend: FakeBackend) -> None:
     async with traced(backend) as front:
         front.tracing.end(front.trace)
-        assert front.session.channel.observer is None
+        assert front.session.lane.observer is None
         assert not front.tracing.is_on
         await front.files.statfs()
         assert await front.events() == []

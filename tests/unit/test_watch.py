@@ -33,7 +33,7 @@ async def session(backend: FakeBackend) -> AsyncIterator[Session]:
 async def overdue(session: Session) -> None:
     """Make a call that is not answered in time."""
     with pytest.raises(BackendTimeout):
-        await session.channel.call(fuse.statfs(ROOT), fuse.decode_statfs)
+        await session.lane.call(fuse.statfs(ROOT), fuse.decode_statfs)
 
 
 async def lost_after(session: Session, begun: float) -> tuple[str, float]:
@@ -59,7 +59,7 @@ async def test_dead_rings_are_found_although_something_was_answered_meanwhile(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(overdue, session)
         await trio.sleep(3)
-        session.channel.post(RELEASE)
+        session.lane.post(RELEASE)
         await wait_all_tasks_blocked()
         assert len(backend.named(Opcode.RELEASE)) == 1
         backend.stuck = {REQUEST_QUEUE}
@@ -121,9 +121,9 @@ async def test_a_slow_backend_is_left_alone(
     async with trio.open_nursery() as nursery:
         for _ in range(20):
             nursery.start_soon(overdue, session)
-            session.channel.post(RELEASE)
+            session.lane.post(RELEASE)
             await trio.sleep(9)
-        session.channel.post(RELEASE)
+        session.lane.post(RELEASE)
     assert len(backend.named(Opcode.STATFS)) == 20
     assert not session.lost
     # Each probe has the time of a reply, too, before there is another one.
@@ -146,10 +146,10 @@ async def test_dead_rings_are_found_though_nobody_waits_for_a_reply(
     backend.stuck = {REQUEST_QUEUE}
     begun = autojump_clock.current_time()
     if posted:
-        session.channel.post(RELEASE)
+        session.lane.post(RELEASE)
     for _ in range(5):
         with trio.move_on_after(1):
-            await session.channel.call(fuse.statfs(ROOT), fuse.decode_statfs)
+            await session.lane.call(fuse.statfs(ROOT), fuse.decode_statfs)
     reason, seconds = await lost_after(session, begun)
     assert reason == "the backend answers nothing any more"
     assert 20 <= seconds < 20.1
@@ -162,7 +162,7 @@ async def test_a_request_that_is_kept_and_not_waited_for_costs_a_probe_now_and_t
 ) -> None:
     backend.answer_to(Opcode.STATFS, None)
     with trio.move_on_after(1):
-        await session.channel.call(fuse.statfs(ROOT), fuse.decode_statfs)
+        await session.lane.call(fuse.statfs(ROOT), fuse.decode_statfs)
     await trio.sleep(100)
     assert not session.lost
     assert 9 <= len(backend.named(Opcode.GETATTR)) <= 10
@@ -177,7 +177,7 @@ async def test_nothing_on_the_hiprio_queue_is_no_silence(
     autojump_clock: MockClock,  # noqa: ARG001 - time passes at once
 ) -> None:
     await trio.sleep(100)
-    session.channel.post(fuse.interrupt(9))
+    session.lane.post(fuse.interrupt(9))
     await wait_all_tasks_blocked()
     assert len(backend.named(Opcode.INTERRUPT)) == 1
     await trio.sleep(100)
@@ -201,11 +201,11 @@ async def test_what_is_not_taken_from_the_hiprio_queue_is_noticed(
     backend.stuck = {HIPRIO_QUEUE}
     begun = autojump_clock.current_time()
     for _ in range(count):
-        session.channel.post(request_)
+        session.lane.post(request_)
     reason, seconds = await lost_after(session, begun)
     assert reason == "the backend takes nothing from its hiprio queue any more"
     assert 11 <= seconds < 11.1
-    assert session.channel.in_flight == 0
+    assert session.lane.in_flight == 0
 
 
 async def test_a_slow_hiprio_queue_is_left_alone(
@@ -215,7 +215,7 @@ async def test_a_slow_hiprio_queue_is_left_alone(
 ) -> None:
     backend.stuck = {HIPRIO_QUEUE}
     for _ in range(10):
-        session.channel.post(fuse.interrupt(9))
+        session.lane.post(fuse.interrupt(9))
     for _ in range(10):
         await trio.sleep(9)
         backend.use(backend.requests.pop(1), 0)  # the first is INIT
@@ -232,7 +232,7 @@ async def test_deadlines_hold_while_the_hiprio_queue_is_in_doubt(
     """A call that is begun while only the hiprio queue was watched ends in its own time."""
     async with backend.session(SessionOptions(seconds)) as session:
         backend.stuck = {HIPRIO_QUEUE, REQUEST_QUEUE}
-        session.channel.post(fuse.interrupt(9))
+        session.lane.post(fuse.interrupt(9))
         await trio.sleep(0.5)
         begun = autojump_clock.current_time()
         await overdue(session)

@@ -48,7 +48,7 @@ async def files(session: Session, backend: FakeBackend) -> AsyncIterator[FileSys
     files = FileSystem(session, idle_nodes=10)
     yield files
     files.close()
-    await session.channel.drained()
+    await session.lane.drained()
     await wait_all_tasks_blocked()
     assert not session.lost
     assert session.payloads.taken == 0

@@ -120,7 +120,7 @@ class _Filling:
         self._tree = tree
         self._page = page
         self._buffers = buffers
-        self._jobs = Jobs(files.session.channel)
+        self._jobs = Jobs(files.session.lane)
         #: The most bytes that a file may have here: one more than it has is asked for.
         self._most = min(files.session.max_read, files.session.payloads.size) - 1
         self._readers = 0
@@ -260,14 +260,14 @@ class _Filling:
             CallError: CHANGED: it changed in every attempt.
 
         """
-        node, channel = found.node, self._files.session.channel
+        node, lane = found.node, self._files.session.lane
         assert node is not None
 
         def undo(body: bytes) -> None:
-            channel.post(fuse.release(node, fuse.decode_open(body)))
+            lane.post(fuse.release(node, fuse.decode_open(body)))
 
         [opened] = yield [Ask(fuse.open(node), None, undo)]
-        handle = channel.decoded(fuse.decode_open, body_of(opened))
+        handle = lane.decoded(fuse.decode_open, body_of(opened))
         try:
             for _ in range(ATTEMPTS):
                 size, before = found.size, found.attributes
@@ -279,7 +279,7 @@ class _Filling:
                 [read] = yield [Ask(fuse.read(node, handle, 0, size + 1), place)]
                 length = length_of(read)
                 [looked] = yield [Ask(fuse.getattr(node))]
-                now = channel.decoded(fuse.attributes_of, body_of(looked))
+                now = lane.decoded(fuse.attributes_of, body_of(looked))
                 if now == before or version_bytes(now) == version_bytes(before):
                     if length != size:  # as in procfs
                         return False
@@ -293,7 +293,7 @@ class _Filling:
                     raise FileError(errno.ESTALE)
         finally:
             # Only now, when all that used it is back: its number may be the next file's.
-            channel.post(fuse.release(node, handle))
+            lane.post(fuse.release(node, handle))
         raise CallError(ErrorCode.CHANGED, f"the file changed in each of {ATTEMPTS} attempts")
 
 

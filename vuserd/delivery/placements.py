@@ -34,7 +34,7 @@ class ChangeLocks:
 
 
 class Window:
-    """The part of a placement that one READ goes to, as the channel wants to know it."""
+    """The part of a placement that one READ goes to, as the lane wants to know it."""
 
     def __init__(self, placement: "Placement", offset: int, length: int) -> None:
         self.address = placement.region.guest_address(offset, length)

@@ -56,14 +56,14 @@ class SessionOptions(NamedTuple):
 
 
 class Session:
-    """A session whose rings run: ``channel`` for requests, ``payloads`` for what they bring."""
+    """A session whose rings run: ``lane`` for requests, ``payloads`` for what they bring."""
 
     def __init__(self, stream: trio.SocketStream, options: SessionOptions) -> None:
         self._options = options
         self._connection = VhostUserConnection(stream, options.timeout)
         self._layout = SharedLayout(options.payloads)
         try:
-            self.channel = Lane(self._layout, options.timeout, self.lose)
+            self.lane = Lane(self._layout, options.timeout, self.lose)
         except OSError:
             self._layout.close()
             raise
@@ -105,7 +105,7 @@ class Session:
         """Declare the backend lost: all calls that wait for it fail with the reason."""
         if self._reason is None:
             self._reason = reason.again()
-            self.channel.fail(reason)
+            self.lane.fail(reason)
             self.payloads.fail(reason)
             self.slots.fail(reason)
             self._lost.set()
@@ -163,10 +163,10 @@ class Session:
         """Do what goes on beside the requests, until cancelled."""
         async with trio.open_nursery() as self._tasks:
             self._tasks.start_soon(self._watch, self._connection)
-            self._tasks.start_soon(self.channel.watch_deadlines)
-            for index, queue in self.channel.queues.items():
+            self._tasks.start_soon(self.lane.watch_deadlines)
+            for index, queue in self.lane.queues.items():
                 self._tasks.start_soon(queue.kick_batches)
-                self._tasks.start_soon(self.channel.serve_queue, index)
+                self._tasks.start_soon(self.lane.serve_queue, index)
             task_status.started()
 
     async def _watch(self, connection: VhostUserConnection) -> None:
@@ -186,12 +186,12 @@ class Session:
     def _agree(self, agreement: Agreement) -> None:
         self._agreement = agreement
         self.slots.limit = agreement.slots
-        self.channel.interrupts = agreement.interrupts
+        self.lane.interrupts = agreement.interrupts
 
     async def _start_rings(self, connection: VhostUserConnection) -> None:
         tell = connection.tell
         for queue in QUEUES:
-            notified = self.channel.queues[queue]
+            notified = self.lane.queues[queue]
             index = encode_vring_descriptor(queue)
             base = notified.ring.hand_over()
             await tell(Request.SET_VRING_NUM, VringState(queue, notified.ring.layout.num).encode())
@@ -223,7 +223,7 @@ class Session:
             successor.deadline = trio.current_time() + _PAUSE  # others wait to change memory
             await self.slots.share(successor)
             # Shielded, since it ends in time: the rings are not to be left without a backend.
-            with trio.CancelScope(shield=True), self.channel.held():
+            with trio.CancelScope(shield=True), self.lane.held():
                 former = self._connection
                 await self._switch(successor, check)
                 self._agree(agreement)
@@ -237,7 +237,7 @@ class Session:
         former = self._connection
         deadline = trio.current_time() + _PAUSE
         with trio.move_on_at(deadline) as patience:
-            await self.channel.idle()
+            await self.lane.idle()
         if patience.cancelled_caught:
             raise BackendTimeout(f"the backend did not end all that it has within {_PAUSE:g} s")
         former.deadline = successor.deadline = deadline
@@ -271,7 +271,7 @@ class Session:
     async def _mount(self) -> None:
         request = fuse.init(_INIT_FLAGS, max_readahead=PAYLOAD_SIZE)
         try:
-            self.init = await self.channel.call(request, fuse.decode_init)
+            self.init = await self.lane.call(request, fuse.decode_init)
         except FileError as error:
             raise BackendBroken(f"the backend refused INIT: {error}") from error
         if self.max_read < _LEAST_READ:
@@ -290,11 +290,11 @@ class Session:
         with contextlib.suppress(VuserdError), trio.move_on_at(deadline):
             async with self.slots.turn:
                 self._connection.deadline = deadline
-                await self.channel.drained()
+                await self.lane.drained()
                 await self._stop_rings()
 
     def _close(self) -> None:
-        self.channel.close()
+        self.lane.close()
         self._layout.close()
 
 
@@ -304,7 +304,7 @@ async def open_session(
 ) -> AsyncIterator[Session]:
     """Run a session on a fresh connection to a backend for the block's time.
 
-    ``observer`` is the channel's from the first request on.
+    ``observer`` is the lane's from the first request on.
 
     Raises:
         BackendError: the backend does not answer, offers too little, or breaks the protocol; or
@@ -319,7 +319,7 @@ async def open_session(
     except OSError as error:
         close_stream(stream)
         raise BackendDown(f"no memory to share with the backend: {os_reason(error)}") from error
-    session.channel.observer = observer
+    session.lane.observer = observer
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:

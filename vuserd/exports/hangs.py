@@ -198,7 +198,7 @@ class Hangs:
 
 
 class NodeGate:
-    """The gate of one session's channel: see :class:`~vuserd.device.gate.Gate`.
+    """The gate of one session's lane: see :class:`~vuserd.device.gate.Gate`.
 
     Args:
         hangs: the export's.

@@ -149,8 +149,8 @@ class Serving:
         if self.session is None or self.files is None:
             return None
         return Usage(
-            self.session.channel.submitted,
-            self.session.channel.in_flight,
+            self.session.lane.submitted,
+            self.session.lane.in_flight,
             len(self.files.nodes),
             self.files.nodes.lookups,
             self.session.payloads.taken,
@@ -159,7 +159,7 @@ class Serving:
     def makes_progress(self) -> bool:
         """Return whether the session's tasks do their work: no deadline has passed unnoticed."""
         session = self.session
-        return session is None or session.lost or session.channel.makes_progress()
+        return session is None or session.lost or session.lane.makes_progress()
 
     async def lost(self) -> None:
         """Wait until it is lost."""
@@ -222,8 +222,8 @@ class Serving:
             self._tenancy, self.backend = successor, successor.backend
             self._config, self.mode, self._directory = config, mode, directory
             assert self.session is not None
-            if self.session.channel.gate is not None:
-                self.session.channel.gate.threads = _threads(config)
+            if self.session.lane.gate is not None:
+                self.session.lane.gate.threads = _threads(config)
             self._note_owners()
 
         try:
@@ -256,7 +256,7 @@ class Serving:
                     _threads(self._config),
                     self._stands_still,
                 )
-                session.channel.obey(gate)
+                session.lane.obey(gate)
             assert self._tap is not None
             self._tap.places = self.files.nodes
             self._note_owners()
@@ -374,7 +374,7 @@ class Serving:
         with self._tracing.session() as tap:
             self._tap = tap
             async with open_session(stream, self._config.session, tap.observer()) as session:
-                tap.follow(session.channel)
+                tap.follow(session.lane)
                 yield session
 
 

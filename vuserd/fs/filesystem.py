@@ -61,9 +61,9 @@ class FileSystem:
     ) -> None:
         self.device = device
         self.session = session
-        self._channel = session.channel
+        self._lane = session.lane
         capacity = fuse.batch_forget_capacity(REQUEST_ROOM)
-        self.nodes = NodeTable(idle_nodes, idle_time, session.channel.post, capacity)
+        self.nodes = NodeTable(idle_nodes, idle_time, session.lane.post, capacity)
         self.operations = NodeOperations(session, self.nodes, tells_mounts=tells_mounts)
         self.directories = DirectoryEntries(session, self.nodes, self.operations)
         #: What clients keep open between two calls: files and unfinished listings.
@@ -131,7 +131,7 @@ class FileSystem:
 
     async def statfs(self) -> FileSystemStatistics:
         """Return the statistics of the file system that the export's root is on."""
-        return await self._channel.call(fuse.statfs(fuse.ROOT_ID), fuse.decode_statfs)
+        return await self._lane.call(fuse.statfs(fuse.ROOT_ID), fuse.decode_statfs)
 
     async def directory(self, path: bytes, hold: Hold) -> Node:
         """Return the directory at ``path``, in use as long as ``hold``.

@@ -75,7 +75,7 @@ class OpenFile:
 
         """
         request = fuse.read(self.node.id, self._handle, offset, length)
-        return await self.session.channel.call_into(request, target)
+        return await self.session.lane.call_into(request, target)
 
     async def read_on_into(self, target: Target, offset: int, length: int) -> int:
         """Repeat :meth:`read_into` until all bytes are there or a read returns nothing.
@@ -97,7 +97,7 @@ class OpenFile:
 
     async def read_all_into(self, parts: Sequence[tuple[Target, int, int]]) -> list[int]:
         """Run :meth:`read_into` for several (target, offset, length) at once."""
-        return await self.session.channel.call_all_into(
+        return await self.session.lane.call_all_into(
             [
                 (fuse.read(self.node.id, self._handle, offset, length), target)
                 for target, offset, length in parts
@@ -141,7 +141,7 @@ class OpenFile:
         """
         request = fuse.lseek(self.node.id, self._handle, offset, whence)
         try:
-            found = await self.session.channel.call(request, fuse.decode_lseek)
+            found = await self.session.lane.call(request, fuse.decode_lseek)
         except FileError as error:
             if error.number == errno.ENXIO or whence is Whence.HOLE:
                 return None

@@ -48,7 +48,7 @@ class NodeOperations:
 
     def __init__(self, session: Session, nodes: NodeTable, *, tells_mounts: bool) -> None:
         self._session = session
-        self._channel = session.channel
+        self._lane = session.lane
         self._nodes = nodes
         #: If the backend does not mark mounts, any file may be on another file system.
         self.tells_mounts = bool(tells_mounts or session.init.flags & fuse.InitFlag.SUBMOUNTS)
@@ -65,7 +65,7 @@ class NodeOperations:
         way = self._known_way(root, names, hold)
         if len(way.steps) < 2:
             return await self._resolved(root, names, {}, hold, follow=follow)
-        answers = await self._channel.ask_all(self._lookups(way))
+        answers = await self._lane.ask_all(self._lookups(way))
         answered = dict(zip(way.steps, answers, strict=True))
         return await self._resolved(root, names, answered, hold, follow=follow)
 
@@ -83,10 +83,10 @@ class NodeOperations:
         if guess is None or not stat.S_ISREG(guess.attributes.mode) or not guess.is_identified:
             return await self.resolve(path, hold, follow=True), None
         asked = [*self._lookups(way), Ask(fuse.open(guess.id), undo=self._undo_open(guess))]
-        *answers, opened = await self._channel.ask_all(asked)
+        *answers, opened = await self._lane.ask_all(asked)
         handle = None
         if isinstance(opened, Value):
-            handle = self._channel.decoded(fuse.decode_open, opened.value)
+            handle = self._lane.decoded(fuse.decode_open, opened.value)
         is_it = False
         try:
             answered = dict(zip(way.steps, answers, strict=True))
@@ -116,7 +116,7 @@ class NodeOperations:
         finally:
             for answer in answers.values():
                 if isinstance(answer, Value):
-                    self._channel.decoded(self.undo_lookup, answer.value)
+                    self._lane.decoded(self.undo_lookup, answer.value)
         if node is root:
             node.attributes = await self.getattr(node)
         return node
@@ -132,7 +132,7 @@ class NodeOperations:
         request = fuse.lookup(directory.id, name)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                body = await self._channel.call(request, bytes, self.undo_lookup)
+                body = await self._lane.call(request, bytes, self.undo_lookup)
                 break
             except FileError as error:
                 if error.number not in _RACED or attempt == ATTEMPTS:
@@ -140,7 +140,7 @@ class NodeOperations:
         return self._found(body, directory, name, hold)
 
     def _found(self, body: bytes, directory: Node, name: bytes, hold: Hold) -> Node:
-        entry = self._channel.decoded(fuse.decode_lookup, body)
+        entry = self._lane.decoded(fuse.decode_lookup, body)
         if entry is None:
             raise FileError(errno.ENOENT)
         if entry.node in (fuse.ROOT_ID, directory.id):
@@ -172,31 +172,31 @@ class NodeOperations:
 
     async def getattr(self, node: Node) -> Attributes:
         """Return a node's attributes as they are now."""
-        return await self._channel.call(fuse.getattr(node.id), fuse.decode_attributes)
+        return await self._lane.call(fuse.getattr(node.id), fuse.decode_attributes)
 
     async def readlink(self, node: Node) -> bytes:
         """Return the target of a symlink, whatever it is."""
         _require_identity(node)
-        return await self._channel.call(fuse.readlink(node.id), fuse.decode_readlink)
+        return await self._lane.call(fuse.readlink(node.id), fuse.decode_readlink)
 
     async def open(self, node: Node) -> FileHandle:
         """Open a regular file; the caller returns the handle by :meth:`release`."""
         _require_identity(node)
         undo = self._undo_open(node)
-        return await self._channel.call(fuse.open(node.id), fuse.decode_open, undo)
+        return await self._lane.call(fuse.open(node.id), fuse.decode_open, undo)
 
     def _undo_open(self, node: Node) -> Undo:
         return lambda body: self.release(node, fuse.decode_open(body))
 
     def release(self, node: Node, handle: FileHandle) -> None:
         """Close a file."""
-        self._channel.post(fuse.release(node.id, handle))
+        self._lane.post(fuse.release(node.id, handle))
 
     async def open_directory(self, node: Node) -> FileHandle:
         """Open a directory; the caller returns the handle by :meth:`release_directory`."""
         _require_identity(node)
         undo = self._undo_open_directory(node)
-        return await self._channel.call(fuse.opendir(node.id), fuse.decode_open, undo)
+        return await self._lane.call(fuse.opendir(node.id), fuse.decode_open, undo)
 
     async def open_directories(self, nodes: Sequence[Node]) -> list[FileHandle | Exception]:
         """Do that for several all at once; return what became of each."""
@@ -204,14 +204,14 @@ class NodeOperations:
             _require_identity(node)
         asked = [Ask(fuse.opendir(node.id), undo=self._undo_open_directory(node)) for node in nodes]
         opened: list[FileHandle | Exception] = []
-        for reply in await self._channel.ask_all(asked):
+        for reply in await self._lane.ask_all(asked):
             try:
                 body = reply.unwrap()
             except VuserdError as error:
                 opened.append(error)
             else:
                 assert isinstance(body, bytes)
-                opened.append(self._channel.decoded(fuse.decode_open, body))
+                opened.append(self._lane.decoded(fuse.decode_open, body))
         return opened
 
     def _undo_open_directory(self, node: Node) -> Undo:
@@ -219,7 +219,7 @@ class NodeOperations:
 
     def release_directory(self, node: Node, handle: FileHandle) -> None:
         """Close a directory."""
-        self._channel.post(fuse.releasedir(node.id, handle))
+        self._lane.post(fuse.releasedir(node.id, handle))
 
     async def is_exhausted(self, error: FileError) -> bool:
         """Return whether an error means that the backend has run out of descriptors.

@@ -345,7 +345,7 @@ class Tree:
             [answer] = yield [ask]
             if not was_raced(answer):
                 break
-        entry = files.session.channel.decoded(fuse.decode_lookup, body_of(answer))
+        entry = files.session.lane.decoded(fuse.decode_lookup, body_of(answer))
         if entry is None:
             raise FileError(errno.ENOENT)
         if entry.node in (fuse.ROOT_ID, directory):
@@ -401,14 +401,14 @@ class Tree:
         return False
 
     def _open(self, branch: Branch) -> Part[None]:
-        channel, node = self._in_use.session.channel, branch.node
+        lane, node = self._in_use.session.lane, branch.node
         assert node is not None
 
         def undo(body: bytes) -> None:
-            channel.post(fuse.releasedir(node, fuse.decode_open(body)))
+            lane.post(fuse.releasedir(node, fuse.decode_open(body)))
 
         [opened] = yield [Ask(fuse.opendir(node), None, undo)]
-        branch.handle = channel.decoded(fuse.decode_open, body_of(opened))
+        branch.handle = lane.decoded(fuse.decode_open, body_of(opened))
         self._opened += 1
         branch.position = branch.barren = 0
         branch.passed.clear()
@@ -425,7 +425,7 @@ class Tree:
         node, handle = branch.node, branch.handle
         assert node is not None
         assert handle is not None
-        channel, nodes = self._in_use.session.channel, self._in_use.nodes
+        lane, nodes = self._in_use.session.lane, self._in_use.nodes
         decode = functools.partial(decode_directory_columns, after=branch.position)
 
         def undo(body: bytes) -> None:
@@ -444,7 +444,7 @@ class Tree:
             [read] = yield [Ask(request, buffer)]
             length = length_of(read)
         body = bytes(buffer.view[:length])
-        entries, following = channel.decoded(functools.partial(decode, plus=plus), body)
+        entries, following = lane.decoded(functools.partial(decode, plus=plus), body)
         return entries if plus else entries.without_nodes(), following
 
     # -- what was found ----------------------------------------------------------------------------
@@ -530,7 +530,7 @@ class Tree:
         if handle is not None:
             self._opened -= 1
             assert branch.node is not None
-            self._in_use.session.channel.post(fuse.releasedir(branch.node, handle))
+            self._in_use.session.lane.post(fuse.releasedir(branch.node, handle))
 
     @property
     def _in_use(self) -> FileSystem:

@@ -88,28 +88,28 @@ class _Sent(NamedTuple):
 
 
 class Tap:
-    """Makes events of the requests of one session's channel, as its :class:`Observer`."""
+    """Makes events of the requests of one session's lane, as its :class:`Observer`."""
 
     def __init__(self, tracing: Tracing) -> None:
         #: The paths of nodes, once there is a file system on the session.
         self.places: Places | None = None
         self._tracing = tracing
-        self._channel: Lane | None = None
+        self._lane: Lane | None = None
         self._sent: dict[int, _Sent] = {}
 
     def observer(self) -> Observer | None:
-        """Return the observer of a new channel; None while no trace follows the export."""
+        """Return the observer of a new lane; None while no trace follows the export."""
         return self if self._tracing.is_on else None
 
-    def follow(self, channel: Lane) -> None:
-        """Observe this channel whenever a trace follows the export."""
-        self._channel = channel
+    def follow(self, lane: Lane) -> None:
+        """Observe this lane whenever a trace follows the export."""
+        self._lane = lane
         self.turn()
 
     def turn(self) -> None:
         """Start or stop observing, after the first trace came or the last one went."""
-        if self._channel is not None:
-            self._channel.observer = self.observer()
+        if self._lane is not None:
+            self._lane.observer = self.observer()
         if not self._tracing.is_on:
             self._sent.clear()
 

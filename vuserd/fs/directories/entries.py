@@ -64,7 +64,7 @@ class DirectoryEntries:
 
     def __init__(self, session: Session, nodes: NodeTable, operations: NodeOperations) -> None:
         self._session = session
-        self._channel = session.channel
+        self._lane = session.lane
         self._nodes = nodes
         self._operations = operations
         #: How many large portions each user may have under way; kept while it has or wants any.
@@ -158,9 +158,9 @@ class DirectoryEntries:
         decode = functools.partial(decode_directory_columns, plus=plus, after=offset)
         undo = self._undo_read(offset) if plus else None
         with given_back(await self._session.payloads.take(1)) as buffers:
-            length = await self._channel.call_into(request, buffers[0], undo)
+            length = await self._lane.call_into(request, buffers[0], undo)
             body = bytes(buffers[0].view[:length])
-        entries, following = self._channel.decoded(decode, body)
+        entries, following = self._lane.decoded(decode, body)
         owed = entries.nodes
         if len(entries.names) > limit:
             entries = entries.part(0, limit)
@@ -186,7 +186,7 @@ class DirectoryEntries:
                 )
                 for (node, handle, offset), buffer in zip(opened, buffers, strict=True)
             ]
-            replies = await self._channel.ask_all(asked)
+            replies = await self._lane.ask_all(asked)
             found: list[bytes | Exception] = []
             for reply, buffer in zip(replies, buffers, strict=True):
                 try:
@@ -206,7 +206,7 @@ class DirectoryEntries:
 
     def _portion(self, node: Node, offset: int, body: bytes) -> Portion | None:
         decode = functools.partial(decode_directory_columns, plus=True, after=offset)
-        entries, following = self._channel.decoded(decode, body)
+        entries, following = self._lane.decoded(decode, body)
         if 0 in entries.nodes or following == offset:
             self._nodes.forget_each(entries.nodes)
             return None

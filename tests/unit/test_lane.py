@@ -70,7 +70,7 @@ async def test_requests_of_one_pass_go_out_with_one_kick(
     before = backend.kicks[1]
 
     async def getattr_root() -> None:
-        await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
+        await session.lane.call(fuse.getattr(ROOT), fuse.decode_attributes)
 
     async with trio.open_nursery() as nursery:
         for _ in range(100):
@@ -88,7 +88,7 @@ async def test_more_requests_than_the_ring_holds_wait_for_their_turn(
 
     async def lookup() -> None:
         nonlocal done
-        entry = await session.channel.call(fuse.lookup(ROOT, b"Image"), fuse.decode_lookup)
+        entry = await session.lane.call(fuse.lookup(ROOT, b"Image"), fuse.decode_lookup)
         assert entry is not None
         assert entry.attributes.size == 4096
         done += 1
@@ -98,64 +98,64 @@ async def test_more_requests_than_the_ring_holds_wait_for_their_turn(
             nursery.start_soon(lookup)
     assert done == 2000
     assert backend.lookups[2] == 2000
-    assert session.channel.in_flight == 0
+    assert session.lane.in_flight == 0
 
 
 async def test_posted_requests_wait_for_a_slot_too(backend: FakeBackend, session: Session) -> None:
     for _ in range(1000):
-        session.channel.post(fuse.release(NodeId(2), fuse.FileHandle(7)))
-        session.channel.post(fuse.interrupt(9))
-    await session.channel.drained()
+        session.lane.post(fuse.release(NodeId(2), fuse.FileHandle(7)))
+        session.lane.post(fuse.interrupt(9))
+    await session.lane.drained()
     assert len(backend.named(Opcode.RELEASE)) == 1000
     assert len(backend.named(Opcode.INTERRUPT)) == 1000
 
 
-async def test_a_channel_that_is_held_gives_the_device_nothing(
+async def test_a_lane_that_is_held_gives_the_device_nothing(
     backend: FakeBackend, session: Session
 ) -> None:
     withheld = Withheld(backend, Opcode.STATFS)
-    channel = session.channel
+    lane = session.lane
     seen = len(backend.requests)
 
     async def statfs() -> None:
-        await channel.call(fuse.statfs(ROOT), fuse.decode_statfs)
+        await lane.call(fuse.statfs(ROOT), fuse.decode_statfs)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(statfs)
         await wait_all_tasks_blocked()
-        with channel.held():
+        with lane.held():
             for _ in range(IN_FLIGHT[REQUEST_QUEUE] + 10):
                 nursery.start_soon(statfs)
-            channel.post(fuse.batch_forget([Forget(NodeId(2), 1)]))
+            lane.post(fuse.batch_forget([Forget(NodeId(2), 1)]))
             await wait_all_tasks_blocked()
             assert len(backend.requests) == seen + 1
             withheld.let_go()
-            await channel.idle()
+            await lane.idle()
             assert len(backend.requests) == seen + 1
-            assert channel.in_flight == IN_FLIGHT[REQUEST_QUEUE] + 11
+            assert lane.in_flight == IN_FLIGHT[REQUEST_QUEUE] + 11
             backend.answer = backend.serve_files
             backend.lookups[2] += 1
     assert len(backend.requests) == seen + IN_FLIGHT[REQUEST_QUEUE] + 12
     assert not +backend.lookups
-    assert channel.in_flight == 0
+    assert lane.in_flight == 0
 
 
 async def test_who_waits_for_an_idle_device_is_woken_when_it_is_lost(
     backend: FakeBackend, session: Session
 ) -> None:
     Withheld(backend, Opcode.STATFS)
-    session.channel.post(fuse.statfs(ROOT))
+    session.lane.post(fuse.statfs(ROOT))
     await wait_all_tasks_blocked()
-    with trio.fail_after(10), session.channel.held():
+    with trio.fail_after(10), session.lane.held():
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(session.channel.idle)
+            nursery.start_soon(session.lane.idle)
             await wait_all_tasks_blocked()
             backend.die()
 
 
 async def test_an_errno_is_the_callers(session: Session) -> None:
     with pytest.raises(FileError, match="no such file") as missing:
-        await session.channel.call(fuse.lookup(ROOT, b"nothing"), fuse.decode_lookup)
+        await session.lane.call(fuse.lookup(ROOT, b"nothing"), fuse.decode_lookup)
     assert missing.value.code == "ENOENT"
 
 
@@ -164,20 +164,20 @@ async def test_a_lookup_given_up_is_interrupted_and_its_count_given_back(
 ) -> None:
     withheld = Withheld(backend, Opcode.LOOKUP)
     undone: list[bytes] = []
-    free = session.channel.requests.ring.free
+    free = session.lane.requests.ring.free
 
     async def lookup() -> None:
-        await session.channel.call(fuse.lookup(ROOT, b"Image"), fuse.decode_lookup, undone.append)
+        await session.lane.call(fuse.lookup(ROOT, b"Image"), fuse.decode_lookup, undone.append)
 
     await give_up(lookup)
     [request] = withheld.requests
     [interrupt] = backend.named(Opcode.INTERRUPT)
     assert interrupt.body == struct.pack("=Q", request.unique)
-    assert session.channel.requests.ring.free == free - 1  # the device still has it
+    assert session.lane.requests.ring.free == free - 1  # the device still has it
     withheld.let_go()
     await wait_all_tasks_blocked()
     assert [fuse.decode_lookup(body) is not None for body in undone] == [True]
-    assert session.channel.requests.ring.free == free
+    assert session.lane.requests.ring.free == free
 
 
 async def test_qemus_virtiofsd_is_not_interrupted(backend: FakeBackend) -> None:
@@ -186,7 +186,7 @@ async def test_qemus_virtiofsd_is_not_interrupted(backend: FakeBackend) -> None:
     async with backend.session() as session:
 
         async def statfs() -> None:
-            await session.channel.call(fuse.statfs(ROOT), fuse.decode_statfs)
+            await session.lane.call(fuse.statfs(ROOT), fuse.decode_statfs)
 
         await give_up(statfs)
         assert len(withheld.requests) == 1
@@ -201,10 +201,10 @@ async def test_what_waits_for_a_slot_goes_in_its_turn_or_not_at_all(
     slots = IN_FLIGHT[REQUEST_QUEUE]
 
     async def lookup() -> None:
-        await session.channel.call(fuse.lookup(ROOT, b"Image"), fuse.decode_lookup)
+        await session.lane.call(fuse.lookup(ROOT, b"Image"), fuse.decode_lookup)
 
     async def getattr_() -> None:
-        await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
+        await session.lane.call(fuse.getattr(ROOT), fuse.decode_attributes)
 
     async with trio.open_nursery() as nursery:
         for _ in range(slots):
@@ -213,12 +213,12 @@ async def test_what_waits_for_a_slot_goes_in_its_turn_or_not_at_all(
         await give_up(getattr_)
         nursery.start_soon(getattr_)
         await wait_all_tasks_blocked()
-        assert session.channel.in_flight == slots + 1
+        assert session.lane.in_flight == slots + 1
         assert len(withheld.requests) == slots
         assert backend.named(Opcode.GETATTR) == backend.named(Opcode.INTERRUPT) == []
         withheld.let_go()
     assert len(backend.named(Opcode.GETATTR)) == 1
-    assert session.channel.in_flight == 0
+    assert session.lane.in_flight == 0
 
 
 async def test_a_payload_given_up_stays_the_devices_until_it_comes_back(
@@ -230,7 +230,7 @@ async def test_a_payload_given_up_stays_the_devices_until_it_comes_back(
         [buffer] = await session.payloads.take(1)
         try:
             request = fuse.read(NodeId(2), fuse.FileHandle(1), 0, 4096)
-            await session.channel.call_into(request, buffer)
+            await session.lane.call_into(request, buffer)
         finally:
             buffer.give_back()
 
@@ -249,15 +249,15 @@ async def test_an_overdue_request_times_out_and_is_interrupted(
     withheld = Withheld(backend, Opcode.STATFS)
     begin = trio.current_time()
     with pytest.raises(BackendTimeout, match="did not answer STATFS within 10 s"):
-        await session.channel.call(fuse.statfs(ROOT), fuse.decode_statfs)
+        await session.lane.call(fuse.statfs(ROOT), fuse.decode_statfs)
     assert 10 <= trio.current_time() - begin < 10.05
     await wait_all_tasks_blocked()
     assert len(backend.named(Opcode.INTERRUPT)) == 1
     # Others are still served, and the late reply does no harm.
-    await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
+    await session.lane.call(fuse.getattr(ROOT), fuse.decode_attributes)
     backend.reply(withheld.requests[0], Answer(error=4))
-    await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
-    assert session.channel.in_flight == 0
+    await session.lane.call(fuse.getattr(ROOT), fuse.decode_attributes)
+    assert session.lane.in_flight == 0
 
 
 async def test_a_silent_backend_is_lost_once_a_probe_stays_unanswered(
@@ -268,7 +268,7 @@ async def test_a_silent_backend_is_lost_once_a_probe_stays_unanswered(
         backend.answer = lambda _: None
         begin = trio.current_time()
         with pytest.raises(BackendTimeout):
-            await session.channel.call(fuse.statfs(ROOT), fuse.decode_statfs)
+            await session.lane.call(fuse.statfs(ROOT), fuse.decode_statfs)
         assert not session.lost
         reason = await session.wait_lost()
         assert str(reason) == "the backend answers nothing any more"
@@ -287,7 +287,7 @@ async def test_few_bulk_requests_are_in_the_backend_at_once(
     async def read() -> None:
         with given_back(await session.payloads.take(1)) as [buffer]:
             request = fuse.read(NodeId(2), fuse.FileHandle(1), 0, 1 << 20)
-            lengths.append(await session.channel.call_into(request, buffer))
+            lengths.append(await session.lane.call_into(request, buffer))
 
     async with trio.open_nursery() as nursery:
         for _ in range(6):
@@ -296,13 +296,13 @@ async def test_few_bulk_requests_are_in_the_backend_at_once(
         await give_up(read)  # it never reaches the backend
         assert len(withheld.requests) == 4
         # Small ones overtake what waits.
-        await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
+        await session.lane.call(fuse.getattr(ROOT), fuse.decode_attributes)
         withheld.let_go()
         await wait_all_tasks_blocked()
         assert len(withheld.requests) == 2
         withheld.let_go()
     assert len(lengths) == len(backend.named(Opcode.READ)) == 6
-    assert session.channel.in_flight == session.payloads.taken == 0
+    assert session.lane.in_flight == session.payloads.taken == 0
 
 
 @pytest.mark.parametrize(
@@ -321,10 +321,10 @@ async def test_a_reply_that_lies_ends_the_session(
 ) -> None:
     backend.answer = lambda _: lie
     with pytest.raises(BackendBroken, match=words):
-        await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
+        await session.lane.call(fuse.getattr(ROOT), fuse.decode_attributes)
     assert isinstance(await session.wait_lost(), BackendBroken)
     with pytest.raises(BackendBroken):
-        await session.channel.call(fuse.statfs(ROOT), fuse.decode_statfs)
+        await session.lane.call(fuse.statfs(ROOT), fuse.decode_statfs)
 
 
 async def test_the_death_of_the_backend_wakes_everybody(
@@ -336,7 +336,7 @@ async def test_the_death_of_the_backend_wakes_everybody(
     async def getattr_root() -> None:
         nonlocal woken
         with pytest.raises(BackendDown):
-            await session.channel.call(fuse.getattr(ROOT), fuse.decode_attributes)
+            await session.lane.call(fuse.getattr(ROOT), fuse.decode_attributes)
         woken += 1
 
     async with trio.open_nursery() as nursery:
@@ -356,7 +356,7 @@ async def test_a_late_reply_after_the_end_is_nobodys_fault(
 
         async def statfs() -> None:
             with pytest.raises(BackendDown, match="for a test"):
-                await session.channel.call(fuse.statfs(ROOT), fuse.decode_statfs)
+                await session.lane.call(fuse.statfs(ROOT), fuse.decode_statfs)
 
         nursery.start_soon(statfs)
         await wait_all_tasks_blocked()
@@ -385,27 +385,27 @@ async def test_of_several_that_are_given_up_what_came_already_is_undone(
     async def lookups() -> None:
         names = (b"Image", b"second")
         asked = [(fuse.lookup(ROOT, name), None, undone.append) for name in names]
-        await session.channel.ask_all(asked)
+        await session.lane.ask_all(asked)
 
     await give_up(lookups)
     assert [fuse.decode_lookup(body) is not None for body in undone] == [True]
     backend.reply(held[0], Answer(error=2))
     await wait_all_tasks_blocked()
     assert len(undone) == 1
-    assert session.channel.in_flight == 0
+    assert session.lane.in_flight == 0
 
 
 async def test_what_no_ring_can_carry_is_a_mistake_of_the_caller(session: Session) -> None:
-    channel = session.channel
+    lane = session.lane
     [buffer] = await session.payloads.take(1)
     with pytest.raises(ValueError, match="FORGET has no fixed reply"):
-        await channel.call(fuse.batch_forget([]), fuse.decode_attributes)
+        await lane.call(fuse.batch_forget([]), fuse.decode_attributes)
     with pytest.raises(ValueError, match="BATCH_FORGET of 16048 bytes"):
-        channel.post(fuse.batch_forget([Forget(NodeId(2), 1)] * 1000))
+        lane.post(fuse.batch_forget([Forget(NodeId(2), 1)] * 1000))
     with pytest.raises(ValueError, match="READ of 1048577 bytes"):
-        await channel.call_into(fuse.read(NodeId(2), fuse.FileHandle(1), 0, (1 << 20) + 1), buffer)
+        await lane.call_into(fuse.read(NodeId(2), fuse.FileHandle(1), 0, (1 << 20) + 1), buffer)
     buffer.give_back()
-    assert channel.in_flight == 0
+    assert lane.in_flight == 0
 
 
 @pytest.fixture
@@ -413,7 +413,7 @@ async def owing(backend: FakeBackend, session: Session) -> Callable[[], None]:
     """Owe the backend so many nodes that no more are asked for; return what makes it take them."""
     backend.stuck = {HIPRIO_QUEUE}
     for _ in range(9):
-        session.channel.post(fuse.batch_forget([Forget(NodeId(2), 1)] * 500))
+        session.lane.post(fuse.batch_forget([Forget(NodeId(2), 1)] * 500))
     backend.lookups[2] += 9 * 500
     await wait_all_tasks_blocked()
 
@@ -431,18 +431,18 @@ async def test_listings_with_nodes_wait_while_too_many_are_owed(
     async def readdirplus() -> None:
         with given_back(await session.payloads.take(1)) as [buffer]:
             request = fuse.readdirplus(ROOT, fuse.FileHandle(1), 0, 4096)
-            await session.channel.call_into(request, buffer)
+            await session.lane.call_into(request, buffer)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(readdirplus)
         await wait_all_tasks_blocked()
         # All else goes on, a LOOKUP of a single call, too.
-        await session.channel.call(fuse.lookup(ROOT, b"Image"), fuse.decode_lookup)
+        await session.lane.call(fuse.lookup(ROOT, b"Image"), fuse.decode_lookup)
         await give_up(readdirplus)
         assert backend.named(Opcode.READDIRPLUS) == []
         owing()
     assert len(backend.named(Opcode.READDIRPLUS)) == 1
-    assert session.channel.in_flight == session.payloads.taken == 0
+    assert session.lane.in_flight == session.payloads.taken == 0
 
 
 async def test_lookups_of_jobs_wait_while_too_many_nodes_are_owed(
@@ -452,7 +452,7 @@ async def test_lookups_of_jobs_wait_while_too_many_nodes_are_owed(
         yield [Ask(fuse.getattr(ROOT))]
         yield [Ask(fuse.lookup(ROOT, b"Image"))]
 
-    jobs = Jobs(session.channel)
+    jobs = Jobs(session.lane)
     jobs.add(job())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(jobs.run)
@@ -476,7 +476,7 @@ async def test_what_waits_for_its_turn_is_overdue_like_all_else(
         with given_back(await session.payloads.take(1)) as [buffer]:
             request = fuse.read(NodeId(2), fuse.FileHandle(1), 0, 1 << 20)
             with pytest.raises(BackendTimeout, match="did not answer READ within 10 s"):
-                await session.channel.call_into(request, buffer)
+                await session.lane.call_into(request, buffer)
             overdue += 1
 
     async with trio.open_nursery() as nursery:
@@ -488,7 +488,7 @@ async def test_what_waits_for_its_turn_is_overdue_like_all_else(
     assert len(withheld.requests) == len(backend.named(Opcode.INTERRUPT)) == 4
     withheld.let_go()
     await wait_all_tasks_blocked()
-    assert session.channel.in_flight == session.payloads.taken == 0
+    assert session.lane.in_flight == session.payloads.taken == 0
 
 
 async def test_other_tasks_have_their_turn_between_many_replies(
@@ -503,7 +503,7 @@ async def test_other_tasks_have_their_turn_between_many_replies(
         yield [Ask(fuse.statfs(ROOT))]
         ended += 1
 
-    jobs = Jobs(session.channel, depth=200)
+    jobs = Jobs(session.lane, depth=200)
     for _ in range(200):
         jobs.add(job())
     async with trio.open_nursery() as nursery:
