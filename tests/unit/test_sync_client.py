@@ -123,6 +123,29 @@ class TestInterrupted:
             assert memory.load("kernels", "odd", 0) == 3
         assert fake_daemon.connections == 1
 
+    def test_between_two_calls(self, client: Client, fake_daemon: FakeDaemon) -> None:
+        """What is cleaned up then is not waited for: the daemon may be silent."""
+        goes_on = threading.Event()
+        begin = client._talk.begin
+
+        def be_silent(_: Request) -> None:
+            assert goes_on.wait(10)
+
+        def interrupted(call: Any, *more: Any) -> Any:
+            if call.method == "read":
+                fake_daemon.before = be_silent
+                raise KeyboardInterrupt
+            return begin(call, *more)
+
+        vars(client._talk)["begin"] = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            client.stream("kernels", "image", lambda _: None)
+        del vars(client._talk)["begin"]
+        assert len(fake_daemon.open) == 1
+        goes_on.set()
+        client.exports()
+        assert fake_daemon.open == {}
+
     @pytest.mark.parametrize("offset", range(2))
     def test_anywhere(self, client: Client, fake_daemon: FakeDaemon, offset: int) -> None:
         """Before each instruction of the clients' code; at worst, the client connects again."""

@@ -742,13 +742,13 @@ class TestNothingIsLeft:
         async def main() -> None:
             begun = 0
 
-            async def cancelled(ticket: Any) -> Any:
+            async def cancelled(ticket: Any, *more: Any) -> Any:
                 nonlocal begun
                 if ticket.call is not None and ticket.call.method == method:
                     begun += 1
                     if begun == nth:
                         taking.cancel()
-                return await finish(ticket)
+                return await finish(ticket, *more)
 
             async with loop.client.connect(fake_daemon.address) as client:
                 finish = client._finish

@@ -311,6 +311,7 @@ class AsyncClient:
         running = Running(procedure)
         while (step := running.next_step()) is not None:
             await self._take(step, running, timeout)
+            step = None  # the memory that it names is not to outlive its use
         return running.result
 
     async def _iterate(

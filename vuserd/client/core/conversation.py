@@ -5,7 +5,9 @@ what has to is a procedure.
 """
 
 import socket
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from vuserd.client import calls
@@ -26,7 +28,7 @@ from vuserd.client.core.reconnect import (
     why_not_taken,
 )
 from vuserd.client.core.ticket import Carrier, Ticket
-from vuserd.client.errors import BadReply, RemoteError
+from vuserd.client.errors import BadReply, ClientError, RemoteError
 from vuserd.client.listing.columns import COLUMNS_LEVEL
 from vuserd.wire.address import Candidate, socket_candidates
 
@@ -118,6 +120,15 @@ class Conversation(Generic[L]):
             self.abandon(ticket)
             raise
         return result
+
+    def clean_up(self, call: Call[Any], core: Carrier | None = None) -> Procedure[None]:
+        """Do a call that ends something; wait for that unless an interruption is under way."""
+        under_way = sys.exc_info()[1]
+        if under_way is None or isinstance(under_way, Exception):
+            with suppress(ClientError):
+                yield from self.ask(call, core)
+        else:
+            self.abandon(self.begin(call, core))
 
     def finish(self, ticket: Ticket[T]) -> Procedure[T]:
         """Wait for the result of a call that was begun; where that fails, forget it."""

@@ -1,6 +1,5 @@
 """Memory that is lent to the daemon for the time that a file takes."""
 
-from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 from vuserd.client import calls
@@ -8,7 +7,7 @@ from vuserd.client.calls import Call
 from vuserd.client.core.conversation import Talk
 from vuserd.client.core.procedure import Procedure
 from vuserd.client.core.ticket import Carrier
-from vuserd.client.errors import ClientError, RemoteError
+from vuserd.client.errors import RemoteError
 from vuserd.client.files.transfer import NOT_LENT, Source, lent_places, lent_size
 from vuserd.client.memory import SharedMemory
 
@@ -38,8 +37,7 @@ class Loan:
     def end(self, file: OpenFile) -> Procedure[None]:
         """Take it back from the daemon, and let go of it."""
         try:
-            with suppress(ClientError):
-                yield from file.ask(calls.detach(self._identifier))
+            yield from file.talk.clean_up(calls.detach(self._identifier), file.core)
         finally:
             # An error's traceback may keep the places, and so all of the memory, for long.
             for place in self.places:
@@ -77,6 +75,5 @@ def _attach(file: OpenFile, memory: SharedMemory) -> Procedure[Loan]:
         yield from file.ask(calls.load(identifier, 0, export, path, length=1, file=number))
         return Loan(memory, identifier)
     except BaseException:
-        with suppress(ClientError):
-            yield from file.ask(calls.detach(identifier))
+        yield from file.talk.clean_up(calls.detach(identifier), file.core)
         raise

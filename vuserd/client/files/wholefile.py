@@ -147,8 +147,7 @@ class _Attempt:
                         raise
                     raise FileChanged from None  # the daemon had to open it anew, in vain
                 finally:
-                    with suppress(ClientError):
-                        yield from file.ask(calls.close_file(opened.file))
+                    yield from talk.clean_up(calls.close_file(opened.file), core)
             except NotTaken:
                 if not (talk.goes_on and resumption.after(self.there, talk.now())):
                     raise

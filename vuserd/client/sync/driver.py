@@ -91,6 +91,7 @@ class Driver:
         running = Running(procedure)
         while (step := running.next_step()) is not None:
             self._take(step, running, timeout)
+            step = None  # the memory that it names is not to outlive its use
         return running.result
 
     def _iterate(self, stream: Stream[T], timeout: float | None = None) -> Iterator[T]:
