@@ -29,6 +29,8 @@ _RESTARTS: Final = rounds(6)
 _THREADS: Final = 8
 _SMALL: Final = 200_000
 _LARGE: Final = 20 << 20
+#: How much longer the file is whose transfer lasts until its daemon is killed.
+_TIMES: Final = 2
 #: Seconds for a daemon to start or to end.
 _PATIENCE: Final = 60.0
 
@@ -309,3 +311,55 @@ def test_who_waits_in_the_queue_is_answered(
             assert client.finish(ticket).size == _SMALL
         service.wait_until_it_serves()
         service.stop()
+
+
+@pytest.mark.parametrize(
+    "again",
+    [True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["and_starts_again", "and_does_not"],
+)
+@pytest.mark.parametrize("command", ["cat", "get"])
+def test_a_daemon_that_is_killed_in_a_transfer(
+    rust_virtiofsd: str, tmp_path: Path, command: str, *, again: bool
+) -> None:
+    """It is looked for again. The transfer goes on, or fails with the file's name."""
+    expected = Expected(tmp_path / "files")
+    large = tmp_path / "files" / "large"
+    with large.open("ab") as file:
+        for _ in range(_TIMES):
+            file.write(expected.large)
+    old = time.time() - 3600
+    os.utime(large, (old, old))
+    copy = tmp_path / "copy"
+    with Service(tmp_path, rust_virtiofsd, activated=False) as service:
+        service.wait_until_it_serves()
+        words = [*("--socket", service.address, command, "files:large")]
+        client = subprocess.Popen(
+            [sys.executable, "-m", "vuserd.ctl.main", *words, *([str(copy)] * (command == "get"))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=REPOSITORY,
+        )
+        assert client.stdout is not None
+        out = client.stdout.read(1 << 20) if command == "cat" else b""
+        while command == "get" and client.poll() is None and not _has_begun(tmp_path):
+            time.sleep(0.001)
+        service.process.kill()
+        service.process.wait(timeout=_PATIENCE)
+        if again:
+            service.process = service._start()
+        rest, errors = client.communicate(timeout=_PATIENCE)
+        service.process.poll()
+    if client.returncode == 0:
+        content = copy.read_bytes() if command == "get" else out + rest
+        assert content == large.read_bytes()
+    else:
+        assert not again, errors
+        assert errors.startswith(b"vuserctl: files:large: "), errors
+        assert not copy.exists()
+
+
+def _has_begun(folder: Path) -> bool:
+    """Return whether a part of a copy is there."""
+    names = [each for each in folder.iterdir() if "copy" in each.name]
+    return any(each.stat().st_blocks for each in names)

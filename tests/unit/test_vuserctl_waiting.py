@@ -31,7 +31,8 @@ def test_a_daemon_that_does_not_answer(
     fake_daemon.reads.clear()
     code, out, err = run(*command, "--timeout", "0.2")
     assert (code, out) == (1, "")
-    assert err == f"vuserctl: the daemon did not answer within 0.2 s; see {SEE}\n"
+    file = f"{command[1]}: " if command[0] in ("ls", "cat") else ""
+    assert err == f"vuserctl: {file}the daemon did not answer within 0.2 s; see {SEE}\n"
 
 
 def test_a_get_is_told_by_its_name(run: Run, fake_daemon: FakeDaemon, here: Path) -> None:

@@ -512,11 +512,22 @@ class TestResumption:
             way(Taker(connect, fake_daemon.address, reconnect=0))
 
     def test_a_daemon_that_is_killed(self, fake_daemon: FakeDaemon, taker: Taker, way: Way) -> None:
-        """Whether the last call was taken is not known."""
+        """Whether the last call was taken is not known, and makes no difference to the file."""
         Once(fake_daemon, 9, *PARTS, do=fake_daemon.cut_connections)
+        assert way(taker)[1] == IMAGE
+
+    def test_a_file_that_kills_each_daemon(
+        self, fake_daemon: FakeDaemon, taker: Taker, way: Way
+    ) -> None:
+        def kill(request: Request) -> None:
+            if request.method in PARTS:
+                fake_daemon.cut_connections()
+
+        fake_daemon.before = kill
         with pytest.raises(ConnectionLost, match="closed the connection") as caught:
             way(taker)
         assert not isinstance(caught.value, NotTaken)
+        assert caught.value.filename == "kernels:image"
 
 
 class TestOtherCalls:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
-from vuserd.client.errors import ClientError, RemoteError
+from vuserd.client.errors import ClientError, ConnectionLost, RemoteError, TimedOut
 from vuserd.client.sync_client import Client
 from vuserd.ctl.listing import is_name, sorted_entries
 from vuserd.ctl.output import complain
@@ -27,6 +27,11 @@ def for_each(client: Client, targets: Iterable[Target], do: Callable[[Target], o
     """Do something with each file that the targets name or match; return the exit code.
 
     The daemon's error for one is reported, and the others have their turn.
+
+    Raises:
+        ConnectionLost: the daemon is gone; named after the file.
+        TimedOut: it did not answer in time; likewise.
+
     """
     code = 0
     for target in targets:
@@ -36,6 +41,8 @@ def for_each(client: Client, targets: Iterable[Target], do: Callable[[Target], o
                     do(found)
                 except RemoteError as error:
                     code = report(client, found, error)
+                except (ConnectionLost, TimedOut) as error:
+                    raise type(error)(f"{found}: {error.words}") from error
         except RemoteError as error:
             code = report(client, target, error)
     return code

@@ -17,7 +17,7 @@ from vuserd.client.calls import RemotePath
 from vuserd.client.core.conversation import Talk
 from vuserd.client.core.procedure import Finish, Pause, Procedure, Progress, Write
 from vuserd.client.core.ticket import Carrier, Ticket
-from vuserd.client.errors import BadReply, ClientError, NotTaken, RemoteError
+from vuserd.client.errors import BadReply, ClientError, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.files.loan import OpenFile, lend
 from vuserd.client.files.sinks import Sink, is_sparse
 from vuserd.client.files.transfer import (
@@ -130,6 +130,8 @@ class _Attempt:
         self._sums: list[_Sum] | None = None
         #: Bytes from the beginning that the sink has.
         self.there = 0
+        #: How much it had when a daemon was last killed; None while none was.
+        self._killed_at: int | None = None
         #: What progress was told last.
         self._told: tuple[int, int] | None = None
 
@@ -148,7 +150,13 @@ class _Attempt:
                     raise FileChanged from None  # the daemon had to open it anew, in vain
                 finally:
                     yield from talk.clean_up(calls.close_file(opened.file), core)
-            except NotTaken:
+            except ConnectionLost as lost:
+                # What a killed daemon may have taken had no effect either. Yet if that killed it,
+                # the next one need not die of it more than once.
+                if not isinstance(lost, NotTaken):
+                    if self._killed_at == self.there:
+                        raise
+                    self._killed_at = self.there
                 if not (talk.goes_on and resumption.after(self.there, talk.now())):
                     raise
 
