@@ -79,5 +79,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         seconds: defaultdict[Path, float] = defaultdict(float)
         for item in items:
-            seconds[item.path] += 5 if item.get_closest_marker("slow") else 0.1
+            seconds[item.path] += 5 if item.get_closest_marker("slow") else 0.03
         items.sort(key=lambda item: -seconds[item.path])

@@ -275,7 +275,7 @@ users = ["*"]
     _signal(machine, "KILL", first)
     gets_the_kernel(machine, "adopted")
     assert main_pid(machine, f"{unit}.service") != first
-    for arguments in ("kernels 20", f"adopted 20 {unit}.service"):
+    for arguments in ("kernels 8", f"adopted 8 {unit}.service"):
         waits = machine.run(f"{PYTHON} /root/replacements.py {arguments}")
         print(
             f"replacing the backend of {arguments.split()[0]}: median, longest: {waits.strip()} ms"
