@@ -1,4 +1,4 @@
-"""Much work by few bytes, on one connection: walks of large trees, and who is served meanwhile."""
+"""Much work by few bytes: walks of large trees, and their bytes, and who is served meanwhile."""
 
 import stat
 import struct
@@ -11,6 +11,7 @@ from protocol.fuse import Opcode
 from tests.attacks.people import MALLORY, VICTIM
 from tests.attacks.threats import Who, threat
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
+from vuserd.delivery.pages import TreePages
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.walk import TreeWalk
 from vuserd.tasks.turns import SHARER, Turns
@@ -25,6 +26,9 @@ _MOST_BETWEEN: Final = 8
 _UNDER_WAY: Final = 4
 #: Bytes of a directory that are decoded without a pause then: some milliseconds' work.
 _MOST_AT_ONCE: Final = 64 << 10
+#: Trees that are asked for, and files of them that are read between two turns of another user.
+_TREES: Final = 8
+_MOST_READ: Final = 64
 
 
 class User:
@@ -104,4 +108,50 @@ async def test_a_small_call_waits_for_few_portions_of_walks(
             await trio.lowlevel.checkpoint()
         sizes = [struct.unpack_from("=I", one.body, 16)[0] for one in backend.named(opcode)]
         assert sum(size > _MOST_AT_ONCE for size in sizes[begun:]) <= _UNDER_WAY
+        nursery.cancel_scope.cancel()
+
+
+@threat(
+    "trees with their bytes",
+    who=Who.CLIENT,
+    against="other clients",
+    does="asks on many connections at once for pages of trees of thousands of small files",
+    promise="they are read in small portions, one of them before another user's call",
+)
+async def test_a_small_call_waits_for_few_portions_of_trees(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    del mock_clock
+    backend = FakeBackend({b"%06d" % number: File(b"small") for number in range(_ENTRIES)})
+    async with backend.session() as session, trio.open_nursery() as nursery:
+        files = FileSystem(session, idle_nodes=0)
+        turns = Turns()
+        nursery.start_soon(turns.run)
+
+        async def read() -> None:
+            become(MALLORY, turns)
+            while True:
+                pages = TreePages(b"")
+                while not pages.finished:
+                    page = await pages.next_page(files, 4096, 1 << 20)
+                    page.content.give_back()
+                pages.close()
+
+        for _ in range(_TREES):
+            nursery.start_soon(read)
+        while len(backend.named(Opcode.READ)) < _TREES:
+            await trio.lowlevel.checkpoint()
+        victim = become(VICTIM, turns)
+        await victim.take_turn()  # as its connection begins
+        begun = 0
+        for number in range(6):
+            before = len(backend.named(Opcode.OPEN))
+            await victim.take_turn()
+            assert stat.S_ISREG((await files.stat(b"000001", follow=True)).mode)
+            if number > 1:  # the first find what was there before
+                assert len(backend.named(Opcode.OPEN)) - before <= _MOST_READ
+            begun += len(backend.named(Opcode.OPEN)) - before
+        while len(backend.named(Opcode.OPEN)) <= begun + 2 * _MOST_READ:  # trees go on as well
+            await victim.take_turn()
+            await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()

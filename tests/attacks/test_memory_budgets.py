@@ -185,6 +185,27 @@ def test_what_walks_remember_is_bounded_for_a_user(ground: Path, rust_virtiofsd:
         assert run_as(VICTIM, victim) == 0
 
 
+@kept
+def test_what_trees_remember_is_bounded_for_a_user(ground: Path, rust_virtiofsd: str) -> None:
+    page: list[object] = ["files", "", {"limit": 1, "size": 128 << 10}]
+
+    def attack() -> object:
+        socks = [connected(ground / "s") for _ in range(12)]
+        answers = [asked(sock, "tree", page)[0] for sock in socks]
+        assert answers[0] is None
+        assert [error["code"] for error in answers[8:]] == ["TOO_LARGE"] * 4
+        return socks
+
+    def victim() -> None:
+        assert call(ground / "s", "tree", *page)[0] is None
+
+    for number in range(300):
+        (ground / "export" / f"{number}").write_bytes(bytes(1000))
+    text = '[limits]\nuser_remembered = "1M"\n' + FOR_THE_VICTIM.replace("1001", "1000, 1001")
+    with serving(ground, rust_virtiofsd, text), attacking(attack):
+        assert run_as(VICTIM, victim) == 0
+
+
 def asked(sock: socket.socket, method: str, arguments: list[object]) -> tuple[Any, Any]:
     """Do one call on a connection that stays; return its error and its result."""
     with contextlib.suppress(BrokenPipeError):  # refused before that

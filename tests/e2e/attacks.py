@@ -288,7 +288,7 @@ def descriptors_where_none_are_taken(path: str, rounds: int) -> None:
         for number in range(rounds):
             with connected(path) as connection:
                 request = packed([0, 4, "stat", ["files", "large"]])
-                match number % 4:
+                match number % 5:
                     case 0:
                         _send_with(connection, request, [reading] * KEPT_DESCRIPTORS)
                         assert one_message(connection)[3]["size"] == LARGE
@@ -352,6 +352,23 @@ def readers_that_stop(path: str, rounds: int) -> None:
                     assert one_message(busy)[3]["size"] == LARGE
 
 
+def trees_that_nobody_reads(path: str, rounds: int) -> None:
+    """Ask for pages of trees in many connections, take some of the first one, and go."""
+    for begin in range(0, rounds, 8):
+        with connections(path, min(8, rounds - begin)) as crowd:
+            for connection in crowd:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+                for msgid in range(8):
+                    request = [0, msgid, "tree", ["files", "", {"size": 8 << 20}]]
+                    connection.sendall(packed(request))
+            for connection in crowd[::2]:
+                assert connection.recv(1000)
+            with connected(path) as busy:
+                for number in range(300):
+                    busy.sendall(packed([0, number, "stat", ["files", "large"]]))
+                    assert one_message(busy)[3]["size"] == LARGE
+
+
 def peers_gone_in_mid_transfer(path: str, rounds: int) -> None:
     """Close the connection while bytes, descriptors and loads are on their way."""
     memory = os.memfd_create("gone", os.MFD_ALLOW_SEALING)
@@ -374,6 +391,11 @@ def peers_gone_in_mid_transfer(path: str, rounds: int) -> None:
                         identity = one_message(connection)[3]
                         request = [0, 2, "load", [identity, 0, "files", "large"]]
                         connection.sendall(packed(request))
+                    case 3:
+                        for msgid in range(3):
+                            request = [0, msgid, "tree", ["files", "", {"limit": msgid + 1}]]
+                            connection.sendall(packed(request))
+                        connection.recv(msgid)
                     case _:
                         connection.sendall(packed([0, 1, "walk", ["files", "", {"limit": 1}]]))
     finally:

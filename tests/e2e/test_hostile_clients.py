@@ -71,6 +71,7 @@ ATTACKS: Final = (
     Sized(attacks.descriptors_where_none_are_taken, 500, 5000),
     Sized(attacks.memory_that_is_cut_afterwards, 150, 1000),
     Sized(attacks.readers_that_stop, 24, 500),
+    Sized(attacks.trees_that_nobody_reads, 16, 500),
     Sized(attacks.peers_gone_in_mid_transfer, 400, 1000),
     Sized(attacks.slow_senders, 200, 500),
     Sized(attacks.many_connections, 2000, 2000),

@@ -17,21 +17,26 @@ from protocol.fuse import decode_attributes_at, version_bytes
 from vuserd.delivery.inline import FileContent
 from vuserd.delivery.one_version import ATTEMPTS
 from vuserd.delivery.page import ENTRY_BYTES, Page, Place
-from vuserd.device.jobs import Ask, Job, Jobs
+from vuserd.device.jobs import DEPTH, Ask, Job, Jobs
 from vuserd.device.payloads import given_back
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.kept import Kept
 from vuserd.fs.tree import Found, Part, Tree, body_of, length_of
 from vuserd.fs.version import TICK, Version, time_to_settle
-from vuserd.tasks.turns import take_turn
+from vuserd.tasks.turns import SHARER, take_turn
+from vuserd.users.asker import ASKER
 
 #: Directories that are read at once, each into a payload buffer of its own.
 _READERS: Final = 4
 #: Entries that are found ahead of what the page needs.
 _AHEAD: Final = 128
-#: Entries that are delivered in one turn while other users want something, too.
+#: Entries that are delivered in one turn while other users want something, too; and those that are
+#: begun ahead of the others by a user who is alone.
 _PORTION: Final = 32
+_BEGUN: Final = 2 * DEPTH
+#: Entries that have ended before others are begun in their place.
+_REFILL: Final = 16
 #: Bytes of a symlink's target.
 _TARGET: Final = fuse.PAGE_SIZE
 #: Bytes for the error of a directory.
@@ -94,6 +99,12 @@ class TreePages(Kept):
         After any of them it can be asked again, and nothing is left out.
 
         """
+        # One at a time: what is in flight for a user does not grow with the trees asked for.
+        lock = files.filling.setdefault(ASKER.get(), trio.Lock())
+        async with lock:
+            return await self._fill_page(files, limit, size)
+
+    async def _fill_page(self, files: FileSystem, limit: int, size: int) -> TreePage:
         if self._files is not None:
             self._files.use(self)
         self._files = files
@@ -124,7 +135,8 @@ class _Filling:
         #: The most bytes that a file may have here: one more than it has is asked for.
         self._most = min(files.session.max_read, files.session.payloads.size) - 1
         self._readers = 0
-        #: Entries of this turn, and whether the next one has no room.
+        self._sharer = SHARER.get()
+        #: Entries that may begin in this turn, and whether the next one has no room.
         self._portion = 0
         self._is_full = False
         #: Files that have just changed.
@@ -137,7 +149,7 @@ class _Filling:
         tree = self._tree
         try:
             while self._page.has_room and not self._is_full and (tree.ahead or tree.has_unread):
-                self._portion = 1 << 30 if await take_turn() else _PORTION
+                self._portion = _BEGUN if await take_turn() else _PORTION
                 self._feed()
                 await self._run_jobs()
             await self._read_unsettled()
@@ -188,6 +200,13 @@ class _Filling:
         while tree.is_waiting and len(tree.ahead) < _AHEAD and self._readers < _READERS:
             self._readers += 1
             self._jobs.add(self._read_on())
+
+    def _go_on(self) -> None:
+        """Begin others in place of what has ended, unless another user has come meanwhile."""
+        if self._sharer is None or self._sharer.is_only_user():
+            self._portion += 1
+            if self._portion >= _REFILL:
+                self._feed()
 
     def _read_on(self) -> Job:
         yield from self._tree.read_on(self._buffers)
@@ -246,6 +265,7 @@ class _Filling:
             self._tree.leave(found)
         if place is not None and found.length is None and not waits:
             place.clear()
+        self._go_on()
 
     def _read_link(self, found: Found) -> Part[None]:
         assert found.node is not None

@@ -6,6 +6,7 @@ import stat
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -22,6 +23,7 @@ from vuserd.fs.nodes import Hold, Node, NodeTable
 from vuserd.fs.openfile import OpenFile
 from vuserd.fs.operations import NodeOperations
 from vuserd.fs.version import TICK, Version, time_to_settle
+from vuserd.users.asker import Asker
 
 #: How often the attributes of a file that has just changed are read again, a tick later.
 _SETTLING: Final = 3
@@ -69,6 +71,8 @@ class FileSystem:
         #: What clients keep open between two calls: files and unfinished listings.
         self.open_files: IdleSet[Kept] = IdleSet(_OPEN_TIME)
         self.open_listings: IdleSet[Kept] = IdleSet(idle_time)
+        #: Each is held while a page of a tree is filled for that user; kept while it is wanted.
+        self.filling = WeakValueDictionary[Asker | None, trio.Lock]()
         self._alarm = Alarm()
         self.nodes.on_idle = self._alarm.set
         self._is_closed = False
