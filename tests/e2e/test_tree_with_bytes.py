@@ -1,6 +1,7 @@
 """``client.tree`` is the tree on the host, bytes and all, and leaves nothing behind."""
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,6 +186,43 @@ def test_files_that_change_meanwhile_are_one_version(virtiofsd: str, tmp_path: P
         finally:
             ended.set()
             thread.join()
+
+
+def test_a_tree_goes_on_when_its_backend_is_killed(virtiofsd: str, tmp_path: Path) -> None:
+    """Each entry comes once, with its bytes, however many backends it takes."""
+    top = tmp_path / "killed"
+    for folder in range(20):
+        (top / f"{folder}" / "below").mkdir(parents=True)
+        for number in range(60):
+            (top / f"{folder}" / f"{number}").write_bytes(b"%d/%d " % (folder, number) * 500)
+            (top / f"{folder}" / "below" / f"{number}").write_bytes(b"%d" % number)
+    with (
+        RunningDaemon({"files": top}, tmp_path / "s", virtiofsd) as running,
+        Client.connect(running.socket) as client,
+    ):
+        buffer = memoryview(bytearray(256 << 10))
+        found: dict[str, bytes | None] = {}
+        after, pages = None, 0
+        while pages == 0 or after is not None:
+            page = client.call(calls.tree("files", "", buffer, TreePage.from_wire, after=after))
+            for entry in page.entries:
+                assert entry.path not in found
+                assert entry.error is None
+                found[entry.path] = None if entry.content is None else bytes(entry.content)
+            after = page.next
+            pages += 1
+            if pages % 3 == 0:
+                backend = client.status()["exports"][0]["backend"]
+                assert backend is not None
+                assert backend["pid"] is not None
+                os.killpg(backend["pid"], signal.SIGKILL)
+        assert pages > 6
+        export = client.status()["exports"][0]
+    expected = host_paths(top)
+    assert found.keys() == expected.keys()
+    for path, content in found.items():
+        assert content == ((top / path).read_bytes() if (top / path).is_file() else None)
+    assert export["payloads"] == 0
 
 
 def test_ten_thousand_files(rust_virtiofsd: str, tmp_path: Path) -> None:
