@@ -1,8 +1,10 @@
 """Read bytes of a file for a reply, which sends them from the buffers the backend wrote to."""
 
 import functools
+import operator
 
 from memory.arena import Buffer
+from protocol.fuse import Attributes
 from vuserd.delivery.one_version import Delivery, deliver_whole
 from vuserd.device.payloads import given_back
 from vuserd.fs.filesystem import FileSystem
@@ -12,9 +14,13 @@ from vuserd.fs.openfile import OpenFile
 class FileContent:
     """Bytes of a file in payload buffers; the owner gives the buffers back."""
 
-    def __init__(self, buffers: list[Buffer], lengths: list[int]) -> None:
+    def __init__(
+        self, buffers: list[Buffer], lengths: list[int], seen: Attributes | None = None
+    ) -> None:
         self._buffers = buffers
         self._lengths = lengths
+        #: What the file looked like after they were read, if that is known.
+        self.seen = seen
         self.length = sum(lengths)
 
     def views(self) -> list[memoryview]:
@@ -46,7 +52,8 @@ async def read_inline(filesystem: FileSystem, path: bytes, offset: int, length: 
             again.give_back()
 
     deliver = functools.partial(read_open, offset=offset, length=length)
-    return await deliver_whole(filesystem, path, Delivery(deliver, agrees, FileContent.give_back))
+    way = Delivery(deliver, agrees, FileContent.give_back, operator.attrgetter("seen"))
+    return await deliver_whole(filesystem, path, way)
 
 
 async def read_open(file: OpenFile, offset: int, length: int) -> FileContent:
@@ -69,15 +76,20 @@ async def _read_parts(file: OpenFile, offset: int, length: int) -> FileContent |
     # ... and no less than a whole part, for which nothing has to be copied.
     sizes = [min(part, length - at) for at in range(0, wanted, part)]
     with given_back(await file.session.payloads.take(len(sizes))) as buffers:
-        lengths = await file.read_all_into(
-            [
-                (buffer, offset + index * part, size)
-                for index, (buffer, size) in enumerate(zip(buffers, sizes, strict=True))
-            ]
-        )
+        seen = None
+        if len(sizes) == 1:
+            count, seen = await file.read_and_look_into(buffers[0], offset, sizes[0])
+            lengths = [count]
+        else:
+            lengths = await file.read_all_into(
+                [
+                    (buffer, offset + index * part, size)
+                    for index, (buffer, size) in enumerate(zip(buffers, sizes, strict=True))
+                ]
+            )
         if sum(lengths) != min(length, there):
             return None
-        content = FileContent(buffers[:], lengths)
+        content = FileContent(buffers[:], lengths, seen)
         buffers.clear()
         return content
 

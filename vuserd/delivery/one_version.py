@@ -5,6 +5,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 import trio
 
+from protocol.fuse import Attributes
 from vuserd.errors import CallError, ErrorCode
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.openfile import OpenFile
@@ -32,6 +33,8 @@ class Delivery(NamedTuple, Generic[Delivered]):
     agrees: Callable[[OpenFile, Delivered], Awaitable[bool]]
     #: Gives back what was delivered if the file has changed.
     discard: Callable[[Delivered], None]
+    #: What the file looked like after it was read, if that is known.
+    seen: Callable[[Delivered], Attributes | None] = lambda _: None
 
 
 async def deliver_whole(filesystem: FileSystem, path: bytes, way: Delivery[Delivered]) -> Delivered:
@@ -65,7 +68,7 @@ async def deliver_whole(filesystem: FileSystem, path: bytes, way: Delivery[Deliv
 
 async def _is_whole(file: OpenFile, way: Delivery[Delivered], delivered: Delivered) -> bool:
     """Return whether what was delivered is one version of the file."""
-    if not await file.unchanged():
+    if not await file.unchanged(way.seen(delivered)):
         return False
     if file.settled:
         return True

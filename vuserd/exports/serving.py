@@ -224,7 +224,7 @@ class Serving:
             assert self.session is not None
             if self.session.lane.gate is not None:
                 self.session.lane.gate.threads = _threads(config)
-            self._note_owners()
+            self._note_backend()
 
         try:
             former.backend.expect_end()
@@ -259,7 +259,7 @@ class Serving:
                 session.lane.obey(gate)
             assert self._tap is not None
             self._tap.places = self.files.nodes
-            self._note_owners()
+            self._note_backend()
             task_status.started()
             try:
                 await self._run_session(session)
@@ -273,8 +273,11 @@ class Serving:
         pid = None if self.backend is None else self.backend.pid
         return pid is not None and is_stopped(pid)
 
-    def _note_owners(self) -> None:
-        """Read how a started backend maps ids: a user's own may be in a namespace for that."""
+    def _note_backend(self) -> None:
+        """Note how a started backend maps ids, and whether it does one request after the other."""
+        assert self.session is not None
+        has_one_thread = self._program is not None and not self._config.options.thread_pool
+        self.session.answers_in_order = has_one_thread
         pid = None if self.backend is None else self.backend.pid
         known = self._program is not None and self.mode == "namespace" and pid is not None
         self.owners = owners_of(pid) if known and pid is not None else None

@@ -5,6 +5,8 @@ import stat
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from outcome import Value
+
 from protocol import fuse
 from protocol.fuse import Attributes, FileHandle, Whence
 from vuserd.device.request import Rest, Target
@@ -77,6 +79,34 @@ class OpenFile:
         request = fuse.read(self.node.id, self._handle, offset, length)
         return await self.session.lane.call_into(request, target)
 
+    async def read_and_look_into(
+        self, target: Target, offset: int, length: int
+    ) -> tuple[int, Attributes | None]:
+        """Run :meth:`read_into`, and look at the file right after it, if that can be had at once.
+
+        A backend with one thread does one request after the other, so a GETATTR that it used after
+        the READ of the same batch was done after it, too.
+
+        Returns:
+            How many bytes it wrote, and the attributes that the file had then; None to look again.
+
+        """
+        session = self.session
+        if not session.answers_in_order:
+            return await self.read_into(target, offset, length), None
+        [read, looked], is_after = await session.lane.ask_in_order(
+            [
+                (fuse.read(self.node.id, self._handle, offset, length), target, None),
+                (fuse.getattr(self.node.id), None, None),
+            ]
+        )
+        count = read.unwrap()
+        assert isinstance(count, int)
+        if not (is_after and session.answers_in_order and isinstance(looked, Value)):
+            return count, None
+        assert isinstance(looked.value, bytes)
+        return count, session.lane.decoded(fuse.decode_attributes, looked.value)
+
     async def read_on_into(self, target: Target, offset: int, length: int) -> int:
         """Repeat :meth:`read_into` until all bytes are there or a read returns nothing.
 
@@ -108,9 +138,12 @@ class OpenFile:
         """Return the file's present attributes."""
         return await self._operations.getattr(self.node)
 
-    async def unchanged(self) -> bool:
-        """Return whether the file is still the version that was opened."""
-        attributes = await self.look_again()
+    async def unchanged(self, seen: Attributes | None = None) -> bool:
+        """Return whether the file is still the version that was opened.
+
+        ``seen`` is what it looked like after it was read, if that is known.
+        """
+        attributes = seen or await self.look_again()
         return stat.S_ISREG(attributes.mode) and Version.of(attributes) == self.version
 
     async def extents(self, begin: int, limit: int) -> tuple[list[Extent], int | None]:
