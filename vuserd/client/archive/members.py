@@ -188,12 +188,13 @@ class Plan:
         of their own.
         """
         stat = self._tree[path]
+        is_directory = stat.type == "dir"
+        if not is_directory and (stat.nlink < 2 or stat.type == "symlink"):
+            return None
         mount = self._mounts[path.rpartition(b"/")[0]]
-        if stat.type == "dir":
+        if is_directory:
             if path not in self._mounts:
                 self._mounts[path] = len(self._mounts) if stat.submount else mount
-            return None
-        if stat.nlink < 2 or stat.type == "symlink":
             return None
         return mount, stat.type, stat.ino, stat.size, stat.mtime_ns, stat.ctime_ns
 
