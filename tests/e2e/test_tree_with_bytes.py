@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,7 +117,10 @@ def test_a_finished_tree_owes_nothing(client: Client) -> None:
         break
     list(client.tree("tree", "odd"))
     after = client.status()["exports"][0]
-    assert after["payloads"] == 0
+    deadline = time.monotonic() + 10
+    while after["payloads"]:  # the page that nobody waits for is still read
+        assert time.monotonic() < deadline
+        after = client.status()["exports"][0]
     assert after["lookups"] <= before["lookups"] + 2000
     assert abs(open_descriptors(backend) - opened) <= 2000
 

@@ -203,6 +203,8 @@ class _Filling:
 
     def _go_on(self) -> None:
         """Begin others in place of what has ended, unless another user has come meanwhile."""
+        if self._is_full:
+            return
         if self._sharer is None or self._sharer.is_only_user():
             self._portion += 1
             if self._portion >= _REFILL:
