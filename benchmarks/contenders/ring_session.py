@@ -11,10 +11,11 @@ import os
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from benchmarks.contenders.chains import ChainedSlots
+from benchmarks.contenders.laid import LaidSlots
 from benchmarks.processes import stop
 from memory.arena import Buffer
 from memory.guest import GuestRegion, Shareable
@@ -77,41 +78,6 @@ class _InFlight(NamedTuple):
     target: int | None
 
 
-class _LaidSlots:
-    """A queue of a session whose chains are laid once."""
-
-    def __init__(self, layout: SharedLayout, queue: int) -> None:
-        self._ring = layout.virtqueue(queue)
-        self._tokens: dict[int, _InFlight] = {}
-
-    @property
-    def free(self) -> int:
-        """How many requests it takes."""
-        return self._ring.free
-
-    @property
-    def outstanding(self) -> int:
-        """Requests added and not yet reaped."""
-        return self._ring.outstanding
-
-    def add(self, message: bytes, reply: int, target: int, length: int, token: _InFlight) -> None:
-        """Add a request."""
-        self._tokens[self._ring.add(message, reply, target, length)] = token
-
-    def publish(self) -> bool:
-        """Offer all requests added since the last call; return whether there are any."""
-        return self._ring.publish()
-
-    def reap(self) -> Iterator[tuple[_InFlight, int, bytes]]:
-        """Yield what was used: its token, the length written, and what of it is no target's."""
-        for slot, used, reply in self._ring.reap():
-            yield self._tokens.pop(slot), used, reply
-
-    def close(self) -> None:
-        """Release the ring's memory."""
-        self._ring.close()
-
-
 class RingSession:
     """A session with a virtiofsd that serves ``directory``; ``process`` is that virtiofsd.
 
@@ -126,7 +92,7 @@ class RingSession:
             self._socket.setblocking(True)  # noqa: FBT003 - the name is the standard library's
             self._layout = SharedLayout(_PAYLOADS)
             self._undo.callback(self._layout.close)
-            self._rings: dict[int, _LaidSlots | ChainedSlots[_InFlight]] = {}
+            self._rings: dict[int, LaidSlots[_InFlight] | ChainedSlots[_InFlight]] = {}
             self._kicks: dict[int, int] = {}
             self._calls: dict[int, int] = {}
             self._who = fuse.Credentials(os.geteuid(), os.getegid(), os.getpid())
@@ -204,7 +170,7 @@ class RingSession:
 
     def _start_ring(self, queue: int) -> None:
         layout = self._layout.rings[queue].layout
-        make = _LaidSlots if self._laid_once else ChainedSlots[_InFlight]
+        make = LaidSlots[_InFlight] if self._laid_once else ChainedSlots[_InFlight]
         self._rings[queue] = make(self._layout, queue)
         self._undo.callback(self._rings[queue].close)
         kick = self._kicks[queue] = os.eventfd(0, os.EFD_CLOEXEC)

@@ -55,7 +55,7 @@ react, and the test that shows it. Faults are grouped by what has to happen. The
 the tests: `python -m tests.faults` writes it, and a test fails if it is out of date.
 
 In all of these cases nothing crashes and nothing waits for ever. If the session has ended, no
-descriptor is left; if it goes on, no message buffer, payload buffer, lookup count or open handle
+descriptor is left; if it goes on, no slot, payload buffer, lookup count or open handle
 is. **fake** is `tests/fake/backend.py`, a backend that misbehaves on demand; **rust** and **c** are
 the two real virtiofsd; **codec** is the parser alone; **daemon** is vuserd itself, with
 one of its system calls made to fail.
