@@ -12,7 +12,7 @@ from protocol.fuse import Attributes, FileHandle, NodeId
 from vuserd.device.jobs import Ask
 from vuserd.device.request import Result, Undo
 from vuserd.device.session import Session
-from vuserd.errors import FileError, VuserdError
+from vuserd.errors import BackendTimeout, FileError, VuserdError
 from vuserd.fs.nodes import Hold, Node, NodeTable, root_node
 from vuserd.fs.paths import components, resolve
 
@@ -75,6 +75,10 @@ class NodeOperations:
         The file that the path led to last time is opened in the same round, since it is the same
         one mostly. It counts only if it is; otherwise the handle is None, as where OPEN failed. The
         caller returns a handle by :meth:`release`.
+
+        Raises:
+            BackendTimeout: OPEN of it was not answered in time, and is not sent again for that.
+
         """
         root = root_node(elsewhere=not self.tells_mounts)
         names = components(path)
@@ -95,6 +99,8 @@ class NodeOperations:
         finally:
             if handle is not None and not is_it:
                 self.release(guess, handle)
+        if is_it and isinstance(opened, Error) and isinstance(opened.error, BackendTimeout):
+            raise opened.error.again()
         return node, handle if is_it else None
 
     async def _resolved(
