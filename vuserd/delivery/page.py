@@ -5,7 +5,7 @@ from typing import Final
 
 from memory.arena import Buffer
 from vuserd.delivery.inline import FileContent
-from vuserd.fs.tree import Found
+from vuserd.fs.tree.found import Found
 
 #: The most bytes of an entry in a page's index, without its path and a symlink's target.
 ENTRY_BYTES: Final = 256

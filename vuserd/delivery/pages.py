@@ -22,7 +22,9 @@ from vuserd.device.payloads import given_back
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.kept import Kept
-from vuserd.fs.tree import Found, Part, Tree, body_of, length_of
+from vuserd.fs.tree.asking import Part, body_of, length_of
+from vuserd.fs.tree.found import Found
+from vuserd.fs.tree.search import Tree
 from vuserd.fs.version import TICK, Version, time_to_settle
 from vuserd.tasks.turns import SHARER, take_turn
 from vuserd.users.asker import ASKER

@@ -9,7 +9,7 @@ from protocol.fuse import ATTRIBUTES_SIZE
 from vuserd.delivery.pages import TreePage
 from vuserd.fs.filetype import NAMES_BY_TYPE
 from vuserd.fs.owners import Owners
-from vuserd.fs.tree import Found
+from vuserd.fs.tree.found import Found
 from vuserd.rpc.maps import stat_columns, wire_names
 from vuserd.wire.codec import encode_values, wire_name
 

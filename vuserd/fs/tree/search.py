@@ -6,44 +6,30 @@ left since, because nobody asked for the next page or the backend was lost, is l
 """
 
 import errno
-import functools
 import stat
 import time
-from array import array
 from collections import deque
-from collections.abc import Generator, Sequence
-from typing import Final, TypeAlias, TypeVar
+from typing import Final
 
 from memory.arena import Buffer
 from protocol import fuse
-from protocol.dirent_columns import (
-    AttributeColumns,
-    DirectoryColumns,
-    decode_directory_columns,
-)
+from protocol.dirent_columns import AttributeColumns, DirectoryColumns
 from protocol.fuse import (
     AttributeFlag,
     Attributes,
     Entry,
-    FileHandle,
-    NodeId,
     decode_attributes_at,
     encode_attributes,
 )
-from vuserd.device.jobs import Ask, Job
-from vuserd.device.request import Result
+from vuserd.device.jobs import Job
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Hold
-from vuserd.fs.operations import ATTEMPTS, not_told_apart, was_raced
+from vuserd.fs.operations import not_told_apart
 from vuserd.fs.paths import PATH_MAX
+from vuserd.fs.tree.asking import Part, go, look_up, open_directory, read_entries
+from vuserd.fs.tree.found import Branch, Found
 
-T = TypeVar("T")
-#: A part of a job that returns something.
-Part: TypeAlias = Generator[Sequence[Ask], Sequence[Result], T]
-
-#: Bytes of a directory that are read at once: some two hundred entries.
-_BATCH_SIZE: Final = 32 << 10
 #: Directories that may be open and wait for their turn; over that one is read to its end.
 _MOST_OPEN: Final = 64
 #: Nodes of directories, and of entries, that stay in use while they wait; others are given back.
@@ -55,106 +41,8 @@ _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 #: Seconds after which no file system's timestamps can hide a change any more.
 _LONG_SETTLED: Final = 4.0
 _SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
-#: Bytes of memory for an entry that was found and not delivered, for a directory, and for a name.
+#: Bytes of memory for an entry that was found and not delivered.
 _ENTRY: Final = 1024
-_DIRECTORY: Final = 1024
-_GIVEN: Final = 8
-_AHEAD: Final = 96
-
-
-class Branch:
-    """A directory whose entries, or the rest of them, are still to be found."""
-
-    def __init__(self, path: bytes, mount: int | None, ino: int | None) -> None:
-        self.path = path
-        #: On which of the mounts it is, counted from 0 where the tree begins; None if the backend
-        #: does not mark mounts.
-        self.mount = mount
-        #: What it was when it was found.
-        self.ino = ino
-        self.node: NodeId | None = None
-        self.handle: FileHandle | None = None
-        self.position = 0
-        self.barren = 0
-        #: Positions that this opening has come by.
-        self.passed: set[int] = set()
-        #: Hashes of the names that were found, and those of them that this opening has yet to come
-        #: to: offsets mean nothing in another opening of a directory.
-        self.given = array("q")
-        self.ahead: set[int] = set()
-
-    @property
-    def remembered(self) -> int:
-        """Bytes of memory that it takes."""
-        return _DIRECTORY + len(self.path) + _GIVEN * len(self.given) + _AHEAD * len(self.ahead)
-
-    def below(self, name: bytes) -> bytes:
-        """Return the path of a name in it."""
-        return self.path + b"/" + name if self.path else name
-
-    def is_new(self, name: bytes) -> bool:
-        """Return whether a name was not found by an opening before."""
-        if self.ahead and hash(name) in self.ahead:
-            self.ahead.remove(hash(name))
-            return False
-        return True
-
-
-class Found:
-    """An entry of the tree, from when it is found until it is delivered.
-
-    ``node`` is in use, and owed a lookup count, until :meth:`Tree.leave`; it is None for a
-    directory, which its :class:`Branch` uses, and for what has to be looked up first.
-    """
-
-    __slots__ = (
-        "attributes",
-        "branch",
-        "error",
-        "is_old",
-        "length",
-        "mode",
-        "name",
-        "node",
-        "place",
-        "size",
-        "target",
-    )
-
-    def __init__(self, branch: Branch, name: bytes) -> None:
-        self.branch = branch
-        self.name = name
-        #: A ``struct fuse_attr``, and what it says; None where it was not looked up.
-        self.attributes: bytes | None = None
-        self.mode = self.size = 0
-        #: Whether it has not changed for so long that its version is settled.
-        self.is_old = False
-        self.node: NodeId | None = None
-        #: Why it cannot be delivered.
-        self.error: VuserdError | None = None
-        #: Where a symlink leads to.
-        self.target: bytes | None = None
-        #: Where a file's bytes stand in the page (for the page to know), and how many they are;
-        #: None without them.
-        self.place: int | None = None
-        self.length: int | None = None
-
-    def now_has(self, attributes: bytes) -> Attributes:
-        """Take the attributes that it has now, and return them decoded."""
-        found = decode_attributes_at(attributes, 0)
-        self.attributes, self.mode, self.size = attributes, found.mode, found.size
-        self.is_old = False
-        return found
-
-    @property
-    def path(self) -> bytes:
-        """The path from where the tree begins."""
-        return self.branch.below(self.name)
-
-    @property
-    def mount(self) -> int | None:
-        """On which of the mounts it is; see :class:`Branch`."""
-        return self.branch.mount
 
 
 class Tree:
@@ -326,7 +214,7 @@ class Tree:
         """
         branch = found.branch
         if branch.node is not None:
-            entry = yield from self._look_up(branch.node, found.name)
+            entry = yield from look_up(self._in_use, branch.node, found.name)
         else:
             entry = yield from self._go(branch.below(found.name))
         found.node = entry.node
@@ -337,41 +225,10 @@ class Tree:
         if stat.S_ISDIR(found.mode):
             self._add_branch(found)
 
-    def _look_up(self, directory: NodeId, name: bytes) -> Part[Entry]:
-        """Return the entry of a name; its node is borrowed."""
-        files = self._in_use
-        ask = Ask(fuse.lookup(directory, name), None, files.operations.undo_lookup)
-        for _ in range(ATTEMPTS):
-            [answer] = yield [ask]
-            if not was_raced(answer):
-                break
-        entry = files.session.lane.decoded(fuse.decode_lookup, body_of(answer))
-        if entry is None:
-            raise FileError(errno.ENOENT)
-        if entry.node in (fuse.ROOT_ID, directory):
-            files.nodes.forget(entry.node)
-            raise not_told_apart()
-        files.nodes.borrow(entry.node, directory, name)
-        return entry
-
     def _go(self, path: bytes) -> Part[Entry]:
-        """Look all names of a path up, from where the tree begins; no symlink is followed."""
-        files, passed = self._in_use, None
-        here = self._top.node
-        assert here is not None
-        *directories, last = path.split(b"/")
-        try:
-            for name in directories:
-                entry = yield from self._look_up(here, name)
-                if passed is not None:
-                    files.nodes.give_back(passed)
-                passed = here = entry.node
-                if not stat.S_ISDIR(entry.attributes.mode):
-                    raise FileError(errno.ENOTDIR)
-            return (yield from self._look_up(here, last))
-        finally:
-            if passed is not None:
-                files.nodes.give_back(passed)
+        """Return the entry at a path; its node is borrowed."""
+        assert self._top.node is not None
+        return go(self._in_use, self._top.node, path)
 
     def _read_batch(self, branch: Branch, buffer: Buffer) -> Part[bool]:
         """Read a batch of a directory; return whether it was the last one."""
@@ -384,8 +241,9 @@ class Tree:
             self._require_same(branch, entry.attributes, elsewhere=elsewhere)
             branch.ino = entry.attributes.ino
         if branch.handle is None:
-            yield from self._open(branch)
-        entries, following = yield from self._read_entries(branch, buffer)
+            yield from open_directory(self._in_use.session.lane, branch)
+            self._opened += 1
+        entries, following = yield from read_entries(self._in_use, branch, buffer)
         if following is None:
             self._add(branch, entries)
             return True
@@ -399,53 +257,6 @@ class Tree:
         branch.position = following
         self._add(branch, entries)
         return False
-
-    def _open(self, branch: Branch) -> Part[None]:
-        lane, node = self._in_use.session.lane, branch.node
-        assert node is not None
-
-        def undo(body: bytes) -> None:
-            lane.post(fuse.releasedir(node, fuse.decode_open(body)))
-
-        [opened] = yield [Ask(fuse.opendir(node), None, undo)]
-        branch.handle = lane.decoded(fuse.decode_open, body_of(opened))
-        self._opened += 1
-        branch.position = branch.barren = 0
-        branch.passed.clear()
-        branch.ahead = set(branch.given)
-
-    def _read_entries(
-        self, branch: Branch, buffer: Buffer
-    ) -> Part[tuple[DirectoryColumns, int | None]]:
-        """Return entries, each node of which has a lookup count to give back, and where to go on.
-
-        If one entry cannot be looked up, backends return its error for the whole READDIRPLUS:
-        READDIR then shows whether the error is one entry's or the directory's own.
-        """
-        node, handle = branch.node, branch.handle
-        assert node is not None
-        assert handle is not None
-        lane, nodes = self._in_use.session.lane, self._in_use.nodes
-        decode = functools.partial(decode_directory_columns, after=branch.position)
-
-        def undo(body: bytes) -> None:
-            nodes.forget_each(decode(body, plus=True)[0].nodes)
-
-        request = fuse.readdirplus(node, handle, branch.position, _BATCH_SIZE)
-        [read] = yield [Ask(request, buffer, undo)]
-        plus = True
-        try:
-            length = length_of(read)
-        except FileError as error:
-            if error.is_exhaustion:
-                raise
-            plus = False
-            request = fuse.readdir(node, handle, branch.position, _BATCH_SIZE)
-            [read] = yield [Ask(request, buffer)]
-            length = length_of(read)
-        body = bytes(buffer.view[:length])
-        entries, following = lane.decoded(functools.partial(decode, plus=plus), body)
-        return entries if plus else entries.without_nodes(), following
 
     # -- what was found ----------------------------------------------------------------------------
 
@@ -546,17 +357,3 @@ class Tree:
 def _is_told_apart(attributes: Attributes) -> bool:
     """Return whether the backend can tell a file from others, as Node.is_identified has it."""
     return bool(attributes.ino or attributes.flags & _SUBMOUNT)
-
-
-def body_of(result: Result) -> bytes:
-    """Return the body of a successful reply; raise its error."""
-    body = result.unwrap()
-    assert isinstance(body, bytes)
-    return body
-
-
-def length_of(result: Result) -> int:
-    """Return the length of a reply that went into its target; raise its error."""
-    length = result.unwrap()
-    assert isinstance(length, int)
-    return length

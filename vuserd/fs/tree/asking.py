@@ -1,0 +1,124 @@
+"""What is asked of the backend for a tree, as parts of jobs that return what came of it."""
+
+import errno
+import functools
+import stat
+from collections.abc import Generator, Sequence
+from typing import Final, TypeAlias, TypeVar
+
+from memory.arena import Buffer
+from protocol import fuse
+from protocol.dirent_columns import DirectoryColumns, decode_directory_columns
+from protocol.fuse import Entry, NodeId
+from vuserd.device.jobs import Ask
+from vuserd.device.lane.lane import Lane
+from vuserd.device.request import Result
+from vuserd.errors import FileError
+from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.operations import ATTEMPTS, not_told_apart, was_raced
+from vuserd.fs.tree.found import Branch
+
+T = TypeVar("T")
+#: A part of a job that returns something.
+Part: TypeAlias = Generator[Sequence[Ask], Sequence[Result], T]
+
+#: Bytes of a directory that are read at once: some two hundred entries.
+_BATCH_SIZE: Final = 32 << 10
+
+
+def look_up(files: FileSystem, directory: NodeId, name: bytes) -> Part[Entry]:
+    """Return the entry of a name; its node is borrowed."""
+    ask = Ask(fuse.lookup(directory, name), None, files.operations.undo_lookup)
+    for _ in range(ATTEMPTS):
+        [answer] = yield [ask]
+        if not was_raced(answer):
+            break
+    entry = files.session.lane.decoded(fuse.decode_lookup, body_of(answer))
+    if entry is None:
+        raise FileError(errno.ENOENT)
+    if entry.node in (fuse.ROOT_ID, directory):
+        files.nodes.forget(entry.node)
+        raise not_told_apart()
+    files.nodes.borrow(entry.node, directory, name)
+    return entry
+
+
+def go(files: FileSystem, here: NodeId, path: bytes) -> Part[Entry]:
+    """Look all names of a path up, from a directory on; no symlink is followed."""
+    passed = None
+    *directories, last = path.split(b"/")
+    try:
+        for name in directories:
+            entry = yield from look_up(files, here, name)
+            if passed is not None:
+                files.nodes.give_back(passed)
+            passed = here = entry.node
+            if not stat.S_ISDIR(entry.attributes.mode):
+                raise FileError(errno.ENOTDIR)
+        return (yield from look_up(files, here, last))
+    finally:
+        if passed is not None:
+            files.nodes.give_back(passed)
+
+
+def open_directory(lane: Lane, branch: Branch) -> Part[None]:
+    """Open a directory, to be read from its beginning."""
+    node = branch.node
+    assert node is not None
+
+    def undo(body: bytes) -> None:
+        lane.post(fuse.releasedir(node, fuse.decode_open(body)))
+
+    [opened] = yield [Ask(fuse.opendir(node), None, undo)]
+    branch.handle = lane.decoded(fuse.decode_open, body_of(opened))
+    branch.position = branch.barren = 0
+    branch.passed.clear()
+    branch.ahead = set(branch.given)
+
+
+def read_entries(
+    files: FileSystem, branch: Branch, buffer: Buffer
+) -> Part[tuple[DirectoryColumns, int | None]]:
+    """Return entries, each node of which has a lookup count to give back, and where to go on.
+
+    If one entry cannot be looked up, backends return its error for the whole READDIRPLUS:
+    READDIR then shows whether the error is one entry's or the directory's own.
+    """
+    node, handle = branch.node, branch.handle
+    assert node is not None
+    assert handle is not None
+    lane, nodes = files.session.lane, files.nodes
+    decode = functools.partial(decode_directory_columns, after=branch.position)
+
+    def undo(body: bytes) -> None:
+        nodes.forget_each(decode(body, plus=True)[0].nodes)
+
+    request = fuse.readdirplus(node, handle, branch.position, _BATCH_SIZE)
+    [read] = yield [Ask(request, buffer, undo)]
+    plus = True
+    try:
+        length = length_of(read)
+    except FileError as error:
+        if error.is_exhaustion:
+            raise
+        plus = False
+        request = fuse.readdir(node, handle, branch.position, _BATCH_SIZE)
+        [read] = yield [Ask(request, buffer)]
+        length = length_of(read)
+    body = bytes(buffer.view[:length])
+    entries, following = lane.decoded(functools.partial(decode, plus=plus), body)
+    return entries if plus else entries.without_nodes(), following
+
+
+def body_of(result: Result) -> bytes:
+    """Return the body of a successful reply; raise its error."""
+    body = result.unwrap()
+    assert isinstance(body, bytes)
+    return body
+
+
+def length_of(result: Result) -> int:
+    """Return the length of a reply that went into its target; raise its error."""
+    length = result.unwrap()
+    assert isinstance(length, int)
+    return length

@@ -1,0 +1,107 @@
+"""What was found of a tree: directories that are read, and entries that wait to be delivered."""
+
+from array import array
+from typing import Final
+
+from protocol.fuse import Attributes, FileHandle, NodeId, decode_attributes_at
+from vuserd.errors import VuserdError
+
+#: Bytes of memory for a directory, for a name that was found in it, and for one yet to come again.
+_DIRECTORY: Final = 1024
+_GIVEN: Final = 8
+_AHEAD: Final = 96
+
+
+class Branch:
+    """A directory whose entries, or the rest of them, are still to be found."""
+
+    def __init__(self, path: bytes, mount: int | None, ino: int | None) -> None:
+        self.path = path
+        #: On which of the mounts it is, counted from 0 where the tree begins; None if the backend
+        #: does not mark mounts.
+        self.mount = mount
+        #: What it was when it was found.
+        self.ino = ino
+        self.node: NodeId | None = None
+        self.handle: FileHandle | None = None
+        self.position = 0
+        self.barren = 0
+        #: Positions that this opening has come by.
+        self.passed: set[int] = set()
+        #: Hashes of the names that were found, and those of them that this opening has yet to come
+        #: to: offsets mean nothing in another opening of a directory.
+        self.given = array("q")
+        self.ahead: set[int] = set()
+
+    @property
+    def remembered(self) -> int:
+        """Bytes of memory that it takes."""
+        return _DIRECTORY + len(self.path) + _GIVEN * len(self.given) + _AHEAD * len(self.ahead)
+
+    def below(self, name: bytes) -> bytes:
+        """Return the path of a name in it."""
+        return self.path + b"/" + name if self.path else name
+
+    def is_new(self, name: bytes) -> bool:
+        """Return whether a name was not found by an opening before."""
+        if self.ahead and hash(name) in self.ahead:
+            self.ahead.remove(hash(name))
+            return False
+        return True
+
+
+class Found:
+    """An entry of the tree, from when it is found until it is delivered.
+
+    ``node`` is in use, and owed a lookup count, until :meth:`Tree.leave`; it is None for a
+    directory, which its :class:`Branch` uses, and for what has to be looked up first.
+    """
+
+    __slots__ = (
+        "attributes",
+        "branch",
+        "error",
+        "is_old",
+        "length",
+        "mode",
+        "name",
+        "node",
+        "place",
+        "size",
+        "target",
+    )
+
+    def __init__(self, branch: Branch, name: bytes) -> None:
+        self.branch = branch
+        self.name = name
+        #: A ``struct fuse_attr``, and what it says; None where it was not looked up.
+        self.attributes: bytes | None = None
+        self.mode = self.size = 0
+        #: Whether it has not changed for so long that its version is settled.
+        self.is_old = False
+        self.node: NodeId | None = None
+        #: Why it cannot be delivered.
+        self.error: VuserdError | None = None
+        #: Where a symlink leads to.
+        self.target: bytes | None = None
+        #: Where a file's bytes stand in the page (for the page to know), and how many they are;
+        #: None without them.
+        self.place: int | None = None
+        self.length: int | None = None
+
+    def now_has(self, attributes: bytes) -> Attributes:
+        """Take the attributes that it has now, and return them decoded."""
+        found = decode_attributes_at(attributes, 0)
+        self.attributes, self.mode, self.size = attributes, found.mode, found.size
+        self.is_old = False
+        return found
+
+    @property
+    def path(self) -> bytes:
+        """The path from where the tree begins."""
+        return self.branch.below(self.name)
+
+    @property
+    def mount(self) -> int | None:
+        """On which of the mounts it is; see :class:`Branch`."""
+        return self.branch.mount
