@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Iterator
 
-import outcome
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -12,6 +11,7 @@ from protocol.fuse import FileHandle, NodeId, Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from vuserd.device.jobs import Ask, Job, Jobs
 from vuserd.device.payloads import given_back
+from vuserd.device.request import Failed
 from vuserd.device.session import Session
 from vuserd.errors import BackendDown, FileError
 
@@ -39,7 +39,7 @@ async def test_a_job_is_sent_the_results_of_what_it_asks_for(session: Session) -
 
     def job() -> Job:
         found, missing = yield [Ask(lookup(b"Image")), Ask(lookup(b"nothing"))]
-        assert isinstance(missing, outcome.Error)
+        assert isinstance(missing, Failed)
         assert isinstance(missing.error, FileError)
         seen.append(missing.error.code)
         body = found.unwrap()
@@ -284,7 +284,7 @@ async def test_a_lost_backend_is_each_results_error(session: Session, backend: F
     def job() -> Job:
         for _ in range(2):  # one that waits, one that is never sent
             [lost] = yield [Ask(fuse.statfs(ROOT))]
-            assert isinstance(lost, outcome.Error)
+            assert isinstance(lost, Failed)
             assert isinstance(lost.error, BackendDown)
             errors.append(lost.error)
 

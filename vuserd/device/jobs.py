@@ -13,12 +13,11 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-import outcome
 import trio
 
 from protocol import fuse
 from vuserd.device.lane.lane import Lane
-from vuserd.device.request import Batch, Result, Target, Undo
+from vuserd.device.request import Batch, Failed, Result, Target, Undo
 from vuserd.errors import VuserdError
 from vuserd.users.asker import ASKER, Asker
 
@@ -178,5 +177,5 @@ class _Begun(Batch):
             try:
                 lane.ask(ask, self, place, self._asker, deadline)
             except VuserdError as error:
-                self.results[place] = outcome.Error(error)
+                self.results[place] = Failed(error.with_traceback(None))
                 self.missing -= 1

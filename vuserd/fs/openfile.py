@@ -5,11 +5,9 @@ import stat
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from outcome import Value
-
 from protocol import fuse
 from protocol.fuse import Attributes, FileHandle, Whence
-from vuserd.device.request import Rest, Target
+from vuserd.device.request import Done, Rest, Target, body_of, length_of
 from vuserd.device.session import Session
 from vuserd.errors import FileError
 from vuserd.fs.nodes import Hold, Node
@@ -100,12 +98,10 @@ class OpenFile:
                 (fuse.getattr(self.node.id), None, None),
             ]
         )
-        count = read.unwrap()
-        assert isinstance(count, int)
-        if not (is_after and session.answers_in_order and isinstance(looked, Value)):
+        count = length_of(read)
+        if not (is_after and session.answers_in_order and isinstance(looked, Done)):
             return count, None
-        assert isinstance(looked.value, bytes)
-        return count, session.lane.decoded(fuse.decode_attributes, looked.value)
+        return count, session.lane.decoded(fuse.decode_attributes, body_of(looked))
 
     async def read_on_into(self, target: Target, offset: int, length: int) -> int:
         """Repeat :meth:`read_into` until all bytes are there or a read returns nothing.

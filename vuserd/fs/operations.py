@@ -5,14 +5,12 @@ import stat
 from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-from outcome import Error, Value
-
 from protocol import fuse
 from protocol.fuse import Attributes, FileHandle, NodeId
 from vuserd.device.jobs import Ask
-from vuserd.device.request import Result, Undo
+from vuserd.device.request import Done, Failed, Result, Undo, body_of
 from vuserd.device.session import Session
-from vuserd.errors import BackendTimeout, FileError, VuserdError
+from vuserd.errors import BackendTimeout, FileError
 from vuserd.fs.nodes import Hold, Node, NodeTable, root_node
 from vuserd.fs.paths import components, resolve
 
@@ -37,7 +35,7 @@ class _Way(NamedTuple):
 def was_raced(answer: Result) -> bool:
     """Return whether a LOOKUP has to be repeated."""
     return (
-        isinstance(answer, Error)
+        isinstance(answer, Failed)
         and isinstance(answer.error, FileError)
         and answer.error.number in _RACED
     )
@@ -89,8 +87,8 @@ class NodeOperations:
         asked = [*self._lookups(way), Ask(fuse.open(guess.id), undo=self._undo_open(guess))]
         *answers, opened = await self._lane.ask_all(asked)
         handle = None
-        if isinstance(opened, Value):
-            handle = self._lane.decoded(fuse.decode_open, opened.value)
+        if isinstance(opened, Done):
+            handle = self._lane.decoded(fuse.decode_open, body_of(opened))
         is_it = False
         try:
             answered = dict(zip(way.steps, answers, strict=True))
@@ -99,7 +97,7 @@ class NodeOperations:
         finally:
             if handle is not None and not is_it:
                 self.release(guess, handle)
-        if is_it and isinstance(opened, Error) and isinstance(opened.error, BackendTimeout):
+        if is_it and isinstance(opened, Failed) and isinstance(opened.error, BackendTimeout):
             raise opened.error.again()
         return node, handle if is_it else None
 
@@ -113,16 +111,14 @@ class NodeOperations:
             answer = answers.pop((directory.id, name), None)
             if answer is None or was_raced(answer):
                 return await self.look_up(directory, name, hold)
-            body = answer.unwrap()
-            assert isinstance(body, bytes)
-            return self._found(body, directory, name, hold)
+            return self._found(body_of(answer), directory, name, hold)
 
         try:
             node = await resolve(root, names, follow=follow, lookup=lookup, readlink=self.readlink)
         finally:
             for answer in answers.values():
-                if isinstance(answer, Value):
-                    self._lane.decoded(self.undo_lookup, answer.value)
+                if isinstance(answer, Done):
+                    self._lane.decoded(self.undo_lookup, body_of(answer))
         if node is root:
             node.attributes = await self.getattr(node)
         return node
@@ -209,16 +205,12 @@ class NodeOperations:
         for node in nodes:
             _require_identity(node)
         asked = [Ask(fuse.opendir(node.id), undo=self._undo_open_directory(node)) for node in nodes]
-        opened: list[FileHandle | Exception] = []
-        for reply in await self._lane.ask_all(asked):
-            try:
-                body = reply.unwrap()
-            except VuserdError as error:
-                opened.append(error)
-            else:
-                assert isinstance(body, bytes)
-                opened.append(self._lane.decoded(fuse.decode_open, body))
-        return opened
+        return [
+            reply.error
+            if isinstance(reply, Failed)
+            else self._lane.decoded(fuse.decode_open, body_of(reply))
+            for reply in await self._lane.ask_all(asked)
+        ]
 
     def _undo_open_directory(self, node: Node) -> Undo:
         return lambda body: self.release_directory(node, fuse.decode_open(body))

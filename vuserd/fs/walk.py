@@ -382,4 +382,4 @@ def _raise_lost(results: Iterable[object]) -> None:
     """Raise the first error that is not a directory's own: the backend is lost, or answers late."""
     for result in results:
         if isinstance(result, BackendError):
-            raise result
+            raise result.again()

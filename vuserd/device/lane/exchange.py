@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Final, TypeAlias, TypeVar
 
-import outcome
 import trio
 
 from memory.virtqueue import Used
@@ -27,7 +26,17 @@ from vuserd.device.lane.watch import Watch
 from vuserd.device.layout import PAYLOAD_SIZE, REPLY_ROOM, SharedLayout
 from vuserd.device.observer import Observer
 from vuserd.device.queue import NotifiedQueue
-from vuserd.device.request import Batch, Result, Target, Undo, brought, is_bulk, require_room
+from vuserd.device.request import (
+    Batch,
+    Done,
+    Failed,
+    Result,
+    Target,
+    Undo,
+    brought,
+    is_bulk,
+    require_room,
+)
 from vuserd.errors import (
     BackendBroken,
     BackendDown,
@@ -276,11 +285,11 @@ class Exchange:
             slot.clear()
             result: Result
             if error:
-                result = outcome.Error(FileError(error))
+                result = Failed(FileError(error))
             elif target is None:
-                result = outcome.Value(reply[_HEADER:])
+                result = Done(reply[_HEADER:])
             else:
-                result = outcome.Value(length - _HEADER)
+                result = Done(length - _HEADER)
             if batch is None and undo is not None and not error:
                 undo(brought(target, result.unwrap()))
             if target is not None:
@@ -317,7 +326,7 @@ class Exchange:
         for slot in self._slots.of(batch):
             self._orphan(slot)
         for (_, target, undo), result in zip(asked, batch.results, strict=False):
-            if undo is not None and isinstance(result, outcome.Value):
+            if undo is not None and isinstance(result, Done):
                 self.decoded(undo, brought(target, result.value))
         self._go_on()
 
@@ -343,7 +352,7 @@ class Exchange:
         if self._observer is not None:
             self._observer.lost()
         for batch, place in missing:
-            batch.settle(place, outcome.Error(reason.again()))
+            batch.settle(place, Failed(reason.again()))
         self._idle.unpark_all()
 
     def close(self) -> None:
@@ -382,7 +391,7 @@ class Exchange:
                 self._orphan(slot)
         for request, batch, place in ended:
             assert batch is not None
-            batch.settle(place, outcome.Error(self._timed_out(request)))
+            batch.settle(place, Failed(self._timed_out(request)))
         self._go_on()
         return bool(ended)
 

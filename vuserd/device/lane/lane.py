@@ -3,12 +3,11 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-import outcome
 import trio
 
 from protocol import fuse
 from vuserd.device.lane.exchange import Asked, Exchange, Reply
-from vuserd.device.request import Batch, Result, Target, Undo
+from vuserd.device.request import Batch, Failed, Result, Target, Undo, body_of, length_of
 from vuserd.errors import VuserdError
 from vuserd.users.asker import ASKER
 
@@ -90,9 +89,8 @@ class Lane(Exchange):
             BackendError: the backend is lost.
 
         """
-        body = (await self._settled([(request, None, undo)])).pop().unwrap()
-        assert isinstance(body, bytes)
-        return self.decoded(decode, body)
+        [result] = await self._settled([(request, None, undo)])
+        return self.decoded(decode, body_of(result))
 
     async def ask_all(self, asked: Sequence[Asked]) -> list[Result]:
         """Send requests all at once; return what became of each, undecoded.
@@ -121,7 +119,7 @@ class Lane(Exchange):
                 try:
                     self.ask(one, caller, place, asker, deadline)
                 except VuserdError as error:
-                    caller.settle(place, outcome.Error(error))
+                    caller.settle(place, Failed(error.with_traceback(None)))
             self.requests.publish()
             await caller.wait()
         except BaseException:
@@ -139,9 +137,8 @@ class Lane(Exchange):
             As :meth:`call`.
 
         """
-        length = (await self._settled([(request, target, undo)])).pop().unwrap()
-        assert isinstance(length, int)
-        return length
+        [result] = await self._settled([(request, target, undo)])
+        return length_of(result)
 
     async def call_all_into(self, requests: Sequence[tuple[fuse.Request, Target]]) -> list[int]:
         """Send requests whose replies go into targets all at once; return their lengths in bytes.
@@ -151,14 +148,7 @@ class Lane(Exchange):
 
         """
         settled = await self._settled([(*request, None) for request in requests])
-        settled.reverse()
-        lengths: list[int] = []
-        while settled:
-            # Not kept in a variable: an error would refer to itself and to the targets.
-            length = settled.pop().unwrap()
-            assert isinstance(length, int)
-            lengths.append(length)
-        return lengths
+        return [length_of(result) for result in settled]
 
     async def _settled(self, asked: Sequence[Asked]) -> list[Result]:
         """Send requests all at once; return their results. Cancelled, leave them orphans."""

@@ -21,9 +21,9 @@ from protocol.dirent_columns import (
 from protocol.fuse import ENTRY_SIZE, FileHandle, NodeId
 from vuserd.device.jobs import Ask
 from vuserd.device.payloads import given_back
-from vuserd.device.request import Undo
+from vuserd.device.request import Failed, Undo, length_of
 from vuserd.device.session import Session
-from vuserd.errors import FileError, VuserdError
+from vuserd.errors import FileError
 from vuserd.fs.nodes import Hold, Node, NodeTable
 from vuserd.fs.operations import NodeOperations
 from vuserd.tasks.budget import Budget
@@ -187,14 +187,10 @@ class DirectoryEntries:
                 for (node, handle, offset), buffer in zip(opened, buffers, strict=True)
             ]
             replies = await self._lane.ask_all(asked)
-            found: list[bytes | Exception] = []
-            for reply, buffer in zip(replies, buffers, strict=True):
-                try:
-                    length = reply.unwrap()
-                    assert isinstance(length, int)
-                    found.append(bytes(buffer.view[:length]))
-                except VuserdError as error:
-                    found.append(error)
+            found = [
+                reply.error if isinstance(reply, Failed) else bytes(buffer.view[: length_of(reply)])
+                for reply, buffer in zip(replies, buffers, strict=True)
+            ]
         return [
             self._portion(node, offset, each) if isinstance(each, bytes) else each
             for (node, _, offset), each in zip(opened, found, strict=True)

@@ -12,7 +12,7 @@ from protocol.dirent_columns import DirectoryColumns, decode_directory_columns
 from protocol.fuse import Entry, NodeId
 from vuserd.device.jobs import Ask
 from vuserd.device.lane.lane import Lane
-from vuserd.device.request import Result
+from vuserd.device.request import Result, body_of, length_of
 from vuserd.errors import FileError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.operations import ATTEMPTS, not_told_apart, was_raced
@@ -108,17 +108,3 @@ def read_entries(
     body = bytes(buffer.view[:length])
     entries, following = lane.decoded(functools.partial(decode, plus=plus), body)
     return entries if plus else entries.without_nodes(), following
-
-
-def body_of(result: Result) -> bytes:
-    """Return the body of a successful reply; raise its error."""
-    body = result.unwrap()
-    assert isinstance(body, bytes)
-    return body
-
-
-def length_of(result: Result) -> int:
-    """Return the length of a reply that went into its target; raise its error."""
-    length = result.unwrap()
-    assert isinstance(length, int)
-    return length
