@@ -11,7 +11,7 @@ from protocol.fuse import FileHandle, NodeId, Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from vuserd.device.jobs import Ask, Job, Jobs
 from vuserd.device.payloads import given_back
-from vuserd.device.request import Failed
+from vuserd.device.results import Failed
 from vuserd.device.session import Session
 from vuserd.errors import BackendDown, FileError
 

@@ -26,10 +26,10 @@ from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.accounts import Account
-from vuserd.rpc.answers import Listing
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.file_methods import EXTENTS_MAX
 from vuserd.rpc.methods import API_COMPATIBLE, API_LEVEL, Methods
+from vuserd.rpc.results.answers import Listing
 from vuserd.rpc.signature import TIMEOUT
 from vuserd.tasks.turns import Turns
 from vuserd.tracing.trace import TraceTable

@@ -4,8 +4,8 @@ from typing import Any, cast
 
 import pytest
 
-from vuserd.rpc.answers import pack_listing
 from vuserd.rpc.caller import Caller
+from vuserd.rpc.results.answers import pack_listing
 from vuserd.wire.codec import encode_response
 
 

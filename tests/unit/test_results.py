@@ -9,7 +9,7 @@ import pytest
 from protocol import fuse
 from tests.fake.backend import FakeBackend
 from vuserd.device.jobs import Ask
-from vuserd.device.request import Failed, Result
+from vuserd.device.results import Failed, Result
 from vuserd.errors import BackendDown, FileError
 
 LOST = "the backend has gone"

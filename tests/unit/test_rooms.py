@@ -1,6 +1,7 @@
 """The drawing of the rooms in docs/architecture.md, and what makes it."""
 
 import re
+from collections import Counter
 
 import pytest
 
@@ -42,3 +43,23 @@ def test_the_files_that_the_document_names_are_there() -> None:
     )
     assert len(named) > 30
     assert [name for name in sorted(named) if not (REPOSITORY / name).exists()] == []
+
+
+#: What is a list of records as they are on the wire may be long.
+WIRE_RECORDS = {"vuserd/client/records.py", "protocol/fuse.py"}
+
+
+@pytest.mark.parametrize("package", ["vuserd", "memory", "protocol"])
+def test_no_room_is_crowded_and_no_module_long(package: str) -> None:
+    modules = sorted((REPOSITORY / package).rglob("*.py"))
+    crowded = {
+        folder: count
+        for folder, count in Counter(module.parent for module in modules).items()
+        if count > 16
+    }
+    assert crowded == {}
+    lengths = {
+        str(module.relative_to(REPOSITORY)): module.read_text().count("\n") for module in modules
+    }
+    long = {name for name, count in lengths.items() if count > 400}
+    assert long <= WIRE_RECORDS

@@ -23,7 +23,7 @@ from vuserd.device.session import Session, SessionOptions
 from vuserd.errors import BackendError, BackendTimeout, CallError, FileError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Node, NodeTable
-from vuserd.rpc.maps import event_map
+from vuserd.rpc.results.maps import event_map
 from vuserd.tracing import trace as traces
 from vuserd.tracing.event import Event, arguments
 from vuserd.tracing.tap import Tap, Tracing

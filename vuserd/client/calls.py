@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from vuserd.client.descriptors import require_image
 from vuserd.client.image import Image
-from vuserd.client.listing.columns import RawPage, directory_page, walk_page
+from vuserd.client.listing.columns import PAGE_OF_COLUMNS, RawPage, directory_page, walk_page
 from vuserd.client.records import (
     ApiInfo,
     DirectoryPage,
@@ -43,8 +43,6 @@ RemotePath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 WritableBuffer: TypeAlias = bytearray | memoryview
 
 PAGE_ENTRIES = 1000
-#: The same of what comes in columns, for who asks for all pages: fewer calls.
-PAGE_OF_COLUMNS = 4000
 
 
 class Call(NamedTuple, Generic[T]):
@@ -60,9 +58,8 @@ class Call(NamedTuple, Generic[T]):
     in the daemon.
 
     What a connection carries, and what ends with it, are attached memory, open files, and listings
-    and walks that go on:
-    ``holds`` gives what of this comes with a result, if anything, and ``needs`` is what the call is
-    about. Such a call is of no use on another connection.
+    and walks that go on: ``holds`` gives what of this comes with a result, if anything, and
+    ``needs`` is what the call is about. Such a call is of no use on another connection.
     """
 
     method: str

@@ -8,11 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from vuserd.client import calls
-from vuserd.client.calls import PAGE_ENTRIES, PAGE_OF_COLUMNS, RemotePath
+from vuserd.client.calls import PAGE_ENTRIES, RemotePath
 from vuserd.client.core.conversation import Talk
 from vuserd.client.core.procedure import Emit, Procedure, Progress, Running, Stream, Wait
 from vuserd.client.core.relisting import Relisting
 from vuserd.client.errors import NotTaken, RemoteOSError
+from vuserd.client.listing.columns import PAGE_OF_COLUMNS
 from vuserd.client.memory import SharedMemory
 from vuserd.client.records import (
     DirectoryPage,

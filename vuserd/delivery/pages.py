@@ -19,7 +19,7 @@ from vuserd.delivery.one_version import ATTEMPTS
 from vuserd.delivery.page import ENTRY_BYTES, Page, Place
 from vuserd.device.jobs import DEPTH, Ask, Job, Jobs
 from vuserd.device.payloads import given_back
-from vuserd.device.request import body_of, length_of
+from vuserd.device.results import body_of, length_of
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.kept import Kept

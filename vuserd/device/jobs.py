@@ -17,7 +17,8 @@ import trio
 
 from protocol import fuse
 from vuserd.device.lane.lane import Lane
-from vuserd.device.request import Batch, Failed, Result, Target, Undo
+from vuserd.device.request import Batch, Target, Undo
+from vuserd.device.results import Failed, Result
 from vuserd.errors import VuserdError
 from vuserd.users.asker import ASKER, Asker
 

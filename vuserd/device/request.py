@@ -1,11 +1,12 @@
 """A FUSE request: where its reply goes, who waits for it, what is undone if nobody does."""
 
 from collections.abc import Callable
-from typing import Final, NoReturn, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from memory.arena import Buffer
 from protocol import fuse
 from vuserd.device.layout import REQUEST_ROOM
+from vuserd.device.results import MISSING, Result
 
 #: Called with the body of a successful reply that no caller waits for any more.
 Undo: TypeAlias = Callable[[bytes], None]
@@ -56,62 +57,6 @@ def require_room(request: fuse.Request) -> None:
     """
     if request.size > REQUEST_ROOM:
         raise ValueError(f"{request.opcode.name} of {request.size} bytes")
-
-
-class Done:
-    """What a successful reply brought: its body, or only its length if that went into a target."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: bytes | int) -> None:
-        self.value = value
-
-    def unwrap(self) -> bytes | int:
-        """Return it."""
-        return self.value
-
-
-class Failed:
-    """Why there is no successful reply.
-
-    The error is raised once, and not kept then: its traceback leads to frames that have this
-    object, and so it would keep itself, and with it the memory of a session that is lost.
-    """
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    def unwrap(self) -> NoReturn:
-        """Raise it."""
-        error, self.error = self.error, _RAISED
-        try:
-            raise error
-        finally:
-            del error
-
-
-#: In place of an error that was raised.
-_RAISED: Final = LookupError("this was raised before")
-
-Result: TypeAlias = Done | Failed
-#: In place of the result of a request that has not ended.
-MISSING: Final[Result] = Failed(LookupError("no result yet"))
-
-
-def body_of(result: Result) -> bytes:
-    """Return the body of a successful reply; raise its error."""
-    body = result.unwrap()
-    assert isinstance(body, bytes)
-    return body
-
-
-def length_of(result: Result) -> int:
-    """Return the length of a reply that went into its target; raise its error."""
-    length = result.unwrap()
-    assert isinstance(length, int)
-    return length
 
 
 class Batch:

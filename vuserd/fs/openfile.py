@@ -7,7 +7,8 @@ from typing import Final, NamedTuple
 
 from protocol import fuse
 from protocol.fuse import Attributes, FileHandle, Whence
-from vuserd.device.request import Done, Rest, Target, body_of, length_of
+from vuserd.device.request import Rest, Target
+from vuserd.device.results import Done, body_of, length_of
 from vuserd.device.session import Session
 from vuserd.errors import FileError
 from vuserd.fs.nodes import Hold, Node

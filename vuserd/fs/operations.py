@@ -8,7 +8,8 @@ from typing import Final, NamedTuple, TypeAlias
 from protocol import fuse
 from protocol.fuse import Attributes, FileHandle, NodeId
 from vuserd.device.jobs import Ask
-from vuserd.device.request import Done, Failed, Result, Undo, body_of
+from vuserd.device.request import Undo
+from vuserd.device.results import Done, Failed, Result, body_of
 from vuserd.device.session import Session
 from vuserd.errors import BackendTimeout, FileError
 from vuserd.fs.nodes import Hold, Node, NodeTable, root_node

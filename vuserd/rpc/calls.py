@@ -17,11 +17,11 @@ from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Rights
 from vuserd.rpc.accounts import Account, Allowance
-from vuserd.rpc.answers import Asked
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.counters import GONE, NO_METHOD, OK, ClientCounters, Counters
 from vuserd.rpc.methods import Methods
 from vuserd.rpc.outbox import Outbox, Reply
+from vuserd.rpc.results.answers import Asked
 from vuserd.rpc.signature import TIMEOUT
 from vuserd.tasks.turns import SHARER
 from vuserd.tasks.workers import Worker, Workers

@@ -4,7 +4,7 @@ from typing import Any, Final, Protocol
 
 from vuserd.rpc.access import Rights, VisibleExports
 from vuserd.rpc.caller import Caller
-from vuserd.rpc.maps import event_map
+from vuserd.rpc.results.maps import event_map
 from vuserd.rpc.signature import (
     FLAG,
     TEXT,

@@ -14,11 +14,12 @@ from vuserd.fs.listings import ContinuationTable
 from vuserd.fs.listings import Listing as DirectoryListing
 from vuserd.fs.openfile import OpenFile
 from vuserd.fs.walk import TreeWalk
-from vuserd.rpc import answers
 from vuserd.rpc.access import VisibleExports
-from vuserd.rpc.answers import Listing, pack_listing
 from vuserd.rpc.caller import Caller
-from vuserd.rpc.maps import entry_columns, stat_map
+from vuserd.rpc.results import answers
+from vuserd.rpc.results.answers import Listing, pack_listing
+from vuserd.rpc.results.maps import entry_columns, stat_map
+from vuserd.rpc.results.tree_index import encode_index
 from vuserd.rpc.signature import (
     FLAG,
     PATH,
@@ -32,7 +33,6 @@ from vuserd.rpc.signature import (
     optional,
     seconds,
 )
-from vuserd.rpc.tree_index import encode_index
 from vuserd.wire.codec import wire_name
 
 #: The most bytes that one read returns.

@@ -9,6 +9,7 @@ from vuserd.client.calls import RemotePath
 from vuserd.client.core.conversation import Talk
 from vuserd.client.core.procedure import Procedure
 from vuserd.client.errors import BadReply, RemoteError
+from vuserd.client.listing.columns import PAGE_OF_COLUMNS
 from vuserd.client.records import Stat
 
 #: Attributes by path, from the tree's root.
@@ -104,7 +105,7 @@ def _look(
     problems: list[RemoteError] = []
     after = None
     columns = yield from talk.has_columns()
-    limit = calls.PAGE_OF_COLUMNS if columns else calls.PAGE_ENTRIES
+    limit = PAGE_OF_COLUMNS if columns else calls.PAGE_ENTRIES
     try:
         while True:
             page = yield from talk.ask(

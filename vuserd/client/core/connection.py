@@ -7,13 +7,12 @@ A large payload is received where the caller wants it: at the beginning of a fra
 ``receive_buffer`` asks for no more than a response's head while payloads are due, and then for the
 payload itself, in the caller's buffer.
 
-Descriptors are numbers here.  Those that come are handed to the call that each belongs to; one that
-belongs to none ends the connection, or a daemon could fill this process's table with them.  It is
-closed, and so is the duplicate that waits beside a request to be sent.
+Descriptors are numbers here.  One that comes is handed to the call that it belongs to; one that
+belongs to none is closed and ends the connection, or a daemon could fill this process's table.
 
 When a connection ends, the core knows which requests the daemon cannot have taken: those that were
-not sent to their last byte and, where the daemon left bytes unread (ECONNRESET, unix(7)), the one
-that ends with the last byte sent. Their calls fail with NotTaken, and can be begun again elsewhere.
+not sent to their last byte and, where it left bytes unread (ECONNRESET, unix(7)), the one that ends
+with the last byte sent. Their calls fail with NotTaken, and can be begun again elsewhere.
 """
 
 import os

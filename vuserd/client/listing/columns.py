@@ -33,6 +33,8 @@ _new_stat: Callable[[Iterable[Any]], Stat] = partial(tuple.__new__, Stat)
 _new_entry: Callable[[Iterable[Any]], Entry] = partial(tuple.__new__, Entry)
 _new_walk_entry: Callable[[Iterable[Any]], WalkEntry] = partial(tuple.__new__, WalkEntry)
 
+#: Entries of a page, for who asks for all pages: more than of maps, and so fewer calls.
+PAGE_OF_COLUMNS: Final = 4000
 #: The fields of a stat but the first and the last one, which have types of their own.
 _NUMBERS: Final = Stat._fields[1:-1]
 _INT: Final = frozenset({int})

@@ -26,17 +26,8 @@ from vuserd.device.lane.watch import Watch
 from vuserd.device.layout import PAYLOAD_SIZE, REPLY_ROOM, SharedLayout
 from vuserd.device.observer import Observer
 from vuserd.device.queue import NotifiedQueue
-from vuserd.device.request import (
-    Batch,
-    Done,
-    Failed,
-    Result,
-    Target,
-    Undo,
-    brought,
-    is_bulk,
-    require_room,
-)
+from vuserd.device.request import Batch, Target, Undo, brought, is_bulk, require_room
+from vuserd.device.results import Done, Failed, Result
 from vuserd.errors import (
     BackendBroken,
     BackendDown,

@@ -7,7 +7,8 @@ import trio
 
 from protocol import fuse
 from vuserd.device.lane.exchange import Asked, Exchange, Reply
-from vuserd.device.request import Batch, Failed, Result, Target, Undo, body_of, length_of
+from vuserd.device.request import Batch, Target, Undo
+from vuserd.device.results import Failed, Result, body_of, length_of
 from vuserd.errors import VuserdError
 from vuserd.users.asker import ASKER
 

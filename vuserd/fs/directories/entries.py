@@ -21,7 +21,8 @@ from protocol.dirent_columns import (
 from protocol.fuse import ENTRY_SIZE, FileHandle, NodeId
 from vuserd.device.jobs import Ask
 from vuserd.device.payloads import given_back
-from vuserd.device.request import Failed, Undo, length_of
+from vuserd.device.request import Undo
+from vuserd.device.results import Failed, length_of
 from vuserd.device.session import Session
 from vuserd.errors import FileError
 from vuserd.fs.nodes import Hold, Node, NodeTable

@@ -12,7 +12,7 @@ from protocol.dirent_columns import DirectoryColumns, decode_directory_columns
 from protocol.fuse import Entry, NodeId
 from vuserd.device.jobs import Ask
 from vuserd.device.lane.lane import Lane
-from vuserd.device.request import Result, body_of, length_of
+from vuserd.device.results import Result, body_of, length_of
 from vuserd.errors import FileError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.operations import ATTEMPTS, not_told_apart, was_raced

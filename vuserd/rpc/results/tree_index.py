@@ -10,7 +10,7 @@ from vuserd.delivery.pages import TreePage
 from vuserd.fs.filetype import NAMES_BY_TYPE
 from vuserd.fs.owners import Owners
 from vuserd.fs.tree.found import Found
-from vuserd.rpc.maps import stat_columns, wire_names
+from vuserd.rpc.results.maps import stat_columns, wire_names
 from vuserd.wire.codec import encode_values, wire_name
 
 #: What stands where nothing is known of an entry: of no type that there is.

@@ -12,8 +12,8 @@ from vuserd.delivery.inline import FileContent
 from vuserd.errors import CallError, ErrorCode, FileError
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.counters import ClientCounters
-from vuserd.rpc.maps import Field, entry_maps, fetched_map
 from vuserd.rpc.outbox import Reply
+from vuserd.rpc.results.maps import Field, entry_maps, fetched_map
 from vuserd.wire.codec import (
     encode_bin_response_head,
     encode_listing_response_head,

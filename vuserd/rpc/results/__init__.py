@@ -1,0 +1,1 @@
+"""What methods return, as it goes over the wire."""
