@@ -12,6 +12,7 @@ import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, Node
 from tests.unit.faces import Taker
+from vuserd.client.files import sinks
 
 OLDER = b"older " * 1000
 _F_SEAL_FUTURE_WRITE = 0x10
@@ -253,3 +254,22 @@ class TestHoles:
         taker.download("image", memfd)
         assert os.pread(memfd, len(content) + 1, 0) == content
         assert fake_daemon.connections == 3
+
+
+def test_large_payloads_are_written_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[int, int]] = []
+    pwrite = os.pwrite
+
+    def write(fileno: int, payload: memoryview, offset: int) -> int:
+        written.append((offset, len(payload)))
+        return pwrite(fileno, payload, offset)
+
+    monkeypatch.setattr("os.pwrite", write)
+    content = os.urandom((1 << 20) + 5)
+    with open(tmp_path / "new", "wb") as file:
+        sinks.write_at(file.fileno(), memoryview(content), 3)
+    assert (tmp_path / "new").read_bytes() == bytes(3) + content
+    piece = 256 << 10
+    assert written == [(3 + at * piece, piece) for at in range(4)] + [(3 + (1 << 20), 5)]

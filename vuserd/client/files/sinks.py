@@ -13,6 +13,9 @@ from vuserd.client.records import Stat
 #: Bytes that are looked at for zeros at once.
 _BLOCK: Final = 64 << 10
 _ZEROS: Final = bytes(_BLOCK)
+#: The most bytes of one write. For a larger one, ext4 of Linux 6.18 takes runs of a megabyte and
+#: more of free memory, and with those a file took six times as long.
+_WRITE: Final = 256 << 10
 #: Bytes of one of ``Stat.blocks``.
 _SECTOR: Final = 512
 #: Linux 5.1; Python 3.11 has no name for it.
@@ -212,7 +215,7 @@ def _require_file(fileno: int) -> None:
 
 
 def write_at(fileno: int, payload: memoryview, offset: int) -> None:
-    """Write all of ``payload`` at ``offset``."""
+    """Write all of ``payload`` at ``offset``, in pieces that the page cache takes quickly."""
     while payload:
-        count = os.pwrite(fileno, payload, offset)
+        count = os.pwrite(fileno, payload[:_WRITE], offset)
         payload, offset = payload[count:], offset + count
