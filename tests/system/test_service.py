@@ -195,7 +195,9 @@ def test_a_reload_changes_what_is_served(machine: Machine) -> None:
     with pytest.raises(MachineError):
         machine.run("systemctl reload vuserd.service")
     errors = machine.journal("--unit=vuserd.service", "--priority=err")
-    assert "nonsense" in errors
+    assert "the configuration was not applied: 1 mistake" in errors
+    # What it is, the daemon told the vuserctl that asked for the reload.
+    assert "export.nonsense: there is no such key" in machine.journal("--unit=vuserd.service")
     machine.run("vuserctl cat again:/kernels/vmlinuz | cmp - /srv/kernels/vmlinuz", user="rig")
 
     machine.run("cat >/etc/vuserd/vuserd.toml", given=CONFIGURATION)
