@@ -14,6 +14,7 @@ import pytest
 
 from tests.running import REPOSITORY
 from vuserd import cli
+from vuserd.client.errors import TimedOut
 from vuserd.config.files import read_config
 from vuserd.config.schema import SHARED, TABLES, Key, heading
 from vuserd.ctl import main
@@ -259,3 +260,44 @@ def test_a_page_renders_without_a_warning(page: Path) -> None:
         words = rendered.stderr + (rendered.stdout if command.startswith("mandoc") else "")
         complaints = [line for line in words.splitlines() if "outdated mandoc.db" not in line]
         assert (rendered.returncode, complaints) == (0, [])
+
+
+@pytest.mark.skipif(shutil.which("mandb") is None, reason="there is no mandb (man-db)")
+def test_apropos_finds_the_pages(tmp_path: Path) -> None:
+    for page in PAGES:
+        folder = tmp_path / f"man{page.suffix[1:]}"
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(page, folder / page.name)
+    plain = os.environ | {"LC_ALL": "C.UTF-8"}
+    command = ["mandb", "--quiet", "--create", str(tmp_path)]
+    subprocess.run(command, env=plain, capture_output=True, check=True)
+    found = {
+        word: subprocess.run(
+            ["man", "-M", str(tmp_path), "-k", word],
+            env=plain,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        for word in ("vuserctl", "vuserd")
+    }
+    assert [line.split(" - ")[0].split() for line in found["vuserd"]] == [
+        ["vuserctl", "(1)"],
+        ["vuserd", "(8)"],
+        ["vuserd.toml", "(5)"],
+    ]
+    [line] = found["vuserctl"]
+    assert line.endswith(" - list and fetch what the vuserd daemon exports")
+
+
+def test_the_manual_says_what_a_timeout_prints() -> None:
+    message = str(TimedOut.after(5)).replace("5", "N")
+    assert f".Dq {message}\n" in source("vuserctl.1")
+
+
+def test_each_command_has_examples_in_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, command in subcommands(main.parser()).items():
+        command.print_help()
+        _, colon, examples = capsys.readouterr().out.partition("examples:")
+        assert colon, name
+        assert f"vuserctl {name}" in examples
