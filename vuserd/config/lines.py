@@ -16,12 +16,13 @@ Path = tuple[str | int, ...]
 _SPACE: Final = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
 _BLANK: Final = re.compile(r"[ \t]*")
 _KEY: Final = re.compile(r"""[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\[^\n])*"|'[^'\n]*'""")
-#: The tokens of a value. Up to two quotes may stand before the three that end a string.
+#: The tokens of a value. Up to two quotes may stand before the three that end a string. No group is
+#: repeated possessively: before 3.11.5, Python matches less than such a pattern says.
 _TOKEN: Final = re.compile(
     r'''
-      """ (?: [^"\\]++ | \\. | "(?!"") )*+ """ "{0,2}
-    | \'\'\' (?: [^']++ | '(?!\'\') )*+ \'\'\' '{0,2}
-    | " (?: [^"\\\n]++ | \\. )*+ "
+      """ (?: [^"\\]++ | \\. | "(?!"") )* """ "{0,2}
+    | \'\'\' (?: [^']++ | '(?!\'\') )* \'\'\' '{0,2}
+    | " (?: [^"\\\n]++ | \\. )* "
     | ' [^'\n]* '
     | \#[^\n]*
     | [^"'\#\[\]{}\n]+
