@@ -28,6 +28,7 @@ from vuserd.ctl.completion import candidates, script
 from vuserd.ctl.parser import parse
 from vuserd.ctl.status import lines
 from vuserd.ctl.target import Target
+from vuserd.ctl.waiting import PatientClient
 from vuserd.wire.codec import Request
 
 MTIME_NS = 1_600_000_000_123_456_789
@@ -233,7 +234,8 @@ class TestFaults:
 
     def test_a_daemon_that_goes_away(self, run: Run, fake_daemon: FakeDaemon) -> None:
         fake_daemon.cut_after = 20
-        assert run("ls", "kernels:") == (1, "", "vuserctl: the daemon closed the connection\n")
+        lost = "vuserctl: kernels:: the daemon closed the connection\n"
+        assert run("ls", "kernels:") == (1, "", lost)
 
     def test_a_daemon_that_speaks_something_else(self, run: Run, fake_daemon: FakeDaemon) -> None:
         fake_daemon.raw["exports"] = lambda _: b"\xc1"
@@ -884,7 +886,7 @@ class TestUnknownAndOdd:
         def use(found: Stat) -> None:
             entry = Entry("file", found.type, found.ino, found)
             monkeypatch.setattr(Client, "stat", lambda *_, **__: found)
-            monkeypatch.setattr(Client, "iterdir", lambda *_, **__: iter([entry]))
+            monkeypatch.setattr(PatientClient, "iterdir", lambda *_, **__: iter([entry]))
 
         return use
 
