@@ -126,8 +126,8 @@ def be_the_daemon(listener: socket.socket, ready: Callable[[], object]) -> None:
     while True:
         connection, _ = listener.accept()
         with suppress(ConnectionError), connection:
-            for number, _method in requests(connection):
-                reply(connection, number, [])
+            for number, method in requests(connection):
+                reply(connection, number, {} if method == "origin" else [])
 
 
 def spy(told: int, listener: socket.socket, ready: Callable[[], object]) -> None:
