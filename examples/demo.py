@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Final, NamedTuple, NoReturn
 
-from vuserd.client import CannotConnect, Client, ClientError, Entry, RemoteError
+from vuserd.client import CannotConnect, Client, ClientError, Entry, RemoteError, Stat
 
 READY_WITHIN: Final = 20.0  #: seconds from the start of the daemon to its first answer
 STOPPED_WITHIN: Final = 20.0
@@ -103,12 +103,20 @@ def descendants(pid: int) -> Iterator[tuple[int, str]]:
                 yield from descendants(child)
 
 
+def stat_of(entry: Entry) -> Stat | None:
+    """Return an entry's attributes, where they can be had."""
+    with contextlib.suppress(RemoteError):
+        return entry.stat
+    return None
+
+
 def listing_line(entry: Entry) -> str:
     """Format an entry about as ``ls -l`` does."""
-    if entry.stat is None:
+    stat = stat_of(entry)
+    if stat is None:
         return f"{entry.type:<8} {'?':>13}  {'?':<16}  {printable(entry.name)}"
-    modified = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.stat.mtime_ns / 1e9))
-    return f"{entry.type:<8} {entry.stat.size:>13,}  {modified}  {printable(entry.name)}"
+    modified = time.strftime("%Y-%m-%d %H:%M", time.localtime(stat.mtime_ns / 1e9))
+    return f"{entry.type:<8} {stat.size:>13,}  {modified}  {printable(entry.name)}"
 
 
 class Found(NamedTuple):
@@ -133,10 +141,11 @@ def largest_file(client: Client, directory: str) -> Found:
             path = f"{folder}/{entry.name}"
             if entry.type == "dir":
                 folders.append(path)
-            if entry.type != "file" or entry.stat is None or entry.stat.size > LARGEST:
+            stat = stat_of(entry)
+            if entry.type != "file" or stat is None or stat.size > LARGEST:
                 continue
-            if entry.stat.size > best.size and os.access(directory + path, os.R_OK):
-                best = Found(path, entry.stat.size)
+            if stat.size > best.size and os.access(directory + path, os.R_OK):
+                best = Found(path, stat.size)
     if best.size < 0:
         fail("there is no regular file to fetch; choose another directory: make demo DIR=...")
     return best

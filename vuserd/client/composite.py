@@ -93,7 +93,7 @@ def iterdir(talk: Talk, export: str, path: RemotePath, *, attrs: bool = False) -
 
 
 def listed(talk: Talk, export: str, path: RemotePath, *, attrs: bool = False) -> Stream[Entry]:
-    """Do the same; with attributes, emit those that have them, and raise why others do not."""
+    """Do the same; with attributes, an entry that has none raises why as its ``stat``."""
     if not attrs:
         return iterdir(talk, export, path)
     from vuserd.client.files.attributes import with_attributes

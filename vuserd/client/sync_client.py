@@ -152,7 +152,8 @@ class Client(WholeFiles):
         """Return all entries of a directory, page by page, in the backend's order.
 
         What is there all the time comes once, also where the daemon is restarted meanwhile. With
-        ``attrs`` each has its ``stat``; the error of one that has none is raised in the end.
+        ``attrs`` each has its ``stat``; that of one whose attributes cannot be had raises why, as
+        :meth:`os.DirEntry.stat` does.
         """
         return self._iterate(composite.listed(self._talk, export, path, attrs=attrs), timeout)
 

@@ -21,7 +21,28 @@ class StatEntry(Entry):
 
         @property
         def stat(self) -> Stat:
-            """Its attributes."""
+            """Its attributes.
+
+            Raises:
+                RemoteError: why it has none; the listing has the entry all the same.
+
+            """
+
+
+class _WithoutStat(StatEntry):
+    """An entry whose attributes cannot be had: asking for them raises the reason."""
+
+    error: RemoteError
+
+    @classmethod
+    def of(cls, entry: Entry, error: RemoteError) -> "_WithoutStat":
+        found = cls(entry.name, entry.type, entry.ino)
+        found.error = error
+        return found
+
+    @property
+    def stat(self) -> Stat:
+        raise self.error
 
 
 def with_attributes(
@@ -29,32 +50,25 @@ def with_attributes(
 ) -> Stream[Entry]:
     """Emit all entries of a directory, with their attributes, of a listing that asks for them.
 
-    What is gone meanwhile is left out. What has none for another reason is, too, and the first such
-    error is raised after all others were given.
+    What is gone meanwhile is left out. What has none for another reason raises that as its
+    ``stat``: an odd entry spoils no listing.
     """
     running = Running(listing)
-    problems: list[RemoteError] = []
     while (step := running.next_step()) is not None:
         try:
             if isinstance(step, Emit):
                 entries = [*step.values]
                 if any(entry.stat is None for entry in entries):
-                    entries = yield from _completed(talk, export, path, entries, problems)
+                    entries = yield from _completed(talk, export, path, entries)
                 yield Emit(entries)
             else:
                 running.came((yield step))
         except BaseException as error:
             running.failed(error)
-    if problems:
-        raise problems[0]
 
 
 def _completed(
-    talk: Talk,
-    export: str,
-    path: RemotePath,
-    entries: Iterable[Entry],
-    problems: list[RemoteError],
+    talk: Talk, export: str, path: RemotePath, entries: Iterable[Entry]
 ) -> Procedure[list[Entry]]:
     completed: list[Entry] = []
     for entry in entries:
@@ -66,7 +80,7 @@ def _completed(
             stat = yield from talk.ask(calls.stat(export, name, follow=False))
         except RemoteError as error:
             if error.code != "ENOENT":
-                problems.append(error)
+                completed.append(_WithoutStat.of(entry, error))
         else:
             completed.append(Entry(entry.name, stat.type, stat.ino, stat))
     return completed
