@@ -16,6 +16,7 @@
 =========================== =====================================================================
 look                        ``stat readlink iterdir iterwalk glob statfs``, and ``readdir walk``
 read one version of a file  ``read_bytes read_text open download stream fetch``, and ``read``
+a directory with its files  ``tree archive``
 into memory of yours        ``attach load detach``
 the daemon                  ``exports rigs status metrics reload trace api_info``
 =========================== =====================================================================
