@@ -251,6 +251,13 @@ class FakeDaemon:
             assert time.monotonic() < deadline
             time.sleep(0.001)
 
+    def wait_for_no_memory(self) -> None:
+        """Wait until no connection has any memory attached."""
+        deadline = time.monotonic() + 10
+        while self.memories:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
     def _receive(self, connection: socket.socket) -> bytes:
         self.reads.wait()
         data, descriptors, _, _ = socket.recv_fds(connection, 65536, 16)

@@ -209,7 +209,7 @@ class TestLending:
                 client.stream("kernels", "image", bytearray().extend)
             assert client.exports()
         assert fake_daemon.connections == 2
-        assert not fake_daemon.memories
+        fake_daemon.wait_for_no_memory()
 
     def test_an_interruption_in_a_loop(self, loop: Loop, fake_daemon: FakeDaemon) -> None:
         async def ignore(_: memoryview) -> None:

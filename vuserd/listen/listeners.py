@@ -101,9 +101,7 @@ class Listeners:
         """
         async with self._changing:
             self._wanted = {config.address: config for config in configs}
-            known, self._problems = self._problems, {}
             done = await self._try(self._wanted)
-            self._complain(known)
         self._changed.set()
         return done
 
@@ -115,28 +113,28 @@ class Listeners:
                 with trio.move_on_after(next(later)):
                     await self._changed.wait()
                 async with self._changing:
-                    known, self._problems = self._problems, {}
-                    for line in await self._try(known):
+                    for line in await self._try([*self._problems]):
                         _LOG.debug("%s", line)
-                    self._complain(known)
             await self._changed.wait()
 
-    def _complain(self, known: Mapping[str, str]) -> None:
-        """Log what is not known yet, unless the start fails and says it; tell of changes."""
-        for address, reason in self._problems.items():
+    def _note(self, problems: dict[str, str]) -> None:
+        """Log what was not known yet, unless the start fails and says it; tell of changes."""
+        known, self._problems = self._problems, problems
+        for address, reason in problems.items():
             if self._open and known.get(address) != reason:
                 _LOG.error("%s; it is tried again", reason)
-        if known.keys() != self._problems.keys():
+        if known.keys() != problems.keys():
             self._on_change()
 
     async def _try(self, addresses: Iterable[str]) -> list[str]:
         """Have these sockets as they are wanted, and close others; return the changes made."""
         done = []
+        problems: dict[str, str] = {}
         for address in addresses:
             try:
                 change = await self._apply_one(self._wanted[address])
             except ConfigurationError as error:
-                self._problems[address] = change = str(error)
+                problems[address] = change = str(error)
             if change:
                 done.append(f"socket {address}: {change}")
         is_reachable = any(
@@ -148,6 +146,7 @@ class Listeners:
                 opened.scope.cancel()
                 await opened.closed.wait()
                 done.append(f"socket {address}: closed")
+        self._note(problems)
         return done
 
     async def _apply_one(self, config: ListenConfig) -> str | None:
