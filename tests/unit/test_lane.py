@@ -445,6 +445,30 @@ async def test_listings_with_nodes_wait_while_too_many_are_owed(
     assert session.lane.in_flight == session.payloads.taken == 0
 
 
+async def test_a_listing_waits_until_its_own_nodes_find_room_beside_those_that_are_owed(
+    backend: FakeBackend, session: Session
+) -> None:
+    async def readdirplus(size: int) -> None:
+        with given_back(await session.payloads.take(1)) as [buffer]:
+            request = fuse.readdirplus(ROOT, fuse.FileHandle(1), 0, size)
+            await session.lane.call_into(request, buffer)
+
+    await readdirplus(512 << 10)  # alone it always may
+    backend.stuck = {HIPRIO_QUEUE}
+    session.lane.post(fuse.batch_forget([Forget(NodeId(2), 1)] * 500))
+    backend.lookups[2] += 500
+    await readdirplus(64 << 10)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(readdirplus, 512 << 10)
+        await wait_all_tasks_blocked()
+        assert len(backend.named(Opcode.READDIRPLUS)) == 2
+        backend.stuck.clear()
+        for request in backend.named(Opcode.BATCH_FORGET):
+            backend.use(request, 0)
+    assert len(backend.named(Opcode.READDIRPLUS)) == 3
+    assert session.lane.in_flight == session.payloads.taken == 0
+
+
 async def test_lookups_of_jobs_wait_while_too_many_nodes_are_owed(
     backend: FakeBackend, session: Session, owing: Callable[[], None]
 ) -> None:

@@ -5,15 +5,19 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
-from protocol.fuse import Opcode
+from protocol.dirent import DIRENT_SIZE
+from protocol.fuse import ENTRY_SIZE, Opcode
 from vuserd.device.lane.slots import Waiting
 from vuserd.device.request import Batch, is_bulk
 
 #: Bulk requests that are in the backend at once, without those that it keeps for too long.
 _BULK_IN_FLIGHT: Final = 4
-#: Nodes that the backend may still have to forget while it is asked for more of them in bulk. Each
-#: costs it a descriptor, and the queue on which it forgets may lag far behind.
-_MOST_OWED: Final = 4096
+#: Nodes that the backend may still have to forget, those that it is asked for in bulk among them.
+#: Each costs it a descriptor, and the queue on which it forgets may lag far behind. A backend that
+#: may open 4,096 has as many to spare: Rust's keeps some six hundred for itself.
+_MOST_OWED: Final = 3328
+#: Bytes of the shortest entry of READDIRPLUS.
+_SHORTEST: Final = ENTRY_SIZE + DIRENT_SIZE + 8
 
 
 class Backlog:
@@ -32,6 +36,7 @@ class Backlog:
         self._turns = 0
         #: Whether the backend has so many nodes to forget that no more are asked for in bulk.
         self.owes_too_much = False
+        self._owed = 0
 
     def __len__(self) -> int:
         return len(self.ready) + len(self._bulk) + len(self._more_nodes)
@@ -43,7 +48,7 @@ class Backlog:
     def add(self, waiting: Waiting) -> int:
         """Add a request; return its ticket."""
         ticket = next(self._tickets)
-        if self.owes_too_much and _brings_nodes(waiting):
+        if self._owed and self._brings_too_many(waiting):
             self._more_nodes[ticket] = waiting
         else:
             self._line_up(ticket, waiting)
@@ -81,10 +86,17 @@ class Backlog:
 
     def owe(self, nodes: int) -> None:
         """Record how many nodes the backend is still to forget."""
+        self._owed = nodes
         self.owes_too_much = nodes > _MOST_OWED
-        while self._more_nodes and not self.owes_too_much:
-            ticket = next(iter(self._more_nodes))
+        while self._more_nodes:
+            ticket, waiting = next(iter(self._more_nodes.items()))
+            if nodes and self._brings_too_many(waiting):
+                return
             self._line_up(ticket, self._more_nodes.pop(ticket))
+
+    def _brings_too_many(self, waiting: Waiting) -> bool:
+        brought = _nodes_of(waiting)
+        return brought > 0 and self._owed + brought > _MOST_OWED
 
     def next_deadline(self) -> float:
         """Return when one is overdue whose caller waits."""
@@ -104,8 +116,11 @@ class Backlog:
         return missing
 
 
-def _brings_nodes(waiting: Waiting) -> bool:
-    opcode = waiting.request.opcode
-    if opcode is Opcode.LOOKUP:
-        return waiting.batch is not None and waiting.batch.is_bulk
-    return opcode is Opcode.READDIRPLUS
+def _nodes_of(waiting: Waiting) -> int:
+    """Return how many nodes a request may bring in bulk."""
+    request = waiting.request
+    if request.opcode is Opcode.READDIRPLUS:
+        return (request.reply_size or 0) // _SHORTEST
+    return int(
+        request.opcode is Opcode.LOOKUP and waiting.batch is not None and waiting.batch.is_bulk
+    )
