@@ -15,14 +15,15 @@ _SETTLED = 20.0
 _QUIET = 4.0
 
 
-def wakes(process: int) -> int:
-    """Count how often the threads of a process, and of all that descend from it, went to sleep."""
+def time_run(process: int) -> int:
+    """Return for how many nanoseconds the threads of a process, and of its descendants, have run.
+
+    One that is woken has run, and so has one that never sleeps.
+    """
     return sum(
-        int(line.split()[1])
+        int(schedule.read_text().split()[0])
         for each in family(process)
-        for status in Path(f"/proc/{each}/task").glob("*/status")
-        for line in status.read_text().splitlines()
-        if line.startswith("voluntary_ctxt_switches")
+        for schedule in Path(f"/proc/{each}/task").glob("*/schedstat")
     )
 
 
@@ -31,23 +32,29 @@ def test_nothing_wakes_an_idle_daemon(virtiofsd: str, tmp_path: Path) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
     (folder / "Image").write_bytes(b"kernel")
+    (folder / "large").write_bytes(bytes(5 << 20))
+    for number in range(500):
+        (folder / f"{number}").touch()
     gone = tmp_path / "gone"
     gone.mkdir()
     exports = {"files": folder, "gone": gone}
-    with RunningDaemon(exports, tmp_path / "s", virtiofsd) as daemon:
+    with RunningDaemon(exports, tmp_path / "s", virtiofsd, "--timeout", "2") as daemon:
         with Client.connect(daemon.socket) as client:
             assert client.stat("gone", "").type == "dir"
             gone.rmdir()  # and nobody looks for it
             for _ in range(10):
                 with client.fetch("files", "Image") as image:
                     assert bytes(image.buffer()) == b"kernel"
+            assert len(list(client.tree("files", ""))) == 502
+            assert len(list(client.iterdir("files", "", attrs=True))) == 502
+            assert len(client.read("files", "large", 0, 5 << 20)) == 5 << 20  # at once
         deadline = time.monotonic() + _SETTLED
         while True:
-            before = wakes(daemon.process.pid)
+            before = time_run(daemon.process.pid)
             time.sleep(_QUIET)
-            woken = wakes(daemon.process.pid) - before
-            if not woken:
+            run = time_run(daemon.process.pid) - before
+            if not run:
                 break
-            assert time.monotonic() < deadline, f"woken {woken} times in {_QUIET:g} s"
+            assert time.monotonic() < deadline, f"run for {run} ns in {_QUIET:g} s"
         with Client.connect(daemon.socket) as client:
             assert client.read("files", "Image", 0, 16) == b"kernel"

@@ -1,5 +1,6 @@
 """Requests on the rings: in batches, in any number, and abandoned without a leak."""
 
+import math
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -538,3 +539,11 @@ async def test_other_tasks_have_their_turn_between_many_replies(
             await trio.lowlevel.checkpoint()
             seen.add(ended)
     assert seen & {64, 128, 192}
+
+
+async def test_what_has_ended_is_not_watched_any_more(session: Session) -> None:
+    [buffer] = await session.payloads.take(1)
+    bulk = fuse.read(NodeId(2), fuse.FileHandle(1), 0, 1 << 20)
+    await session.lane.call_into(bulk, buffer)
+    buffer.give_back()
+    assert session.lane._slots.next_deadline() == math.inf

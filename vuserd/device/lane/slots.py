@@ -58,6 +58,7 @@ class Slot:
     def clear(self) -> None:
         """Keep nothing of a request that has ended."""
         self.request = self.target = self.undo = self.batch = self.asker = self.path = None
+        self.has_turn = False
 
 
 class Slots:
