@@ -4,9 +4,10 @@ BIN := .venv/bin
 COVERED := vuserd/*,protocol/*,memory/*
 MINIMUM := 95
 # The tests whose coverage counts. The others run daemons of their own, which a tracer would slow down to half
-# (tests/covering.py); these two attacks show errors that nothing else does.
+# (tests/covering.py). Those outside of unit tests and the like reach what nothing else does.
 COVERING := $(addprefix tests/,unit property fuzz faults conformance mutants \
-    attacks/test_socket_folders.py attacks/test_descriptors.py)
+    $(addprefix attacks/test_,socket_folders.py descriptors.py) \
+    $(addprefix e2e/test_,archive.py check_service.py get_tree.py reload.py tree_with_bytes.py))
 # Tests wait as often as they work, so there are more processes of them than processors.
 WORKERS ?= $(shell expr 2 '*' "$$(nproc)")
 NAME ?= files
