@@ -28,7 +28,7 @@ _UNDER_WAY: Final = 4
 _MOST_AT_ONCE: Final = 64 << 10
 #: Trees that are asked for, and files of them that are read between two turns of another user.
 _TREES: Final = 8
-_MOST_READ: Final = 64
+_MOST_READ: Final = 40
 
 
 class User:
