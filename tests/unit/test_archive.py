@@ -10,7 +10,9 @@ from vuserd.client import BadReply, Client, RemoteError
 from vuserd.client.archive.looks import Exclusion
 from vuserd.client.archive.members import Look, Member, Plan
 from vuserd.client.archive.newc import Newc
+from vuserd.client.archive.parts import content_of
 from vuserd.client.archive.tar import Tar
+from vuserd.client.files.tree_page import TreeEntry
 from vuserd.client.records import Stat
 
 
@@ -61,6 +63,11 @@ class TestNewc:
             ({"mtime_ns": -1}, "EOVERFLOW"),
             ({"mtime_ns": 10**9 << 32}, "EOVERFLOW"),
             ({"path": b"d/" * 2048}, "ENAMETOOLONG"),
+            ({"uid": 0x1111_1111 << 32}, "EOVERFLOW"),
+            ({"gid": -7}, "EOVERFLOW"),
+            ({"mode": 1 << 32}, "EOVERFLOW"),
+            ({"size": -2}, "EOVERFLOW"),
+            ({"rdev": 1 << 64}, "EOVERFLOW"),
         ],
     )
     def test_what_has_no_room(self, wrong: dict[str, Any], code: str) -> None:
@@ -68,8 +75,40 @@ class TestNewc:
             Newc().require(member(b"a")._replace(**wrong))
         assert caught.value.code == code
 
+    def test_no_number_has_more_digits_than_its_place(self) -> None:
+        with pytest.raises(RemoteError, match="no room for one of its numbers"):
+            Newc().head(member(b"a", uid=1 << 32))
+
+
+STAT = Stat("file", 0o100644, 10, 5, 1, 0, 0, 0, 8, 4096, 1, 2, 3)
+LINK = STAT._replace(type="symlink", mode=0o120777)
+
+
+@pytest.mark.parametrize(
+    ("before", "entry", "content"),
+    [
+        (STAT, TreeEntry("a", STAT, content=memoryview(b"0123456789")), b"0123456789"),
+        (LINK, TreeEntry("a", LINK, target="to"), b"to"),
+        # What would be taken for members behind it.
+        (STAT, TreeEntry("a", STAT, target="0123456789ab070701"), None),
+        (STAT, TreeEntry("a", STAT, content=memoryview(b"0123456789ab")), None),
+        (STAT, TreeEntry("a", LINK, target="0123456789"), None),
+        (LINK, TreeEntry("a", LINK, content=memoryview(b"to")), None),
+        (STAT, TreeEntry("a", None), None),
+    ],
+)
+def test_only_what_fits_is_content(before: Stat, entry: TreeEntry, content: bytes | None) -> None:
+    found = content_of(before, entry)
+    assert (None if found is None else bytes(found)) == content
+
 
 class TestTar:
+    @pytest.mark.parametrize("wrong", [{"size": -2}, {"rdev": -1}, {"rdev": (1 << 40) + 5}])
+    def test_numbers_that_no_file_has(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(RemoteError) as caught:
+            Tar().require(member(b"a")._replace(**wrong))
+        assert caught.value.code == "EOVERFLOW"
+
     def test_large_numbers_go_into_pax_records(self) -> None:
         head = Tar().head(member(b"a", size=1 << 40, uid=1 << 31))
         assert b"size=1099511627776\n" in head

@@ -19,6 +19,8 @@ from vuserd.client.files.sinks import StreamSink
 from vuserd.client.files.wholefile import Options, take
 from vuserd.client.records import Stat
 
+#: Errors of a name that is there, and of another type than before.
+_OF_ANOTHER_TYPE: Final = frozenset({"EINVAL", "EISDIR", "ELOOP"})
 #: The largest file that is asked for ahead, and what the answers in flight may hold together.
 SMALL: Final = 256 << 10
 _WINDOW: Final = 48
@@ -73,7 +75,7 @@ class Contents:
         try:
             result = yield Finish(ticket)
         except RemoteError as error:
-            if error.code in GONE:
+            if error.code in GONE or error.code in _OF_ANOTHER_TYPE:
                 raise Gone(member) from None
             raise
         finally:

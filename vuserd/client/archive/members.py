@@ -203,3 +203,17 @@ def unfit(code: str, path: bytes, message: str) -> RemoteError:
     """Return the error of a member that cannot be in the archive."""
     name = os.fsdecode(path)
     return RemoteError(code, f"{name}: {message}", None, name)
+
+
+def require_numbers(member: Member) -> None:
+    """Refuse numbers that no file has: whoever sent them is no daemon to believe.
+
+    Raises:
+        RemoteError: EOVERFLOW.
+
+    """
+    if (
+        min(member.mode, member.uid, member.gid, member.size, member.names, member.rdev) < 0
+        or member.rdev >= 1 << 64
+    ):
+        raise unfit("EOVERFLOW", member.path, "it has numbers that no file can have")

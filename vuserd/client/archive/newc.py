@@ -8,7 +8,7 @@ Documentation/driver-api/early-userspace/buffer-format.rst.
 import os
 from typing import Final
 
-from vuserd.client.archive.members import Member, unfit
+from vuserd.client.archive.members import Member, require_numbers, unfit
 
 _MAGIC: Final = b"070701"
 _TRAILER: Final = b"TRAILER!!!"
@@ -29,12 +29,15 @@ class Newc:
     def require(self, member: Member) -> None:
         """Raise RemoteError if a member does not fit in."""
         path = member.path
+        require_numbers(member)
         if member.size > _MOST:
             raise unfit("EFBIG", path, "newc has no room for a file of 4 GiB; tar has")
         if not 0 <= member.mtime_ns // 10**9 <= _MOST:
             raise unfit("EOVERFLOW", path, "newc has no room for its time; name one for all files")
         if len(path) >= _LONGEST:
             raise unfit("ENAMETOOLONG", path, "newc has no room for its name; tar has")
+        if max(member.mode, member.uid, member.gid, member.names) > _MOST:
+            raise unfit("EOVERFLOW", path, "newc has no room for its owner, group, mode or links")
 
     def head(self, member: Member) -> bytes:
         """Return the header, the name, and a symlink's target."""
@@ -64,6 +67,8 @@ class Newc:
 
 
 def _record(numbers: tuple[int, ...], path: bytes) -> bytes:
+    if min(numbers) < 0 or max(numbers) > _MOST:  # more digits would be read as what follows
+        raise unfit("EOVERFLOW", path, "newc has no room for one of its numbers")
     return _padded(_MAGIC + b"%08X" * 13 % numbers + path + b"\0")
 
 

@@ -88,13 +88,24 @@ class Parts:
         before = self._tree.get(name)
         if before is None or entry.stat is None or not entry.stat.same_file(before):
             return
-        content: bytes | memoryview | None = entry.content
-        if entry.target is not None:
-            content = os.fsencode(entry.target)
+        content = content_of(before, entry)
         if content is None or not _comes_along(before) or self._held + len(content) > _HELD:
             return
         self._contents[name] = bytes(content)
         self._held += len(content)
+
+
+def content_of(before: Stat, entry: "TreeEntry") -> bytes | memoryview | None:
+    """Return what an entry has of a file or symlink; None if that does not fit what it was.
+
+    A daemon that is not believed could write members of its own into the archive otherwise.
+    """
+    if entry.stat is None or entry.stat.type != before.type:
+        return None
+    if before.type == "symlink":
+        return None if entry.target is None else os.fsencode(entry.target)
+    content = entry.content
+    return content if content is not None and len(content) == before.size else None
 
 
 def _comes_along(stat: Stat) -> bool:

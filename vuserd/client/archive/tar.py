@@ -4,7 +4,7 @@ import os
 import tarfile
 from typing import Final
 
-from vuserd.client.archive.members import Member
+from vuserd.client.archive.members import Member, require_numbers, unfit
 
 _TYPES: Final = {
     "file": tarfile.REGTYPE,
@@ -14,6 +14,8 @@ _TYPES: Final = {
     "char": tarfile.CHRTYPE,
     "block": tarfile.BLKTYPE,
 }
+#: Seven octal digits.
+_MOST_OF_A_DEVICE: Final = 0o7777777
 
 
 class Tar:
@@ -24,7 +26,10 @@ class Tar:
     lacks = frozenset({"socket"})
 
     def require(self, member: Member) -> None:
-        """Do nothing: all fits in."""
+        """Raise RemoteError if a member does not fit in."""
+        require_numbers(member)
+        if os.major(member.rdev) > _MOST_OF_A_DEVICE or os.minor(member.rdev) > _MOST_OF_A_DEVICE:
+            raise unfit("EOVERFLOW", member.path, "tar has no room for the number of its device")
 
     def head(self, member: Member) -> bytes:
         """Return the headers: with pax records for what has no room in the old one."""
