@@ -36,8 +36,10 @@ class Turns(trio.abc.Instrument):
         self._now = 0
 
 
-async def turns_of(flood: bytes, monkeypatch: pytest.MonkeyPatch) -> Turns:
-    """Serve a client that has sent all of this, and reads nothing."""
+async def turns_of(
+    flood: bytes, monkeypatch: pytest.MonkeyPatch, *, has_gone: bool = False
+) -> Turns:
+    """Serve a client that has sent all of this, and reads nothing; it may have gone since."""
     turns = Turns()
 
     class CountingIntake(Intake):
@@ -50,6 +52,8 @@ async def turns_of(flood: bytes, monkeypatch: pytest.MonkeyPatch) -> Turns:
     with theirs:
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         theirs.sendall(flood)
+        if has_gone:
+            theirs.close()
         ours.setblocking(False)
         async with trio.open_nursery() as nursery:
             store = ImageStore(0, 1, nursery)
@@ -58,7 +62,8 @@ async def turns_of(flood: bytes, monkeypatch: pytest.MonkeyPatch) -> Turns:
             nursery.start_soon(served.run)
             await trio.testing.wait_all_tasks_blocked()
             trio.lowlevel.remove_instrument(turns)
-            theirs.shutdown(socket.SHUT_RDWR)
+            if not has_gone:
+                theirs.shutdown(socket.SHUT_RDWR)
     return turns
 
 
@@ -73,3 +78,11 @@ async def test_others_have_their_turn_in_a_flood(
     turns = await turns_of(unit * (_FLOOD // len(unit)), monkeypatch)
     assert turns.all > _MOST_A_TURN
     assert turns.longest <= _MOST_A_TURN
+
+
+@pytest.mark.parametrize("unit", [b"\x93\x02\xa0\x90", b"\x94\x01\x01\xc0\xc0"])
+async def test_what_a_client_that_has_gone_left_behind_is_not_read(
+    unit: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = await turns_of(unit * (_FLOOD // len(unit)), monkeypatch, has_gone=True)
+    assert turns.all <= _MOST_A_TURN

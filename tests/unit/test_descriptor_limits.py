@@ -1,9 +1,15 @@
 """The limits of users, by the descriptors that the daemon may open."""
 
+import os
+import resource
+import socket
+
 import pytest
 
 from vuserd.config.descriptor_limits import cuts, limits_within, most_images
 from vuserd.config.model import ClientLimits
+from vuserd.errors import CallError, ErrorCode
+from vuserd.users.foreign_descriptors import ForeignDescriptors
 from vuserd.wire.descriptors import MOST_DESCRIPTORS
 
 
@@ -53,3 +59,20 @@ def test_what_is_cut_is_told() -> None:
 def test_where_there_are_far_too_few() -> None:
     cut = limits_within(ClientLimits(), 256)
     assert (cut.user_connections, cut.user_descriptors, cut.user_requests) == (1, 1, 1)
+
+
+def test_a_descriptor_that_finds_no_room_is_told() -> None:
+    """The kernel hands over none of it then, and says so by a flag alone."""
+    ours, theirs = socket.socketpair()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ours, theirs:
+        socket.send_fds(theirs, [b"x"], [0])
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            with pytest.raises(CallError) as refused:
+                ForeignDescriptors(8).receive(ours, 100)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert refused.value.code == ErrorCode.TOO_LARGE

@@ -270,7 +270,10 @@ class Connection:
                 steps += request
             else:  # a notification: it wants no answer, and no method is of use without one
                 steps += 1
-        self.has_more = True
+        if self.has_stops and self._is_client_gone():
+            self._stop_reading()  # all that it has left behind is for nobody
+        else:
+            self.has_more = True
         return steps
 
     def _settle(self) -> None:

@@ -92,7 +92,7 @@ class ForeignDescriptors:
                 )
             size = len(waiting) or 1
         received, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY_SPACE, _RECEIVE)
-        if not ancillary:
+        if not ancillary and not flags & _TRUNCATED:
             return received, []
         descriptors = received_descriptors(ancillary)
         self.came(len(descriptors))
