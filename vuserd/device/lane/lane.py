@@ -90,7 +90,7 @@ class Lane(Exchange):
             BackendError: the backend is lost.
 
         """
-        [result] = await self._settled([(request, None, undo)])
+        [result] = await self.ask_all([(request, None, undo)])
         return self.decoded(decode, body_of(result))
 
     async def ask_all(self, asked: Sequence[Asked]) -> list[Result]:
@@ -121,7 +121,10 @@ class Lane(Exchange):
                     self.ask(one, caller, place, asker, deadline)
                 except VuserdError as error:
                     caller.settle(place, Failed(error.with_traceback(None)))
-            self.requests.publish()
+            if len(asked) == 1:
+                self.requests.offer()
+            else:
+                self.requests.publish()
             await caller.wait()
         except BaseException:
             self.give_up(caller, asked)
@@ -138,7 +141,7 @@ class Lane(Exchange):
             As :meth:`call`.
 
         """
-        [result] = await self._settled([(request, target, undo)])
+        [result] = await self.ask_all([(request, target, undo)])
         return length_of(result)
 
     async def call_all_into(self, requests: Sequence[tuple[fuse.Request, Target]]) -> list[int]:
@@ -148,23 +151,5 @@ class Lane(Exchange):
             As :meth:`call`, for the first that failed; the others have ended then.
 
         """
-        settled = await self._settled([(*request, None) for request in requests])
+        settled = await self.ask_all([(*request, None) for request in requests])
         return [length_of(result) for result in settled]
-
-    async def _settled(self, asked: Sequence[Asked]) -> list[Result]:
-        """Send requests all at once; return their results. Cancelled, leave them orphans."""
-        caller = _Caller()
-        caller.begin(len(asked))
-        asker, deadline = ASKER.get(), self.deadline()
-        try:
-            for place, one in enumerate(asked):
-                self.ask(one, caller, place, asker, deadline)
-            if len(asked) == 1:
-                self.requests.offer()
-            else:
-                self.requests.publish()
-            await caller.wait()
-        except BaseException:
-            self.give_up(caller, asked)
-            raise
-        return caller.results
