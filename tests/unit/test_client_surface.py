@@ -383,7 +383,7 @@ class TestPool:
 def test_timeouts_hold_for_open_files(connect: Connect, fake_daemon: FakeDaemon) -> None:
     refuse_images(fake_daemon)
     with connect(fake_daemon.address) as client:
-        file = client.open("kernels", "image", timeout=0.02)
+        file = client.open("kernels", "image", timeout=1)
         fake_daemon.reads.clear()
         with pytest.raises(TimeoutError, match=r"^kernels:image: "):
             file.read(1)
