@@ -68,6 +68,7 @@ class Bare:
         hub = Hub(turns)
         try:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(turns.run)
                 nursery.start_soon(hub.run)
                 async with trio.open_nursery() as working:
                     self.connection = Connection(

@@ -1,4 +1,4 @@
-"""Turns: at once for a holder that is alone, in rounds for several."""
+"""Turns: at once where a pass has one left, and to several holders in turn."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -9,9 +9,24 @@ import trio.testing
 from vuserd.tasks.turns import Turns
 
 
+class Clock:
+    """The processor time that a pass takes, which each turn adds to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-async def turns(nursery: trio.Nursery) -> AsyncIterator[Turns]:
-    made = Turns()
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def turns(clock: Clock, nursery: trio.Nursery) -> AsyncIterator[Turns]:
+    made = Turns(clock)
     nursery.start_soon(made.run)
     await trio.testing.wait_all_tasks_blocked()
     yield made
@@ -32,9 +47,40 @@ async def test_alone_there_is_no_waiting(turns: Turns, autojump_clock: trio.abc.
     del autojump_clock
     await turns.take("one")
     await trio.sleep(1)  # whoever was there before is forgotten
-    with trio.testing.assert_no_checkpoints():
-        for _ in range(1000):
+    for _ in range(10):  # of which it learns how long a pass is
+        await turns.take("one")
+        await trio.lowlevel.checkpoint()
+    for _ in range(100):
+        with trio.testing.assert_no_checkpoints():
             await turns.take("one")
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(("step", "least", "most"), [(0.00001, 10, 16), (0.001, 1, 1)])
+async def test_a_pass_has_as_many_turns_as_it_has_time_for(
+    turns: Turns, clock: Clock, step: float, least: int, most: int
+) -> None:
+    taken = 0
+
+    async def work() -> None:
+        nonlocal taken
+        while True:
+            await turns.take("one")
+            taken += 1
+            clock.now += step
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(40):
+            nursery.start_soon(work)
+        for _ in range(40):
+            await trio.lowlevel.checkpoint()
+        before = taken
+        for _ in range(40):
+            await trio.lowlevel.checkpoint()
+        # Which of the tasks of a pass run first is by chance: some turns fall into the next one.
+        assert 30 * least <= taken - before <= 60 * most
+        nursery.cancel_scope.cancel()
 
 
 async def test_one_does_not_wait_for_the_many_turns_of_another(turns: Turns) -> None:
@@ -46,7 +92,7 @@ async def test_one_does_not_wait_for_the_many_turns_of_another(turns: Turns) -> 
         nursery.start_soon(take, "few", 10)
     assert len(log) == 1010
     last = max(at for at, holder in enumerate(log) if holder == "few")
-    assert last < 150  # of the first pass all had a turn, before it was known that there are two
+    assert last < 150
 
 
 async def test_everybody_comes_in_the_order_of_arrival(turns: Turns) -> None:

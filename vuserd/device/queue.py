@@ -11,6 +11,7 @@ import fcntl
 import mmap
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -21,15 +22,17 @@ from memory.virtqueue import WRAP, Used, Virtqueue
 _ONE: Final = (1).to_bytes(8, sys.byteorder)
 #: Bytes of calls that are read at once: more than an honest backend has reason to write.
 _CALLS: Final = 8192
-#: Used chains that are taken before other tasks have their turn.
-_TURN: Final = 64
+#: Used chains that are taken at once, and seconds after which other tasks have their turn.
+_AT_ONCE: Final = 16
+_TURN: Final = 0.0002
 
 
 class NotifiedQueue:
     """A virtqueue whose requests are kicked in batches and reaped when the backend calls.
 
     Everything that was submitted in one pass of the scheduler goes out with one kick; a request
-    that finds the ring idle goes out at once.
+    that finds the ring idle is kicked at once. A device that is busy finds the others, too, before
+    it is kicked.
 
     Args:
         ring: the virtqueue.
@@ -51,6 +54,8 @@ class NotifiedQueue:
             os.set_blocking(self.call, True)
             self._descriptors = descriptors.pop_all()
         self._kicker: trio.lowlevel.Task | None = None
+        #: Whether the device was given requests that it was not kicked for.
+        self._is_kick_due = False
         #: Whether what the device has used is being taken now: all that is submitted meanwhile goes
         #: out when that is over.
         self.is_reaping = False
@@ -60,26 +65,35 @@ class NotifiedQueue:
         self.heard = 0.0
 
     def offer(self) -> None:
-        """See to it that a request that was added reaches the backend soon."""
+        """Give the backend a request that was added, and see to it that it is kicked soon."""
         if self.is_reaping:
             return
         if self.ring.outstanding == 1:
             self.publish()
-        elif self._kicker is not None:
-            trio.lowlevel.reschedule(self._kicker)
-            self._kicker = None
+        elif self._published():
+            self._is_kick_due = True
+            if self._kicker is not None:
+                trio.lowlevel.reschedule(self._kicker)
+                self._kicker = None
 
     def publish(self) -> None:
         """Give the backend all that was added, unless what it has used is being taken."""
         if self.is_reaping:
             return
-        was_idle = self.ring.is_idle
-        if self.ring.publish():
-            if was_idle:
-                self.heard = trio.current_time()
+        if self._published() or self._is_kick_due:
+            self._is_kick_due = False
             # Where the last kick was not read yet, the backend is about to look anyway.
             with contextlib.suppress(BlockingIOError):
                 os.write(self._kick, _ONE)
+
+    def _published(self) -> bool:
+        """Offer what was added to the device; return whether there was anything."""
+        was_idle = self.ring.is_idle
+        if not self.ring.publish():
+            return False
+        if was_idle:
+            self.heard = trio.current_time()
+        return True
 
     async def kick_batches(self) -> None:
         """Kick once for all that was offered since the last pass; runs until cancelled."""
@@ -110,17 +124,24 @@ class NotifiedQueue:
 
     def _reap(self) -> bool:
         """Take some of what the device has used; return whether there may be more."""
-        before = self.ring.reaped
+        ring = self.ring
+        before = reaped = ring.reaped
         self.now = trio.current_time()
+        end = time.perf_counter() + _TURN
         self.is_reaping = True
         try:
-            self._take(self.ring.reap(_TURN))
+            while True:
+                self._take(ring.reap(_AT_ONCE))
+                has_more = (ring.reaped - reaped) % WRAP == _AT_ONCE
+                reaped = ring.reaped
+                if not has_more or time.perf_counter() > end:
+                    break
         finally:
             self.is_reaping = False
-            if self.ring.reaped != before:
+            if reaped != before:
                 self.heard = self.now
         self.publish()
-        return (self.ring.reaped - before) % WRAP == _TURN
+        return has_more
 
     def close(self) -> None:
         """Close the pipes and let go of the ring's memory. The tasks have ended."""

@@ -11,12 +11,12 @@ from vuserd.device.results import MISSING, Result
 #: Called with the body of a successful reply that no caller waits for any more.
 Undo: TypeAlias = Callable[[bytes], None]
 
-#: A request whose reply has this many bytes is bulk. Few of them are in the backend at once: enough
-#: to keep it busy, but the small requests of other users do not wait long behind them. The backend
-#: works longer for a byte of a listing than for one of a file, longest if it looks each name up.
-_BULK_SIZE: Final = 128 << 10
-_BULK_LISTINGS: Final = {fuse.Opcode.READDIR: 32 << 10, fuse.Opcode.READDIRPLUS: 16 << 10}
-_LEAST_BULK: Final = min(_BULK_SIZE, *_BULK_LISTINGS.values())
+#: How fast a backend works: about so many bytes of a reply in a microsecond. It works longer for a
+#: byte of a listing than for one of a file, longest if it looks each name up. What takes it no
+#: longer than a small request counts as nothing.
+_SPEED: Final = 4096
+_SPEED_OF_LISTINGS: Final = {fuse.Opcode.READDIR: 80, fuse.Opcode.READDIRPLUS: 40}
+_SMALL: Final = 31
 
 
 class Target(Protocol):
@@ -42,10 +42,10 @@ class Rest:
         self.reclaim = target.reclaim
 
 
-def is_bulk(request: fuse.Request) -> bool:
-    """Return whether a request whose reply goes into a target keeps a backend busy for long."""
-    size = request.reply_size or 0
-    return size >= _LEAST_BULK and size >= _BULK_LISTINGS.get(request.opcode, _BULK_SIZE)
+def work_of(request: fuse.Request) -> int:
+    """Return for how many microseconds a request keeps a backend busy; 0 for a small one."""
+    work = (request.reply_size or 0) // _SPEED_OF_LISTINGS.get(request.opcode, _SPEED)
+    return work if work > _SMALL else 0
 
 
 def require_room(request: fuse.Request) -> None:

@@ -164,8 +164,8 @@ class TreeWalk(Kept):
         while self._waiting and self._unsaid() < limit:
             batch = self._waiting[-_READERS:]
             del self._waiting[-_READERS:]
-            if await take_turn():
-                batch = await self._read_together(files, batch)
+            await take_turn()
+            batch = await self._read_together(files, batch)
             await gather([functools.partial(self._read, files, directory) for directory in batch])
         page = self._entries.part(self._given, self._given + limit)
         self._given += len(page.names)
@@ -204,17 +204,15 @@ class TreeWalk(Kept):
             for _ in range(_TOGETHER):
                 going = [directory for directory in going if directory.reader.is_open]
                 places = [directory.reader.place for directory in going]
-                portions = await files.directories.read_together(places)
-                for directory, portion in zip(going, portions, strict=True):
-                    if isinstance(portion, Portion):
-                        self._take(directory, portion)
-                _raise_lost(portions)
+                take = functools.partial(self._take, going)
+                _raise_lost(await files.directories.read_together(places, take))
         except BaseException:
             self._waiting += [each for each in batch if not each.reader.finished]
             raise
         return [each for each in batch if not each.reader.finished]
 
-    def _take(self, directory: _Directory, portion: Portion) -> None:
+    def _take(self, directories: list[_Directory], place: int, portion: Portion) -> None:
+        directory = directories[place]
         reader = directory.reader
         before = reader.remembered
         entries = reader.take(portion.entries, portion.following)

@@ -127,7 +127,10 @@ class FileMethods:
             raise
         return await pack_listing(
             caller,
-            entry_columns(entries, "name", found.owners, attributes=attrs),
+            len(entries.names),
+            lambda begin, end: entry_columns(
+                entries.part(begin, end), "name", found.owners, attributes=attrs
+            ),
             columns=columns,
             next=_next_token(caller.listings, listing, begun),
         )
@@ -164,7 +167,10 @@ class FileMethods:
             raise
         return await pack_listing(
             caller,
-            entry_columns(entries, "path", found.owners, attributes=attrs),
+            len(entries.names),
+            lambda begin, end: entry_columns(
+                entries.part(begin, end), "path", found.owners, attributes=attrs
+            ),
             columns=columns,
             problems=[
                 {"path": wire_name(problem.path), **problem.error.to_wire()} for problem in problems

@@ -1,6 +1,8 @@
-"""Take turns: while several users keep the daemon busy, each has one turn a round."""
+"""Take turns at long work, of which each pass of the scheduler does a little."""
 
+import time
 from collections import deque
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
@@ -8,6 +10,9 @@ import trio
 
 #: Seconds without a request after which a user no longer counts as sharing the daemon.
 _MEMORY: Final = 0.1
+#: Processor time that a pass of the scheduler should not exceed, seconds; and the most turns of it.
+_PASS: Final = 0.0004
+_MOST: Final = 16
 
 
 class Sharer(Protocol):
@@ -27,24 +32,32 @@ SHARER: Final[ContextVar[Sharer | None]] = ContextVar("SHARER", default=None)
 async def take_turn() -> bool:
     """Wait for a turn of the user on whose behalf this task works; return whether it is alone."""
     sharer = SHARER.get()
-    if sharer is None or sharer.is_only_user():
+    if sharer is None:
         return True
     await sharer.take_turn()
     return sharer.is_only_user()
 
 
 class Turns:
-    """Gives turns: at once to a holder that is alone, else one to each holder in each round.
+    """Gives turns, each for one step of long work, and to the holders one after the other.
 
-    A round is a pass of trio's scheduler, in which every task that is ready runs. Without turns the
-    requests of one user's thousand connections would all run in one pass, and another user's single
-    request would wait for all of them. :meth:`run` has to run.
+    In a pass of trio's scheduler every task that is ready runs. Where each of them did a step of
+    long work, a short request would wait for all of these steps, and that in each pass that it
+    needs. So a pass has as many turns as it lately had time for, but one at least; and while
+    several holders want any, each has one at most. :meth:`run` has to run.
+
+    Args:
+        clock: the processor time of this thread in seconds, which is what a pass takes of others.
+
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
+        self._clock = clock
+        #: Tasks that wait, by holder; the holder that has waited longest comes first.
         self._waiting: dict[object, deque[trio.lowlevel.Task]] = {}
-        #: The holders that have had a turn in this round.
-        self._served: set[object] = set()
+        #: Turns that a pass may have, and who has had one in this pass.
+        self._most = 1
+        self._given: list[object] = []
         self._something = trio.lowlevel.ParkingLot()
         self._latest: object = None
         #: Whether several holders have wanted turns lately, and when the turn last changed hands.
@@ -67,12 +80,10 @@ class Turns:
         self._latest = holder
 
     async def take(self, holder: object) -> None:
-        """Wait for a turn; a holder that is alone goes on at once, without a checkpoint."""
+        """Wait for a turn; where the pass has one left, and nobody waits, go on at once."""
         self.want(holder)
-        if not self._shared:
-            return
-        if holder not in self._waiting and holder not in self._served:
-            self._served.add(holder)
+        if not self._waiting and self._has_turn(holder):
+            self._given.append(holder)
             self._something.unpark_all()
             return
         queue = self._waiting.setdefault(holder, deque())
@@ -83,26 +94,43 @@ class Turns:
             return trio.lowlevel.Abort.SUCCEEDED
 
         queue.append(task)
-        self._something.unpark_all()
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     async def run(self) -> None:
-        """Begin one round after the other while any task waits, until cancelled."""
+        """Give the turns of one pass after the other, until cancelled."""
+        took = 0.0  # on average, the last passes first
         while True:
-            if not self._waiting and not self._served:
+            if not self._given:
                 await self._rest()
+            began = self._clock()
             await trio.lowlevel.cancel_shielded_checkpoint()
-            self._served.clear()
-            for holder, queue in list(self._waiting.items()):
-                if queue:
-                    trio.lowlevel.reschedule(queue.popleft())
-                    self._served.add(holder)
-                if not queue:
-                    del self._waiting[holder]
+            took = (took + self._clock() - began) / 2
+            if took > _PASS:
+                self._most = max(1, self._most // 2)
+            else:
+                self._most = min(self._most + 1, _MOST)
+            self._given.clear()
+            for holder in [*self._waiting]:
+                self._give(holder)
+            while self._waiting and not self._shared and len(self._given) < self._most:
+                self._give(next(iter(self._waiting)))
             if self._shared and len(self._waiting) <= 1 and self._is_over():
-                # Tasks that wait already keep their order: all at once they would delay the next
-                # holder that comes.
                 self._shared = False
+
+    def _has_turn(self, holder: object) -> bool:
+        """Return whether this pass has a turn for the holder."""
+        return len(self._given) < self._most and not (self._shared and holder in self._given)
+
+    def _give(self, holder: object) -> None:
+        """Give a holder the turn that it waits for, if the pass has one; its next comes last."""
+        if not self._has_turn(holder):
+            return
+        queue = self._waiting.pop(holder)
+        if queue:
+            trio.lowlevel.reschedule(queue.popleft())
+            self._given.append(holder)
+        if queue:
+            self._waiting[holder] = queue
 
     def _is_over(self) -> bool:
         """Return whether one holder has been alone for ``_MEMORY`` seconds."""

@@ -36,6 +36,7 @@ __all__ = [
     "Response",
     "decode_value",
     "encode_bin_response_head",
+    "encode_list_head",
     "encode_listing_response_head",
     "encode_notification",
     "encode_request",
@@ -61,7 +62,8 @@ def _pack(value: object) -> bytes:
     return packed
 
 
-#: Its buffer is made once, which costs more than most responses.
+#: Their buffers are made once, which costs more than most responses.
+_LISTS: Final[Any] = msgpack.Packer(use_bin_type=True)
 _RESPONSES: Final[Any] = msgpack.Packer(use_bin_type=True, unicode_errors="backslashreplace")
 
 
@@ -159,12 +161,15 @@ def encode_response(msgid: int, error: object, result: object) -> bytes:
 
 
 def encode_values(values: Iterable[object]) -> bytes:
-    """Encode values one after the other, as contents of an array or map whose head comes before."""
-    packer = msgpack.Packer(use_bin_type=True, autoreset=False)
-    for value in values:
-        packer.pack(value)
-    packed: bytes = packer.bytes()
-    return packed
+    """Encode values one after the other, as contents of an array whose head comes before."""
+    whole = [*values]
+    packed: bytes = _LISTS.pack(whole)
+    return packed[len(_LISTS.pack_array_header(len(whole))) :]
+
+
+def encode_list_head(name: str, count: int) -> bytes:
+    """Encode a map's key, and the head of its value: an array of ``count`` elements."""
+    return b"".join((_LISTS.pack(name), _LISTS.pack_array_header(count)))
 
 
 def encode_listing_response_head(

@@ -8,10 +8,11 @@ from typing import Final
 from protocol.dirent import DIRENT_SIZE
 from protocol.fuse import ENTRY_SIZE, Opcode
 from vuserd.device.lane.slots import Waiting
-from vuserd.device.request import Batch, is_bulk
+from vuserd.device.request import Batch, work_of
 
-#: Bulk requests that are in the backend at once, without those that it keeps for too long.
-_BULK_IN_FLIGHT: Final = 4
+#: Microseconds of work that bulk requests which are in the backend at once are for it: enough to
+#: keep it busy, but the small requests of others do not wait long behind them.
+_MOST_WORK: Final = 1100
 #: Nodes that the backend may still have to forget, those that it is asked for in bulk among them.
 #: Each costs it a descriptor, and the queue on which it forgets may lag far behind. A backend that
 #: may open 4,096 has as many to spare: Rust's keeps some six hundred for itself.
@@ -32,8 +33,8 @@ class Backlog:
         self._bulk: dict[int, Waiting] = {}
         self._more_nodes: dict[int, Waiting] = {}
         self._tickets = itertools.count()
-        #: Turns that are taken.
-        self._turns = 0
+        #: The work of those that have a turn, without those that the backend keeps for too long.
+        self._work = 0
         #: Whether the backend has so many nodes to forget that no more are asked for in bulk.
         self.owes_too_much = False
         self._owed = 0
@@ -55,13 +56,12 @@ class Backlog:
         return ticket
 
     def _line_up(self, ticket: int, waiting: Waiting) -> None:
-        if waiting.target is None or not is_bulk(waiting.request):
+        work = 0 if waiting.target is None else work_of(waiting.request)
+        if not work:
             self.ready[ticket] = waiting
-        elif self._turns < _BULK_IN_FLIGHT:
-            self._turns += 1
-            self.ready[ticket] = waiting._replace(has_turn=True)
         else:
-            self._bulk[ticket] = waiting
+            self._bulk[ticket] = waiting._replace(work=work)
+            self.end_turn(0)
 
     def pop(self) -> Waiting:
         """Take the first one off that waits for a slot only."""
@@ -73,16 +73,19 @@ class Backlog:
             if queue.pop(ticket, None) is not None:
                 return True
         waiting = self.ready.pop(ticket, None)
-        if waiting is not None and waiting.has_turn:
-            self.end_turn()
+        if waiting is not None:
+            self.end_turn(waiting.work)
         return waiting is not None
 
-    def end_turn(self) -> None:
-        """Let the next bulk request have the turn of one that has ended."""
-        self._turns -= 1
-        if self._bulk:
-            ticket = next(iter(self._bulk))
-            self._line_up(ticket, self._bulk.pop(ticket))
+    def end_turn(self, work: int) -> None:
+        """Let the next bulk requests have the turn of one of so much work that has ended."""
+        self._work -= work
+        while self._bulk:
+            ticket, waiting = next(iter(self._bulk.items()))
+            if self._work and self._work + waiting.work > _MOST_WORK:
+                return
+            self._work += waiting.work
+            self.ready[ticket] = self._bulk.pop(ticket)
 
     def owe(self, nodes: int) -> None:
         """Record how many nodes the backend is still to forget."""

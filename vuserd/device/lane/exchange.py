@@ -26,7 +26,7 @@ from vuserd.device.lane.watch import Watch
 from vuserd.device.layout import PAYLOAD_SIZE, REPLY_ROOM, SharedLayout
 from vuserd.device.observer import Observer
 from vuserd.device.queue import NotifiedQueue
-from vuserd.device.request import Batch, Target, Undo, brought, is_bulk, require_room
+from vuserd.device.request import Batch, Target, Undo, brought, require_room, work_of
 from vuserd.device.results import Done, Failed, Result
 from vuserd.errors import (
     BackendBroken,
@@ -194,14 +194,14 @@ class Exchange:
         asker: Asker | None,
         deadline: float,
         path: bytes | None,
-        has_turn: bool | None = None,  # noqa: FBT001 - the fields of Waiting
+        work: int | None = None,
     ) -> None:
         """Put a request into a slot, or let it wait: in the order in which they came.
 
-        ``has_turn`` is None for one that has not waited yet.
+        ``work`` is None for one that has not waited yet.
         """
         backlog = self._backlog
-        if has_turn is None:
+        if work is None:
             if self._watch.is_parked:
                 self._watch.wake()
             if (
@@ -209,7 +209,7 @@ class Exchange:
                 or backlog.owes_too_much
                 or self._is_held
                 or not self._ring.free
-                or (target is not None and is_bulk(request))
+                or (target is not None and work_of(request))
             ):
                 require_room(request)
                 waiting = Waiting(request, target, undo, batch, place, asker, deadline, path)
@@ -235,7 +235,7 @@ class Exchange:
         slot.asker = asker
         slot.deadline = deadline
         slot.path = path
-        slot.has_turn = has_turn or False
+        slot.work = work or 0
         if self._observer is not None:
             self._observer.sent(unique, request)
 
@@ -271,8 +271,8 @@ class Exchange:
                 self._observer.ended(unique, error, length - _HEADER)
             if attribution is not None:
                 attribution.answered(slot, self.requests.now)
-            if slot.has_turn:
-                self._backlog.end_turn()
+            if slot.work:
+                self._backlog.end_turn(slot.work)
             slot.clear()
             result: Result
             if error:
@@ -372,9 +372,9 @@ class Exchange:
         """End what is overdue; return whether a caller waited for any of it."""
         ended = [(one.request, one.batch, one.place) for one in self._backlog.take_overdue(now)]
         for slot in self._slots.overdue(now):
-            if slot.has_turn:
-                slot.has_turn = False
-                self._backlog.end_turn()
+            if slot.work:
+                self._backlog.end_turn(slot.work)
+                slot.work = 0
             if slot.batch is not None and slot.request is not None:
                 ended.append((slot.request, slot.batch, slot.place))
                 if self._observer is not None:

@@ -21,7 +21,7 @@ class Waiting(NamedTuple):
     deadline: float  #: 0 for what no caller waits for
     #: The path of its node, recorded if it may be forgotten before the request ends.
     path: bytes | None
-    has_turn: bool = False  #: among bulk
+    work: int = 0  #: of one that has a turn among bulk, or waits for it; see :class:`Backlog`
 
 
 class Slot:
@@ -31,13 +31,13 @@ class Slot:
         "asker",
         "batch",
         "deadline",
-        "has_turn",
         "path",
         "place",
         "request",
         "target",
         "undo",
         "unique",
+        "work",
     )
 
     def __init__(self) -> None:
@@ -53,12 +53,12 @@ class Slot:
         self.asker: Asker | None = None
         self.deadline = 0.0
         self.path: bytes | None = None
-        self.has_turn = False
+        self.work = 0
 
     def clear(self) -> None:
         """Keep nothing of a request that has ended."""
         self.request = self.target = self.undo = self.batch = self.asker = self.path = None
-        self.has_turn = False
+        self.work = 0
 
 
 class Slots:
@@ -83,7 +83,7 @@ class Slots:
 
     def next_deadline(self) -> float:
         """Return when one is overdue whose caller waits, or that has a turn among bulk."""
-        deadlines = [slot.deadline for slot in self._all if slot.batch or slot.has_turn]
+        deadlines = [slot.deadline for slot in self._all if slot.batch or slot.work]
         return min(deadlines, default=math.inf)
 
     def overdue(self, now: float) -> list[Slot]:

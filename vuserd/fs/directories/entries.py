@@ -7,9 +7,10 @@ while it reads one.
 import errno
 import functools
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
-from weakref import WeakValueDictionary
+
+import trio
 
 from protocol import fuse
 from protocol.dirent import DIRENT_SIZE, LONGEST_RECORD
@@ -27,29 +28,22 @@ from vuserd.device.session import Session
 from vuserd.errors import FileError
 from vuserd.fs.nodes import Hold, Node, NodeTable
 from vuserd.fs.operations import NodeOperations
-from vuserd.tasks.budget import Budget
 from vuserd.tasks.turns import take_turn
-from vuserd.users.asker import ASKER, Asker
 
 #: The most replies in a row without an entry to show: "." and ".." may have one each.
 _MOST_BARREN: Final = 16
-#: Bytes of a directory that are read at once. No other task runs while they are decoded, and a
-#: backend with one thread serves no other request while it reads them. So they are enough for three
-#: hundred entries with attributes; for some thousands if the directory goes on and no other user
-#: wants anything.
-_BATCH_SIZE: Final = 512 << 10
-_SMALL_BATCH: Final = 64 << 10
+#: Bytes of a directory that are read at once, without and with attributes: no other task runs while
+#: they are decoded, and a backend with one thread serves no other request while it reads them.
+_BATCH_SIZE: Final = 64 << 10
+_BATCH_SIZE_PLUS: Final = 32 << 10
 #: Bytes of an entry whose name is not long, without and with its attributes.
 _USUAL: Final = DIRENT_SIZE + 16
 _USUAL_PLUS: Final = ENTRY_SIZE + _USUAL
-#: Entries of a batch after which a directory probably goes on.
-_MANY: Final = 200
 #: The type of a directory: DT_DIR of dirent.h.
 _DIRECTORY: Final = stat.S_IFDIR >> 12
-#: Large requests of a user's that may be under way: of those that wait no size is settled yet.
-_BATCHES: Final = 4
-#: Bytes of a small directory that is read along with others: fewer than make a request bulk.
-_TOGETHER_SIZE: Final = 15 << 10
+#: Bytes of a small directory that is read along with others; and of those that are decoded at once.
+_TOGETHER_SIZE: Final = 8 << 10
+_AT_ONCE: Final = 16 << 10
 
 
 class Portion(NamedTuple):
@@ -68,8 +62,6 @@ class DirectoryEntries:
         self._lane = session.lane
         self._nodes = nodes
         self._operations = operations
-        #: How many large portions each user may have under way; kept while it has or wants any.
-        self._batches = WeakValueDictionary[Asker | None, Budget]()
 
     async def read_entries(
         self,
@@ -96,13 +88,11 @@ class DirectoryEntries:
         entries = DirectoryColumns.empty()
         barren = 0
         position: int | None = start
-        goes_on = start != 0
         passed: set[int | None] = {start}
         while position is not None and len(entries.names) < limit:
-            wish = _Wish(node, handle, position, limit - len(entries.names), goes_on, below)
+            wish = _Wish(node, handle, position, limit - len(entries.names), below)
             batch, position = await self._read_batch(wish, plus=attributes)
             count = len(batch.names)
-            goes_on = count >= _MANY
             if attributes:
                 batch = await self._with_attributes(node, batch)
             entries.extend(batch)
@@ -124,37 +114,22 @@ class DirectoryEntries:
         entry's or the directory's own.
         """
         try:
-            return await self._read_in_turn(wish, plus=plus)
+            return await self._read_buffer(wish, plus=plus)
         except FileError as error:
             if not plus or await self._operations.is_exhausted(error):
                 raise
-        entries, following = await self._read_in_turn(wish, plus=False)
+        entries, following = await self._read_buffer(wish, plus=False)
         return entries.without_nodes(), following
 
-    async def _read_in_turn(
+    async def _read_buffer(
         self, wish: "_Wish", *, plus: bool
     ) -> tuple[DirectoryColumns, int | None]:
-        if not wish.goes_on:
-            await take_turn()
-            return await self._read_buffer(wish, _SMALL_BATCH, plus=plus)
-        batches = self._batches.setdefault(ASKER.get(), Budget(_BATCHES))
-        if not batches.try_take(1):
-            await batches.take(1)
-        try:
-            # Before the request, not after its reply: what that brings is owed at once.
-            most = _BATCH_SIZE if await take_turn() else _SMALL_BATCH
-            return await self._read_buffer(wish, most, plus=plus)
-        finally:
-            batches.give_back(1)
-
-    async def _read_buffer(
-        self, wish: "_Wish", most: int, *, plus: bool
-    ) -> tuple[DirectoryColumns, int | None]:
+        await take_turn()
         # Room for as many entries as are wanted, with names of up to 16 bytes, and few more: each
         # further one is read in vain, and with READDIRPLUS costs a descriptor in the backend.
-        node, handle, offset, limit, _, below = wish
+        node, handle, offset, limit, below = wish
         size = max(LONGEST_RECORD, limit * (_USUAL_PLUS if plus else _USUAL))
-        size = min(size, self._session.max_read, most)
+        size = min(size, self._session.max_read, _BATCH_SIZE_PLUS if plus else _BATCH_SIZE)
         request = (fuse.readdirplus if plus else fuse.readdir)(node.id, handle, offset, size)
         decode = functools.partial(decode_directory_columns, plus=plus, after=offset)
         undo = self._undo_read(offset) if plus else None
@@ -171,12 +146,16 @@ class DirectoryEntries:
         return entries, following
 
     async def read_together(
-        self, opened: Sequence[tuple[Node, FileHandle, int]]
-    ) -> list[Portion | Exception | None]:
+        self,
+        opened: Sequence[tuple[Node, FileHandle, int]],
+        take: Callable[[int, Portion], None],
+    ) -> list[Exception | None]:
         """Read a small portion with attributes of each directory, from its offset, all at once.
 
-        Return what became of each: None for a directory that :meth:`read_entries` has to read,
-        because an entry needs a look-up of its own, or it does not go on.
+        ``take`` is given each portion, by the place of its directory: few of them before others
+        have their turn. A directory gets none that :meth:`read_entries` has to read, because an
+        entry needs a look-up of its own, or it does not go on; or for the error that is returned in
+        its place.
         """
         with given_back(await self._session.payloads.take(len(opened))) as buffers:
             asked = [
@@ -192,10 +171,19 @@ class DirectoryEntries:
                 reply.error if isinstance(reply, Failed) else bytes(buffer.view[: length_of(reply)])
                 for reply, buffer in zip(replies, buffers, strict=True)
             ]
-        return [
-            self._portion(node, offset, each) if isinstance(each, bytes) else each
-            for (node, _, offset), each in zip(opened, found, strict=True)
-        ]
+        size = 0
+        for place, each in enumerate(found):
+            if isinstance(each, bytes):
+                size += len(each)
+                if size > _AT_ONCE:
+                    size = len(each)
+                    with trio.CancelScope(shield=True):  # their lookups are still to be counted
+                        await trio.lowlevel.checkpoint()
+                        await take_turn()
+                portion = self._portion(*opened[place][::2], each)
+                if portion is not None:
+                    take(place, portion)
+        return [each if isinstance(each, Exception) else None for each in found]
 
     @property
     def _together_size(self) -> int:
@@ -281,7 +269,6 @@ class _Wish(NamedTuple):
     handle: FileHandle
     offset: int
     limit: int
-    goes_on: bool  #: the directory probably has many more entries
     below: dict[bytes, Node] | None
 
 

@@ -51,7 +51,7 @@ def entry_columns(
     """Yield what the RPC shows of entries, a list a field, their names or paths under ``key``.
 
     With ``attributes`` the fields are those of :func:`stat_map`, all of them nil for an entry whose
-    attributes could not be read. Each list is made when it is asked for.
+    attributes could not be read.
     """
     yield key, wire_names(entries.names)
     yield "type", [*map(NAMES_BY_TYPE.__getitem__, entries.types)]
