@@ -1,9 +1,9 @@
-"""The mutants that live, the reasons why they may, and the page that lists both."""
+"""Which mutants are tried, which live and why they may, and the page that lists both."""
 
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 REASONS: Final = Path(__file__).with_name("reasons.toml")
 
@@ -19,6 +19,21 @@ to the same code as the original, or as another mutant, are not counted.
 | module | mutants | killed | live | score |
 |---|---|---|---|---|
 """
+
+
+class Part(NamedTuple):
+    """Some of a module's mutants: in ``of`` parts every one is tried once."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the part that ``2/5`` says, for one."""
+        number, of = map(int, text.split("/"))
+        if not 1 <= number <= of:
+            raise ValueError(text)
+        return cls(number, of)
 
 
 class Survivor(NamedTuple):

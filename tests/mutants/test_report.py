@@ -6,6 +6,7 @@ from typing import Final
 import pytest
 
 from tests.mutants.report import (
+    Part,
     Reason,
     Score,
     Survivor,
@@ -74,3 +75,13 @@ def test_reasons_are_written_as_a_diff_is(tmp_path: Path) -> None:
     file.write_text(table.replace("\n  is", "").format("a\n"))
     with pytest.raises(ValueError, match=r"reasons\.toml: neither .*'a'"):
         load_reasons(file)
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b"])
+def test_a_part_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="."):
+        Part.parse(text)
+
+
+def test_a_part_has_a_number_among_others() -> None:
+    assert Part.parse("2/5") == (2, 5)
