@@ -38,8 +38,8 @@ from vuserd.exports.states import ExportState
 from vuserd.metrics import exporter as exporter_module
 from vuserd.metrics.exporter import Exporter
 from vuserd.metrics.sources import Sources
-from vuserd.rpc.access import RefusalLog
 from vuserd.rpc.counters import SECONDS, Counters
+from vuserd.rpc.peer_log import PeerLog
 
 SOCKETS = (
     {"socket": "/run/s", "state": "listening"},
@@ -77,7 +77,8 @@ async def exporting(**exports: Export) -> AsyncIterator[tuple[Exporter, Counters
     async with trio.open_nursery() as nursery:
         counters = Counters()
         images = ImageStore(1 << 20, 10, nursery)
-        sources = Sources(counters, exports, images, RefusalLog(), lambda: 3, lambda: SOCKETS)
+        refusals = PeerLog(logging.WARNING, "refused to %s: %s%s")
+        sources = Sources(counters, exports, images, refusals, lambda: 3, lambda: SOCKETS)
         yield Exporter(sources), counters
         images.close()
 

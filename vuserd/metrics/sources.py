@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from vuserd.delivery.images import ImageStore
 from vuserd.exports.export import Export
-from vuserd.rpc.access import RefusalLog
 from vuserd.rpc.counters import Counters
+from vuserd.rpc.peer_log import PeerLog
 
 
 class Sources(NamedTuple):
@@ -15,7 +15,7 @@ class Sources(NamedTuple):
     counters: Counters
     exports: Mapping[str, Export]
     images: ImageStore
-    refusals: RefusalLog
+    refusals: PeerLog
     clients: Callable[[], int]
     #: Listeners and rigs, as ``status`` shows them to who manages the daemon.
     sockets: Callable[[], Iterable[Mapping[str, Any]]]

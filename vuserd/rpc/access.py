@@ -7,14 +7,11 @@ import struct
 from collections.abc import Container, Iterator, Mapping
 from typing import Final, NamedTuple, Self
 
-import trio
-
 from vuserd.config.model import Access
 from vuserd.errors import CallError, ErrorCode, os_reason
 from vuserd.exports.export import Export
+from vuserd.rpc.peer_log import PeerLog
 from vuserd.tasks.gather import gather
-
-_LOG = logging.getLogger(__name__)
 
 #: struct ucred: pid, uid, gid.
 _UCRED: Final = struct.Struct("=iII")
@@ -28,10 +25,6 @@ _COOKIE: Final = struct.Struct("=Q")
 _MOST_GROUPS: Final = 256
 _ROOT: Final = 0
 
-#: Seconds between two lines of the log about one user's refusals.
-_REFUSAL_PAUSE: Final = 60.0
-_MOST_USERS: Final = 1024
-
 
 class Peer(NamedTuple):
     """The process that connected, with its credentials at that moment."""
@@ -39,6 +32,8 @@ class Peer(NamedTuple):
     pid: int
     uid: int
     groups: frozenset[int]  #: its own and the supplementary ones
+    #: Why the supplementary groups are not among them, if so.
+    without_groups: str | None = None
 
     @classmethod
     def of(cls, sock: socket.socket) -> Self:
@@ -46,12 +41,13 @@ class Peer(NamedTuple):
         pid, uid, gid = _UCRED.unpack(
             sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         )
+        more, problem = b"", None
         try:
             more = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GID.size * _MOST_GROUPS)
         except OSError as error:  # ERANGE: in too many; ENOPROTOOPT: before Linux 4.13
-            _LOG.warning("supplementary groups of uid %d do not count: %s", uid, os_reason(error))
-            more = b""
-        return cls(pid, uid, frozenset({gid, *(group for (group,) in _GID.iter_unpack(more))}))
+            problem = os_reason(error)
+        groups = frozenset({gid, *(group for (group,) in _GID.iter_unpack(more))})
+        return cls(pid, uid, groups, problem)
 
     def command(self) -> str | None:
         """Return the name of the process, while it lives and may be looked at."""
@@ -125,36 +121,6 @@ class Rights:
         return self.peer.uid == other.peer.uid and self.exports is other.exports
 
 
-class RefusalLog:
-    """Logs what was refused to whom: at once, then once a minute a user, with a count."""
-
-    def __init__(self) -> None:
-        #: By uid: when the next line is due, and what was not logged since the last one.
-        self._users: dict[int, tuple[float, int]] = {}
-        self.count = 0
-
-    def note(self, peer: Peer, what: str) -> None:
-        """Count one refusal, and log it if a line is due."""
-        self.count += 1
-        now = trio.current_time()
-        due, unsaid = self._users.get(peer.uid, (now, 0))
-        if now < due:
-            self._users[peer.uid] = (due, unsaid + 1)
-            return
-        if len(self._users) >= _MOST_USERS and peer.uid not in self._users:
-            self._users.pop(next(iter(self._users)))
-        self._users[peer.uid] = (now + _REFUSAL_PAUSE, 0)
-        before = f", and {unsaid} times more since the last such line" if unsaid else ""
-        _LOG.warning(
-            "refused to uid %d (pid %d): %s%s",
-            peer.uid,
-            peer.pid,
-            what,
-            before,
-            extra={"fields": {"VUSERD_UID": str(peer.uid), "VUSERD_PID": str(peer.pid)}},
-        )
-
-
 class VisibleExports:
     """The exports, as each client sees them.
 
@@ -165,7 +131,7 @@ class VisibleExports:
 
     def __init__(self, exports: Mapping[str, Export]) -> None:
         self._exports = exports
-        self.refusals = RefusalLog()
+        self.refusals = PeerLog(logging.WARNING, "refused to %s: %s%s")
 
     def find(self, rights: Rights, name: str) -> Export:
         """Return the export of this name.

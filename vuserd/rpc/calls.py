@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -34,8 +33,6 @@ from vuserd.wire.codec import (
     encode_notification,
     encode_response,
 )
-
-_LOG = logging.getLogger(__name__)
 
 #: Exports that a client may trace at once.
 _MOST_TRACES: Final = 8
@@ -210,7 +207,7 @@ class Calls:
             end = error.code
             self._refuse_request(request, error.to_wire(), reserved)
         except Exception:
-            _LOG.exception("fault in %s", request.method)
+            self._methods.faults.note(self._rights.peer, name, with_traceback=True)
             fault = CallError(ErrorCode.INTERNAL, "a fault of the daemon's; its log says more")
             end = fault.code
             self._refuse_request(request, fault.to_wire(), reserved)
@@ -244,9 +241,8 @@ class Calls:
             while await self._outbox.send_more(self._stall):
                 self._told()
         except (OSError, trio.TooSlowError) as error:
-            peer = self._rights.peer
             reason = os_reason(error) if isinstance(error, OSError) else "it does not read"
-            _LOG.info("a client of uid %d (pid %d) was dropped: %s", peer.uid, peer.pid, reason)
+            self._methods.drops.note(self._rights.peer, reason)
             self.cancel()
         finally:
             self._is_writing = False

@@ -1,6 +1,7 @@
 """All methods of the RPC, by their names, and what ``api_info`` says of them."""
 
 import errno
+import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from vuserd.rpc.access import VisibleExports
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.daemon_methods import DaemonMethods, Manager
 from vuserd.rpc.file_methods import FileMethods
+from vuserd.rpc.peer_log import PeerLog
 from vuserd.rpc.signature import Method, method, methods_of
 
 #: Goes up with each addition; a client that needs level N works with every daemon of N or more...
@@ -33,6 +35,8 @@ class Methods:
     def __init__(self, exports: Mapping[str, Export], images: ImageStore, manager: Manager) -> None:
         visible = VisibleExports(exports)
         self.refusals = visible.refusals
+        self.drops = PeerLog(logging.INFO, "a client of %s was dropped: %s%s")
+        self.faults = PeerLog(logging.ERROR, "fault in a call of %s: %s%s")
         self.table: Mapping[str, Method] = {
             **methods_of(self),
             **methods_of(DaemonMethods(visible, manager)),

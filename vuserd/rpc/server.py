@@ -18,6 +18,7 @@ from vuserd.rpc.accounts import Account, Accounts
 from vuserd.rpc.connection import Connection
 from vuserd.rpc.counters import Counters
 from vuserd.rpc.methods import Methods
+from vuserd.rpc.peer_log import PeerLog
 from vuserd.tasks.hub import Hub
 from vuserd.tasks.workers import Workers
 from vuserd.users.foreign_descriptors import ForeignDescriptors
@@ -79,6 +80,9 @@ class Server:
         self._workers: Workers | None = None
         self._last_is_gone = trio.lowlevel.ParkingLot()
         self._next_complaint = 0.0
+        self._without_groups = PeerLog(
+            logging.WARNING, "supplementary groups of %s do not count: %s%s"
+        )
 
     def connections(self, listener: Listener | None = None) -> Sequence[Connection]:
         """Return the clients that are connected: all, or those of one listener."""
@@ -235,6 +239,8 @@ class Server:
             _LOG.warning("a client was dropped whose user is not known: %s", os_reason(error))
             self._unknown.close_socket(sock)
             return
+        if peer.without_groups is not None:
+            self._without_groups.note(peer, peer.without_groups)
         account = self._accounts.of(peer.uid, listener.rig, self.limits)
         try:
             self._require_room(peer, account)
