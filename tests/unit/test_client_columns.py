@@ -6,12 +6,15 @@ import pytest
 
 from vuserd.client.errors import BadReply
 from vuserd.client.listing.columns import directory_page, walk_page
-from vuserd.client.records import Entry, Stat, WalkEntry
+from vuserd.client.records import DirectoryPage, Entry, Stat, WalkEntry
 
 NUMBERS = (
     "mode", "size", "nlink", "uid", "gid", "rdev", "blocks", "blksize",
     "atime_ns", "mtime_ns", "ctime_ns",
 )  # fmt: skip
+
+#: Those that have 32 bits.
+WORDS = {"mode", "nlink", "uid", "gid", "blksize"}
 
 
 def listed(*names: object, attrs: bool = True, key: str = "name", **others: Any) -> dict[str, Any]:
@@ -68,6 +71,25 @@ class TestPages:
         assert directory_page(page) == directory_page(listed("a"))
 
 
+@pytest.mark.parametrize("field", NUMBERS)
+@pytest.mark.parametrize(
+    "number", [-(1 << 63), -1, 0, (1 << 32) - 1, 1 << 32, (1 << 63), (1 << 64) - 1]
+)
+def test_maps_and_columns_have_the_same_numbers(field: str, number: int) -> None:
+    page = listed("a")
+    page["entries"][field] = [number]
+    outcomes: list[DirectoryPage | None] = []
+    for form in (page, as_maps(page)):
+        try:
+            outcomes.append(directory_page(form))
+        except BadReply:
+            outcomes.append(None)
+    assert outcomes[0] == outcomes[1]
+    assert (outcomes[0] is None) == (
+        not field.endswith("_ns") and (number < 0 or (field in WORDS and number >= 1 << 32))
+    )
+
+
 class TestWhatNoDaemonSends:
     @pytest.mark.parametrize(
         ("page", "complaint"),
@@ -83,6 +105,16 @@ class TestWhatNoDaemonSends:
             pytest.param(listed("a", size=[True]), "'size' of the wrong type", id="a true size"),
             pytest.param(listed("a", size=[None]), "'size' of the wrong type", id="no size"),
             pytest.param(listed("a", uid=[1.5]), "'uid' of the wrong type", id="half a user"),
+            pytest.param(listed("a", size=[-1]), "'size' that no file can have", id="less than 0"),
+            pytest.param(listed("a", ino=[-1]), "'ino' that no file can have", id="no inode"),
+            pytest.param(listed("a", rdev=[-1]), "'rdev' that no file can have", id="no device"),
+            pytest.param(listed("a", blocks=[-1]), "'blocks' that no file", id="no blocks"),
+            pytest.param(listed("a", nlink=[-1]), "'nlink' that no file can have", id="no links"),
+            pytest.param(listed("a", mode=[1 << 32]), "'mode' that no file", id="a long mode"),
+            pytest.param(listed("a", nlink=[1 << 32]), "'nlink' that no", id="too many links"),
+            pytest.param(listed("a", uid=[1 << 32]), "'uid' that no file", id="a long user"),
+            pytest.param(listed("a", gid=[-1]), "'gid' that no file can have", id="no group"),
+            pytest.param(listed("a", blksize=[1 << 32]), "'blksize' that no", id="large blocks"),
             pytest.param(listed("a", ino=[None]), "'ino' of the wrong type", id="no number"),
             pytest.param(listed("a", type=[b"file"]), "type that is no str", id="a type of bytes"),
             pytest.param(listed("a", type=[["x"]]), "type that is no str", id="a type of types"),

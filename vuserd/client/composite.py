@@ -14,6 +14,7 @@ from vuserd.client.core.procedure import Emit, Procedure, Progress, Running, Str
 from vuserd.client.core.relisting import Relisting
 from vuserd.client.errors import NotTaken, RemoteOSError
 from vuserd.client.listing.columns import PAGE_OF_COLUMNS
+from vuserd.client.listing.following import Following
 from vuserd.client.memory import SharedMemory
 from vuserd.client.records import (
     DirectoryPage,
@@ -143,21 +144,22 @@ def iterwalk(
     talk: Talk, export: str, path: RemotePath, *, attrs: bool = False
 ) -> Stream[WalkEntry]:
     """Emit all that is below a directory; raise what could not be read of it in the end."""
-    after, problems = None, list[WalkProblem]()
+    pages, problems = Following(), list[WalkProblem]()
     columns = yield from talk.has_columns()
     limit = PAGE_OF_COLUMNS if columns else PAGE_ENTRIES
     try:
         while True:
+            after = pages.after
             page = yield from talk.ask(
                 calls.walk(export, path, attrs=attrs, limit=limit, after=after, columns=columns)
             )
-            after = page.next
+            pages.take(page.next, is_empty=page.is_empty)
             problems += page.problems
             yield Emit(page.entries)
-            if after is None:
+            if pages.after is None:
                 break
     finally:
-        talk.link.core.held.discard(calls.walk_going_on(after))
+        talk.link.core.held.discard(calls.walk_going_on(pages.after))
     if problems:
         raise problems[0].error
 
@@ -176,11 +178,11 @@ def tree(
         buffers += [memoryview(bytearray(PAGE_BYTES)) for _ in range(2)]
     decode = TreePage.from_wire
     ticket = talk.begin(calls.tree(export, path, buffers[0], decode))
-    after = None
+    pages = Following()
     try:
         while True:
             page = yield from talk.finish(ticket)
-            after = page.next
+            after = pages.take(page.next, is_empty=page.is_empty)
             buffers.reverse()
             if after is not None:  # the daemon goes on while these are taken
                 call = calls.tree(export, path, buffers[0], decode, after=after)
@@ -193,7 +195,7 @@ def tree(
                 return
     finally:
         talk.abandon(ticket)
-        ticket.core.held.discard(calls.tree_going_on(after))
+        ticket.core.held.discard(calls.tree_going_on(pages.after))
 
 
 def trace(talk: Talk, export: str) -> Stream[TraceEvent]:

@@ -6,9 +6,9 @@ bytes back.  Keys that a newer daemon adds are ignored; a missing or mistyped on
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple, NewType, NotRequired, TypedDict, TypeVar
+from typing import Any, Final, NamedTuple, NewType, NotRequired, TypedDict, TypeVar
 
 from vuserd.client.errors import BadReply, RemoteError
 from vuserd.wire.codec import name_bytes
@@ -49,6 +49,10 @@ class Stat(NamedTuple):
             raise BadReply(f"an incomplete stat from the daemon: {error!r}") from None
         if not isinstance(kind, str) or not _are_numbers(numbers):
             raise BadReply("a stat from the daemon has a field of the wrong type")
+        mode, size, ino, nlink, uid, gid, rdev, blocks, blksize, *_ = numbers
+        words = (mode, nlink, uid or 0, gid or 0, blksize)
+        if min(size, ino, rdev, blocks, *words) < 0 or max(words) > _WORD:
+            raise BadReply("a stat from the daemon has a number that no file can have")
         return cls(*(kind, *numbers, bool(submount)))
 
     def same_file(self, other: "Stat") -> bool:
@@ -66,6 +70,29 @@ def _are_numbers(fields: tuple[Any, ...]) -> bool:
     others = fields[:_UID] + fields[_GID + 1 :]
     owners = fields[_UID : _GID + 1]
     return set(map(type, others)) == {int} and set(map(type, owners)) <= {int, type(None)}
+
+
+#: The most that a number of 32 bits may be, and the fields of a stat that are one in FUSE. Others
+#: have 64 bits, as all that MessagePack has; times alone may be negative.
+_WORD: Final = 0xFFFF_FFFF
+_WORDS: Final = frozenset({"mode", "nlink", "uid", "gid", "blksize"})
+_LONG: Final = frozenset({"size", "ino", "rdev", "blocks"})
+
+
+def require_possible(field: str, values: Sequence[Any]) -> None:
+    """Refuse a field of many stats, whose types were looked at, if one value is out of its range.
+
+    Raises:
+        BadReply: no file can have it.
+
+    """
+    if field in _WORDS:
+        different = {*values} - {None}  # few, most often
+        is_possible = not different or 0 <= min(different) <= max(different) <= _WORD
+    else:
+        is_possible = field not in _LONG or not values or min(values) >= 0
+    if not is_possible:
+        raise BadReply(f"the daemon sent a {field!r} that no file can have")
 
 
 _UID, _GID = Stat._fields.index("uid") - 1, Stat._fields.index("gid") - 1
@@ -177,6 +204,11 @@ class WalkPage(NamedTuple):
     entries: list[WalkEntry]
     problems: list[WalkProblem]
     next: PageToken | None  #: None after the last page
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing of the tree."""
+        return not (self.entries or self.problems)
 
 
 class BackendStatus(TypedDict):
@@ -414,6 +446,8 @@ def _entry_from_wire(value: Any, key: str) -> tuple[str, str, int, Stat | None]:
         name = to_name(name)
     if type(kind) is not str or type(ino) is not int:
         raise BadReply("the daemon sent an entry with a field of the wrong type")
+    if ino < 0:
+        raise BadReply("the daemon sent an 'ino' that no file can have")
     return name, kind, ino, Stat.from_wire(value) if "mode" in value else None
 
 

@@ -10,6 +10,7 @@ from vuserd.client.core.conversation import Talk
 from vuserd.client.core.procedure import Procedure
 from vuserd.client.errors import BadReply, RemoteError
 from vuserd.client.listing.columns import PAGE_OF_COLUMNS
+from vuserd.client.listing.following import Following
 from vuserd.client.records import Stat
 
 #: Attributes by path, from the tree's root.
@@ -103,15 +104,16 @@ def _look(
 ) -> Procedure[list[RemoteError]]:
     """Hand over each file below a directory; return why directories could not be read."""
     problems: list[RemoteError] = []
-    after = None
+    pages = Following()
     columns = yield from talk.has_columns()
     limit = PAGE_OF_COLUMNS if columns else calls.PAGE_ENTRIES
     try:
         while True:
+            after = pages.after
             page = yield from talk.ask(
                 calls.walk(export, path, attrs=True, limit=limit, after=after, columns=columns)
             )
-            after = page.next
+            pages.take(page.next, is_empty=page.is_empty)
             for entry in page.entries:
                 name = os.fsencode(entry.path)
                 if exclusion.covers(name):
@@ -126,10 +128,10 @@ def _look(
                 for problem in page.problems
                 if not exclusion.covers(os.fsencode(problem.path))
             ]
-            if after is None:
+            if pages.after is None:
                 return problems
     finally:
-        talk.link.core.held.discard(calls.walk_going_on(after))
+        talk.link.core.held.discard(calls.walk_going_on(pages.after))
 
 
 def _attributes(talk: Talk, export: str, path: bytes) -> Procedure[Stat | None]:

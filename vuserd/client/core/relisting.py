@@ -4,7 +4,8 @@ from array import array
 
 from vuserd.client.calls import Call, RemotePath, readdir_raw
 from vuserd.client.listing.columns import RawPage
-from vuserd.client.records import Entry, PageToken
+from vuserd.client.listing.following import Following
+from vuserd.client.records import Entry
 
 
 class Relisting:
@@ -14,7 +15,7 @@ class Relisting:
         self._export, self._path, self._attrs = export, path, attrs
         #: Whether the daemon that is asked next gives columns.
         self.columns = columns
-        self._after: PageToken | None = None
+        self._following = Following()
         self._page = RawPage([], None)
         #: Hashes of the names that were given: 8 bytes each, where a set of names would have 100.
         self._given = array("q")
@@ -29,22 +30,30 @@ class Relisting:
     def next_call(self) -> Call[RawPage]:
         """Return the call for the next page."""
         return readdir_raw(
-            self._export, self._path, attrs=self._attrs, after=self._after, columns=self.columns
+            self._export,
+            self._path,
+            attrs=self._attrs,
+            after=self._following.after,
+            columns=self.columns,
         )
 
     def begin_again(self) -> bool:
         """Have the next call begin the listing anew; False where it was just begun."""
-        if self._after is None:
+        if self._following.after is None:
             return False
-        self._after = None
+        self._following = Following()
         self._before = frozenset(self._given)
         return True
 
     def take(self, page: RawPage) -> bool:
-        """Take a page; return whether there is another one to ask for."""
+        """Take a page; return whether there is another one to ask for.
+
+        Raises:
+            BadReply: it leads nowhere.
+
+        """
         self._page = page
-        self._after = page.next
-        return page.next is not None
+        return self._following.take(page.next, is_empty=page.is_empty) is not None
 
     def entries(self) -> list[Entry]:
         """Return the entries of the page that was taken, those that were not given before."""

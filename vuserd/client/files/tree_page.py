@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from vuserd.client.errors import BadReply, RemoteError
-from vuserd.client.records import PageToken, Stat, to_name
+from vuserd.client.records import PageToken, Stat, require_possible, to_name
 from vuserd.errors import in_a_sentence
 from vuserd.wire.codec import decode_value
 
@@ -66,6 +66,11 @@ class TreePage(NamedTuple):
 
     entries: list[TreeEntry]
     next: PageToken | None  #: None after the last page
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing of the tree."""
+        return not self.entries
 
     @classmethod
     def from_wire(cls, page: memoryview) -> "TreePage":
@@ -125,14 +130,13 @@ def _columns(columns: object) -> dict[str, list[Any]]:
     for name, allowed in _KINDS.items():
         if not set(map(type, columns[name])) <= allowed:
             raise BadReply(f"the daemon sent a tree with a {name} of the wrong type")
+        require_possible(name, columns[name])
     if any(link is not None and len(link) > _LONGEST_LINK for link in columns["link"]):
         raise BadReply("the daemon sent a tree with too long a link")
     return columns
 
 
 def _stats(columns: dict[str, list[Any]]) -> list[Stat | None]:
-    if min(columns["size"]) < 0:
-        raise BadReply("the daemon sent a tree with a negative size")
     rows = zip(*(columns[name] for name in Stat._fields), strict=True)
     stats: list[Stat | None] = list(map(partial(tuple.__new__, Stat), rows))
     if "unknown" in columns["type"]:

@@ -21,6 +21,7 @@ from vuserd.client.records import (
     WalkProblem,
     field_of,
     next_token,
+    require_possible,
     to_list,
     to_name,
 )
@@ -51,6 +52,11 @@ class RawPage(NamedTuple):
     def from_wire(cls, value: Any) -> "RawPage":
         """Make it of what ``readdir`` returns."""
         return cls(field_of(value, "entries", _to_entries), next_token(value))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no entries."""
+        return not (self.entries.get("name") if isinstance(self.entries, dict) else self.entries)
 
     def decoded(self) -> DirectoryPage:
         """Return the page with its entries as records."""
@@ -161,6 +167,7 @@ def _column(columns: dict[str, Any], field: str, count: int) -> list[Any]:
 
 def _numbers(columns: dict[str, Any], field: str, count: int, kinds: frozenset[type]) -> list[Any]:
     values = _column(columns, field, count)
-    if not kinds.issuperset(map(type, values)):
+    if not {*map(type, values)} <= kinds:
         raise BadReply(f"the daemon sent a {field!r} of the wrong type")
+    require_possible(field, values)
     return values

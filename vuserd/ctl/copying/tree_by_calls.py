@@ -16,6 +16,7 @@ from vuserd.client import calls
 from vuserd.client.calls import Call
 from vuserd.client.core.ticket import Ticket
 from vuserd.client.errors import RemoteError, TimedOut
+from vuserd.client.listing.following import Following
 from vuserd.client.records import DirectoryPage, Entry, PageToken, Stat
 from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.how import SKIPPED
@@ -43,6 +44,7 @@ class _Directory:
         self.fileno = -1
         #: The names listed so far, to notice one that comes twice.
         self.listed: set[str] = set()
+        self.pages = Following()
         self._users = 0
 
     def use(self, tree: LocalTree) -> None:
@@ -150,7 +152,7 @@ class _CallsFetch:
 
     def _begin_listing(self, directory: _Directory, after: PageToken | None) -> None:
         def arrived(page: DirectoryPage) -> None:
-            if page.next is not None:
+            if directory.pages.take(page.next, is_empty=not page.entries) is not None:
                 self._listings.append((directory, page.next))
             for entry in page.entries:
                 self._add(directory, entry)
