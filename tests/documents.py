@@ -8,6 +8,7 @@ machine.
 
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -47,11 +48,11 @@ class Block(NamedTuple):
         return [line[2:] for line in self.text.splitlines() if line.startswith("$ ")]
 
 
-def blocks(document: Path) -> list[Block]:
-    """Return the blocks of a document that can be run, in their order."""
+def blocks(document: Path, languages: Collection[str] = _RUN) -> list[Block]:
+    """Return the blocks of a document that can be run, in their order, or those of languages."""
     name = str(document.relative_to(REPOSITORY))
     found = _FENCE.findall(document.read_text())
-    return [Block(name, language, text) for language, text in found if language in _RUN]
+    return [Block(name, language, text) for language, text in found if language in languages]
 
 
 def _steady(lines: list[str]) -> list[str]:

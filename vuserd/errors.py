@@ -61,6 +61,10 @@ class VuserdError(Exception):
         """Return the RPC's error map: ``code``, ``message`` and fields of the error's own."""
         return {"code": str(self.code), "message": str(self)}
 
+    def to_pair(self) -> list[Any]:
+        """Return ``[0, "CODE: message"]``, the form of Neovim's own errors (0: an exception)."""
+        return [0, f"{self.code}: {self}"]
+
 
 class ConfigurationError(VuserdError):
     """What the operator configured cannot be set up; the message says what would be right."""

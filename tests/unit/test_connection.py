@@ -142,6 +142,34 @@ async def test_requests_in_pieces_that_came_before_it_was_served(
     assert msgpack.unpackb(received) == [1, 1, None, []]
 
 
+async def test_errors_as_neovim_shows_them(pair: tuple[socket.socket, socket.socket]) -> None:
+    """All of a connection has them so from that answer on, until it wants maps again."""
+    ours, theirs = pair
+
+    async def asked(method: str, *params: object) -> object:
+        theirs.sendall(encode_request(1, method, [*params]))
+        await trio.lowlevel.wait_readable(theirs)
+        return msgpack.unpackb(theirs.recv(10_000))[2]
+
+    missing = "there is no export 'files'"
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Bare(ours, None, Counters()).run)
+            assert await asked("errors_as", "pair") is None
+            assert await asked("stat", "files", "/") == [0, f"UNKNOWN_EXPORT: {missing}"]
+            refused = [0, "BAD_REQUEST: form: one of map, pair is wanted"]
+            assert await asked("errors_as", "pears") == refused
+            assert await asked("errors_as", "map") is None
+            error = {"code": "UNKNOWN_EXPORT", "message": missing}
+            assert await asked("stat", "files", "/") == error
+            assert await asked("errors_as", "pair") is None
+            theirs.sendall(b"\xc1")  # no MessagePack: a notification says so
+            await trio.lowlevel.wait_readable(theirs)
+            [_, name, [[kind, text]]] = msgpack.unpackb(theirs.recv(10_000))
+            assert (name, kind) == ("error", 0)
+            assert text.startswith("BAD_REQUEST: ")
+
+
 async def test_a_request_that_is_never_whole(
     pair: tuple[socket.socket, socket.socket], autojump_clock: trio.testing.MockClock
 ) -> None:

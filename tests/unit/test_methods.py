@@ -113,7 +113,7 @@ async def client(methods: Methods, backend: FakeBackend) -> AsyncIterator[Client
 
 async def test_what_is_new_says_since_when(client: Client) -> None:
     info = await client.call("api_info")
-    assert (info["api_level"], info["api_compatible"]) == (API_LEVEL, API_COMPATIBLE) == (3, 1)
+    assert (info["api_level"], info["api_compatible"]) == (API_LEVEL, API_COMPATIBLE) == (4, 1)
     methods = {method["name"]: method for method in info["methods"]}
     since_2 = {name for name, method in methods.items() if method["since"] == 2}
     assert since_2 == {"open", "close", "extents"}
@@ -123,6 +123,10 @@ async def test_what_is_new_says_since_when(client: Client) -> None:
     for name in ("readdir", "walk"):
         options = methods[name]["params"][-1]["options"]
         assert {"name": "columns", "type": "bool", "default": False} in options
+    for name in ("stat", "open", "readdir", "walk", "tree"):
+        options = methods[name]["params"][-1]["options"]
+        assert {"name": "split_times", "type": "bool", "default": False} in options
+    assert methods["errors_as"]["since"] == 4
 
 
 # --- listings in columns --------------------------------------------------------------------------
@@ -171,6 +175,37 @@ async def test_columns_have_what_maps_have(
     assert as_maps(page["entries"]) == maps["entries"]
     assert b"\xff\xfe" in page["entries"][key]
     assert ("unknown" in page["entries"]["type"]) is attrs  # as its mode has it
+
+
+TIMES = ("atime", "mtime", "ctime")
+
+
+def split(shown: dict[str, Any]) -> dict[str, Any]:
+    """Return the same with the times in seconds and nanoseconds."""
+    others = {name: value for name, value in shown.items() if not name.endswith("_ns")}
+    for name in TIMES:
+        others[name], others[f"{name}_nsec"] = divmod(shown[f"{name}_ns"], 10**9)
+    return others
+
+
+async def test_times_in_seconds_and_nanoseconds(client: Client, backend: FakeBackend) -> None:
+    now, ago = File(mtime=1_700_000_001, nanoseconds=123_456_789), File(mtime=-5)
+    backend.files.clear()
+    backend.files |= {b"now": now, b"ago": ago}
+    backend.orders_differ = False
+    for name in ("now", "ago"):
+        stat = await client.call("stat", "files", name)
+        assert await client.call("stat", "files", name, {"split_times": True}) == split(stat)
+    opened = await client.call("open", "files", "now", {"split_times": True})
+    assert (opened["mtime"], opened["mtime_nsec"]) == (1_700_000_001, 123_456_789)
+    for method in ("readdir", "walk"):
+        options = {"attrs": True}
+        entries = (await client.call(method, "files", "", options))["entries"]
+        page = await client.call(method, "files", "", options | {"split_times": True})
+        assert page["entries"] == [*map(split, entries)]
+        options |= {"split_times": True, "columns": True}
+        page = await client.call(method, "files", "", options)
+        assert as_maps(page["entries"]) == [*map(split, entries)]
 
 
 @pytest.mark.parametrize("attrs", [False, True])

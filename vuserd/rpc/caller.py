@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from vuserd.delivery.memory_table import MemoryTable
 from vuserd.delivery.pages import TreePages
+from vuserd.errors import VuserdError
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable, Listing
 from vuserd.fs.walk import TreeWalk
@@ -35,6 +36,8 @@ class Caller:
         self.listings = listings
         self.files = files
         self.traces = traces
+        #: Whether errors go to it in Neovim's form.
+        self.wants_pairs = False
 
     @asynccontextmanager
     async def one_at_a_time(self) -> AsyncIterator[None]:
@@ -46,6 +49,10 @@ class Caller:
     async def take_turn(self) -> None:
         """Wait for the turn of this client's user to keep the daemon busy."""
         await self._account.take_turn()
+
+    def show_error(self, error: VuserdError) -> object:
+        """Return an error as it goes to this client."""
+        return error.to_pair() if self.wants_pairs else error.to_wire()
 
     def hurry(self) -> None:
         """End the calls that only wait for something to happen."""

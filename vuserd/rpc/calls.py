@@ -5,7 +5,7 @@ import functools
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -36,13 +36,6 @@ from vuserd.wire.codec import (
 
 #: Exports that a client may trace at once.
 _MOST_TRACES: Final = 8
-
-
-def _notice(error: CallError | FramingError) -> Reply:
-    """Return a notification about the connection itself, rather than one of its requests."""
-    if isinstance(error, FramingError):
-        error = CallError(ErrorCode(error.code), str(error))
-    return Reply([encode_notification("error", [error.to_wire()])])
 
 
 _NO_LIMIT: Final = contextlib.nullcontext()
@@ -140,14 +133,16 @@ class Calls:
         self._counters.count(NO_METHOD, ErrorCode.BAD_REQUEST, 0.0)
         refusal = CallError(ErrorCode.BAD_REQUEST, message.reason)
         if message.msgid is None:
-            self._send(_notice(refusal))
+            self._notify(refusal)
         else:
-            self._send(Reply([encode_response(message.msgid, refusal.to_wire(), None)]))
+            self._answer_error(message.msgid, refusal)
 
     def tell(self, error: CallError | FramingError) -> None:
         """Send a notification about the connection itself."""
         self.allowance.begin_notice()
-        self._send(_notice(error))
+        if isinstance(error, FramingError):
+            error = CallError(ErrorCode(error.code), str(error))
+        self._notify(error)
 
     def hurry(self) -> None:
         """End the calls that only wait for something to happen."""
@@ -202,20 +197,22 @@ class Calls:
                         )
                     options["descriptor"], descriptor = descriptor, None
                 result = await method.handler(self._caller, *arguments, **options)
-            reply = method.answer(result, Asked(request.msgid, reserved, self.counters))
+            reply = method.answer(
+                result, Asked(request.msgid, reserved, self.counters, self._caller.show_error)
+            )
         except VuserdError as error:
             end = error.code
-            self._refuse_request(request, error.to_wire(), reserved)
+            self._refuse_request(request, error, reserved)
         except Exception:
             self._methods.faults.note(self._rights.peer, name, with_traceback=True)
             fault = CallError(ErrorCode.INTERNAL, "a fault of the daemon's; its log says more")
             end = fault.code
-            self._refuse_request(request, fault.to_wire(), reserved)
+            self._refuse_request(request, fault, reserved)
         except trio.Cancelled:
             end = GONE
             if self.farewell is not None:  # cut off: it took too long
                 end = self.farewell.code
-                self._refuse_request(request, self.farewell.to_wire(), reserved)
+                self._refuse_request(request, self.farewell, reserved)
             raise
         else:
             self._send(reply)
@@ -225,9 +222,17 @@ class Calls:
                 self._account.foreign.close(descriptor)
             self._told()
 
-    def _refuse_request(self, request: Request, error: dict[str, Any], reserved: int) -> None:
+    def _refuse_request(self, request: Request, error: VuserdError, reserved: int) -> None:
         self._counters.errors += 1
-        self._send(Reply([encode_response(request.msgid, error, None)], payload=reserved))
+        self._answer_error(request.msgid, error, reserved)
+
+    def _answer_error(self, msgid: int, error: VuserdError, reserved: int = 0) -> None:
+        shown = self._caller.show_error(error)
+        self._send(Reply([encode_response(msgid, shown, None)], payload=reserved))
+
+    def _notify(self, error: CallError) -> None:
+        """Send a notification about the connection itself, rather than one of its requests."""
+        self._send(Reply([encode_notification("error", [self._caller.show_error(error)])]))
 
     def _send(self, reply: Reply) -> None:
         """Send a reply, or leave it to a task of its own where the client has to read first."""

@@ -18,7 +18,7 @@ from vuserd.rpc.access import VisibleExports
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.results import answers
 from vuserd.rpc.results.answers import Listing, pack_listing
-from vuserd.rpc.results.maps import entry_columns, stat_map
+from vuserd.rpc.results.maps import entry_columns, split_stat_map, stat_map
 from vuserd.rpc.results.tree_index import encode_index
 from vuserd.rpc.signature import (
     FLAG,
@@ -51,12 +51,13 @@ TIMEOUT_MAX: Final = 86_400.0
 _FILE: Final = {"export": TEXT, "path": PATH}
 _TIMED: Final = {TIMEOUT: Option(optional(seconds(TIMEOUT_MAX)), None)}
 _OPENED: Final = {"file": Option(optional(integer()), None)}
+_SPLIT: Final = {"split_times": Option(FLAG, default=False)}
 _PAGE: Final = {
     "attrs": Option(FLAG, default=False),
     "limit": Option(integer(1, PAGE_MAX), 1000),
     "after": Option(TOKEN, None),
     "columns": Option(FLAG, default=False),
-}
+} | _SPLIT
 
 
 class FileMethods:
@@ -72,9 +73,16 @@ class FileMethods:
         self._exports = exports
         self._images = images
 
-    @method(_FILE, {"follow": Option(FLAG, default=True)} | _OPENED | _TIMED, "map")
+    @method(_FILE, {"follow": Option(FLAG, default=True)} | _OPENED | _SPLIT | _TIMED, "map")
     async def stat(
-        self, caller: Caller, export: str, path: bytes, *, follow: bool, file: int | None
+        self,
+        caller: Caller,
+        export: str,
+        path: bytes,
+        *,
+        follow: bool,
+        file: int | None,
+        split_times: bool,
     ) -> dict[str, Any]:
         """Return the attributes of what is at a path, or of an open file."""
         found = self._exports.find(caller.rights, export)
@@ -83,7 +91,7 @@ class FileMethods:
             attributes = await found.call(lambda files: held.use(files, OpenFile.look_again))
         else:
             attributes = await found.call(lambda files: files.stat(path, follow=follow))
-        return stat_map(attributes, found.owners)
+        return (split_stat_map if split_times else stat_map)(attributes, found.owners)
 
     @method(_FILE, _TIMED, "str or bin")
     async def readlink(self, caller: Caller, export: str, path: bytes) -> str | bytes:
@@ -109,6 +117,7 @@ class FileMethods:
         limit: int,
         after: bytes | None,
         columns: bool,
+        split_times: bool,
     ) -> Listing:
         """Return a page of a directory; a listing that goes on stays this connection's."""
         found = self._exports.find(caller.rights, export)
@@ -129,7 +138,11 @@ class FileMethods:
             caller,
             len(entries.names),
             lambda begin, end: entry_columns(
-                entries.part(begin, end), "name", found.owners, attributes=attrs
+                entries.part(begin, end),
+                "name",
+                found.owners,
+                attributes=attrs,
+                split_times=split_times,
             ),
             columns=columns,
             next=_next_token(caller.listings, listing, begun),
@@ -152,6 +165,7 @@ class FileMethods:
         limit: int,
         after: bytes | None,
         columns: bool,
+        split_times: bool,
     ) -> Listing:
         """Return a page of the tree below a directory; the walk stays this connection's."""
         found = self._exports.find(caller.rights, export)
@@ -169,7 +183,11 @@ class FileMethods:
             caller,
             len(entries.names),
             lambda begin, end: entry_columns(
-                entries.part(begin, end), "path", found.owners, attributes=attrs
+                entries.part(begin, end),
+                "path",
+                found.owners,
+                attributes=attrs,
+                split_times=split_times,
             ),
             columns=columns,
             problems=[
@@ -185,6 +203,7 @@ class FileMethods:
             "size": Option(integer(*TREE_SIZES), 2 << 20),
             "after": Option(TOKEN, None),
         }
+        | _SPLIT
         | _TIMED,
         "bin of index and bytes",
         since=3,
@@ -200,6 +219,7 @@ class FileMethods:
         limit: int,
         size: int,
         after: bytes | None,
+        split_times: bool,
     ) -> answers.Tree:
         """Return a page of the tree below a directory, with the bytes of its small files."""
         found = self._exports.find(caller.rights, export)
@@ -215,13 +235,16 @@ class FileMethods:
             raise
         try:
             following = _next_token(caller.trees, pages, begun)
-            return answers.Tree(encode_index(page, found.owners, following), page.content)
+            head = encode_index(page, found.owners, following, split_times=split_times)
+            return answers.Tree(head, page.content)
         except BaseException:
             page.content.give_back()
             raise
 
-    @method(_FILE, _TIMED, "map", since=2)
-    async def open(self, caller: Caller, export: str, path: bytes) -> dict[str, Any]:
+    @method(_FILE, _SPLIT | _TIMED, "map", since=2)
+    async def open(
+        self, caller: Caller, export: str, path: bytes, *, split_times: bool
+    ) -> dict[str, Any]:
         """Open a regular file for several calls, which are all about what it is now."""
         found = self._exports.find(caller.rights, export)
         caller.files.require_room()
@@ -230,7 +253,7 @@ class FileMethods:
             return HeldFile(path, await files.open(path), files)
 
         held = await found.call(opened)
-        return stat_map(held.attributes, found.owners) | {
+        return (split_stat_map if split_times else stat_map)(held.attributes, found.owners) | {
             "file": caller.files.add(held, export),
             "settled": held.settled,
             "by_attributes": held.is_known_by_attributes,

@@ -14,12 +14,14 @@ from vuserd.rpc.caller import Caller
 from vuserd.rpc.daemon_methods import DaemonMethods, Manager
 from vuserd.rpc.file_methods import FileMethods
 from vuserd.rpc.peer_log import PeerLog
-from vuserd.rpc.signature import Method, method, methods_of
+from vuserd.rpc.signature import TEXT, Method, method, methods_of
 
 #: Goes up with each addition; a client that needs level N works with every daemon of N or more...
-API_LEVEL: Final = 3
+API_LEVEL: Final = 4
 #: ... that is compatible with N: the oldest level whose clients this daemon still serves.
 API_COMPATIBLE: Final = 1
+#: A map of code, message and more; and what clients of Neovim show, [0, "CODE: message"].
+ERROR_FORMS: Final = ("map", "pair")
 
 
 class Methods:
@@ -67,3 +69,12 @@ class Methods:
             "methods": [method.describe() for method in self.table.values()],
             "errors": [*ErrorCode, *errno.errorcode.values()],
         }
+
+    @method({"form": TEXT}, {}, "nil", since=4)
+    async def errors_as(self, caller: Caller, form: str) -> None:
+        """Have the errors of this connection in another form, from now on."""
+        if form not in ERROR_FORMS:
+            raise CallError(
+                ErrorCode.BAD_REQUEST, f"form: one of {', '.join(ERROR_FORMS)} is wanted"
+            )
+        caller.wants_pairs = form == "pair"

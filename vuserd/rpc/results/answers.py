@@ -8,7 +8,7 @@ import trio
 from vuserd.delivery.attached import Loaded
 from vuserd.delivery.images import Fetched
 from vuserd.delivery.inline import FileContent
-from vuserd.errors import CallError, ErrorCode, FileError
+from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.counters import ClientCounters
 from vuserd.rpc.outbox import Reply
@@ -97,6 +97,8 @@ class Asked(NamedTuple):
     #: Bytes of the client's payload budget that are taken for the reply.
     reserved: int
     counters: ClientCounters
+    #: An error as it goes to the client.
+    show_error: Callable[[VuserdError], object]
 
 
 #: How a method's result becomes a reply. It takes over what the result holds.
@@ -162,5 +164,5 @@ def image(result: Fetched, asked: Asked) -> Reply:
     refusal = CallError(
         ErrorCode.BUSY, "clients have not received as many descriptors as may be under way"
     )
-    instead = encode_response(asked.msgid, refusal.to_wire(), None)
+    instead = encode_response(asked.msgid, asked.show_error(refusal), None)
     return Reply([head], descriptor, result.image, instead=instead)

@@ -13,6 +13,7 @@ from vuserd.wire.codec import wire_name
 
 _NANOSECONDS: Final = 1_000_000_000
 _SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
+_TIMES: Final = ("atime", "mtime", "ctime")
 #: Fields of an entry without attributes: name or path, type, inode number.
 _BARE: Final = 3
 
@@ -45,13 +46,31 @@ def stat_map(attributes: Attributes, owners: Owners | None = None) -> dict[str, 
     return shown
 
 
+def split_stat_map(attributes: Attributes, owners: Owners | None = None) -> dict[str, Any]:
+    """Return the same with each time as two fields, in seconds and nanoseconds.
+
+    ``mtime_ns`` of today is above 2**53: a client whose numbers are doubles would lose its end.
+    """
+    shown = stat_map(attributes, owners)
+    for field in _TIMES:
+        del shown[f"{field}_ns"]
+        shown[field] = getattr(attributes, field)
+        shown[f"{field}_nsec"] = getattr(attributes, f"{field}_nsec")
+    return shown
+
+
 def entry_columns(
-    entries: DirectoryColumns, key: str, owners: Owners | None, *, attributes: bool
+    entries: DirectoryColumns,
+    key: str,
+    owners: Owners | None,
+    *,
+    attributes: bool,
+    split_times: bool = False,
 ) -> Iterator[Field]:
     """Yield what the RPC shows of entries, a list a field, their names or paths under ``key``.
 
-    With ``attributes`` the fields are those of :func:`stat_map`, all of them nil for an entry whose
-    attributes could not be read.
+    With ``attributes`` the fields are those of :func:`stat_map`, or of :func:`split_stat_map`, all
+    of them nil for an entry whose attributes could not be read.
     """
     yield key, wire_names(entries.names)
     yield "type", [*map(NAMES_BY_TYPE.__getitem__, entries.types)]
@@ -61,14 +80,20 @@ def entry_columns(
     absent: list[int] = []
     if 0 in entries.nodes:
         absent = [place for place, node in enumerate(entries.nodes) if not node]
-    for field, column in stat_columns(AttributeColumns(entries.attributes), owners):
+    columns = AttributeColumns(entries.attributes)
+    for field, column in stat_columns(columns, owners, split_times=split_times):
         for place in absent:
             column[place] = None
         yield field, column
 
 
-def stat_columns(attributes: AttributeColumns, owners: Owners | None) -> Iterator[Field]:
-    """Yield what :func:`stat_map` has, but type and inode number, a list a field."""
+def stat_columns(
+    attributes: AttributeColumns, owners: Owners | None, *, split_times: bool = False
+) -> Iterator[Field]:
+    """Yield what :func:`stat_map` has, but type and inode number, a list a field.
+
+    With ``split_times`` the times are those of :func:`split_stat_map`.
+    """
     for field in ("mode", "size", "nlink"):
         yield field, attributes.column(field)
     for field, ids in (("uid", owners and owners.users), ("gid", owners and owners.groups)):
@@ -76,9 +101,14 @@ def stat_columns(attributes: AttributeColumns, owners: Owners | None) -> Iterato
         yield field, column if ids is None else ids.all_to_host(column)
     for field in ("rdev", "blocks", "blksize"):
         yield field, attributes.column(field)
-    for field in ("atime", "mtime", "ctime"):
-        times = zip(attributes.column(field), attributes.column(field + "_nsec"), strict=True)
-        yield field + "_ns", _times_on_the_wire([s * _NANOSECONDS + ns for s, ns in times])
+    for field in _TIMES:
+        seconds, nanoseconds = attributes.column(field), attributes.column(field + "_nsec")
+        if split_times:
+            yield field, seconds
+            yield field + "_nsec", nanoseconds
+        else:
+            times = zip(seconds, nanoseconds, strict=True)
+            yield field + "_ns", _times_on_the_wire([s * _NANOSECONDS + ns for s, ns in times])
     flags = attributes.column("flags")
     if any(flags):
         yield "submount", [bool(each & _SUBMOUNT) for each in flags]

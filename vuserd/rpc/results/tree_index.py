@@ -21,19 +21,22 @@ _LINK: Final = struct.Struct(">IQ")
 _HEAD: Final = struct.Struct(">I")
 
 
-def encode_index(page: TreePage, owners: Owners | None, following: bytes | None) -> bytes:
+def encode_index(
+    page: TreePage, owners: Owners | None, following: bytes | None, *, split_times: bool = False
+) -> bytes:
     """Return what stands before the bytes of a page's files: the index, after its length.
 
     Args:
         page: the page.
         owners: how the backend sees those of files; one that is not known is nil.
         following: the token of the next page.
+        split_times: whether times are in seconds and nanoseconds.
 
     """
     index = encode_values(
         [
             {
-                "entries": _columns(page.found, owners),
+                "entries": _columns(page.found, owners, split_times=split_times),
                 "problems": [
                     {"path": wire_name(path), **error.to_wire()} for path, error in page.problems
                 ],
@@ -44,7 +47,9 @@ def encode_index(page: TreePage, owners: Owners | None, following: bytes | None)
     return _HEAD.pack(len(index)) + index
 
 
-def _columns(found: list[Found], owners: Owners | None) -> dict[str, list[Any]]:
+def _columns(
+    found: list[Found], owners: Owners | None, *, split_times: bool
+) -> dict[str, list[Any]]:
     if not found:
         return {}
     attributes = AttributeColumns(each.attributes or _NOTHING for each in found)
@@ -54,7 +59,7 @@ def _columns(found: list[Found], owners: Owners | None) -> dict[str, list[Any]]:
         "ino": attributes.column("ino"),
         "submount": [False] * len(found),
     }
-    columns.update(stat_columns(attributes, owners))
+    columns.update(stat_columns(attributes, owners, split_times=split_times))
     columns["target"] = [None if (t := each.target) is None else wire_name(t) for each in found]
     columns["link"] = _links(found, columns["nlink"], columns["ino"])
     columns["offset"] = [each.place for each in found]
