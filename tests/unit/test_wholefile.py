@@ -845,6 +845,22 @@ class TestNothingIsLeft:
             assert collected == IMAGE
             self.require_nothing(fake_daemon, client)
 
+    def test_descriptors_are_lost_on_the_way(
+        self, connect: Connect, fake_daemon: FakeDaemon
+    ) -> None:
+        """As over a socket that ssh forwards: the file comes in reads."""
+
+        def refuse(*_: Any) -> Any:
+            os.close(fake_daemon.descriptors.popleft())
+            raise FaultError("BAD_REQUEST", "attach takes a descriptor, and none came")
+
+        vars(fake_daemon)["do_attach"] = refuse
+        collected = bytearray()
+        with connect(fake_daemon.address) as client:
+            client.stream("kernels", "image", collected.extend)
+            assert collected == IMAGE
+            self.require_nothing(fake_daemon, client)
+
     def require_nothing(self, fake_daemon: FakeDaemon, client: Client) -> None:
         """Make the daemon read all that was sent before, and check that it holds nothing."""
         client.exports()

@@ -18,9 +18,10 @@ LENT_CHUNK_BYTES = 2 << 20
 LENT_WINDOW = 4
 #: The smallest file that it pays for: lending costs as much as a few reads.
 LENT_LEAST = 8 << 20
-#: What the daemon says when it cannot take memory, or no more of it.
+#: What the daemon says when it cannot take memory, or no more of it; BAD_REQUEST if no descriptor
+#: came with the request, as over a socket that ssh forwards.
 NOT_LENT: Final = frozenset(
-    {"BUSY", "TOO_LARGE", "UNKNOWN_METHOD", "ENOMEM", "ENOSPC", "EMFILE", "ENFILE"}
+    {"BAD_REQUEST", "BUSY", "TOO_LARGE", "UNKNOWN_METHOD", "ENOMEM", "ENOSPC", "EMFILE", "ENFILE"}
 )
 
 
