@@ -16,8 +16,11 @@ import pytest
 from tests.documents import Block, blocks
 from tests.running import REPOSITORY, RunningDaemon
 
-#: Documents that another test runs, on a machine of their own.
-ELSEWHERE: Final = {"lab.md": "tests/system/test_lab.py"}
+#: Documents that another test runs, on a machine of their own or by pytest.
+ELSEWHERE: Final = {
+    "lab.md": "tests/system/test_lab.py",
+    "pytest.md": "tests/integrations/test_pytest_plugin.py",
+}
 #: Blocks that are not run, by their file and first line, and why.
 NOT_RUN: Final = {
     (

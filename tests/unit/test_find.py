@@ -67,6 +67,20 @@ async def test_the_first_one_that_this_user_can_run_is_taken(
         await find_program(None, 0, ["/nowhere/virtiofsd"])
 
 
+async def test_a_kind_is_looked_for_past_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    c = fake_program(tmp_path / "c", "virtiofsd version 7.2.22 (Debian)")
+    rust = fake_program(tmp_path / "rust", "virtiofsd 1.13.2")
+    assert (await find_program(None, 0, [c, rust], BackendKind.RUST)).path == rust
+    assert (await find_program(None, 0, [rust, c], BackendKind.C)).path == c
+    with pytest.raises(BackendNotFound, match="no rust virtiofsd on this machine"):
+        await find_program(None, 0, [c], BackendKind.RUST)
+    with pytest.raises(ConfigurationError, match="only root can run"):
+        await find_program(None, 1000, [rust, c], BackendKind.C)
+
+
 @pytest.mark.parametrize(
     ("release", "hint"),
     [

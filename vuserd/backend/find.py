@@ -43,8 +43,15 @@ class Program(NamedTuple):
     version: str
 
 
-async def find_program(configured: str | None, uid: int, places: Sequence[str] = PLACES) -> Program:
+async def find_program(
+    configured: str | None,
+    uid: int,
+    places: Sequence[str] = PLACES,
+    kind: BackendKind | None = None,
+) -> Program:
     """Return the program to start as ``uid``: the configured one, else the first usable one.
+
+    With a ``kind``, those of the other one are passed over.
 
     Raises:
         BackendNotFound: no such program; the message says what to install.
@@ -59,11 +66,15 @@ async def find_program(configured: str | None, uid: int, places: Sequence[str] =
     unusable: ConfigurationError | None = None
     for path in filter(None, [shutil.which("virtiofsd"), *map(shutil.which, places)]):
         try:
-            return _usable(await identify(path), uid)
+            program = await identify(path)
+            if kind in (None, program.kind):
+                return _usable(program, uid)
         except ConfigurationError as error:
             unusable = unusable or error
     if unusable is not None:
         raise unusable
+    if kind is not None:
+        raise BackendNotFound(f"no {kind} virtiofsd on this machine, where one is looked for")
     raise BackendNotFound(f"no virtiofsd on this machine: {install_hint(_os_release())}")
 
 
