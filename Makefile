@@ -18,8 +18,8 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHON PREFIX DESTDIR SYSCONFDIR UNITDIR USERUNITDIR SYSUSERSDIR TMPFILESDIR VIRTIOFSD
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-boot run test check format fix backends bench bench-quick bench-get bench-inside \
-    bench-rpc fuzz soak mutants fresh-debian install rollback uninstall clean
+.PHONY: help setup demo demo-boot run test test-oldest check format fix backends bench bench-quick bench-get \
+    bench-inside bench-rpc fuzz soak mutants fresh-debian install rollback uninstall clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ run: $(BIN)/.runtime ## serve DIR in the foreground as the export NAME (default:
 test: setup backends ## run the whole suite, many files at a time (ARGS=... for pytest, NETWORK=no)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 10 \
 	    $(if $(filter no,$(NETWORK)),-m "not network") $(ARGS)
+
+test-oldest: backends ## run tests with the oldest dependencies allowed (ARGS=... for pytest, instead of a choice)
+	@tools/test-oldest $(ARGS)
 
 check: setup ## all that CI runs: format, lint, types, contracts, units, tests, coverage
 	$(BIN)/ruff format --check .

@@ -242,6 +242,14 @@ def _large_arrays(connection: socket.socket, number: int) -> None:
     connection.sendall(b"\x94\x01" + bytes([number]) + b"\xc0" + b"\xdd\x03\xff\xff\xff" * 1000)
 
 
+def _large_arrays_in_each_other(connection: socket.socket, number: int) -> None:
+    connection.sendall(b"\x94\x01" + bytes([number]) + b"\xc0" + b"\xdd\x00\x0f\xff\xff" * 1000)
+
+
+def _long_arrays_in_each_other(connection: socket.socket, number: int) -> None:
+    connection.sendall(b"\x94\x01" + bytes([number]) + b"\xc0" + b"\xdc\x40\x00" * 3000)
+
+
 def _deep_arrays(connection: socket.socket, number: int) -> None:
     connection.sendall(b"\x94\x01" + bytes([number]) + b"\xc0" + b"\x91" * 100_000)
 
@@ -254,7 +262,16 @@ def _deep_arrays(connection: socket.socket, number: int) -> None:
     promise="a reply has a million values at most, and its objects take no more than 300 MB",
 )
 @all_clients
-@pytest.mark.parametrize("send", [_many_objects, _large_arrays, _deep_arrays])
+@pytest.mark.parametrize(
+    "send",
+    [
+        _many_objects,
+        _large_arrays,
+        _large_arrays_in_each_other,
+        _long_arrays_in_each_other,
+        _deep_arrays,
+    ],
+)
 def test_a_reply_does_not_take_all_memory(
     ground: Path, ask: Ask, send: Callable[[socket.socket, int], None]
 ) -> None:

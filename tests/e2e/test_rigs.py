@@ -4,7 +4,6 @@ import contextlib
 import os
 import pty
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from tests.e2e.visiting import ROOT, User, Visitor, namespace
 from tests.running import REPOSITORY, RunningDaemon
 from vuserd.client.calls import Call
 from vuserd.client.sync_client import Client
+from vuserd.listen.namespaces import unix_socket_in
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces")
 
@@ -214,7 +214,7 @@ def test_a_client_of_a_rig_that_goes_is_told(tmp_path: Path, rust_virtiofsd: str
         namespace("gone") as name,
         serving(tmp_path, rust_virtiofsd, rig(name, {"for-all"})) as daemon,
         Client.connect(daemon.socket) as client,
-        netns.create_socket(name, socket.AF_UNIX, socket.SOCK_STREAM) as sock,
+        unix_socket_in(f"/run/netns/{name}") as sock,
     ):
         assert rig_state(client, "listening")
         sock.connect("\0vuserd")

@@ -1,6 +1,8 @@
 """The MessagePack-RPC codec: bytes worked out from the two specifications."""
 
+import contextlib
 import itertools
+import tracemalloc
 
 import msgpack
 import pytest
@@ -346,3 +348,34 @@ class TestQuickWay:
     )
     def test_all_else_is_left_to_the_decoder(self, frame: bytes) -> None:
         assert split_request(frame) is None
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"\xdb\xff\xff\xff\xff", id="str"),
+        pytest.param(b"\xc6\xff\xff\xff\xff", id="bin"),
+        pytest.param(b"\xc9\xff\xff\xff\xff\x05", id="ext"),
+        pytest.param(b"\xdd\xff\xff\xff\xff", id="array"),
+        pytest.param(b"\xdf\xff\xff\xff\xff", id="map"),
+        pytest.param(b"\xdd\x00\x10\x00\x00", id="a million values"),
+        pytest.param(b"\xdc\x03\x00", id="nearly as many as there are bytes"),
+    ],
+)
+def test_what_a_frame_promises_takes_little_memory(head: bytes) -> None:
+    """Room for an array may be made at each level, but for no more values than there are bytes."""
+    frame = b"\x94\x00\x01\xa4stat" + head * ((PLAIN_MAX - 8) // len(head))
+    tracemalloc.start()
+    try:
+        assert split_request(frame) is None
+        decoder = MessageDecoder()
+        decoder.feed(frame)
+        with contextlib.suppress(FramingError):
+            assert decoder.next_message() is NEED_DATA
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4 << 20

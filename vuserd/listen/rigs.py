@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import trio
 
-from vuserd.backend.children import CHILDREN
 from vuserd.config.model import RigConfig
 from vuserd.errors import os_reason
+from vuserd.listen.namespaces import unix_socket_in
 from vuserd.rpc.access import Rights
 from vuserd.rpc.server import Listener, Server
 from vuserd.wire.address import to_sockaddr
@@ -161,10 +161,9 @@ class Rigs:
         if namespace is None or rig.listener is not None:
             return
         try:
-            with CHILDREN.starting():
-                sock = await trio.to_thread.run_sync(_listen_in, rig.config)
-        except Exception as error:  # pyroute2 passes on whatever its helper process raised
-            problem = os_reason(error) if isinstance(error, OSError) else repr(error)
+            sock = await trio.to_thread.run_sync(_listen_in, rig.config)
+        except (OSError, RuntimeError) as error:  # or there is no thread to be had
+            problem = os_reason(error) if isinstance(error, OSError) else str(error)
             if problem != rig.problem:
                 _LOG.warning("rig %s: cannot listen in it: %s", rig.config.netns, problem)
                 rig.problem = problem
@@ -216,14 +215,9 @@ def _namespace_at(path: str) -> tuple[int, int] | None:
 
 
 def _listen_in(config: RigConfig) -> socket.socket:
-    """Return a listening socket in a rig's namespace, made by pyroute2's helper process."""
-    from pyroute2 import netns  # importing it takes a tenth of a second, and few need it
-
-    # Without flags: a namespace that has gone meanwhile is not created again.
-    sock = netns.create_socket(config.path, socket.AF_UNIX, socket.SOCK_STREAM, flags=0)
-    assert isinstance(sock, socket.socket)
+    """Return a listening socket in a rig's namespace."""
+    sock = unix_socket_in(config.path)
     try:
-        sock.set_inheritable(False)
         sock.setblocking(False)  # noqa: FBT003
         sock.bind(to_sockaddr(config.address))
         sock.listen(_BACKLOG)

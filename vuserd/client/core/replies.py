@@ -27,8 +27,10 @@ _LONGEST: Final = 64 << 20
 _READ_SIZE: Final = 4096
 #: Bytes of one that is not walked before objects are made of it.
 _NOT_WALKED: Final = 4 << 20
-#: Room is made for all of an array when its length is read.
 _MOST_VALUES: Final = 1 << 20
+#: Older msgpack makes room for all of an array when it reads its length, at a thousand levels.
+#: No page of a listing is longer than this; a reply with a longer array is walked.
+_LONG_ARRAY: Final = 1 << 14
 _LIMITS: Final = Limits(frame_bytes=_LONGEST, depth=64, values=_MOST_VALUES)
 
 
@@ -74,7 +76,7 @@ class ReplyDecoder:
             self._unpacker = msgpack.Unpacker(
                 read_size=_READ_SIZE,
                 max_buffer_size=_LONGEST,
-                max_array_len=_MOST_VALUES,
+                max_array_len=_LONG_ARRAY,
                 raw=False,
                 strict_map_key=True,
                 unicode_errors="surrogateescape",
@@ -86,6 +88,8 @@ class ReplyDecoder:
         except msgpack.OutOfData:
             return self._walk() if len(self._buffer) > _NOT_WALKED else NEED_DATA
         except (ValueError, MemoryError) as error:
+            if "max_array_len" in str(error):
+                return self._walk()
             raise self._failed(f"not MessagePack: {str(error) or type(error).__name__}") from None
         told = self._unpacker.tell()
         del self._buffer[: told - self._told]
