@@ -73,6 +73,13 @@ def _nothing_is_left_behind() -> Iterator[None]:
     assert leftovers() == before
 
 
+def pytest_collection_finish() -> None:
+    """Keep the cycle collector from scanning thousands of tests again: they live to the end."""
+    if not gc.get_freeze_count():  # a test may collect others in this process
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where files go to several processes, have the long ones go first: else one is left alone."""
