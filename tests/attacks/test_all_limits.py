@@ -67,6 +67,7 @@ def test_a_user_at_all_its_limits_leaves_room(ground: Path, rust_virtiofsd: str)
         deadline = time.monotonic() + 20
         while (now := standing(daemon)) != before:
             assert time.monotonic() < deadline, f"{before} became {now}"
+            time.sleep(0.02)
     assert "user_connections is 97 instead of 4096" in daemon.log
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,6 +133,7 @@ exec {backend} "$@"
 """
 _ATTACK: Final = """#!{python} -I
 import sys
+import time
 sys.path.insert(0, {repository!r})
 from tests.attacks.breaking_in import keep_a_backends_capabilities, ways_into
 keep_a_backends_capabilities()
@@ -172,7 +174,7 @@ def test_a_process_that_does_not_hide_is_open_in_all_these_ways() -> None:
             os.execvp("sleep", ["sleep", "60"])
         try:
             while Path(f"/proc/{child}/comm").read_text() != "sleep\n":
-                os.sched_yield()
+                time.sleep(0.002)
             return _get_in(child)
         finally:
             os.kill(child, 9)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def stop_group(leader: int) -> None:
     """Stop a process group; all that descends from its leader stands still when this returns."""
     os.killpg(leader, signal.SIGSTOP)
     while any(_state(process) not in "TZ" for process in family(leader)):
-        os.sched_yield()
+        time.sleep(0.001)
 
 
 def _state(process: int) -> str:

@@ -31,6 +31,7 @@ class Standing(NamedTuple):
                 [export] = status["exports"]
                 if not export["in_flight"] or time.monotonic() > deadline:
                     break
+                time.sleep(0.005)
             held = ("state", "nodes", "lookups", "in_flight", "payloads")
             processes = list(family(running.process.pid))
             return cls(
@@ -58,5 +59,5 @@ def assert_settles(running: RunningDaemon, before: Standing) -> None:
     """
     deadline = time.monotonic() + _SETTLED
     while not (now := Standing.of(running)).is_within(before) and time.monotonic() < deadline:
-        pass
+        time.sleep(0.02)
     assert now.is_within(before), f"{before} became {now}"

@@ -48,12 +48,13 @@ def backend_pid(client: Client) -> int:
         backend = client.exports()[0].backend
         if backend is not None and backend.pid is not None:
             return backend.pid
+        time.sleep(0.002)
 
 
 def wait_for_state(client: Client, state: str) -> None:
     """Ask for the first export until it is in this state."""
     while client.exports()[0].state != state:
-        os.sched_yield()
+        time.sleep(0.002)
 
 
 def alive(process: int) -> bool:
@@ -242,7 +243,7 @@ def test_one_that_hangs_is_replaced(virtiofsd: str, shared: Path, tmp_path: Path
                     late.append(time.monotonic() - begun - seconds)
             # Else this thread came late itself, and others had shown that the backend hangs.
             while backend_pid(client) == first:
-                os.sched_yield()
+                time.sleep(0.002)
             wait_for_state(client, "up")
             assert client.stat("files", "large").size == SIZE
             crowd.go_on()
@@ -315,7 +316,7 @@ def test_a_child_that_outlives_its_parent_is_replaced(
         first = backend_pid(client)
         os.kill(first, signal.SIGKILL)  # the one that was started, not what it forked
         while backend_pid(client) == first:
-            pass
+            time.sleep(0.002)
         assert client.stat("files", "large").size == SIZE
     assert "SIGKILL" in daemon.log
 

@@ -3,6 +3,7 @@
 import itertools
 import mmap
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -185,6 +186,7 @@ def test_clients_that_go_without_a_word(
                 memory._memory.close()
             while client.status()["connections"] > 1:
                 assert client.exports()[0].state == "up"
+                time.sleep(0.001)
             # How far they came is a matter of chance: now the node and the image are known.
             client.fetch("files", "file").close()
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -283,7 +284,7 @@ def test_a_closed_clients_memory_is_nobodys(running: RunningDaemon, other: Clien
         memory._memory.close()
         # The connection's end is noticed in the daemon's own time: until then there are two.
         while other.status()["connections"] > 1:
-            pass
+            time.sleep(0.002)
         for process in processes:
             assert not list(mappings_of(process, kept))
         refused("BAD_REQUEST", other.load, memory.id, 0, "files", "file")

@@ -175,7 +175,7 @@ def test_a_signal_ends_it_with_status_0_and_replies_come_first(
         reading = client.begin(calls.read_into("files", "big", 0, buffer))
         # The reply is longer than the socket's buffer: it stays in progress until it is read.
         while not observer.status()["exports"][0]["payloads"]:
-            pass
+            time.sleep(0.002)
         daemon.process.send_signal(number)
         assert client.finish(reading) == 8 << 20
         assert daemon.process.wait(timeout=20) == 0
