@@ -1,0 +1,45 @@
+"""What the tests of integrations share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.running import RunningDaemon
+
+
+class Exported(NamedTuple):
+    """A directory of the host, and the daemon that exports it as ``files``."""
+
+    directory: Path
+    daemon: RunningDaemon
+
+    @property
+    def socket(self) -> str:
+        return self.daemon.socket
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, rust_virtiofsd: str) -> Iterator[Exported]:
+    """Export a directory. Files above 2 MiB are too large for images."""
+    folder = tmp_path_factory.mktemp("daemon")
+    directory = folder / "files"
+    directory.mkdir()
+    socket, configuration = folder / "socket", folder / "vuserd.toml"
+    configuration.write_text(
+        f"""
+        image_cache = 0
+        [limits]
+        user_images = "2M"
+        [[listen]]
+        socket = "{socket}"
+        [[export]]
+        name = "files"
+        path = "{directory}"
+        backend = "{rust_virtiofsd}"
+        """
+    )
+    arguments = ("--config", str(configuration))
+    with RunningDaemon({}, socket, None, *arguments, configured=True) as daemon:
+        yield Exported(directory, daemon)

@@ -1,0 +1,1 @@
+"""The file system of fsspec: ``vuserd://EXPORT/PATH``, read-only."""
