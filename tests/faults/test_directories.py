@@ -3,7 +3,7 @@
 import errno
 import stat as modes
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import compress
 
 import pytest
@@ -26,6 +26,7 @@ from tests.faults.harness import (
     spoiled,
 )
 from tests.listings import page
+from vuserd.delivery.pages import TreePages
 from vuserd.errors import FileError, VuserdError
 from vuserd.fs.listings import Listing
 from vuserd.fs.walk import TreeWalk
@@ -359,6 +360,46 @@ async def test_an_endless_directory_comes_in_pages(front: Front) -> None:
     listing.close()
     asked = [struct.unpack_from("=QQ", one.body)[1] for one in front.backend.named(Opcode.READDIR)]
     assert asked == [*range(100)]  # as if it were one
+    await front.serves()
+
+
+async def _listing(front: Front) -> None:
+    listing = Listing(b"", attributes=False)
+    while not listing.finished:
+        await listing.next_page(front.files, 1)
+
+
+async def _walk(front: Front) -> None:
+    walk = TreeWalk(b"", attributes=False)
+    while not walk.finished:
+        _, problems = await walk.next_page(front.files, 1)
+        for problem in problems:
+            raise problem.error
+
+
+async def _tree(front: Front) -> None:
+    pages = TreePages(b"")
+    while not pages.finished:
+        page = await pages.next_page(front.files, 1, 128 << 10)
+        page.content.give_back()
+        for _, error in page.problems:
+            raise error
+
+
+@fault(
+    "offsets-circle-over-pages",
+    done="the offsets of a directory go in a circle that is longer than a page",
+    must=EIO,
+)
+@pytest.mark.parametrize("read", [_listing, _walk, _tree])
+async def test_a_circle_that_is_longer_than_a_page(
+    front: Front, read: Callable[[Front], Awaitable[None]]
+) -> None:
+    opcode = Opcode.READDIRPLUS if read is _tree else Opcode.READDIR
+    front.tell(opcode, going_on(*range(1, 21)))  # type: ignore[arg-type]
+    with pytest.raises(FileError, match="lead back") as raised:
+        await read(front)
+    assert raised.value.code == "EIO"
     await front.serves()
 
 

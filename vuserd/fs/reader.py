@@ -11,6 +11,7 @@ from typing import Final
 
 from protocol.dirent_columns import DirectoryColumns
 from protocol.fuse import FileHandle
+from vuserd.fs.directories.offsets import Offsets, no_end
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Node
 
@@ -34,6 +35,7 @@ class DirectoryReader:
         self._node: Node | None = None
         self._handle: FileHandle | None = None
         self._position = 0
+        self._offsets = Offsets()
         #: Hashes of the names that were given: 8 bytes each, where a set of names would have 100.
         self._given = array("q")
         #: Those of them that this opening of the directory has not come to yet.
@@ -88,6 +90,7 @@ class DirectoryReader:
     def begin(self, files: FileSystem, node: Node, handle: FileHandle) -> None:
         """Read from a new opening of the directory, which is this reader's to close."""
         self._files, self._node, self._handle, self._position = files, node, handle, 0
+        self._offsets = Offsets()
         self._ahead = set(self._given)
 
     @property
@@ -98,11 +101,18 @@ class DirectoryReader:
         return self._node, self._handle, self._position
 
     def take(self, found: DirectoryColumns, following: int | None) -> DirectoryColumns:
-        """Take what was read from its place, and where it goes on; return what is new of it."""
+        """Take what was read from its place, and where it goes on; return what is new of it.
+
+        Raises:
+            FileError: EIO: its offsets lead back.
+
+        """
         entries = self._new(found) if self._ahead else found
         if following is None:
             self._finish()
         else:
+            if self._offsets.lead_back(following):
+                raise no_end()
             self._position = following
             self._given.extend(map(hash, entries.names))
         return entries

@@ -25,8 +25,10 @@ _READERS: Final = 16
 _PORTION: Final = 2000
 #: How often directories are read together: a small one has entries once, and then ends.
 _TOGETHER: Final = 2
-#: Directories that may be open and wait for their turn; over that one is read to its end.
+#: Directories that may be open and wait for their turn; over that one is read to its end, unless
+#: its entries take so many bytes.
 _MOST_OPEN: Final = 64
+_MOST_HELD: Final = 8 << 20
 #: Types of entries to look into, DT_DIR and DT_UNKNOWN of dirent.h: some file systems do not say
 #: what their entries are.
 _MAY_BE_DIRECTORY: Final = frozenset({stat.S_IFDIR >> 12, 0})
@@ -319,7 +321,9 @@ class TreeWalk(Kept):
                 entries = await reader.read(files, node, _PORTION, below)
             finally:
                 self._directories_size += reader.remembered - before
-            waits = not reader.finished and self._open_directories() <= _MOST_OPEN
+            waits = not reader.finished and (
+                self._open_directories() <= _MOST_OPEN or self._entries_size > _MOST_HELD
+            )
             if waits:
                 self._waiting.append(directory)
             self._add(directory, entries, below)

@@ -26,6 +26,7 @@ from vuserd.device.request import Undo
 from vuserd.device.results import Failed, length_of
 from vuserd.device.session import Session
 from vuserd.errors import FileError
+from vuserd.fs.directories.offsets import no_end
 from vuserd.fs.nodes import Hold, Node, NodeTable
 from vuserd.fs.operations import NodeOperations
 from vuserd.tasks.turns import take_turn
@@ -98,9 +99,7 @@ class DirectoryEntries:
             entries.extend(batch)
             barren = 0 if count or position is None else barren + 1
             if position in passed or barren > _MOST_BARREN:
-                raise FileError(
-                    errno.EIO, "the directory has no end: its file system's offsets lead back"
-                )
+                raise no_end()
             passed.add(position)
         return entries, position
 

@@ -14,6 +14,7 @@ from vuserd.device.jobs import Ask
 from vuserd.device.lane.lane import Lane
 from vuserd.device.results import Result, body_of, length_of
 from vuserd.errors import FileError
+from vuserd.fs.directories.offsets import Offsets
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.operations import ATTEMPTS, not_told_apart, was_raced
 from vuserd.fs.tree.found import Branch
@@ -72,7 +73,7 @@ def open_directory(lane: Lane, branch: Branch) -> Part[None]:
     [opened] = yield [Ask(fuse.opendir(node), None, undo)]
     branch.handle = lane.decoded(fuse.decode_open, body_of(opened))
     branch.position = branch.barren = 0
-    branch.passed.clear()
+    branch.offsets = Offsets()
     branch.ahead = set(branch.given)
 
 

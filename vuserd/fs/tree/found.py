@@ -5,6 +5,7 @@ from typing import Final
 
 from protocol.fuse import Attributes, FileHandle, NodeId, decode_attributes_at
 from vuserd.errors import VuserdError
+from vuserd.fs.directories.offsets import Offsets
 
 #: Bytes of memory for a directory, for a name that was found in it, and for one yet to come again.
 _DIRECTORY: Final = 1024
@@ -26,8 +27,7 @@ class Branch:
         self.handle: FileHandle | None = None
         self.position = 0
         self.barren = 0
-        #: Positions that this opening has come by.
-        self.passed: set[int] = set()
+        self.offsets = Offsets()
         #: Hashes of the names that were found, and those of them that this opening has yet to come
         #: to: offsets mean nothing in another opening of a directory.
         self.given = array("q")

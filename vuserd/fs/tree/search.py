@@ -23,6 +23,7 @@ from protocol.fuse import (
 )
 from vuserd.device.jobs import Job
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
+from vuserd.fs.directories.offsets import no_end
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Hold
 from vuserd.fs.operations import not_told_apart
@@ -30,7 +31,8 @@ from vuserd.fs.paths import PATH_MAX
 from vuserd.fs.tree.asking import Part, go, look_up, open_directory, read_entries
 from vuserd.fs.tree.found import Branch, Found
 
-#: Directories that may be open and wait for their turn; over that one is read to its end.
+#: Directories that may be open and wait for their turn; over that one is read to its end, unless it
+#: has ever more entries.
 _MOST_OPEN: Final = 64
 #: Nodes of directories, and of entries, that stay in use while they wait; others are given back.
 _MOST_NODES: Final = 1024
@@ -184,7 +186,7 @@ class Tree:
         self._reading.add(branch)
         try:
             finished = yield from self._read_batch(branch, buffer)
-            while not finished and self._opened > _MOST_OPEN:
+            while not finished and self._opened > _MOST_OPEN and len(self.ahead) < _MOST_NODES:
                 finished = yield from self._read_batch(branch, buffer)
         except FileError as error:
             if error.is_exhaustion:
@@ -248,12 +250,9 @@ class Tree:
             self._add(branch, entries)
             return True
         branch.barren = 0 if entries.names else branch.barren + 1
-        if following in branch.passed or branch.barren > _MOST_BARREN:
+        if branch.offsets.lead_back(following) or branch.barren > _MOST_BARREN:
             self._in_use.nodes.forget_each(entries.nodes)
-            raise FileError(
-                errno.EIO, "the directory has no end: its file system's offsets lead back"
-            )
-        branch.passed.add(following)
+            raise no_end()
         branch.position = following
         self._add(branch, entries)
         return False
