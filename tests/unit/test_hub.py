@@ -30,6 +30,10 @@ class Passes(trio.abc.Instrument):
     def __init__(self) -> None:
         self.went_on: list[list[Client]] = [[]]
 
+    @property
+    def latest(self) -> list["Client"]:
+        return self.went_on[-1] or self.went_on[-2]
+
     def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's
         if self.went_on[-1]:
             self.went_on.append([])
@@ -78,6 +82,8 @@ class Crowd:
     def __init__(self, hub: Hub, turns: Turns, stack: ExitStack) -> None:
         self.passes = Passes()
         self.hub = hub
+        #: Seconds of the processor that a step takes.
+        self.cost = 0.0
         self._turns = turns
         self._stack = stack
 
@@ -95,12 +101,29 @@ class Crowd:
         return made
 
 
+class Spent:
+    """The processor's time: what the latest pass cost comes once it is over."""
+
+    crowd: Crowd
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._is_asked_before = False
+
+    def __call__(self) -> float:
+        if self._is_asked_before:
+            self._seconds += self.crowd.cost * len(self.crowd.passes.latest)
+        self._is_asked_before = not self._is_asked_before
+        return self._seconds
+
+
 @pytest.fixture
 async def crowd(nursery: trio.Nursery) -> AsyncIterator[Crowd]:
     turns = Turns()
-    hub = Hub(turns)
+    spent = Spent()
+    hub = Hub(turns, spent)
     with ExitStack() as stack:
-        made = Crowd(hub, turns, stack)
+        made = spent.crowd = Crowd(hub, turns, stack)
         nursery.start_soon(turns.run)
         nursery.start_soon(hub.run)
         trio.lowlevel.add_instrument(made.passes)
@@ -118,6 +141,36 @@ async def test_a_user_alone_goes_on_in_large_turns(crowd: Crowd) -> None:
     await wait_all_tasks_blocked()
     assert all(client.read == b"a" for client, _ in clients)
     assert max(map(len, crowd.passes.went_on)) == ALONE.steps
+
+
+@pytest.mark.parametrize(
+    ("cost", "steps"),
+    [
+        (0.0001, [64, 32, 16, 16, 16]),  # each step is so much work
+        (0.00001, [64, 64, 64, 64, 64]),
+        (0.01, [64, 32, 16, 8, 8]),
+    ],
+)
+async def test_turns_of_heavy_requests_are_small(
+    crowd: Crowd, cost: float, steps: list[int]
+) -> None:
+    crowd.cost = cost
+    for _, theirs in crowd.add(200):
+        theirs.send(b"ab")
+    await wait_all_tasks_blocked()
+    assert [len(went_on) for went_on in crowd.passes.went_on][:5] == steps
+
+
+async def test_turns_grow_again(crowd: Crowd) -> None:
+    clients = crowd.add(200)
+    for cost in (0.01, 0.00001):
+        crowd.cost = cost
+        for _, theirs in clients:
+            theirs.send(b"abcd")
+        await wait_all_tasks_blocked()
+    went_on = [len(each) for each in crowd.passes.went_on]
+    assert 8 in went_on
+    assert went_on[went_on.index(8) :].count(64) >= 5
 
 
 async def test_users_who_share_take_turns(mock_clock: MockClock, crowd: Crowd) -> None:

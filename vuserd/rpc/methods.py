@@ -44,6 +44,7 @@ class Methods:
             **methods_of(DaemonMethods(visible, manager)),
             **methods_of(FileMethods(visible, images)),
         }
+        self._described = [method.describe() for method in self.table.values()]
 
     def find(self, name: str) -> Method:
         """Return the method of this name.
@@ -66,7 +67,7 @@ class Methods:
             "version": __version__,
             "api_level": API_LEVEL,
             "api_compatible": API_COMPATIBLE,
-            "methods": [method.describe() for method in self.table.values()],
+            "methods": self._described,
             "errors": [*ErrorCode, *errno.errorcode.values()],
         }
 

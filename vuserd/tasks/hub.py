@@ -3,7 +3,8 @@
 A connection stands in the queue of its user as long as it could go on: bytes came, or their end;
 requests are left of those that were received; or a limit made it wait, and does so no more. In each
 pass of trio's scheduler the hub lets the connections of each user go on for one turn, those that
-have waited longest first, and then all other tasks have theirs::
+have waited longest first, and then all other tasks have theirs. Whoever comes next waits for these:
+so a turn of a user who is alone is large while its requests are little work, and small otherwise::
 
     bytes of a client -> epoll -> queue of its user -> go_on() -> tasks of its calls
                                           ^                              |
@@ -18,7 +19,9 @@ import itertools
 import math
 import os
 import select
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
 import trio
@@ -43,9 +46,14 @@ class Turn(NamedTuple):
     request: int
 
 
-#: Of a user who has the daemon alone, and of one who shares it.
+#: Of a user who has the daemon alone, at most, and of one who shares it.
 ALONE: Final = Turn(64, 1)
 SHARED: Final = Turn(16, 16)
+#: Seconds of the processor between two passes: after more than that, turns of who is alone become
+#: half as large, down to so many steps; after less than this, twice as large.
+_LONG: Final = 0.003
+_SHORT: Final = 0.0015
+FEWEST: Final = 8
 
 
 class User(Protocol):
@@ -93,14 +101,19 @@ class Hub:
 
     Args:
         turns: the turns of the users, who have others beside those of the hub.
+        spent: returns the seconds of the processor that this thread has had.
 
     Raises:
         OSError: there is no descriptor to watch with.
 
     """
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Turns, spent: Callable[[], float] = time.thread_time) -> None:
         self._turns = turns
+        self._spent = spent
+        self._alone = ALONE
+        #: What was spent when the pass before ended, if it had a turn that was not small.
+        self._spent_then: float | None = None
         self._epoll = select.epoll()
         try:
             self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -183,18 +196,33 @@ class Hub:
                     client.has_stops = True
                 if not client.is_queued:
                     self._enqueue(client)
+        if self._spent_then is not None:
+            self._fit_turn(self._spent() - self._spent_then)
+            self._spent_then = None
         queues = self._queues
         users = [*itertools.islice(queues, _USERS)]
         for user in users:
             self._turns.want(user)
         for user in users:
             queue = queues[user]
-            self._take_turn(queue, ALONE if user.is_only_user() else SHARED)
+            if not user.is_only_user():
+                self._take_turn(queue, SHARED)
+            elif self._take_turn(queue, self._alone) >= FEWEST:
+                self._spent_then = self._spent()
             del queues[user]
             if queue:
                 queues[user] = queue  # behind the others
 
-    def _take_turn(self, queue: deque[Client], turn: Turn) -> None:
+    def _fit_turn(self, seconds: float) -> None:
+        """Fit turns of a user who is alone to the work that the latest one was."""
+        steps = self._alone.steps
+        if seconds > _LONG:
+            self._alone = Turn(max(FEWEST, steps // 2), ALONE.request)
+        elif seconds < _SHORT and steps < ALONE.steps:
+            self._alone = Turn(2 * steps, ALONE.request)
+
+    def _take_turn(self, queue: deque[Client], turn: Turn) -> int:
+        """Let a user's connections go on; return how many steps these were."""
         left = turn.steps
         while queue and left > 0:
             client = queue.popleft()
@@ -203,6 +231,7 @@ class Hub:
             if client.has_more and not client.is_queued:
                 client.is_queued = True
                 queue.append(client)
+        return turn.steps - left
 
     def _enqueue(self, client: Client) -> None:
         client.is_queued = True
