@@ -130,10 +130,10 @@ def test_a_configuration_that_is_wrong(
     file.write_text("drain = true\ntimeot = 1\n[[export]]\nname = 'e'\npath = 'no/such'\n")
     assert command.run(options("--config", str(file))) == 1
     lines = capsys.readouterr().out.splitlines()
-    problems = [line for line in lines if line.startswith("problem")]
-    assert [
+    problems = [line for line in lines if line.startswith("problem  configuration")]
+    assert all(
         f"{file}:{line}: " in problem for line, problem in zip((1, 2, 5), problems, strict=True)
-    ]
+    )
     assert len(lines) > len(problems)  # the machine is looked at, nevertheless
 
 
@@ -262,7 +262,7 @@ async def test_what_a_backend_cannot_do(
 async def test_a_machine_without_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(configured, "PLACES", ())
-    monkeypatch.setattr("vuserd.backend.find.find_program.__defaults__", ((),))
+    monkeypatch.setattr("vuserd.backend.find.find_program.__defaults__", ((), None))
     (result,) = await configured.fitness_results([], 0)
     assert result.mark is Mark.PROBLEM
     assert "no virtiofsd on this machine: " in result.detail

@@ -189,7 +189,8 @@ class TestUsage:
         monkeypatch.setenv("COLUMNS", str(columns))
         text, _, examples = run("get", "--help")[1].partition("examples:")
         assert "\n  vuserctl get " in examples
-        lines = text.splitlines()
+        # Python 3.14 breaks no line within what an operand looks like.
+        lines = [line for line in text.splitlines() if "[EXPORT:PATH ...]" not in line]
         assert columns / 2 < max(map(len, lines)) < columns
 
     def test_a_start_loads_little(self) -> None:

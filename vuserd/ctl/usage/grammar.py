@@ -9,11 +9,26 @@ from vuserd.ctl.usage.arguments import COMMAND, FILE, target_argument
 from vuserd.ctl.usage.suggestions import suggestion
 
 
-class Help(argparse.HelpFormatter):
-    """Formats help as wide as the terminal; a text of several lines stays as it is written."""
+class _NoTheme:
+    """The colours of Python 3.14's argparse: none."""
 
-    def __init__(self, prog: str) -> None:
+    def __getattr__(self, name: str) -> str:
+        return ""
+
+
+class Help(argparse.HelpFormatter):
+    """Formats help as wide as the terminal; a text of several lines stays as it is written.
+
+    It has no colours: from Python 3.14 on, argparse loads 30 ms of modules to find out whether it
+    may have some, even where it formats nothing.
+    """
+
+    def __init__(self, prog: str, **_: Any) -> None:
         super().__init__(prog, width=screen_width() - 2)
+
+    def _set_color(self, *_: object) -> None:
+        self._theme = _NoTheme()
+        self._decolor = str
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if "\n" in text:
