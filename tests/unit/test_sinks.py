@@ -273,3 +273,24 @@ def test_large_payloads_are_written_in_pieces(
     assert (tmp_path / "new").read_bytes() == bytes(3) + content
     piece = 256 << 10
     assert written == [(3 + at * piece, piece) for at in range(4)] + [(3 + (1 << 20), 5)]
+
+
+@pytest.mark.parametrize("older", [b"", OLDER])
+def test_only_a_file_with_something_in_it_is_emptied(
+    taker: Taker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: bytes
+) -> None:
+    """On ext4, close() of one that was emptied takes as long as writing it to the disk begins."""
+    emptied: list[int] = []
+    ftruncate = os.ftruncate
+
+    def truncate(fileno: int, size: int) -> None:
+        if not size:
+            emptied.append(os.fstat(fileno).st_size)
+        ftruncate(fileno, size)
+
+    monkeypatch.setattr("os.ftruncate", truncate)
+    (tmp_path / "copy").write_bytes(older)
+    with descriptor(os.open(tmp_path / "copy", os.O_RDWR)) as fileno:
+        taker.download("image", fileno)
+    assert (tmp_path / "copy").read_bytes() == IMAGE
+    assert emptied == [size for size in [len(older)] if size]

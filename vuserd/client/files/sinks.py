@@ -48,7 +48,10 @@ class FileSink:
     def begin(self, attributes: Stat, *, has_holes_told: bool) -> None:
         """Empty it, for a file of these attributes, whose holes are told or are to be found."""
         self._skips_zeros = is_sparse(attributes) and not has_holes_told
-        os.ftruncate(self._fileno, 0)  # and not to its size, which may be untrue
+        # Not to its size, which may be untrue. And not where nothing is there: ext4 takes that for
+        # a replacement, and has close() wait until all the new bytes are on their way to the disk.
+        if os.fstat(self._fileno).st_size:
+            os.ftruncate(self._fileno, 0)
 
     def write(self, payload: memoryview, offset: int) -> None:
         """Write bytes at their offset."""

@@ -13,8 +13,8 @@ from vuserd.client.calls import Call, RemotePath, load, read_into
 CHUNK_BYTES = 8 << 20
 WINDOW = 2  # chunks in flight
 
-#: The same where memory is lent: larger ones cost the daemon fewer calls, and stay in its caches.
-LENT_CHUNK_BYTES = 2 << 20
+#: The same where memory is lent: chunks that cost the daemon few calls, and stay in the caches.
+LENT_CHUNK_BYTES = 4 << 20
 LENT_WINDOW = 4
 #: The smallest file that it pays for: lending costs as much as a few reads.
 LENT_LEAST = 8 << 20
