@@ -19,6 +19,7 @@ from tests.running import REPOSITORY, RunningDaemon
 #: Documents that another test runs, on a machine of their own or by pytest.
 ELSEWHERE: Final = {
     "lab.md": "tests/system/test_lab.py",
+    "labgrid.md": "tests/integrations/test_labgrid.py",
     "pytest.md": "tests/integrations/test_pytest_plugin.py",
 }
 #: Blocks that are not run, by their file and first line, and why.
