@@ -97,7 +97,8 @@ class Front(NamedTuple):
 
     def quarantined(self) -> int:
         """Count the buffers that the device has though no caller waits for them."""
-        targets = [slot.target for slot in self.session.lane._slots.outstanding()]
+        slots = self.session.lane._slots.outstanding()
+        targets = [slot.asked[1] for slot in slots if slot.asked]
         return sum(getattr(one, "state", None) is BufferState.QUARANTINED for one in targets)
 
 

@@ -11,7 +11,7 @@ from protocol.fuse import FileHandle, NodeId, Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from vuserd.device.jobs import Ask, Job, Jobs
 from vuserd.device.payloads import given_back
-from vuserd.device.results import Failed
+from vuserd.device.results import Failed, body_of, length_of
 from vuserd.device.session import Session
 from vuserd.errors import BackendDown, FileError
 
@@ -42,14 +42,12 @@ async def test_a_job_is_sent_the_results_of_what_it_asks_for(session: Session) -
         assert isinstance(missing, Failed)
         assert isinstance(missing.error, FileError)
         seen.append(missing.error.code)
-        body = found.unwrap()
-        assert isinstance(body, bytes)
+        body = body_of(found)
         entry = fuse.decode_lookup(body)
         assert entry is not None
         assert list((yield [])) == []
         [again] = yield [Ask(fuse.getattr(entry.node))]
-        body = again.unwrap()
-        assert isinstance(body, bytes)
+        body = body_of(again)
         seen.append(fuse.decode_attributes(body).size)
 
     jobs = Jobs(session.lane)
@@ -68,18 +66,15 @@ async def test_a_reply_goes_into_its_target(session: Session, backend: FakeBacke
 
         def job() -> Job:
             [found] = yield [Ask(lookup(b"Image"))]
-            body = found.unwrap()
-            assert isinstance(body, bytes)
+            body = body_of(found)
             entry = fuse.decode_lookup(body)
             assert entry is not None
             [opened] = yield [Ask(fuse.open(entry.node))]
-            body = opened.unwrap()
-            assert isinstance(body, bytes)
+            body = body_of(opened)
             handle = fuse.decode_open(body)
             request = fuse.read(entry.node, handle, 0, 1 << 20)
             [length] = yield [Ask(request, buffer)]
-            count = length.unwrap()
-            assert isinstance(count, int)
+            count = length_of(length)
             read.append(bytes(buffer.view[:count]))
             yield [Ask(fuse.release(entry.node, handle))]
 

@@ -9,7 +9,7 @@ import pytest
 from protocol import fuse
 from tests.fake.backend import FakeBackend
 from vuserd.device.jobs import Ask
-from vuserd.device.results import Failed, Result
+from vuserd.device.results import Failed, Result, body_of
 from vuserd.errors import BackendDown, FileError
 
 LOST = "the backend has gone"
@@ -27,7 +27,7 @@ def kept_of(results: list[Result]) -> "list[weakref.ref[BackendDown]]":
     left = []
     for result in results:
         try:
-            result.unwrap()
+            body_of(result)
         except BackendDown as error:
             left.append(weakref.ref(error))
     return left

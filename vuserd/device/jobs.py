@@ -6,20 +6,19 @@ not keep others waiting for long, therefore, and it has no context of its own::
 
     def size(node: NodeId) -> Job:
         [found] = yield [Ask(fuse.getattr(node))]
-        sizes.append(fuse.decode_attributes(found.unwrap()).size)
+        sizes.append(fuse.decode_attributes(body_of(found)).size)
 """
 
 from collections import deque
 from collections.abc import Generator, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import trio
 
 from protocol import fuse
 from vuserd.device.lane.lane import Lane
 from vuserd.device.request import Batch, Target, Undo
-from vuserd.device.results import Failed, Result
-from vuserd.errors import VuserdError
+from vuserd.device.results import Result
 from vuserd.users.asker import ASKER, Asker
 
 #: Jobs that are begun at once, if nothing else is said: more brings no more speed.
@@ -47,7 +46,8 @@ class Jobs:
         self._asker = ASKER.get()
         self._waiting: deque[Job] = deque()
         self._begun: set[_Begun] = set()
-        self._is_running = False
+        #: Whether they run, none has failed, and nothing was cancelled.
+        self.go_on = False
         #: Whether jobs are being begun: one that adds another begins none within itself.
         self._is_beginning = False
         self._task: trio.lowlevel.Task | None = None
@@ -68,13 +68,13 @@ class Jobs:
             Exception: what came out of the first job that failed.
 
         """
-        self._is_running = True
+        self.go_on = True
         try:
             self._begin()
             while self._begun and self._failure is None:
                 await self._changed()
         finally:
-            self._is_running = False
+            self.go_on = False
             self._close()
             failure, self._failure = self._failure, None
             try:
@@ -105,11 +105,6 @@ class Jobs:
         self._is_beginning = False
         self._lane.requests.publish()
 
-    @property
-    def go_on(self) -> bool:
-        """Whether none has failed, and nothing was cancelled."""
-        return self._is_running and self._failure is None
-
     def ended(self, begun: "_Begun", failure: Exception | None) -> None:
         """Go on without a job that has ended, or failed."""
         if failure is None:
@@ -117,6 +112,7 @@ class Jobs:
             self._begin()
         else:
             self._failure = failure
+            self.go_on = False
         if self._task is not None and (self._failure is not None or not self._begun):
             trio.lowlevel.reschedule(self._task)
             self._task = None
@@ -138,45 +134,31 @@ class Jobs:
 class _Begun(Batch):
     """A job that has begun, and what it waits for."""
 
-    __slots__ = ("_asker", "_is_begun", "_jobs", "_lane", "asked", "job")
+    __slots__ = ("_jobs", "_lane", "_next", "asked", "job")
 
     is_bulk = True
 
     def __init__(self, jobs: Jobs, lane: Lane, asker: Asker | None, job: Job) -> None:
-        super().__init__()
+        super().__init__(asker)
         self.job = job
         self.asked: Sequence[Ask] = ()
         self._jobs = jobs
         self._lane = lane
-        self._asker = asker
-        self._is_begun = False
+        #: What the job is sent next: at first nothing, since it has asked for nothing.
+        self._next: Any = None
 
     def resume(self) -> None:
         """Let the job go on until it waits, ends or fails."""
         if not self._jobs.go_on:
             return  # what has come is undone
+        send, submit = self.job.send, self._lane.submit
         try:
             while not self.missing:
                 self.asked = ()
-                if self._is_begun:
-                    asked = self.job.send(self.results)
-                else:
-                    self._is_begun = True
-                    asked = next(self.job)
-                self._ask(asked)
+                self.asked = asked = send(self._next)
+                submit(self, asked)
+                self._next = self.results
         except StopIteration:
             self._jobs.ended(self, None)
         except Exception as error:
             self._jobs.ended(self, error)
-
-    def _ask(self, asked: Sequence[Ask]) -> None:
-        self.asked = asked
-        self.begin(len(asked))
-        lane = self._lane
-        deadline = lane.deadline()
-        for place, ask in enumerate(asked):
-            try:
-                lane.ask(ask, self, place, self._asker, deadline)
-            except VuserdError as error:
-                self.results[place] = Failed(error.with_traceback(None))
-                self.missing -= 1

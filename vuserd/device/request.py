@@ -6,7 +6,8 @@ from typing import Final, Protocol, TypeAlias
 from memory.arena import Buffer
 from protocol import fuse
 from vuserd.device.layout import REQUEST_ROOM
-from vuserd.device.results import MISSING, Result
+from vuserd.device.results import Result
+from vuserd.users.asker import Asker
 
 #: Called with the body of a successful reply that no caller waits for any more.
 Undo: TypeAlias = Callable[[bytes], None]
@@ -59,28 +60,28 @@ def require_room(request: fuse.Request) -> None:
         raise ValueError(f"{request.opcode.name} of {request.size} bytes")
 
 
+#: A request, where the body of its reply goes, and what undoes it if nobody sees that.
+Asked: TypeAlias = "tuple[fuse.Request, Target | None, Undo | None]"
+
+
 class Batch:
     """Requests of one caller: it goes on when each of them has its result.
 
     A request that is given up leaves the batch, and is an orphan from then on.
     """
 
-    __slots__ = ("missing", "results", "tickets")
+    __slots__ = ("asker", "missing", "results", "tickets")
 
     #: Whether it is one of many of the same job.
     is_bulk = False
 
-    def __init__(self) -> None:
+    def __init__(self, asker: Asker | None = None) -> None:
+        #: The user on whose behalf it is sent.
+        self.asker = asker
         self.results: list[Result] = []
         self.missing = 0
         #: The tickets of those that had to wait in the backlog.
         self.tickets: list[int] = []
-
-    def begin(self, count: int) -> None:
-        """Expect so many results."""
-        self.results = [MISSING] * count
-        self.missing = count
-        self.tickets.clear()
 
     def settle(self, place: int, result: Result) -> None:
         """Record the result of one request; the last one lets the caller go on."""

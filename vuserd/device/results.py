@@ -3,19 +3,6 @@
 from typing import Final, NoReturn, TypeAlias
 
 
-class Done:
-    """What a successful reply brought: its body, or only its length if that went into a target."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: bytes | int) -> None:
-        self.value = value
-
-    def unwrap(self) -> bytes | int:
-        """Return it."""
-        return self.value
-
-
 class Failed:
     """Why there is no successful reply.
 
@@ -40,20 +27,24 @@ class Failed:
 #: In place of an error that was raised.
 _RAISED: Final = LookupError("this was raised before")
 
-Result: TypeAlias = Done | Failed
+#: What a successful reply brought, its body, or only its length if that went into a target; or why
+#: there is none.
+Result: TypeAlias = bytes | int | Failed
 #: In place of the result of a request that has not ended.
 MISSING: Final[Result] = Failed(LookupError("no result yet"))
 
 
 def body_of(result: Result) -> bytes:
     """Return the body of a successful reply; raise its error."""
-    body = result.unwrap()
-    assert isinstance(body, bytes)
-    return body
+    if isinstance(result, Failed):
+        result.unwrap()
+    assert isinstance(result, bytes)
+    return result
 
 
 def length_of(result: Result) -> int:
     """Return the length of a reply that went into its target; raise its error."""
-    length = result.unwrap()
-    assert isinstance(length, int)
-    return length
+    if isinstance(result, Failed):
+        result.unwrap()
+    assert isinstance(result, int)
+    return result

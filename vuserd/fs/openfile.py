@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from protocol import fuse
 from protocol.fuse import Attributes, FileHandle, Whence
 from vuserd.device.request import Rest, Target
-from vuserd.device.results import Done, body_of, length_of
+from vuserd.device.results import Failed, body_of, length_of
 from vuserd.device.session import Session
 from vuserd.errors import FileError
 from vuserd.fs.nodes import Hold, Node
@@ -100,7 +100,7 @@ class OpenFile:
             ]
         )
         count = length_of(read)
-        if not (is_after and session.answers_in_order and isinstance(looked, Done)):
+        if not (is_after and session.answers_in_order) or isinstance(looked, Failed):
             return count, None
         return count, session.lane.decoded(fuse.decode_attributes, body_of(looked))
 

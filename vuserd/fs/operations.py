@@ -9,7 +9,7 @@ from protocol import fuse
 from protocol.fuse import Attributes, FileHandle, NodeId
 from vuserd.device.jobs import Ask
 from vuserd.device.request import Undo
-from vuserd.device.results import Done, Failed, Result, body_of
+from vuserd.device.results import Failed, Result, body_of
 from vuserd.device.session import Session
 from vuserd.errors import BackendTimeout, FileError
 from vuserd.fs.nodes import Hold, Node, NodeTable, root_node
@@ -88,7 +88,7 @@ class NodeOperations:
         asked = [*self._lookups(way), Ask(fuse.open(guess.id), undo=self._undo_open(guess))]
         *answers, opened = await self._lane.ask_all(asked)
         handle = None
-        if isinstance(opened, Done):
+        if not isinstance(opened, Failed):
             handle = self._lane.decoded(fuse.decode_open, body_of(opened))
         is_it = False
         try:
@@ -118,7 +118,7 @@ class NodeOperations:
             node = await resolve(root, names, follow=follow, lookup=lookup, readlink=self.readlink)
         finally:
             for answer in answers.values():
-                if isinstance(answer, Done):
+                if not isinstance(answer, Failed):
                     self._lane.decoded(self.undo_lookup, body_of(answer))
         if node is root:
             node.attributes = await self.getattr(node)

@@ -56,7 +56,7 @@ class Backlog:
         return ticket
 
     def _line_up(self, ticket: int, waiting: Waiting) -> None:
-        work = 0 if waiting.target is None else work_of(waiting.request)
+        work = 0 if waiting.asked[1] is None else work_of(waiting.asked[0])
         if not work:
             self.ready[ticket] = waiting
         else:
@@ -121,7 +121,7 @@ class Backlog:
 
 def _nodes_of(waiting: Waiting) -> int:
     """Return how many nodes a request may bring in bulk."""
-    request = waiting.request
+    request = waiting.asked[0]
     if request.opcode is Opcode.READDIRPLUS:
         return (request.reply_size or 0) // _SHORTEST
     return int(

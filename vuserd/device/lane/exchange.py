@@ -10,7 +10,7 @@ count, an open handle.
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence, Sized
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 import trio
 
@@ -21,13 +21,13 @@ from vuserd.device.gate import Gate
 from vuserd.device.lane.backlog import Backlog
 from vuserd.device.lane.hiprio import Hiprio
 from vuserd.device.lane.hung import Attribution
-from vuserd.device.lane.slots import Slot, Slots, Waiting
+from vuserd.device.lane.slots import Sent, Slots, Waiting, sent
 from vuserd.device.lane.watch import Watch
 from vuserd.device.layout import PAYLOAD_SIZE, REPLY_ROOM, SharedLayout
 from vuserd.device.observer import Observer
 from vuserd.device.queue import NotifiedQueue
-from vuserd.device.request import Batch, Target, Undo, brought, require_room, work_of
-from vuserd.device.results import Done, Failed, Result
+from vuserd.device.request import Asked, Batch, brought, require_room, work_of
+from vuserd.device.results import MISSING, Failed, Result
 from vuserd.errors import (
     BackendBroken,
     BackendDown,
@@ -35,15 +35,13 @@ from vuserd.errors import (
     BackendTimeout,
     FileError,
     LossCause,
+    VuserdError,
 )
 from vuserd.users.asker import ASKER, Asker
 
 _LOG = logging.getLogger(__name__)
 
 Reply = TypeVar("Reply")
-
-#: A request, where the body of its reply goes, and what undoes it if nobody sees that.
-Asked: TypeAlias = tuple[fuse.Request, Target | None, Undo | None]
 
 _HEADER: Final = fuse.OUT_HEADER_SIZE
 #: The longest body of a reply without a target.
@@ -60,6 +58,8 @@ class Exchange:
         self, layout: SharedLayout, timeout: float, lost: Callable[[BackendError], None]
     ) -> None:
         self._timeout = timeout
+        #: When a request is overdue that is asked for while replies are taken.
+        self._due = 0.0
         self._lost = lost
         self._failure: BackendError | None = None
         self._who = fuse.Credentials(os.geteuid(), os.getegid(), os.getpid())
@@ -70,7 +70,7 @@ class Exchange:
             self.requests.close()
             raise
         self._ring = self.requests.ring
-        self._slots = Slots(self._ring.layout.num, self._ring.chain)
+        self._slots = Slots(self._ring.layout.num)
         self._by_head = self._slots.by_head
         self._backlog = Backlog()
         self._unique = 0
@@ -130,39 +130,67 @@ class Exchange:
 
     # --- submitting -------------------------------------------------------------------------------
 
-    def deadline(self) -> float:
-        """Return when a request that is asked for now is overdue."""
-        now = self.requests.now if self.requests.is_reaping else trio.current_time()
-        return now + self._timeout
+    def submit(self, batch: Batch, asked: Sequence[Asked]) -> None:
+        """Submit requests of a batch, or have them wait; the caller publishes them.
 
-    def ask(
-        self,
-        asked: Asked,
-        batch: Batch,
-        place: int,
-        asker: Asker | None,
-        deadline: float,
-    ) -> None:
-        """Submit a request of a batch, or have it wait; the caller publishes it.
+        What may not be sent has an error as its result.
+
+        Raises:
+            ValueError: no slot can carry one.
+
+        """
+        count = len(asked)
+        batch.results = [MISSING] * count
+        batch.missing = count
+        if batch.tickets:
+            batch.tickets.clear()
+        if self._watch.is_parked:
+            self._watch.wake()
+        deadline = self._due if self.requests.is_reaping else self._deadline()
+        asker, room = batch.asker, self._room()
+        for place, one in enumerate(asked):
+            request, target, _ = one
+            size = request.reply_size
+            if target is None:
+                if size is None or size > _MOST_ANSWERED:
+                    raise ValueError(f"{request.opcode.name} has no fixed reply")
+            elif size is None or not 1 <= size <= PAYLOAD_SIZE:
+                raise ValueError(f"{request.opcode.name} of {size} bytes")
+            if self._failure is not None or self._held_back:
+                try:
+                    self._admit(request)
+                except VuserdError as error:
+                    batch.results[place] = Failed(error.with_traceback(None))
+                    batch.missing -= 1
+                    continue
+            if room and (target is None or not work_of(request)):
+                room -= 1
+                self._send(one, batch, place, asker, deadline, None, 0)
+            else:
+                self._wait(Waiting(one, batch, place, asker, deadline, None))
+                room = self._room()
+
+    def _deadline(self) -> float:
+        """Return when a request that is asked for now is overdue."""
+        return trio.current_time() + self._timeout
+
+    def _room(self) -> int:
+        """Return how many requests may be sent at once: none while any waits for a slot only."""
+        backlog = self._backlog
+        return 0 if backlog.ready or backlog.owes_too_much or self._is_held else self._ring.free
+
+    def _admit(self, request: fuse.Request) -> None:
+        """Refuse a request that may not be sent.
 
         Raises:
             HeldBack: it hung the backend, and is not to be asked again yet.
             BackendError: the backend is lost.
-            ValueError: no slot can carry it.
 
         """
-        request, target, undo = asked
         if self._held_back and self.gate is not None:
             self.gate.admit(request)
         if self._failure is not None:
             raise self._failure.again()
-        size = request.reply_size
-        if target is None:
-            if size is None or size > _MOST_ANSWERED:
-                raise ValueError(f"{request.opcode.name} has no fixed reply")
-        elif size is None or not 1 <= size <= PAYLOAD_SIZE:
-            raise ValueError(f"{request.opcode.name} of {size} bytes")
-        self._submit(request, target, undo, batch, place, asker, deadline, None)
 
     def post(self, request: fuse.Request) -> None:
         """Send a request without a caller that waits: RELEASE, FORGET, INTERRUPT and their kin.
@@ -181,61 +209,45 @@ class Exchange:
         else:
             # Who closes a file forgets it next.
             path = None if self.gate is None else self.gate.path(request)
-            self._submit(request, None, None, None, 0, ASKER.get(), 0.0, path)
-            self.requests.offer()
+            self._put(Waiting((request, None, None), None, 0, ASKER.get(), 0.0, path))
 
-    def _submit(
+    def _put(self, waiting: Waiting) -> None:
+        """Send a small request soon, by itself."""
+        if self._room():
+            self._send(*waiting)
+        else:
+            self._wait(waiting)
+        self.requests.offer()
+
+    def _wait(self, waiting: Waiting) -> None:
+        """Let a request wait, in the order in which they came, and submit what may be."""
+        require_room(waiting.asked[0])
+        ticket = self._backlog.add(waiting)
+        if waiting.batch is not None:
+            waiting.batch.tickets.append(ticket)
+        self._submit_ready()
+
+    def _send(
         self,
-        request: fuse.Request,
-        target: Target | None,
-        undo: Undo | None,
+        asked: Asked,
         batch: Batch | None,
         place: int,
         asker: Asker | None,
         deadline: float,
         path: bytes | None,
-        work: int | None = None,
+        work: int,
     ) -> None:
-        """Put a request into a slot, or let it wait: in the order in which they came.
-
-        ``work`` is None for one that has not waited yet.
-        """
-        backlog = self._backlog
-        if work is None:
-            if self._watch.is_parked:
-                self._watch.wake()
-            if (
-                backlog.ready
-                or backlog.owes_too_much
-                or self._is_held
-                or not self._ring.free
-                or (target is not None and work_of(request))
-            ):
-                require_room(request)
-                waiting = Waiting(request, target, undo, batch, place, asker, deadline, path)
-                ticket = backlog.add(waiting)
-                if batch is not None:
-                    batch.tickets.append(ticket)
-                self._submit_ready()
-                return
+        """Put a request into a slot, with the fields of :class:`Waiting`."""
+        request, target, _ = asked
         unique = self._unique = self._unique + 2  # odd numbers are the kernel's, for interrupts
         message = request.encode(unique, self._who)
-        size = _HEADER + (request.reply_size or 0)
+        size = request.reply_size or 0
         if target is None:
-            slot = self._by_head[self._ring.add(message, size)]
+            slot = self._ring.add(message, _HEADER + size)
         else:
             target.lend()
-            slot = self._by_head[self._ring.add(message, _HEADER, target.address, size - _HEADER)]
-        slot.request = request
-        slot.unique = unique
-        slot.target = target
-        slot.undo = undo
-        slot.batch = batch
-        slot.place = place
-        slot.asker = asker
-        slot.deadline = deadline
-        slot.path = path
-        slot.work = work or 0
+            slot = self._ring.add(message, _HEADER, target.address, size)
+        self._by_head[slot] = sent((unique, asked, batch, place, asker, deadline, path, work))
         if self._observer is not None:
             self._observer.sent(unique, request)
 
@@ -243,7 +255,7 @@ class Exchange:
         """Submit those that wait for a slot only, in order, as far as there are any."""
         backlog, ring = self._backlog, self._ring
         while backlog.ready and ring.free and not self._is_held:
-            self._submit(*backlog.pop())
+            self._send(*backlog.pop())
 
     def _encoded(self, request: fuse.Request) -> tuple[int, bytes]:
         self._unique += 2
@@ -261,32 +273,34 @@ class Exchange:
         """Take used chains of the request queue: check the replies, let their callers go on."""
         slots, attribution = self._slots, self._watch.attribution
         by_head = slots.by_head
+        self._due = self.requests.now + self._timeout
         for head, length, reply in used:
-            slot = by_head[head]
-            unique, batch, target, undo = slot.unique, slot.batch, slot.target, slot.undo
+            one = by_head[head]
+            assert one is not None
+            unique, (_, target, undo), batch, place, _, _, _, work = one
             error = fuse.decode_reply_header(reply, unique, length)
+            by_head[head] = None
             if unique > slots.latest:
                 slots.latest = unique
             if self._observer is not None:
                 self._observer.ended(unique, error, length - _HEADER)
             if attribution is not None:
-                attribution.answered(slot, self.requests.now)
-            if slot.work:
-                self._backlog.end_turn(slot.work)
-            slot.clear()
+                attribution.answered(one, self.requests.now)
+            if work:
+                self._backlog.end_turn(work)
             result: Result
             if error:
                 result = Failed(FileError(error))
             elif target is None:
-                result = Done(reply[_HEADER:])
+                result = reply[_HEADER:]
             else:
-                result = Done(length - _HEADER)
-            if batch is None and undo is not None and not error:
-                undo(brought(target, result.unwrap()))
+                result = length - _HEADER
+            if batch is None and undo is not None and not isinstance(result, Failed):
+                undo(brought(target, result))
             if target is not None:
                 target.reclaim()
             if batch is not None:
-                batch.settle(slot.place, result)
+                batch.settle(place, result)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -314,18 +328,18 @@ class Exchange:
         """Give up the replies of a batch, whether they have come or not."""
         for ticket in batch.tickets:
             self._backlog.remove(ticket)
-        for slot in self._slots.of(batch):
-            self._orphan(slot)
+        for one in self._slots.of(batch):
+            self._leave(one)
         for (_, target, undo), result in zip(asked, batch.results, strict=False):
-            if undo is not None and isinstance(result, Done):
-                self.decoded(undo, brought(target, result.value))
+            if undo is not None and not isinstance(result, Failed):
+                self.decoded(undo, brought(target, result))
         self._go_on()
 
-    def _orphan(self, slot: Slot) -> None:
-        """Leave a request to the device."""
-        slot.batch = None
-        if self.interrupts:
-            self.post(fuse.interrupt(slot.unique))
+    def _leave(self, one: Sent) -> None:
+        """Leave a request to the device: no caller waits for it any more."""
+        self._slots.replace(one._replace(batch=None))
+        if one.batch is not None and self.interrupts:
+            self.post(fuse.interrupt(one.unique))
 
     def fail(self, reason: BackendError) -> None:
         """Fail all current and future calls with ``reason``: the backend is lost.
@@ -370,16 +384,15 @@ class Exchange:
 
     def _end_overdue(self, now: float) -> bool:
         """End what is overdue; return whether a caller waited for any of it."""
-        ended = [(one.request, one.batch, one.place) for one in self._backlog.take_overdue(now)]
-        for slot in self._slots.overdue(now):
-            if slot.work:
-                self._backlog.end_turn(slot.work)
-                slot.work = 0
-            if slot.batch is not None and slot.request is not None:
-                ended.append((slot.request, slot.batch, slot.place))
+        ended = [(one.asked[0], one.batch, one.place) for one in self._backlog.take_overdue(now)]
+        for one in self._slots.overdue(now):
+            if one.work:
+                self._backlog.end_turn(one.work)
+            if one.batch is not None:
+                ended.append((one.asked[0], one.batch, one.place))
                 if self._observer is not None:
-                    self._observer.timed_out(slot.unique)
-                self._orphan(slot)
+                    self._observer.timed_out(one.unique)
+            self._leave(one._replace(work=0))
         for request, batch, place in ended:
             assert batch is not None
             batch.settle(place, Failed(self._timed_out(request)))
@@ -393,6 +406,6 @@ class Exchange:
 
     def _probe(self, probe: Batch) -> None:
         """Send a request that any backend answers at once."""
+        probe.results, probe.missing = [MISSING], 1
         request = fuse.getattr(fuse.ROOT_ID)
-        self._submit(request, None, None, probe, 0, None, self.deadline(), None)
-        self.requests.offer()
+        self._put(Waiting((request, None, None), probe, 0, None, self._deadline(), None))

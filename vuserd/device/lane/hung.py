@@ -3,7 +3,7 @@
 from typing import Final
 
 from vuserd.device.gate import Gate
-from vuserd.device.lane.slots import Slot, Slots
+from vuserd.device.lane.slots import Sent, Slots
 
 #: Seconds for a backend that has been silent to show that it is alive.
 PROBE_TIME: Final = 1.0
@@ -21,8 +21,8 @@ class Attribution:
     def __init__(self, gate: Gate, timeout: float) -> None:
         self.gate = gate
         self._timeout = timeout
-        #: Those that were found to hang it, and have not been answered since.
-        self._hung: set[Slot] = set()
+        #: The uniques of those that were found to hang it, and have not been answered since.
+        self._hung: set[int] = set()
 
     def find(self, slots: Slots, now: float, *, heard: float) -> None:
         """Report what hangs the backend and was not reported yet.
@@ -39,22 +39,21 @@ class Attribution:
         """
         is_quiet = heard + self._timeout / 2 <= now
         taken = self.gate.threads if is_quiet else 0
-        for place, slot in enumerate(slots.outstanding()):
-            is_taken = place < taken or slot.unique < slots.latest
-            is_overdue = slot.deadline <= now and (is_quiet or slot.deadline)
-            if is_taken and is_overdue and slot not in self._hung:
-                assert slot.request is not None
-                self._hung.add(slot)
-                self.gate.hung(slot.request, slot.path, slot.asker)
+        for place, one in enumerate(slots.outstanding()):
+            is_taken = place < taken or one.unique < slots.latest
+            is_overdue = one.deadline <= now and (is_quiet or one.deadline)
+            if is_taken and is_overdue and one.unique not in self._hung:
+                self._hung.add(one.unique)
+                self.gate.hung(one.asked[0], one.path, one.asker)
 
-    def answered(self, slot: Slot, now: float) -> None:
+    def answered(self, one: Sent, now: float) -> None:
         """Report that a request was answered, if the gate wants to know."""
         if not (self._hung or self.gate.held):
             return
-        assert slot.request is not None
-        if slot not in self._hung:
-            self.gate.answered(slot.request)
+        request = one.asked[0]
+        if one.unique not in self._hung:
+            self.gate.answered(request)
             return
-        self._hung.discard(slot)
-        if now <= slot.deadline + PROBE_TIME:
-            self.gate.was_late(slot.request, slot.path, slot.asker)
+        self._hung.discard(one.unique)
+        if now <= one.deadline + PROBE_TIME:
+            self.gate.was_late(request, one.path, one.asker)

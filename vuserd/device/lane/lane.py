@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 import trio
 
 from protocol import fuse
-from vuserd.device.lane.exchange import Asked, Exchange, Reply
-from vuserd.device.request import Batch, Target, Undo
-from vuserd.device.results import Failed, Result, body_of, length_of
-from vuserd.errors import VuserdError
+from vuserd.device.lane.exchange import Exchange, Reply
+from vuserd.device.request import Asked, Batch, Target, Undo
+from vuserd.device.results import Result, body_of, length_of
 from vuserd.users.asker import ASKER
 
 
@@ -19,7 +18,7 @@ class _Caller(Batch):
     __slots__ = ("_task",)
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(ASKER.get())
         self._task: trio.lowlevel.Task | None = None
 
     def resume(self) -> None:
@@ -113,14 +112,8 @@ class Lane(Exchange):
 
     async def _answered_to(self, caller: _Caller, asked: Sequence[Asked]) -> None:
         """Send requests all at once, and wait for what becomes of each."""
-        caller.begin(len(asked))
-        asker, deadline = ASKER.get(), self.deadline()
         try:
-            for place, one in enumerate(asked):
-                try:
-                    self.ask(one, caller, place, asker, deadline)
-                except VuserdError as error:
-                    caller.settle(place, Failed(error.with_traceback(None)))
+            self.submit(caller, asked)
             if len(asked) == 1:
                 self.requests.offer()
             else:

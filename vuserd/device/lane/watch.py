@@ -129,7 +129,6 @@ class Watch:
             self._patience = min(self._patience, patience)
         elif self._probe is None or not self._probe.missing:
             self._probe = _Probe()
-            self._probe.begin(1)
             probe(self._probe)
             self._probed = trio.current_time()
             self._patience = patience
