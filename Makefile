@@ -57,12 +57,13 @@ test: setup backends ## run the whole suite, many files at a time (ARGS=... for 
 test-oldest: backends ## run tests with the oldest dependencies allowed (ARGS=... for pytest, instead of a choice)
 	@tools/test-oldest $(ARGS)
 
-check: setup ## all that CI runs: format, lint, types, contracts, units, tests, coverage
+check: setup ## all that CI runs: format, lint, types, contracts, units, package, tests, coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@tools/check-units
+	@tools/check-package
 	@$(MAKE) --no-print-directory test ARGS="--cov --cov-report= --covering='$(COVERING)'"
 	@$(BIN)/coverage report --include='$(COVERED)' --fail-under=$(MINIMUM) >$(BIN)/.coverage-report || \
 	    { cat $(BIN)/.coverage-report; exit 1; }

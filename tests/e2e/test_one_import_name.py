@@ -21,6 +21,8 @@ from tests.e2e.installation import (
 from tests.running import REPOSITORY, RunningDaemon
 
 NAMES: Final = ("memory", "protocol")
+MANUAL: Final = REPOSITORY / "docs" / "man"
+UNITS: Final = REPOSITORY / "systemd"
 _TELL_OWNERS: Final = "import memory, protocol; print(memory.OWNER, protocol.OWNER, sep=', ')"
 
 
@@ -85,8 +87,10 @@ def check_delivery(
 
 def test_the_wheel_has_vuserd_alone(wheel: Path) -> None:
     names = names_in(wheel)
-    [information] = {name.partition("/")[0] for name in names if not name.startswith("vuserd/")}
-    assert information == f"vuserd-{vuserd.__version__}.dist-info"
+    others = {name.partition("/")[0] for name in names if not name.startswith("vuserd/")}
+    distribution = f"vuserd-{vuserd.__version__}"
+    assert others == {f"{distribution}.dist-info", f"{distribution}.data"}
+    assert {"vuserd/py.typed", f"{distribution}.dist-info/licenses/LICENSE"} <= names
     for package in NAMES:
         modules = {file.name for file in (REPOSITORY / package).glob("*.py")}
         start = f"vuserd/_packages/{package}/"
@@ -99,6 +103,21 @@ def test_an_sdist_makes_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
     [source] = (folder for folder in tmp_path.glob("vuserd-*") if folder.is_dir())
     (tmp_path / "again").mkdir()
     assert names_in(build_wheel(source, tmp_path / "again")) == names_in(wheel)
+
+
+def test_the_wheel_has_every_page_and_unit_and_completion(wheel: Path) -> None:
+    """What is beside the packages, by where it is in an environment, or in /usr."""
+    start = f"vuserd-{vuserd.__version__}.data/data/"
+    data = {name.removeprefix(start) for name in names_in(wheel) if name.startswith(start)}
+    pages = {f"share/man/man{page.suffix[1:]}/{page.name}" for page in MANUAL.glob("*.[1-8]")}
+    units = {f"lib/systemd/{unit.parent.name}/{unit.name}" for unit in UNITS.glob("*/*.s*[et]")}
+    assert data == pages | units | {
+        "lib/sysusers.d/vuserd.conf",
+        "lib/tmpfiles.d/vuserd.conf",
+        "share/bash-completion/completions/vuserctl",
+        "share/fish/vendor_completions.d/vuserctl.fish",
+        "share/zsh/site-functions/_vuserctl",
+    }
 
 
 def test_what_is_installed_occupies_one_name(wheel: Path, tmp_path: Path) -> None:

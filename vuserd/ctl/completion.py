@@ -22,50 +22,14 @@ _TIMEOUT_SECONDS = 2.0
 #: How long the shell waits in all, even if the daemon goes on sending.
 _MOST_SECONDS = 3.0
 
-# bash takes ':' for the end of a word, so what stands before the last one is cut from candidates.
-_BASH = r"""_vuserctl() {
-    local line=${COMP_LINE:0:COMP_POINT} words current prefix candidate
-    read -a words <<<"$line"  # without -r: it takes the backslashes away
-    [[ $line == *[[:space:]] ]] && words+=("")
-    current=${words[${#words[@]} - 1]}
-    prefix=
-    [[ $COMP_WORDBREAKS == *:* && $current == *:* ]] && prefix=${current%:*}:
-    COMPREPLY=()
-    while IFS= read -r candidate; do
-        [[ $candidate ]] || continue
-        [[ $candidate == *[:/] ]] && compopt -o nospace
-        COMPREPLY+=("$(printf %q "${candidate#"$prefix"}")")
-    done <<<"$(vuserctl __complete "${words[@]:1}" 2>/dev/null)"
-    [[ ${#COMPREPLY[@]} -eq 0 ]] && compopt -o default
-}
-complete -F _vuserctl vuserctl
-"""
-
-_ZSH = r"""#compdef vuserctl
-_vuserctl() {
-    local -a candidates open closed
-    candidates=("${(@f)$(vuserctl __complete "${(@Q)words[2,CURRENT]}" 2>/dev/null)}")
-    open=(${(M)candidates:#*[:/]})
-    closed=(${candidates:#*[:/]})
-    (( $#open )) && compadd -S '' -- $open
-    (( $#closed )) && compadd -- $closed
-    (( $#open + $#closed )) || _files
-}
-if [ "$funcstack[1]" = "_vuserctl" ]; then _vuserctl "$@"; else compdef _vuserctl vuserctl; fi
-"""
-
-_FISH = r"""function __vuserctl_complete
-    set -l words (commandline -opc) (commandline -ct)
-    vuserctl __complete $words[2..-1] 2>/dev/null
-end
-complete -c vuserctl -f -a '(__vuserctl_complete)'
-complete -c vuserctl -n '__fish_seen_subcommand_from get' -F
-"""
-
 
 def script(shell: str) -> str:
-    """Return the completion script for bash, zsh or fish."""
-    return {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}[shell]
+    """Return the completion script for bash, zsh or fish, of the folder ``scripts``."""
+    from pkgutil import get_data  # completing itself has to be quick, and needs none of it
+
+    text = get_data("vuserd.ctl", f"scripts/vuserctl.{shell}")
+    assert text is not None  # Python's loaders of files and of zip files can read data
+    return text.decode()
 
 
 def complete(words: list[str]) -> int:
