@@ -12,8 +12,9 @@ entries have their own module, :mod:`protocol.dirent`. Numbers are in the machin
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
+from functools import partial
 from itertools import chain
 from typing import Final, NamedTuple, NewType
 
@@ -148,6 +149,10 @@ class Request(NamedTuple):
         uid, gid, pid = who
         size = IN_HEADER_SIZE + len(body)
         return _IN_HEADER.pack(size, opcode, unique, node, uid, gid, pid, 0) + body
+
+
+#: Makes a request of its fields, in half the time that the class takes.
+_request: Callable[[tuple[Opcode, NodeId, bytes, int]], Request] = partial(tuple.__new__, Request)
 
 
 def decode_reply_header(reply: bytes, unique: int, used: int) -> int:
@@ -348,13 +353,15 @@ def batch_forget_capacity(size: int) -> int:
 
 
 _GETATTR_IN = struct.Struct("=IIQ")
+_GETATTR: Final = Opcode.GETATTR
+_GETATTR_BY_NODE: Final = _GETATTR_IN.pack(0, 0, 0)
+_GETATTR_REPLY: Final = _ATTR_HEAD.size + ATTRIBUTES_SIZE
 
 
 def getattr(node: NodeId, handle: FileHandle | None = None) -> Request:  # noqa: A001
     """GETATTR: the attributes of a node, or of the open file behind ``handle``."""
-    flags, number = (0, 0) if handle is None else (_GETATTR_FH, handle)
-    body = _GETATTR_IN.pack(flags, 0, number)
-    return Request(Opcode.GETATTR, node, body, _ATTR_HEAD.size + ATTRIBUTES_SIZE)
+    body = _GETATTR_BY_NODE if handle is None else _GETATTR_IN.pack(_GETATTR_FH, 0, handle)
+    return _request((_GETATTR, node, body, _GETATTR_REPLY))
 
 
 def decode_attributes(body: bytes) -> Attributes:
@@ -366,7 +373,7 @@ def decode_attributes(body: bytes) -> Attributes:
 
 def attributes_of(body: bytes) -> bytes:
     """Return the ``struct fuse_attr`` in a ``struct fuse_attr_out``, as it is."""
-    if len(body) != _ATTR_HEAD.size + ATTRIBUTES_SIZE:
+    if len(body) != _GETATTR_REPLY:
         raise MalformedError(f"a reply to GETATTR of {len(body)} bytes")
     return body[_ATTR_HEAD.size :]
 
@@ -387,11 +394,18 @@ _OPEN_IN = struct.Struct("=II")
 _OPEN_OUT = struct.Struct("=QII")
 _READ_IN = struct.Struct("=QQIIQII")
 _RELEASE_IN = struct.Struct("=QIIQ")
+#: Members of an enumeration take longer to find than globals.
+_OPEN: Final = Opcode.OPEN
+_READ: Final = Opcode.READ
+_RELEASE: Final = Opcode.RELEASE
+_OPEN_READ_ONLY: Final = _OPEN_IN.pack(0, 0)
+_OPEN_REPLY: Final = _OPEN_OUT.size
 
 
 def open(node: NodeId, flags: int = 0) -> Request:  # noqa: A001
     """Make OPEN, for a regular file; ``flags`` as in open(2), O_RDONLY by default."""
-    return Request(Opcode.OPEN, node, _OPEN_IN.pack(flags, 0), _OPEN_OUT.size)
+    body = _OPEN_IN.pack(flags, 0) if flags else _OPEN_READ_ONLY
+    return _request((_OPEN, node, body, _OPEN_REPLY))
 
 
 def opendir(node: NodeId) -> Request:
@@ -401,16 +415,19 @@ def opendir(node: NodeId) -> Request:
 
 def decode_open(body: bytes) -> FileHandle:
     """Decode the reply to OPEN and OPENDIR: the handle, which RELEASE or RELEASEDIR gives back."""
-    return FileHandle(_unpack(_OPEN_OUT, body)[0])
+    if len(body) != _OPEN_REPLY:
+        raise MalformedError(f"a reply of {len(body)} bytes where {_OPEN_REPLY} belong")
+    handle: FileHandle = _OPEN_OUT.unpack(body)[0]
+    return handle
 
 
 def _read(opcode: Opcode, node: NodeId, handle: FileHandle, offset: int, size: int) -> Request:
-    return Request(opcode, node, _READ_IN.pack(handle, offset, size, 0, 0, 0, 0), size)
+    return _request((opcode, node, _READ_IN.pack(handle, offset, size, 0, 0, 0, 0), size))
 
 
 def read(node: NodeId, handle: FileHandle, offset: int, size: int) -> Request:
     """READ ``size`` bytes at ``offset``; the reply's body is the bytes, fewer at the file's end."""
-    return _read(Opcode.READ, node, handle, offset, size)
+    return _read(_READ, node, handle, offset, size)
 
 
 def readdir(node: NodeId, handle: FileHandle, offset: int, size: int) -> Request:
@@ -425,7 +442,7 @@ def readdirplus(node: NodeId, handle: FileHandle, offset: int, size: int) -> Req
 
 def release(node: NodeId, handle: FileHandle) -> Request:
     """RELEASE a handle of OPEN."""
-    return Request(Opcode.RELEASE, node, _RELEASE_IN.pack(handle, 0, 0, 0), 0)
+    return _request((_RELEASE, node, _RELEASE_IN.pack(handle, 0, 0, 0), 0))
 
 
 def releasedir(node: NodeId, handle: FileHandle) -> Request:

@@ -9,9 +9,9 @@ from trio.testing import wait_all_tasks_blocked
 from protocol import fuse
 from protocol.fuse import FileHandle, NodeId, Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
-from vuserd.device.jobs import Ask, Job, Jobs
+from vuserd.device.jobs import Ask, InOrder, Job, Jobs
 from vuserd.device.payloads import given_back
-from vuserd.device.results import Failed, body_of, length_of
+from vuserd.device.results import MISSING, Failed, Result, body_of, length_of
 from vuserd.device.session import Session
 from vuserd.errors import BackendDown, FileError
 
@@ -95,6 +95,28 @@ async def test_what_a_job_asks_for_is_a_batch(session: Session, backend: FakeBac
     await jobs.run()
     assert len(backend.named(Opcode.STATFS)) == 100
     assert backend.kicks[1] - before in (1, 2)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2], [0, 2, 1], [2, 0, 1]])
+async def test_what_was_not_used_last_does_not_count(
+    session: Session, backend: FakeBackend, order: list[int]
+) -> None:
+    held: list[FuseRequest] = []
+    backend.answer = held.append
+    results: list[Result] = []
+
+    def job() -> Job:
+        request = fuse.statfs(ROOT), None, None
+        results.extend((yield InOrder([request] * 3)))
+
+    jobs = Jobs(session.lane)
+    jobs.add(job())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(jobs.run)
+        await wait_all_tasks_blocked()
+        for place in order:
+            backend.reply(held[place], Answer(bytes(80)))
+    assert [each is MISSING for each in results] == [False, False, order[-1] != 2]
 
 
 async def test_few_jobs_are_begun_at_once(session: Session) -> None:

@@ -202,6 +202,43 @@ async def test_a_file_that_changes_is_read_again(
     assert len(backend.named(Opcode.READ)) == 5
 
 
+@pytest.mark.parametrize("behaves", ["in order", "the look first", "threads by now"])
+async def test_one_round_shows_a_version_where_requests_are_done_in_order(
+    backend: FakeBackend, files: FileSystem, pages: TreePages, session: Session, behaves: str
+) -> None:
+    """The file changes after its READ: only a look that was made later has to show it."""
+    session.answers_in_order = True
+    reads: list[FuseRequest] = []
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.READ and request.node == 3:
+            reads.append(request)
+            if len(reads) == 1:
+                return None  # until the look that came with it
+        if request.opcode is Opcode.GETATTR and request.node == 3 and len(reads) == 1:
+            session.answers_in_order = behaves != "threads by now"
+            looked, read = backend.serve_files(request), backend.serve_files(reads[0])
+            assert looked is not None
+            assert read is not None
+            first = [(reads[0], read), (request, looked)]
+            for each, answered in first[:: -1 if behaves == "the look first" else 1]:
+                backend.reply(each, answered)
+            if behaves == "in order":
+                return None
+            reads.append(request)
+            backend.files[b"two"] = File(b"33", mtime=9)
+            return None
+        return backend.serve_files(request)
+
+    backend.answer = answer
+    found = await all_of(pages, files)
+    assert found == {
+        b"one": b"1",
+        b"two": b"22" if behaves == "in order" else b"33",
+        b"none": b"",
+    }
+
+
 async def test_a_file_that_keeps_changing_is_told_to_be(
     backend: FakeBackend, files: FileSystem, pages: TreePages
 ) -> None:
@@ -586,7 +623,7 @@ async def test_places_of_a_page(session: Session) -> None:
     first, second = page.place(MIB - 8), page.place(9)
     assert first is not None
     assert second is not None
-    assert (page.offset(first), page.offset(second)) == (0, MIB - 8)
+    assert (first.offset, second.offset) == (0, MIB - 8)
     assert second.address == buffers[1].address
     assert page.place(MIB) is None
     content = page.take_content(buffers)

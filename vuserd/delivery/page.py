@@ -18,27 +18,22 @@ _ALIGNMENT: Final = 8
 class Place:
     """A part of a buffer: the target of one READ."""
 
-    __slots__ = ("_shared", "address", "begin", "end", "index")
+    __slots__ = ("_begin", "_view", "address", "lend", "offset", "reclaim", "size")
 
-    def __init__(self, shared: "_Shared", index: int, begin: int, end: int) -> None:
-        self._shared = shared
-        self.index = index
-        self.begin = begin
-        self.end = end
-        self.address = shared.buffer.address + begin
-
-    def lend(self) -> None:
-        """Mark it as lent."""
-        self._shared.lend()
-
-    def reclaim(self) -> None:
-        """Mark it as returned."""
-        self._shared.reclaim()
+    def __init__(self, shared: "_Shared", offset: int, begin: int, size: int) -> None:
+        self.address = shared.address + begin
+        self.lend = shared.lend
+        self.reclaim = shared.reclaim
+        #: Where it begins in the page's content.
+        self.offset = offset
+        self.size = size
+        self._view = shared.view
+        self._begin = begin
 
     def clear(self, begin: int = 0) -> None:
         """Put zeros where no file's bytes are, from ``begin`` on: others' bytes were here."""
-        begin += self.begin
-        self._shared.buffer.view[begin : self.end] = bytes(self.end - begin)
+        if begin < self.size:
+            self._view[self._begin + begin : self._begin + self.size] = bytes(self.size - begin)
 
 
 class _Shared:
@@ -46,6 +41,7 @@ class _Shared:
 
     def __init__(self, buffer: Buffer) -> None:
         self.buffer = buffer
+        self.address, self.view = buffer.address, buffer.view
         self._lent = 0
 
     def lend(self) -> None:
@@ -71,17 +67,18 @@ class Page:
 
     def __init__(self, buffers: Sequence[Buffer], size: int, limit: int) -> None:
         self.found: list[Found] = []
-        self.problems: list[dict[str, object]] = []
         self._shared = [_Shared(buffer) for buffer in buffers]
         self._ends = [0] * len(buffers)
         self._filling = 0
+        #: Bytes of the content in buffers before the one that is filled.
+        self._before = 0
         self._left = size - _MARGIN
         self._limit = limit
 
     @property
     def has_room(self) -> bool:
         """Whether one more entry may have room."""
-        return len(self.found) < self._limit and self._left > 0
+        return self._left > 0 and len(self.found) < self._limit
 
     def take(self, size: int) -> None:
         """Take so many bytes of the index; the last entry of a page may take more than are left."""
@@ -94,18 +91,15 @@ class Page:
             return None
         while self._filling < len(self._shared):
             shared, begin = self._shared[self._filling], self._ends[self._filling]
-            if begin + taken <= shared.buffer.size:
+            if begin + taken <= len(shared.view):
                 self._ends[self._filling] = begin + taken
                 self._left -= taken
-                return Place(shared, self._filling, begin, begin + taken)
+                return Place(shared, self._before + begin, begin, taken)
             if self._filling + 1 == len(self._shared):
                 return None
             self._filling += 1
+            self._before += begin
         return None
-
-    def offset(self, place: Place) -> int:
-        """Return where a place begins in the page's content."""
-        return sum(self._ends[: place.index]) + place.begin
 
     def take_content(self, buffers: list[Buffer]) -> FileContent:
         """Return the content; its buffers are taken out of the list of the caller's."""

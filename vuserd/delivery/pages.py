@@ -7,7 +7,8 @@ be, or has no room in any page, is named without its bytes: the client reads it 
 
 import errno
 import stat
-from typing import Final, NamedTuple
+from collections import deque
+from typing import Final, NamedTuple, TypeAlias
 
 import trio
 
@@ -17,9 +18,9 @@ from protocol.fuse import decode_attributes_at, version_bytes
 from vuserd.delivery.inline import FileContent
 from vuserd.delivery.one_version import ATTEMPTS
 from vuserd.delivery.page import ENTRY_BYTES, Page, Place
-from vuserd.device.jobs import DEPTH, Ask, Job, Jobs
+from vuserd.device.jobs import DEPTH, Ask, InOrder, Job, Jobs
 from vuserd.device.payloads import given_back
-from vuserd.device.results import body_of, length_of
+from vuserd.device.results import MISSING, body_of, length_of
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.kept import Kept
@@ -34,12 +35,10 @@ from vuserd.users.asker import ASKER
 _READERS: Final = 4
 #: Entries that are found ahead of what the page needs.
 _AHEAD: Final = 128
-#: Entries that are delivered in one turn while other users want something, too; and those that are
-#: begun ahead of the others by a user who is alone.
+#: Entries that are delivered at once.
+_WORKERS: Final = DEPTH - _READERS
+#: Entries that are delivered in one turn while other users want something, too.
 _PORTION: Final = 32
-_BEGUN: Final = 2 * DEPTH
-#: Entries that have ended before others are begun in their place.
-_REFILL: Final = 16
 #: Bytes of a symlink's target.
 _TARGET: Final = fuse.PAGE_SIZE
 #: Bytes for the error of a directory.
@@ -125,6 +124,10 @@ class TreePages(Kept):
                 files.keep(self)
 
 
+#: An entry, room for a file's bytes, and bytes of the index that are taken for a link's target.
+_Begun: TypeAlias = tuple[Found, Place | None, int]
+
+
 class _Filling:
     """Fills one page with what comes next."""
 
@@ -137,13 +140,14 @@ class _Filling:
         self._jobs = Jobs(files.session.lane)
         #: The most bytes that a file may have here: one more than it has is asked for.
         self._most = min(files.session.max_read, files.session.payloads.size) - 1
-        self._readers = 0
+        self._readers = self._workers = 0
         self._sharer = SHARER.get()
         #: Entries that may begin in this turn, and whether the next one has no room.
         self._portion = 0
         self._is_full = False
-        #: Files that have just changed.
-        self._unsettled: list[tuple[Found, Place]] = []
+        #: Files that have just changed, and those of them that are read once more now.
+        self._unsettled: list[tuple[Found, Place, int]] = []
+        self._again = deque[_Begun]()
         #: Why the backend seems to be out of descriptors.
         self._exhaustion: FileError | None = None
 
@@ -152,7 +156,8 @@ class _Filling:
         tree = self._tree
         try:
             while self._page.has_room and not self._is_full and (tree.ahead or tree.has_unread):
-                self._portion = _BEGUN if await take_turn() else _PORTION
+                await take_turn()
+                self._portion = _PORTION
                 self._feed()
                 await self._run_jobs()
             await self._read_unsettled()
@@ -181,67 +186,96 @@ class _Filling:
 
     async def _read_unsettled(self) -> None:
         """Read files that have just changed, once no later change can go unnoticed."""
-        again, self._unsettled = self._unsettled, []
-        if not again:
+        self._again.extend(self._unsettled)
+        self._unsettled.clear()
+        if not self._again:
             return
         await trio.sleep(_PAUSE)
-        for found, place in again:
-            self._jobs.add(self._deliver(found, place))
+        for _ in range(min(len(self._again), _WORKERS)):
+            self._add_worker()
         await self._run_jobs()
-        for _, place in self._unsettled:
+        for _, place, _ in self._unsettled:
             place.clear()
 
     def _feed(self) -> None:
-        """Begin what has room, and read on in directories."""
-        tree, page = self._tree, self._page
-        while tree.ahead and self._portion and page.has_room and not self._is_full:
-            if self._begin(tree.ahead[0]):
-                tree.ahead.popleft()
-                self._portion -= 1
-            else:
-                self._is_full = True
+        """Begin jobs for what was found, and to read on in directories."""
+        self._read_ahead()
+        while self._workers < _WORKERS and self._may_begin():
+            self._add_worker()
+
+    def _read_ahead(self) -> None:
+        tree = self._tree
         while tree.is_waiting and len(tree.ahead) < _AHEAD and self._readers < _READERS:
             self._readers += 1
             self._jobs.add(self._read_on())
-
-    def _go_on(self) -> None:
-        """Begin others in place of what has ended, unless another user has come meanwhile."""
-        if self._is_full:
-            return
-        if self._sharer is None or self._sharer.is_only_user():
-            self._portion += 1
-            if self._portion >= _REFILL:
-                self._feed()
 
     def _read_on(self) -> Job:
         yield from self._tree.read_on(self._buffers)
         self._readers -= 1
         self._feed()
 
-    def _begin(self, found: Found) -> bool:
-        """Begin to deliver an entry; return False where its bytes need another page."""
-        page = self._page
-        place, needs_request, target = None, found.error is None, 0
-        size = ENTRY_BYTES + len(found.branch.path) + len(found.name)
-        if found.attributes is None or stat.S_ISLNK(found.mode):
-            target = _TARGET
-        elif not stat.S_ISREG(found.mode) or found.size > self._most:
-            needs_request = False
-        elif needs_request:
-            place = page.place(found.size + 1)
-            if place is None and page.found:
-                return False
-            needs_request = place is not None
-        page.take(size + target)
-        page.found.append(found)
-        if needs_request:
-            self._jobs.add(self._deliver(found, place, target))
-        else:
-            self._tree.leave(found)
-        return True
+    def _add_worker(self) -> None:
+        self._workers += 1
+        self._jobs.add(self._work())
 
-    def _deliver(self, found: Found, place: Place | None, target: int = 0) -> Job:
-        """Bring what belongs to an entry: the bytes of a file, or where a symlink leads to.
+    def _may_begin(self) -> bool:
+        """Return whether an entry that was found may begin in this turn."""
+        if self._is_full or not self._tree.ahead or not self._page.has_room:
+            return False
+        if self._portion <= 0 and (self._sharer is None or self._sharer.is_only_user()):
+            self._portion = _PORTION
+        return self._portion > 0
+
+    def _next(self) -> _Begun | None:
+        """Begin entries until there is one to bring something of; None where there is none."""
+        if self._again:
+            return self._again.popleft()
+        tree, page = self._tree, self._page
+        while self._may_begin():
+            found = tree.ahead[0]
+            place, target, is_brought = None, 0, False
+            if found.error is not None:
+                pass
+            elif found.attributes is None or stat.S_ISLNK(found.mode):
+                is_brought, target = True, _TARGET
+            elif stat.S_ISREG(found.mode) and found.size <= self._most:
+                place = page.place(found.size + 1)
+                if place is None and page.found:
+                    self._is_full = True
+                    return None
+                is_brought = place is not None
+            tree.ahead.popleft()
+            self._portion -= 1
+            page.take(ENTRY_BYTES + len(found.branch.path) + len(found.name) + target)
+            page.found.append(found)
+            if len(tree.ahead) < _AHEAD:
+                self._read_ahead()
+            if is_brought:
+                return found, place, target
+            tree.leave(found)
+        return None
+
+    def _work(self) -> Job:
+        """Bring what belongs to one entry after the other."""
+        while (begun := self._next()) is not None:
+            found, place, target = begun
+            try:
+                if place is not None and found.node is not None:
+                    yield from self._read_file(found, place)
+                else:
+                    yield from self._bring(found, place, target)
+            except FileError as error:
+                found.error = error
+                if error.is_exhaustion:
+                    self._exhaustion = error
+            except CallError as error:
+                found.error = error
+            finally:
+                self._tree.leave(found)
+        self._workers -= 1
+
+    def _bring(self, found: Found, place: Place | None, target: int) -> Part[None]:
+        """Bring the bytes of a file that may have to be found first, or a symlink's target.
 
         Args:
             found: the entry.
@@ -249,76 +283,86 @@ class _Filling:
             target: bytes of the index that are taken for a symlink's target.
 
         """
-        waits = False
         try:
             if found.node is None:
                 yield from self._tree.find(found)
             if stat.S_ISLNK(found.mode):
                 yield from self._read_link(found)
                 self._page.take(len(found.target or b"") - target)
-            elif stat.S_ISREG(found.mode):
-                place = place or self._page.place(found.size + 1)
-                if place is not None:
-                    waits = yield from self._read_file(found, place)
-        except FileError as error:
-            found.error = error
-            if error.is_exhaustion:
-                self._exhaustion = error
-        except CallError as error:
-            found.error = error
-        finally:
-            self._tree.leave(found)
-        if place is not None and found.length is None and not waits:
+                return
+            if stat.S_ISREG(found.mode) and place is None:
+                place = self._page.place(found.size + 1)
+        except BaseException:
+            if place is not None:
+                place.clear()
+            raise
+        if place is None:
+            return
+        if stat.S_ISREG(found.mode):
+            yield from self._read_file(found, place)
+        else:
             place.clear()
-        self._go_on()
 
     def _read_link(self, found: Found) -> Part[None]:
         assert found.node is not None
         [read] = yield [Ask(fuse.readlink(found.node))]
         found.target = fuse.decode_readlink(body_of(read))
 
-    def _read_file(self, found: Found, place: Place) -> Part[bool]:
-        """Read a file into its place; return whether it has just changed, and has to wait.
+    def _read_file(self, found: Found, place: Place) -> Part[None]:
+        """Read a file into its place, or have it wait if it has just changed.
 
         Raises:
             FileError: what the backend says.
             CallError: CHANGED: it changed in every attempt.
 
         """
-        node, lane = found.node, self._files.session.lane
+        node, session = found.node, self._files.session
+        lane = session.lane
         assert node is not None
 
         def undo(body: bytes) -> None:
             lane.post(fuse.release(node, fuse.decode_open(body)))
 
-        [opened] = yield [Ask(fuse.open(node), None, undo)]
-        handle = lane.decoded(fuse.decode_open, body_of(opened))
+        filled = 0
         try:
-            for _ in range(ATTEMPTS):
-                size, before = found.size, found.attributes
-                assert before is not None
-                if size + 1 > place.end - place.begin:
-                    return False
-                settled = found.is_old or _is_settled(before)
-                # One byte more than there is shows that its size is true.
-                [read] = yield [Ask(fuse.read(node, handle, 0, size + 1), place)]
-                length = length_of(read)
-                [looked] = yield [Ask(fuse.getattr(node))]
-                now = lane.decoded(fuse.attributes_of, body_of(looked))
-                if now == before or version_bytes(now) == version_bytes(before):
-                    if length != size:  # as in procfs
-                        return False
-                    if not settled:
-                        self._unsettled.append((found, place))
-                        return True
-                    place.clear(size)
-                    found.place, found.length = self._page.offset(place), size
-                    return False
-                if not stat.S_ISREG(found.now_has(now).mode):
-                    raise FileError(errno.ESTALE)
+            [opened] = yield [(fuse.open(node), None, undo)]
+            handle = lane.decoded(fuse.decode_open, body_of(opened))
+            try:
+                for _ in range(ATTEMPTS):
+                    size, before = found.size, found.attributes
+                    assert before is not None
+                    if size + 1 > place.size:
+                        return
+                    settled = found.is_old or _is_settled(before)
+                    # One byte more than there is shows that its size is true.
+                    read = fuse.read(node, handle, 0, size + 1), place, None
+                    look = fuse.getattr(node), None, None
+                    # A backend with one thread has done the GETATTR after the READ if it says so.
+                    looked = MISSING
+                    if session.answers_in_order:
+                        done, looked = yield InOrder((read, look))
+                    else:
+                        [done] = yield [read]
+                    length = length_of(done)
+                    if looked is MISSING or not session.answers_in_order:
+                        [looked] = yield [look]
+                    now = lane.decoded(fuse.attributes_of, body_of(looked))
+                    if now == before or version_bytes(now) == version_bytes(before):
+                        if length != size:  # as in procfs
+                            return
+                        filled = size
+                        if settled:
+                            found.place, found.length = place.offset, size
+                        else:
+                            self._unsettled.append((found, place, 0))
+                        return
+                    if not stat.S_ISREG(found.now_has(now).mode):
+                        raise FileError(errno.ESTALE)
+            finally:
+                # Only now, when all that used it is back: its number may be the next file's.
+                lane.post(fuse.release(node, handle))
         finally:
-            # Only now, when all that used it is back: its number may be the next file's.
-            lane.post(fuse.release(node, handle))
+            place.clear(filled)
         raise CallError(ErrorCode.CHANGED, f"the file changed in each of {ATTEMPTS} attempts")
 
 

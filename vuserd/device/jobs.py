@@ -17,8 +17,8 @@ import trio
 
 from protocol import fuse
 from vuserd.device.lane.lane import Lane
-from vuserd.device.request import Batch, Target, Undo
-from vuserd.device.results import Result
+from vuserd.device.request import Asked, Batch, Target, Undo
+from vuserd.device.results import MISSING, Result
 from vuserd.users.asker import ASKER, Asker
 
 #: Jobs that are begun at once, if nothing else is said: more brings no more speed.
@@ -33,8 +33,15 @@ class Ask(NamedTuple):
     undo: Undo | None = None  #: takes the body of a successful reply that the job does not see
 
 
+class InOrder(list[Asked]):
+    """Requests of a job, the last of which counts only if the device has used it last.
+
+    Else its result is ``MISSING``.
+    """
+
+
 #: Yields what it asks for at once, and is sent a result for each, in that order.
-Job: TypeAlias = Generator[Sequence[Ask], Sequence[Result], None]
+Job: TypeAlias = Generator[Sequence[Asked], Sequence[Result], None]
 
 
 class Jobs:
@@ -141,7 +148,7 @@ class _Begun(Batch):
     def __init__(self, jobs: Jobs, lane: Lane, asker: Asker | None, job: Job) -> None:
         super().__init__(asker)
         self.job = job
-        self.asked: Sequence[Ask] = ()
+        self.asked: Sequence[Asked] = ()
         self._jobs = jobs
         self._lane = lane
         #: What the job is sent next: at first nothing, since it has asked for nothing.
@@ -154,6 +161,8 @@ class _Begun(Batch):
         send, submit = self.job.send, self._lane.submit
         try:
             while not self.missing:
+                if type(self.asked) is InOrder and self.last != len(self.results) - 1:
+                    self.results[-1] = MISSING
                 self.asked = ()
                 self.asked = asked = send(self._next)
                 submit(self, asked)

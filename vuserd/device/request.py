@@ -70,7 +70,7 @@ class Batch:
     A request that is given up leaves the batch, and is an orphan from then on.
     """
 
-    __slots__ = ("asker", "missing", "results", "tickets")
+    __slots__ = ("asker", "last", "missing", "results", "tickets")
 
     #: Whether it is one of many of the same job.
     is_bulk = False
@@ -80,6 +80,8 @@ class Batch:
         self.asker = asker
         self.results: list[Result] = []
         self.missing = 0
+        #: The place of the result that came last.
+        self.last = -1
         #: The tickets of those that had to wait in the backlog.
         self.tickets: list[int] = []
 
@@ -88,6 +90,7 @@ class Batch:
         self.results[place] = result
         self.missing -= 1
         if not self.missing:
+            self.last = place
             self.resume()
 
     def resume(self) -> None:

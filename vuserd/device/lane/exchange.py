@@ -142,6 +142,7 @@ class Exchange:
         count = len(asked)
         batch.results = [MISSING] * count
         batch.missing = count
+        batch.last = -1
         if batch.tickets:
             batch.tickets.clear()
         if self._watch.is_parked:

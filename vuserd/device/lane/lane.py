@@ -39,22 +39,6 @@ class _Caller(Batch):
             await trio.lowlevel.wait_task_rescheduled(abort)
 
 
-class _Witness(_Caller):
-    """One that remembers in which order the device used them."""
-
-    __slots__ = ("places",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        #: Those that ended so far.
-        self.places: list[int] = []
-
-    def settle(self, place: int, result: Result) -> None:
-        """Record the result of one request, and that it came now."""
-        self.places.append(place)
-        super().settle(place, result)
-
-
 class Lane(Exchange):
     """The lane of a session: any number of tasks may wait for requests, and each may give up."""
 
@@ -102,13 +86,10 @@ class Lane(Exchange):
         return caller.results
 
     async def ask_in_order(self, asked: Sequence[Asked]) -> tuple[list[Result], bool]:
-        """Do :meth:`ask_all`; tell whether the device used the requests in the order of ``asked``.
-
-        Where one was not answered by the device it is told that it did not.
-        """
-        caller = _Witness()
+        """Do :meth:`ask_all`; tell whether the device used the last request last."""
+        caller = _Caller()
         await self._answered_to(caller, asked)
-        return caller.results, caller.places == [*range(len(asked))]
+        return caller.results, caller.last == len(asked) - 1
 
     async def _answered_to(self, caller: _Caller, asked: Sequence[Asked]) -> None:
         """Send requests all at once, and wait for what becomes of each."""

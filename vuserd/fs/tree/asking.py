@@ -12,6 +12,7 @@ from protocol.dirent_columns import DirectoryColumns, decode_directory_columns
 from protocol.fuse import Entry, NodeId
 from vuserd.device.jobs import Ask
 from vuserd.device.lane.lane import Lane
+from vuserd.device.request import Asked
 from vuserd.device.results import Result, body_of, length_of
 from vuserd.errors import FileError
 from vuserd.fs.directories.offsets import Offsets
@@ -21,7 +22,7 @@ from vuserd.fs.tree.found import Branch
 
 T = TypeVar("T")
 #: A part of a job that returns something.
-Part: TypeAlias = Generator[Sequence[Ask], Sequence[Result], T]
+Part: TypeAlias = Generator[Sequence[Asked], Sequence[Result], T]
 
 #: Bytes of a directory that are read at once: some two hundred entries.
 _BATCH_SIZE: Final = 32 << 10

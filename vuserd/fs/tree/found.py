@@ -18,6 +18,8 @@ class Branch:
 
     def __init__(self, path: bytes, mount: int | None, ino: int | None) -> None:
         self.path = path
+        #: What stands before the names in it.
+        self.above = path + b"/" if path else b""
         #: On which of the mounts it is, counted from 0 where the tree begins; None if the backend
         #: does not mark mounts.
         self.mount = mount
@@ -36,11 +38,11 @@ class Branch:
     @property
     def remembered(self) -> int:
         """Bytes of memory that it takes."""
-        return _DIRECTORY + len(self.path) + _GIVEN * len(self.given) + _AHEAD * len(self.ahead)
+        return _DIRECTORY + 2 * len(self.path) + _GIVEN * len(self.given) + _AHEAD * len(self.ahead)
 
     def below(self, name: bytes) -> bytes:
         """Return the path of a name in it."""
-        return self.path + b"/" + name if self.path else name
+        return self.above + name
 
     def is_new(self, name: bytes) -> bool:
         """Return whether a name was not found by an opening before."""
@@ -71,15 +73,26 @@ class Found:
         "target",
     )
 
-    def __init__(self, branch: Branch, name: bytes) -> None:
+    def __init__(
+        self,
+        branch: Branch,
+        name: bytes,
+        node: NodeId | None = None,
+        attributes: bytes | None = None,
+        mode: int = 0,
+        size: int = 0,
+        *,
+        is_old: bool = False,
+    ) -> None:
         self.branch = branch
         self.name = name
+        self.node = node
         #: A ``struct fuse_attr``, and what it says; None where it was not looked up.
-        self.attributes: bytes | None = None
-        self.mode = self.size = 0
+        self.attributes = attributes
+        self.mode = mode
+        self.size = size
         #: Whether it has not changed for so long that its version is settled.
-        self.is_old = False
-        self.node: NodeId | None = None
+        self.is_old = is_old
         #: Why it cannot be delivered.
         self.error: VuserdError | None = None
         #: Where a symlink leads to.
@@ -99,7 +112,7 @@ class Found:
     @property
     def path(self) -> bytes:
         """The path from where the tree begins."""
-        return self.branch.below(self.name)
+        return self.branch.above + self.name
 
     @property
     def mount(self) -> int | None:

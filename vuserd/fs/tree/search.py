@@ -145,8 +145,9 @@ class Tree:
 
     def leave(self, found: Found) -> None:
         """Give an entry's node back."""
-        node, found.node = found.node, None
+        node = found.node
         if node is not None:
+            found.node = None
             self._in_use.nodes.give_back(node)
 
     def take_back(self, entries: list[Found]) -> None:
@@ -278,23 +279,22 @@ class Tree:
             strict=True,
         )
         new = []
+        again = fuse.ROOT_ID, directory
         for name, node, attributes, mode, size, ino, changed in rows:
             if branch.ahead and not branch.is_new(name):
                 nodes.forget(node)
                 continue
             new.append(hash(name))
-            found = Found(branch, name)
-            self.ahead.append(found)
             if not node:
+                self.ahead.append(Found(branch, name))
                 continue
-            found.attributes, found.mode, found.size = attributes, mode, size
-            found.is_old = changed < recent
-            if node in (fuse.ROOT_ID, directory):
+            found = Found(branch, name, node, attributes, mode, size, is_old=changed < recent)
+            self.ahead.append(found)
+            if node in again:
                 nodes.forget(node)
-                found.error = not_told_apart()
+                found.node, found.error = None, not_told_apart()
                 continue
             nodes.borrow(node, directory, name)
-            found.node = node
             if not ino and not _is_told_apart(decode_attributes_at(attributes, 0)):
                 self.leave(found)
                 found.error = not_told_apart()

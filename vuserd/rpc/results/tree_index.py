@@ -54,7 +54,7 @@ def _columns(
         return {}
     attributes = AttributeColumns(each.attributes or _NOTHING for each in found)
     columns: dict[str, list[Any]] = {
-        "path": wire_names([each.path for each in found]),
+        "path": wire_names([each.branch.above + each.name for each in found]),
         "type": [NAMES_BY_TYPE[each.mode >> 12 & 15] for each in found],
         "ino": attributes.column("ino"),
         "submount": [False] * len(found),
