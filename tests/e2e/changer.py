@@ -3,6 +3,8 @@
 It reads a line of JSON for each round, ``[[version, size, pause], ...]``: the changes to make, each
 after a pause in seconds.  It prints a line when it is about to begin, and another one when they are
 made: how long the longest of them took.
+
+Many of them are started: this module does not import what takes long.
 """
 
 import hashlib
@@ -17,8 +19,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from tests.running import REPOSITORY
-
+_REPOSITORY: Final = os.path.abspath(f"{__file__}/../../..")
 #: Of a whole file: more than one READ, and more than one read of a client's.
 WHOLE: Final = (1 << 20) + (300 << 10)
 
@@ -89,7 +90,7 @@ def changer(change: Change, path: str, state: State) -> Iterator[Changer]:
     """Run the process, for a file that holds ``state``."""
     command = [sys.executable, "-m", "tests.e2e.changer", change, path, *map(str, state)]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_REPOSITORY
     ) as process:
         yield Changer(process)
         assert process.stdin is not None
