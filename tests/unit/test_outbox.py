@@ -186,6 +186,26 @@ async def test_those_that_come_later_are_unloaded_too(
     assert await collected(sender, 2 * len(LARGE)) == 2 * LARGE
 
 
+async def test_a_client_that_reads_one_after_the_other_is_not_unloaded(
+    sender: Sender, autojump_clock: trio.testing.MockClock
+) -> None:
+    """However long the last one waits for those before it."""
+    del autojump_clock
+    sender.alone = False
+    lent = [Lent() for _ in range(4)]
+    async with trio.open_nursery() as nursery:
+        for each in lent:
+            sender.outbox.send(each.reply())
+        nursery.start_soon(sending, sender)
+        for each in lent:
+            await trio.sleep(0.08)
+            assert not each.given_back.is_set()
+            while not each.given_back.is_set():
+                await trio.lowlevel.wait_readable(sender.theirs)
+                sender.received()
+                await wait_all_tasks_blocked()
+
+
 async def test_a_client_that_is_gone(sender: Sender) -> None:
     sender.outbox.send(Reply([memoryview(LARGE)]))
     sender.theirs.close()

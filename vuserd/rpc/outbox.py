@@ -21,7 +21,8 @@ from vuserd.wire.descriptors import ancillary_with
 _PIECES: Final = 256
 #: The most bytes that are copied for one client while others wait.
 _SHARE: Final = 256 << 10
-#: Seconds that a reply may wait in the buffers that the backend wrote, which others wait for, too.
+#: Seconds that a reply may wait as the next one in the buffers that the backend wrote, which others
+#: wait for, too.
 _PATIENCE: Final = 0.1
 #: Bytes, as the kernel counts them, that a client may leave unread and still be sent a descriptor:
 #: some sixty replies of that kind. All that clients have not received yet count against one limit
@@ -63,13 +64,18 @@ class Reply:
         self.payload = payload
         self._content = content
         self._instead = instead
-        #: When it began to wait.
+        #: When it began to wait, or those before it had left.
         self.since = 0.0
 
-    def unload(self) -> None:
-        """Return the backend's buffers, and keep a copy that counts against the client's budget."""
+    async def unload(self) -> None:
+        """Return the backend's buffers, and keep a copy that counts against the client's budget.
+
+        Other tasks have their turn after each buffer; nobody else may send meanwhile.
+        """
         if isinstance(self._content, FileContent):
-            self.pieces = deque(bytes(piece) for piece in self.pieces)
+            for place, piece in enumerate(self.pieces):
+                self.pieces[place] = bytes(piece)
+                await trio.lowlevel.checkpoint()
             self._content.give_back()
             self._content = None
 
@@ -179,8 +185,8 @@ class Outbox:
             if look_at <= now:
                 look_at = now + _PATIENCE
                 if not self._counter.is_only_client():
-                    for reply in self._waiting:
-                        reply.unload()
+                    for reply in [*self._waiting]:
+                        await reply.unload()
             with trio.move_on_at(look_at):
                 await trio.lowlevel.wait_writable(self._socket)
                 while self._is_held_back():  # noqa: ASYNC110 - nothing tells
@@ -247,6 +253,8 @@ class Outbox:
                     pieces[0] = memoryview(pieces[0])[sent:]
                 return
             self._drop_first()
+            if self._waiting:  # the client took its time with others, and not with this one
+                self._waiting[0].since = trio.current_time()
 
     def _drop_first(self) -> None:
         reply = self._waiting.popleft()
