@@ -43,6 +43,7 @@ def fs(options: dict[str, Any]) -> Iterator[VuserdFileSystem]:
     VuserdFileSystem.clear_instance_cache()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # fsspec 2025.3's
 @pytest.mark.usefixtures("fs")
 def test_an_address_is_all_it_takes(options: dict[str, Any], tmp_path: Path) -> None:
     with fsspec.open("vuserd://files/boot/Image", **options) as file:

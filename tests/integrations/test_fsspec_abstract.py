@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import fsspec.tests.abstract as abstract
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from tests.integrations.conftest import Exported
 from tests.integrations.host import WithHost
@@ -23,6 +24,10 @@ class Fixtures(abstract.AbstractFixtures):  # type: ignore[misc]
     @pytest.fixture
     def fs(self, filesystem: WithHost) -> WithHost:
         return filesystem
+
+    @pytest.fixture
+    def local_fs(self) -> LocalFileSystem:
+        return LocalFileSystem(auto_mkdir=True)  # that of fsspec 2025.3 warns in today's pytest
 
     @pytest.fixture
     def fs_path(self, fs: WithHost) -> Iterator[str]:

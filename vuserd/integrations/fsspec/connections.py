@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
@@ -41,6 +42,13 @@ class Connections:
                 connection.block = self._connect()
                 connection.client = await connection.block.__aenter__()
         return connection.client
+
+
+def loop_in_a_thread() -> asyncio.AbstractEventLoop:
+    """Return a loop that runs in a new thread: older fsspecs make none in the child of a fork."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="vuserd", daemon=True).start()
+    return loop
 
 
 class _Connection:

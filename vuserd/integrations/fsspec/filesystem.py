@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from fsspec.asyn import AsyncFileSystem, get_loop, sync
+from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.implementations.local import make_path_posix
 from fsspec.utils import tokenize
 
 from vuserd.client import AsyncioClient, Entry, RemoteError, Stat
 from vuserd.client.errors import RemoteOSError
-from vuserd.integrations.fsspec.connections import Connections
+from vuserd.integrations.fsspec.connections import Connections, loop_in_a_thread
 from vuserd.integrations.fsspec.copying import get_tree
 from vuserd.integrations.fsspec.errors import NOT_THERE, os_errors, refuse
 from vuserd.integrations.fsspec.files import StreamedFile, file_in_parts, image_file
@@ -63,7 +63,7 @@ class VuserdFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no 
         """The loop that runs calls of threads; None if it is ``asynchronous``."""
         if self._pid != os.getpid():  # a child of a fork has none of its parent's threads
             self._pid = os.getpid()
-            self._loop = None if self.asynchronous else get_loop()
+            self._loop = None if self.asynchronous else loop_in_a_thread()
         return self._loop
 
     @classmethod
