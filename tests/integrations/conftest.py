@@ -1,5 +1,6 @@
 """What the tests of integrations share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,15 @@ class Exported(NamedTuple):
     @property
     def socket(self) -> str:
         return self.daemon.socket
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _untraced() -> Iterator[None]:
+    """Where coverage is measured, trace what is loaded here, and no daemon: it slows them down."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
+            patch.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="module")

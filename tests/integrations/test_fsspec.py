@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ import fsspec
 import pytest
 
 from tests.integrations.conftest import Exported
+from vuserd.client import BadReply, CannotConnect, ClientError, ConnectionLost, RemoteError
+from vuserd.integrations.fsspec.errors import os_errors
 from vuserd.integrations.fsspec.filesystem import VuserdFileSystem
 
 CONTENT = b"0123456789"
@@ -59,6 +62,7 @@ def test_an_address_is_all_it_takes(options: dict[str, Any], tmp_path: Path) -> 
 
 
 def test_it_lists(fs: VuserdFileSystem) -> None:
+    assert fs.isdir("vuserd://")
     assert fs.ls("", detail=False) == ["files"]
     assert fs.ls("vuserd://files/", detail=False) == ["files/boot", "files/large"]
     kinds = {info["name"]: info["type"] for info in fs.ls("files/boot")}
@@ -133,6 +137,10 @@ def test_it_reads_ranges(fs: VuserdFileSystem) -> None:
         fs.cat_ranges([large, "files/none"], 1, 3, on_error="raise")
     with pytest.raises(ValueError, match="3 offsets of 1 paths"):
         fs.cat_ranges([large], [1, 2, 3], 4)
+    with pytest.raises(NotImplementedError):
+        fs.cat_ranges([large], 1, 2, max_gap=1)
+    with pytest.raises(TypeError):
+        fs.cat_ranges(large, 1, 2)
     assert fs.cat(["files/boot/dtbs/a.dtb", "files/boot/dtbs/b.dtb"]) == {
         "files/boot/dtbs/a.dtb": b"a",
         "files/boot/dtbs/b.dtb": b"bb",
@@ -225,6 +233,25 @@ def test_what_writes_is_refused(
     with pytest.raises(OSError, match="Read-only") as raised:
         write(fs)
     assert raised.value.errno == errno.EROFS
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (RemoteError("UNKNOWN_EXPORT", "none"), errno.ENOENT),
+        (RemoteError("DENIED", "no"), errno.EACCES),
+        (RemoteError("TIMEOUT", "late"), errno.ETIMEDOUT),
+        (RemoteError("BACKEND_DOWN", "down"), errno.EIO),
+        (RemoteError("ENOTDIR", "no directory"), errno.ENOTDIR),
+        (CannotConnect([("/s", OSError())]), errno.ECONNREFUSED),
+        (ConnectionLost("gone"), errno.ECONNRESET),
+        (BadReply("odd"), errno.EPROTO),
+    ],
+)
+def test_each_error_of_a_client_is_an_os_error(error: ClientError, number: int) -> None:
+    with pytest.raises(OSError, match=re.escape(str(error))) as raised, os_errors("files/x"):
+        raise error
+    assert raised.value.errno == number
 
 
 def test_no_daemon_is_an_error_of_the_system(tmp_path: Path) -> None:

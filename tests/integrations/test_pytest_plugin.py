@@ -20,13 +20,6 @@ addopts = --strict-markers --strict-config
 """
 
 
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trace the plug-in where coverage is measured, and not the daemons: it slows them down."""
-    for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
-        monkeypatch.delenv(name)
-
-
 @pytest.fixture
 def project(pytester: pytest.Pytester) -> pytest.Pytester:
     """Return a folder of tests in which warnings and unknown markers are errors."""

@@ -14,13 +14,6 @@ from vuserd.client import CannotConnect
 from vuserd.integrations.pytest.daemon import SessionDaemon
 
 
-@pytest.fixture(autouse=True)
-def _untraced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trace no daemons where coverage is measured."""
-    for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
-        monkeypatch.delenv(name)
-
-
 def is_running(process: int) -> bool:
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
