@@ -18,14 +18,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.fake.tree_pages import below, page_of
-from vuserd.wire.codec import (
-    MessageDecoder,
-    Request,
-    encode_bin_response_head,
-    encode_response,
-    name_bytes,
-    wire_name,
-)
+from vuserd.wire.bin_head import encode_bin_response_head
+from vuserd.wire.codec import MessageDecoder, Request, encode_response, name_bytes, wire_name
 
 _FORMATS = {
     "file": modes.S_IFREG,

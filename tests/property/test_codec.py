@@ -7,6 +7,7 @@ import msgpack
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vuserd.wire.bin_head import encode_bin_response_head, parse_bin_response_head
 from vuserd.wire.codec import (
     NEED_DATA,
     FramingError,
@@ -17,12 +18,10 @@ from vuserd.wire.codec import (
     Notification,
     Request,
     Response,
-    encode_bin_response_head,
     encode_notification,
     encode_request,
     encode_response,
     name_bytes,
-    parse_bin_response_head,
     split_request,
     wire_name,
 )

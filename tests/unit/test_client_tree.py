@@ -11,7 +11,8 @@ from tests.unit.faces import Connect
 from vuserd.client import Client
 from vuserd.client.errors import BadReply, NotTaken, RemoteError
 from vuserd.client.files.tree_page import TreePage
-from vuserd.wire.codec import Request, encode_bin_response_head
+from vuserd.wire.bin_head import encode_bin_response_head
+from vuserd.wire.codec import Request
 
 
 @pytest.fixture(autouse=True)

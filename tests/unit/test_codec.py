@@ -7,11 +7,15 @@ import tracemalloc
 import msgpack
 import pytest
 
-from vuserd.wire.codec import (
+from vuserd.wire.bin_head import (
     BIN_HEAD_MAX,
+    BinHead,
+    encode_bin_response_head,
+    parse_bin_response_head,
+)
+from vuserd.wire.codec import (
     NEED_DATA,
     PLAIN_MAX,
-    BinHead,
     FramingError,
     InvalidMessage,
     Limits,
@@ -20,14 +24,12 @@ from vuserd.wire.codec import (
     Notification,
     Request,
     Response,
-    encode_bin_response_head,
     encode_listing_response_head,
     encode_notification,
     encode_request,
     encode_response,
     encode_values,
     name_bytes,
-    parse_bin_response_head,
     split_request,
     wire_name,
 )

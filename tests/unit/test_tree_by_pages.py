@@ -13,7 +13,8 @@ from vuserd.ctl.copying import local_tree
 from vuserd.ctl.copying.get_tree import get_tree
 from vuserd.ctl.copying.how import How
 from vuserd.ctl.target import Target
-from vuserd.wire.codec import Request, encode_bin_response_head
+from vuserd.wire.bin_head import encode_bin_response_head
+from vuserd.wire.codec import Request
 
 
 @pytest.fixture(autouse=True)

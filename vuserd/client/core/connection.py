@@ -27,11 +27,10 @@ from vuserd.client.core.ticket import GIVEN_UP, Ticket
 from vuserd.client.descriptors import let_go
 from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
 from vuserd.errors import ErrorCode
+from vuserd.wire.bin_head import BIN_HEAD_MAX, BinHead
 from vuserd.wire.codec import (
-    BIN_HEAD_MAX,
     MSGID_MAX,
     NEED_DATA,
-    BinHead,
     FramingError,
     InvalidMessage,
     Message,

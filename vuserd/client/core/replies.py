@@ -9,16 +9,14 @@ from typing import Any, Final
 
 import msgpack
 
+from vuserd.wire.bin_head import BIN_HEAD_MAX, BinHead, parse_bin_response_head
 from vuserd.wire.codec import (
-    BIN_HEAD_MAX,
     NEED_DATA,
-    BinHead,
     FramingError,
     Limits,
     Message,
     MessageDecoder,
     NeedData,
-    parse_bin_response_head,
     to_message,
 )
 

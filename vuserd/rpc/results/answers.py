@@ -13,8 +13,8 @@ from vuserd.rpc.caller import Caller
 from vuserd.rpc.counters import ClientCounters
 from vuserd.rpc.outbox import Reply
 from vuserd.rpc.results.maps import Field, entry_maps, fetched_map
+from vuserd.wire.bin_head import encode_bin_response_head
 from vuserd.wire.codec import (
-    encode_bin_response_head,
     encode_list_head,
     encode_listing_response_head,
     encode_response,
