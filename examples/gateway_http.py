@@ -11,11 +11,14 @@ import argparse
 import contextlib
 import email.utils
 import re
+import socket
 import sys
+import threading
+from collections import Counter
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from vuserd.client import Client, ClientError, Image, RemoteError
@@ -25,6 +28,9 @@ STATUSES: Final = {
     **dict.fromkeys(("ENOENT", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "UNKNOWN_EXPORT"), 404),
     **dict.fromkeys(("EACCES", "EPERM", "EISDIR", "EINVAL", "BAD_REQUEST", "DENIED"), 403),
 }
+#: Connections at once: of one address, and of all; each has a thread and three descriptors.
+MOST_OF_ONE: Final = 32
+MOST: Final = 256
 RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -116,6 +122,41 @@ class Handler(BaseHTTPRequestHandler):
                 self.connection.sendfile(file, part.begin, part.end - part.begin)
 
 
+class Server(ThreadingHTTPServer):
+    """A thread for each connection, up to a number: boards that dawdle leave others theirs."""
+
+    request_queue_size = 128
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._lock = threading.Lock()
+        self._connected: dict[socket.socket, str] = {}
+        self._counts = Counter[str]()
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Return whether there is room for one more of this address."""
+        host = client_address[0]
+        with self._lock:
+            if len(self._connected) >= MOST or self._counts[host] >= MOST_OF_ONE:
+                return False
+            self._connected[request] = host
+            self._counts[host] += 1
+        return True
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection."""
+        with self._lock:
+            host = self._connected.pop(request, None)
+            if host is not None:
+                self._counts -= Counter([host])
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Tell of a fault, and not of a board that is gone."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
 def address(text: str) -> tuple[str, int]:
     """Read ADDRESS:PORT."""
     host, colon, port = text.rpartition(":")
@@ -131,7 +172,7 @@ def main() -> int:
     parser.add_argument("--socket", help="the daemon's socket")
     options = parser.parse_args()
     try:
-        server = ThreadingHTTPServer(options.listen, partial(Handler, options.socket))
+        server = Server(options.listen, partial(Handler, options.socket))
     except OSError as error:
         print(f"gateway_http.py: {error}", file=sys.stderr)
         return 1

@@ -34,6 +34,7 @@ class Who(StrEnum):
     FOLDER_OWNER = "The owner of a parent folder"
     NEIGHBOUR = "Another local user"  #: that has no connection
     FALSE_DAEMON = "A hostile daemon"  #: for clients
+    BOARD = "A machine on the network"  #: that reaches a gateway of the examples
 
 
 class Row(NamedTuple):
