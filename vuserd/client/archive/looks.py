@@ -86,7 +86,9 @@ def second_look(
     def compare(name: bytes, stat: Stat) -> None:
         seen.add(name)
         before = tree.get(name)
-        if before is None or before.type != stat.type or not before.same_file(stat):
+        if before != stat and (
+            before is None or before.type != stat.type or not before.same_file(stat)
+        ):
             changed.add(name)
 
     problems = yield from _look(talk, export, path, exclusion, compare)

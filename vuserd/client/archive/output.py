@@ -2,14 +2,16 @@
 
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
-from vuserd.client.core.procedure import Procedure, Sink, Write
+from vuserd.client.core.procedure import Do, Procedure, Sink, Write
 from vuserd.client.files.sinks import StreamSink
 
-#: What is gathered before it is handed on, in bytes.
+#: What is gathered before it is handed on: bytes, and parts, of which one call takes 1024.
 _PAGE: Final = 1 << 20
+_PARTS: Final = 1000
 
 
 class DescriptorSink:
@@ -28,6 +30,17 @@ class DescriptorSink:
             except BlockingIOError:
                 select.select((), (self._fileno,), ())
 
+    def write_parts(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Write all of them, few enough for one call."""
+        try:
+            written = os.writev(self._fileno, parts)
+        except BlockingIOError:
+            written = 0
+        for part in parts:
+            if written < len(part):
+                self.write(memoryview(part)[written:], 0)
+            written = max(written - len(part), 0)
+
 
 def sink_of(to: int | Callable[[memoryview], object]) -> Sink:
     """Return what writes to a descriptor, or hands bytes to a function."""
@@ -35,7 +48,7 @@ def sink_of(to: int | Callable[[memoryview], object]) -> Sink:
 
 
 class Output:
-    """Gathers small parts.
+    """Gathers small parts, which stay as they are until they are handed on.
 
     Args:
         sink: takes the bytes.
@@ -45,31 +58,38 @@ class Output:
 
     def __init__(self, sink: Sink, settle: Callable[[], Procedure[None]]) -> None:
         self._sink, self._settle = sink, settle
-        self._gathered = bytearray()
+        self._gathered: list[bytes | memoryview] = []
+        self._waiting = 0
         #: Bytes that were put so far.
         self.size = 0
 
     def put(self, part: bytes | memoryview) -> None:
         """Take a part; :meth:`flush` it some time."""
-        self._gathered += part
-        self.size += len(part)
+        if part:
+            self._gathered.append(part)
+            self._waiting += len(part)
+            self.size += len(part)
 
     def pad(self, block: int) -> None:
         """Take zeros, up to a whole number of blocks."""
-        self.put(bytes(-self.size % block))
+        if odd := self.size % block:
+            self.put(bytes(block - odd))
 
     @property
     def is_full(self) -> bool:
         """Whether it is time to flush."""
-        return len(self._gathered) >= _PAGE
+        return self._waiting >= _PAGE or len(self._gathered) >= _PARTS
 
     def flush(self) -> Procedure[None]:
         """Hand on what was gathered."""
         if self._gathered:
             yield from self._settle()
-            gathered, self._gathered = self._gathered, bytearray()
-            with memoryview(gathered) as view:
-                yield Write(self._sink, view, self.size - len(gathered))
+            gathered, self._gathered = self._gathered, []
+            begin, self._waiting = self.size - self._waiting, 0
+            if isinstance(self._sink, DescriptorSink):
+                yield Do(partial(self._sink.write_parts, gathered))
+            else:
+                yield Write(self._sink, memoryview(b"".join(gathered)), begin)
 
     def pass_on(self, payload: memoryview) -> Procedure[None]:
         """Hand on a large part as it is, behind what was gathered."""
