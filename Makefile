@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHON PREFIX DESTDIR SYSCONFDIR UNITDIR USERUNITDIR SYSUSERSDIR TMPFILESDIR VIRTIOFSD
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-boot run test test-oldest check format fix backends bench bench-quick bench-get \
+.PHONY: help setup demo demo-boot run test test-oldest test-python check format fix backends bench bench-quick bench-get \
     bench-inside bench-rpc fuzz soak mutants fresh-debian install rollback uninstall clean
 
 help: ## list these commands
@@ -56,6 +56,9 @@ test: setup backends ## run the whole suite, many files at a time (ARGS=... for 
 
 test-oldest: backends ## run tests with the oldest dependencies allowed (ARGS=... for pytest, instead of a choice)
 	@tools/test-oldest $(ARGS)
+
+test-python: ## run unit and property tests with Python VERSION, 3.13 or 3.14, on a Debian that has it (needs root)
+	@tests/system/on-python "$(VERSION)" $(ARGS)
 
 check: setup ## all that CI runs: format, lint, types, contracts, units, package, tests, coverage
 	$(BIN)/ruff format --check .

@@ -25,7 +25,7 @@ import errno
 import os
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 
 class ErrorCode(StrEnum):
@@ -64,6 +64,16 @@ class VuserdError(Exception):
     def to_pair(self) -> list[Any]:
         """Return ``[0, "CODE: message"]``, the form of Neovim's own errors (0: an exception)."""
         return [0, f"{self.code}: {self}"]
+
+    def again(self) -> Self:
+        """Return a copy to raise, or to keep: it knows nothing of where this one was raised.
+
+        An instance that is raised again keeps growing its traceback, and one that is kept keeps
+        what the frames of its traceback have: buffers, and with them the memory of a lost session.
+        """
+        copy = type(self).__new__(type(self), *self.args)
+        vars(copy).update(vars(self))
+        return copy
 
 
 class ConfigurationError(VuserdError):
@@ -143,10 +153,6 @@ class BackendError(VuserdError):
         super().__init__(message)
         self.cause = cause or self.cause
         self.check = check or self.check
-
-    def again(self) -> "BackendError":
-        """Return a copy to raise: an instance that is raised again keeps growing its traceback."""
-        return type(self)(str(self), self.cause, self.check)
 
 
 class BackendDown(BackendError):  # noqa: N818

@@ -1,12 +1,14 @@
 """Images: how much memory they may take, and how holders come and go."""
 
 import errno
+import gc
 import os
 import struct
 from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
@@ -129,3 +131,37 @@ async def test_a_client_that_goes_as_the_image_is_done_holds_nothing(
                 await store.fetch(export, b"Image")
         assert client.cancelled_caught
     assert taken_by_images() == 0
+
+
+async def test_what_failed_keeps_nothing_of_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not even until the garbage collector runs, which it does not in an idle daemon."""
+
+    async def deliver(*_: object) -> SealedImage:
+        await wait_all_tasks_blocked()
+        raise FileError(errno.EIO)
+
+    async def fail() -> None:
+        with pytest.raises(FileError) as raised:
+            await store.fetch(export, b"Image")
+        errors.append(str(raised.value))
+        del raised
+
+    monkeypatch.setattr(images_module, "deliver_whole", deliver)
+    backend = FakeBackend({b"Image": b"kernel"})
+    errors: list[str] = []
+    async with exported(backend, str(tmp_path / "backend.sock")) as export:
+        gc.collect()
+        gc.disable()
+        try:
+            async with trio.open_nursery() as nursery:
+                store = ImageStore(0, 1, nursery)
+                async with trio.open_nursery() as clients:
+                    clients.start_soon(fail)
+                    clients.start_soon(fail)
+            made = [each for each in gc.get_objects() if isinstance(each, images_module._Making)]
+        finally:
+            gc.enable()
+    assert errors == ["input/output error"] * 2
+    assert made == []

@@ -144,7 +144,7 @@ class ImageStore:
                 making.scope.cancel()
             raise
         if making.image is None:
-            raise making.error
+            raise making.error.again()
         return making.image
 
     async def _make(self, making: _Making, export: Export, path: bytes) -> None:
@@ -154,8 +154,7 @@ class ImageStore:
                     lambda files: deliver_whole(files, path, image_delivery())
                 )
         except VuserdError as error:
-            # Its traceback would keep the buffers of a backend that is lost by now.
-            making.error = error.with_traceback(None)
+            making.error = error.again()
         finally:
             self._forget(making)
             if making.image is not None:

@@ -161,7 +161,7 @@ class Exchange:
                 try:
                     self._admit(request)
                 except VuserdError as error:
-                    batch.results[place] = Failed(error.with_traceback(None))
+                    batch.results[place] = Failed(error.again())
                     batch.missing -= 1
                     continue
             if room and (target is None or not work_of(request)):
