@@ -1,6 +1,8 @@
 """What tests of several folders share: the real backends, a daemon of their own, an order."""
 
+import contextlib
 import gc
+import importlib
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ import pytest
 
 from tests.covering import Covering
 from tests.forking import stop_template
-from tests.running import RunningDaemon, adopt_orphans, find_backend, leftovers
+from tests.running import REPOSITORY, RunningDaemon, adopt_orphans, find_backend, leftovers
 
 # How long an example takes tells of a machine that is busy, and of nothing else.
 hypothesis.settings.register_profile(
@@ -71,6 +73,29 @@ def _nothing_is_left_behind() -> Iterator[None]:
     stop_template()
     gc.collect()  # a fake backend and its own methods keep each other
     assert leftovers() == before
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Import test modules, in an order that begins elsewhere in each of several processes.
+
+    In a fresh clone pytest rewrites all of them: so each is rewritten once, not by each process.
+    """
+    worker = getattr(session.config, "workerinput", None)
+    if worker is None:
+        return
+    wanted = [Path(argument.partition("::")[0]).absolute() for argument in session.config.args]
+    modules = [
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+        for path in sorted((REPOSITORY / "tests").rglob("test_*.py"))
+        if (path.parent / "__init__.py").exists()  # else pytest calls it something else
+        and any(path.is_relative_to(each) for each in wanted)
+    ]
+    begin = len(modules) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+    for module in modules[begin:] + modules[:begin]:
+        # What fails, or skips itself, does so again when it is collected.
+        with contextlib.suppress(Exception, pytest.skip.Exception):
+            importlib.import_module(module)
 
 
 def pytest_collection_finish() -> None:
