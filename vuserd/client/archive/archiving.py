@@ -7,7 +7,15 @@ from typing import Final
 from vuserd.client import calls
 from vuserd.client.archive.contents import Contents, Gone, Opened
 from vuserd.client.archive.looks import Exclusion, below, first_look, second_look
-from vuserd.client.archive.members import Archived, ArchiveOptions, Format, Look, Member, Plan
+from vuserd.client.archive.members import (
+    Archived,
+    ArchiveOptions,
+    Format,
+    Look,
+    Member,
+    Plan,
+    unfit,
+)
 from vuserd.client.archive.newc import Newc
 from vuserd.client.archive.output import Output, sink_of
 from vuserd.client.archive.parts import Parts, Subtree
@@ -56,6 +64,8 @@ class _Archiving:
     def run(self, subtree: Subtree) -> Procedure[Archived]:
         root = yield from self._talk.ask(calls.stat(self._export, self._path))
         look = self._talk, self._export, self._path, self._exclusion
+        if root.type != "dir":
+            raise unfit("ENOTDIR", b".", "it is no directory")
         tree = yield from first_look(*look)
         plan = Plan(root, tree, self._look, self._form)
         for member in plan.members():  # what does not fit is told before the first byte

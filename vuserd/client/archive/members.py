@@ -1,6 +1,7 @@
 """What an archive holds of each file, and how its names are numbered, sorted and linked."""
 
 import os
+import stat as stat_module
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple, Protocol, TypedDict
 
@@ -10,8 +11,16 @@ from vuserd.client.records import Stat
 
 #: Types that are no files, directories or links: drivers and programs meet there.
 SPECIAL: Final = frozenset({"fifo", "socket", "char", "block"})
-#: What a listing may call a type that archives have.
-_TYPES: Final = SPECIAL | {"file", "dir", "symlink"}
+#: The format bits of the types that archives have; those that a mode comes with may be of another.
+_FORMATS: Final = {
+    "file": stat_module.S_IFREG,
+    "dir": stat_module.S_IFDIR,
+    "symlink": stat_module.S_IFLNK,
+    "fifo": stat_module.S_IFIFO,
+    "socket": stat_module.S_IFSOCK,
+    "char": stat_module.S_IFCHR,
+    "block": stat_module.S_IFBLK,
+}
 
 
 class Archived(NamedTuple):
@@ -160,7 +169,7 @@ class Plan:
         return Member(
             path,
             stat.type,
-            stat.mode & 0o177777,
+            _FORMATS[stat.type] | stat.mode & 0o7777,
             uid,
             gid,
             stat.mtime_ns if mtime is None else mtime * 10**9,
@@ -173,7 +182,7 @@ class Plan:
         )
 
     def _is_wanted(self, path: bytes, kind: str) -> bool:
-        if kind not in _TYPES:
+        if kind not in _FORMATS:
             raise unfit("EINVAL", path, f"it has a type that is not known, {kind!r}")
         if kind not in SPECIAL:
             return True
