@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest
 
+from tests.attacks.threats import Who, threat
 from tests.e2e import archived_tree
 from tests.e2e.archived_tree import host_view, read_newc, tool
 from tests.running import RunningDaemon
@@ -209,6 +210,16 @@ def test_a_file_without_room_in_newc(client: Client, other: Path) -> None:
     assert not written
 
 
+_of_changes = threat(
+    "archive of a tree that changes",
+    who=Who.FILE_OWNER,
+    against="who archives a tree",
+    does="writes, makes, removes and cuts files while they are archived",
+    promise="what changed is named, and the archive is not taken for a whole one",
+)
+
+
+@_of_changes
 @pytest.mark.parametrize("allow", [False, True])
 def test_a_tree_that_changes(client: Client, other: Path, allow: bool) -> None:
     (other / "sub").mkdir()
@@ -234,6 +245,7 @@ def test_a_tree_that_changes(client: Client, other: Path, allow: bool) -> None:
     assert caught.value.fields["paths"] == [".", "d", "gone", "new", "sub", "sub/new"]
 
 
+@_of_changes
 def test_a_large_file_that_changes_on_its_way(client: Client, other: Path) -> None:
     """What was written cannot be taken back, so that is no archive whatever is allowed."""
     (other / "large").write_bytes(os.urandom(20 << 20))

@@ -320,13 +320,22 @@ def test_errors_that_nobody_reads_take_little_memory(
     "listings that nobody reads",
     who=Who.CLIENT,
     against="the daemon's memory, and other clients",
-    does="asks for long listings and walks, as maps or in columns, and receives none of them",
+    does="asks for long listings, walks and trees, as maps or in columns, and receives none of"
+    " them",
     promise="memory stays bounded, and other clients are served",
 )
-@pytest.mark.parametrize("columns", [False, True])
-@pytest.mark.parametrize("method", ["readdir", "walk"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("readdir", {"columns": False}),
+        ("readdir", {"columns": True}),
+        ("walk", {"columns": False}),
+        ("walk", {"columns": True}),
+        ("tree", {"size": 8 << 20}),
+    ],
+)
 def test_listings_that_nobody_reads_take_little_memory(
-    rust_virtiofsd: str, tmp_path: Path, method: str, columns: bool
+    rust_virtiofsd: str, tmp_path: Path, method: str, options: dict[str, int]
 ) -> None:
     many = tmp_path / "files"
     many.mkdir()
@@ -339,9 +348,9 @@ def test_listings_that_nobody_reads_take_little_memory(
     ):
         assert client.readdir("files", "", limit=10_000).next is None
         before = resident(running.process.pid)
-        options = {"limit": 10_000, "attrs": True, "columns": columns}
+        asked = options | {"limit": 10_000} | ({} if method == "tree" else {"attrs": True})
         for msgid in range(64):
-            hostile.sendall(packed([0, msgid, method, ["files", "", options]]))
+            hostile.sendall(packed([0, msgid, method, ["files", "", asked]]))
         requests = client.status()["requests"]
         while (now := client.status()["requests"]) > requests + 1:
             requests = now  # some of them are still being taken in
