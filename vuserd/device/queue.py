@@ -23,7 +23,7 @@ _ONE: Final = (1).to_bytes(8, sys.byteorder)
 #: Bytes of calls that are read at once: more than an honest backend has reason to write.
 _CALLS: Final = 8192
 #: Used chains that are taken at once, and seconds after which other tasks have their turn.
-_AT_ONCE: Final = 32
+_AT_ONCE: Final = 16
 _TURN: Final = 0.0002
 
 

@@ -11,7 +11,7 @@ import trio
 #: Seconds without a request after which a user no longer counts as sharing the daemon.
 _MEMORY: Final = 0.1
 #: Processor time that a pass of the scheduler should not exceed, seconds; and the most turns of it.
-_PASS: Final = 0.0004
+_PASS: Final = 0.0003
 _MOST: Final = 16
 
 

@@ -44,7 +44,7 @@ _USUAL_PLUS: Final = ENTRY_SIZE + _USUAL
 _DIRECTORY: Final = stat.S_IFDIR >> 12
 #: Bytes of a small directory that is read along with others; and of those that are decoded at once.
 _TOGETHER_SIZE: Final = 8 << 10
-_AT_ONCE: Final = 16 << 10
+_AT_ONCE: Final = 32 << 10
 
 
 class Portion(NamedTuple):
