@@ -9,7 +9,7 @@ import pwd
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -43,10 +43,24 @@ SOCKET: Final = {
 }
 
 
-def examined(arguments: list[str], environment: Mapping[str, str]) -> Found:
+#: The program, with another folder in place of /etc/vuserd.
+ELSEWHERE: Final = """
+import sys
+from vuserd.cli import main
+from vuserd.config import files
+files.SYSTEM_FOLDER = sys.argv.pop(1)
+sys.exit(main())
+"""
+
+
+def examined(
+    arguments: list[str],
+    environment: Mapping[str, str],
+    program: Sequence[str] = ("-m", "vuserd.cli"),
+) -> Found:
     """Return the mark, detail and advice of each result, by its name."""
     ended = subprocess.run(
-        [sys.executable, "-m", "vuserd.cli", "check", "--json", *arguments],
+        [sys.executable, *program, "check", "--json", *arguments],
         capture_output=True,
         text=True,
         timeout=60,
@@ -72,7 +86,7 @@ def place() -> Iterator[Path]:
 def check(place: Path, rust_virtiofsd: str) -> Check:
     """Check a configuration that is the service's, with other properties of its units."""
 
-    def run(text: str, **properties: str) -> Found:
+    def run(text: str, *, named: bool = True, **properties: str) -> Found:
         config = place / "vuserd.toml"
         config.write_text(f'backend = "{rust_virtiofsd}"\nsandbox = "none"\n{text}')
         config.chmod(0o644)
@@ -85,7 +99,9 @@ def check(place: Path, rust_virtiofsd: str) -> Check:
         systemctl.write_text(f"#!/bin/sh\nexec cat {place}/said\n")
         systemctl.chmod(0o755)
         path = f"{systemctl.parent}:{os.environ['PATH']}"
-        return examined(["--config", str(config)], {"PATH": path})
+        if named:
+            return examined(["--config", str(config)], {"PATH": path})
+        return examined([], {"PATH": path, "HOME": "/root"}, ["-c", ELSEWHERE, str(place)])
 
     return run
 
@@ -106,7 +122,7 @@ def test_the_way_to_a_directory_is_tried_as_the_service_s_user(check: Check, pla
         "ok",
         f"vuserd.service serves as {USER}: checked as that user",
     )
-    mark, detail, advice = found["export closed"][0]
+    [(mark, detail, advice)] = found["export closed"]  # and no backend was tried in vain
     assert (mark, detail) == (
         "problem",
         f"{closed}/deep cannot be read by {USER}: {closed} is drwx------ root root",
@@ -123,6 +139,14 @@ def test_the_way_to_a_directory_is_tried_as_the_service_s_user(check: Check, pla
     # A drop-in that permits it is one that the check has, too.
     found = check(text, AmbientCapabilities="cap_dac_read_search")
     assert found["export closed"][0][0] == "ok"
+
+
+@AS_ROOT
+def test_the_service_s_configuration_is_found_without_its_name(check: Check, place: Path) -> None:
+    text = f'[[export]]\nname = "good"\npath = "{place}"\nusers = ["*"]\n'
+    found = check(text, named=False)
+    assert found["configuration"] == [("ok", f"{place}/vuserd.toml", "")]
+    assert found == check(text)
 
 
 @AS_ROOT

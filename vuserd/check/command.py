@@ -77,16 +77,19 @@ async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) ->
         except ConfigurationError as error:
             return [Result("service", Mark.PROBLEM, str(error), "systemd-sysusers makes it")]
         uid, permit = os.geteuid(), service.drop_in("any-file.conf")
+        explicit = service.config  # not what that user would read by itself
     is_service = uid == 0 and is_listened_on(SYSTEM_SOCKET)
     default = SYSTEM_SOCKET if is_service or service else socket_address(None, environ)
     config, results = configuration_results(explicit, environ, uid, default)
     results += await candidate_results(config.exports, uid)
-    results += (export_result(export, permit) for export in config.exports)
+    exports = [(export, export_result(export, permit)) for export in config.exports]
+    results += (result for _, result in exports)
     results += account_results(config)
     unfit = await fitness_results(config.exports, uid)
     results += unfit
     if not any(result.mark is Mark.PROBLEM for result in unfit):
-        results += await start_results(config.exports, uid)
+        there = [export for export, result in exports if result.mark is not Mark.PROBLEM]
+        results += await start_results(there, uid)
     if service is None:
         listeners = config.listeners or (listener_there(default),)
         if uid != 0 and default == SYSTEM_SOCKET and not config.listeners:
