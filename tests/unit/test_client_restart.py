@@ -555,6 +555,11 @@ class TestCannotConnect:
         words = self.words(("@vuserd", wrong), ("/run/s", self.MISSING))
         assert "(@vuserd: uid 7 listens there; /run/s: no such" in words
 
+    def test_a_daemon_that_is_silent(self) -> None:
+        words = self.words(("/run/user/1/s", self.MISSING), ("/run/s", is_silent(4)))
+        assert "/run/s: there was no answer within 4 s). The socket is there, but" in words
+        assert "Is it running" not in words
+
     def test_where_it_runs_for_others(self) -> None:
         words = self.words(("/run/user/1/s", self.MISSING), ("/run/s", self.DENIED))
         assert "/run/s: permission denied). The daemon's configuration" in words

@@ -51,8 +51,12 @@ class TestSeveral:
         assert (here / "kernel").read_bytes() == b"1"
 
     def test_a_destination_that_looks_like_an_export(self, run: Run, here: Path) -> None:
-        """The last of several operands is DEST, as it was when there were two at most."""
-        assert run("get", "kernels:image", "kernels:copy") == (0, "", "")
+        """It would be a remote one for scp, too: a second source, with no DEST behind it."""
+        code, out, err = run("get", "kernels:image", "kernels:copy")
+        assert (code, out, os.listdir(here)) == (2, "", [])
+        words = "'kernels:copy' is the last operand, and so where to put the others: say '.' behind"
+        assert words in err
+        assert run("get", "kernels:image", "./kernels:copy") == (0, "", "")
         assert os.listdir(here) == ["kernels:copy"]
 
     def test_no_directory(self, run: Run, here: Path) -> None:

@@ -152,12 +152,16 @@ class CannotConnect(ClientError):  # noqa: N818 - reads as the sentence it is
             if address != RIG_SOCKET or not isinstance(error, ConnectionRefusedError)
         ] or attempts
         tried = "; ".join(f"{address}: {reason_of(error)}" for address, error in told)
+        #: Whether a socket is there, and its daemon does not answer.
+        self.is_silent = any(isinstance(error, TimeoutError) for _, error in told)
         if any(error.errno == errno.EACCES for _, error in told):
             advice = "The daemon's configuration says whose it is: see 'group' and 'mode'"
+        elif self.is_silent:
+            advice = "The socket is there, but the daemon hangs or cannot start"
         else:
             advice = (
-                "Is it running? Start it with 'vuserd serve', or name its socket with --socket or "
-                "VUSERD_SOCKET"
+                "Is it running? 'systemctl start vuserd.socket' or 'vuserd serve' starts it;"
+                " --socket or VUSERD_SOCKET names its socket"
             )
         super().__init__(f"cannot connect to the daemon ({tried}). {advice}")
 

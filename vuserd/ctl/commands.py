@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from vuserd.client.core.reconnect import PATIENCE
-from vuserd.client.errors import ClientError, ConnectionLost, RemoteError, TimedOut
+from vuserd.client.errors import CannotConnect, ClientError, ConnectionLost, RemoteError, TimedOut
 from vuserd.client.sync_client import Client
 from vuserd.ctl.operands import for_each, report
 from vuserd.ctl.output import complain, emit, local_fault, shown
@@ -30,8 +30,10 @@ def execute(options: Namespace | None, arguments: list[str]) -> int:
         sys.stdout.flush()
     except ClientError as error:
         hint = ""
-        if isinstance(error, ConnectionLost | TimedOut) and options is not None and options.timeout:
-            hint = f"; see {where_to_look(options.socket)}"
+        socket, timeout = (options.socket, options.timeout) if options else (None, None)
+        is_silent = isinstance(error, ConnectionLost | TimedOut) and timeout
+        if is_silent or (isinstance(error, CannotConnect) and error.is_silent):
+            hint = f"; see {where_to_look(socket)}"
         code = complain(f"{error.words}{hint}")
     except BrokenPipeError:
         raise

@@ -52,6 +52,11 @@ def _take_destination(usage: argparse.ArgumentParser, options: argparse.Namespac
         options.destination = options.targets.pop()
     if options.destination == "":
         usage.error("DEST is an empty string, which names no file")
+    if _is_of_an_export(options.destination):
+        usage.error(
+            f"'{options.destination}' is the last operand, and so where to put the others: say '.'"
+            f" behind it for this directory, or './{options.destination}' for a local file"
+        )
     try:
         options.targets = [Target.parse(text) for text in options.targets]
     except ValueError as error:
@@ -63,6 +68,11 @@ def _take_destination(usage: argparse.ArgumentParser, options: argparse.Namespac
             usage.error(f"'{target}' names no file")
         if options.destination is None:
             usage.error(f"'{target}' has no name of its own: say where to put it")
+
+
+def _is_of_an_export(destination: str | None) -> bool:
+    """Return whether scp would take that for a remote file: a colon comes before any slash."""
+    return destination is not None and ":" in destination.partition("/")[0]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,7 +15,9 @@ class Target(NamedTuple):
         """Split EXPORT:PATH at the first colon; raise ValueError if there is none."""
         export, colon, path = text.partition(":")
         if not export or not colon:
-            raise ValueError(f"{text!r} is not EXPORT:PATH")
+            is_name = bool(text) and not text.startswith(("/", ":"))
+            hint = f'; an export of that name has its root at "{text}:"' if is_name else ""
+            raise ValueError(f"{text!r} is not EXPORT:PATH{hint}")
         return cls(export, path)
 
     def child(self, name: str) -> "Target":

@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         known = action.choices
         if action.metavar == COMMAND and known is not None and value not in known:
-            hint = suggestion(value, known)
+            hint = suggestion(value, known) or "; 'vuserctl help' lists them"
             raise argparse.ArgumentError(None, f"unknown command {value!r}{hint}")
         super()._check_value(action, value)
 
