@@ -21,8 +21,8 @@ class Exported(NamedTuple):
         return self.daemon.socket
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _untraced() -> Iterator[None]:
+@pytest.fixture(scope="module")
+def untraced() -> Iterator[None]:
     """Where coverage is measured, trace what is loaded here, and no daemon: it slows them down."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
@@ -31,7 +31,11 @@ def _untraced() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, rust_virtiofsd: str) -> Iterator[Exported]:
+def exported(
+    untraced: None,  # noqa: ARG001
+    tmp_path_factory: pytest.TempPathFactory,
+    rust_virtiofsd: str,
+) -> Iterator[Exported]:
     """Export a directory. Files above 2 MiB are too large for images."""
     folder = tmp_path_factory.mktemp("daemon")
     directory = folder / "files"

@@ -11,6 +11,7 @@ from tests.documents import blocks
 from tests.running import REPOSITORY, find_backend
 
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.usefixtures("untraced")
 
 PLUGIN = "vuserd.integrations.pytest.plugin"
 STRICT = """

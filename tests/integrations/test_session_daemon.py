@@ -13,6 +13,8 @@ import pytest
 from vuserd.client import CannotConnect
 from vuserd.integrations.pytest.daemon import SessionDaemon
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 
 def is_running(process: int) -> bool:
     try:
