@@ -13,14 +13,14 @@ from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.implementations.local import make_path_posix
 from fsspec.utils import tokenize
 
-from vuserd.client import AsyncioClient, Entry, RemoteError, Stat
+from vuserd.client import AsyncioClient, Entry, RemoteError
 from vuserd.client.errors import RemoteOSError
 from vuserd.integrations.fsspec.connections import Connections, loop_in_a_thread
 from vuserd.integrations.fsspec.copying import get_tree
 from vuserd.integrations.fsspec.errors import NOT_THERE, os_errors, refuse
 from vuserd.integrations.fsspec.files import StreamedFile, file_in_parts, image_file
+from vuserd.integrations.fsspec.infos import Info, entry_info, info_of, split
 
-Info = dict[str, Any]
 Range = tuple[int | None, int | None]
 
 #: Bytes of a range that one call reads.
@@ -29,8 +29,6 @@ _ONE_READ: Final = 8 << 20
 _BLOCK: Final = 1 << 20
 #: Files that are read or copied at once, fewer than a daemon lets a client have open (64).
 _BATCH: Final = 32
-_TYPES: Final = {"file": "file", "dir": "directory"}
-_KEYS: Final = ("mode", "uid", "gid", "ino", "nlink", "mtime_ns", "ctime_ns")
 
 
 class VuserdFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no types
@@ -79,7 +77,7 @@ class VuserdFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no 
             return {"name": "", "size": 0, "type": "directory"}
         with os_errors(name):
             client = await self._connections.client()
-            return await _info_of(client, name, await client.stat(*_split(name), follow=False))
+            return await info_of(client, name, await client.stat(*split(name), follow=False))
 
     async def _ls(self, path: str, detail: bool = True, **_: Any) -> list[Info] | list[str]:  # noqa: FBT001, FBT002 - fsspec's own
         name = self._strip_protocol(path)
@@ -93,12 +91,12 @@ class VuserdFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no 
         return found if detail else sorted(str(each["name"]) for each in found)
 
     async def _entries(self, client: AsyncioClient, name: str) -> list[Info]:
-        listing = client.iterdir(*_split(name), attrs=True)
+        listing = client.iterdir(*split(name), attrs=True)
         try:
             entries = [(f"{name}/{entry.name}", entry) async for entry in listing]
         except NotADirectoryError:
             return [await self._info(name)]
-        return await asyncio.gather(*(_entry_info(client, *each) for each in entries))
+        return await asyncio.gather(*(entry_info(client, *each) for each in entries))
 
     async def _find(
         self,
@@ -125,12 +123,12 @@ class VuserdFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no 
             return [top]
         entries = []
         try:
-            async for entry in client.iterwalk(*_split(name), attrs=True):
+            async for entry in client.iterwalk(*split(name), attrs=True):
                 if withdirs or entry.type != "dir":
                     entries.append((f"{name}/{entry.path}", Entry(*entry)))  # noqa: PERF401 - up to an error
         except RemoteOSError:
             pass  # of a directory that cannot be read, as find does everywhere in fsspec
-        found = await asyncio.gather(*(_entry_info(client, *each) for each in entries))
+        found = await asyncio.gather(*(entry_info(client, *each) for each in entries))
         return [*found, top] if withdirs else found
 
     async def _du(
@@ -227,7 +225,7 @@ class VuserdFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no 
         name = self._strip_protocol(path)
         with os_errors(name):
             client = await self._connections.client()
-            where = _split(name)
+            where = split(name)
             if len(ranges) == 1:
                 start, end = ranges[0][0] or 0, ranges[0][1]
                 if (start, end) == (0, None):
@@ -261,9 +259,9 @@ class VuserdFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no 
         with os_errors(name):
             client = await self._connections.client()
             try:
-                return image_file(await client.fetch(*_split(name)), name)
+                return image_file(await client.fetch(*split(name)), name)
             except RemoteError:  # too large, or of no image for another reason: open() says
-                file = await client.open(*_split(name))
+                file = await client.open(*split(name))
                 return file_in_parts(file, await file.seek(0, os.SEEK_END), loop, block)
 
     async def open_async(self, path: str, mode: str = "rb", **_: Any) -> StreamedFile:
@@ -273,7 +271,7 @@ class VuserdFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no 
         name = self._strip_protocol(path)
         with os_errors(name):
             client = await self._connections.client()
-            file = await client.open(*_split(name))
+            file = await client.open(*split(name))
             return StreamedFile(self, name, file, await file.seek(0, os.SEEK_END))
 
     # -- copying -----------------------------------------------------------------------------------
@@ -292,7 +290,7 @@ class VuserdFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no 
                 callback.set_size(total)
                 callback.absolute_update(there)
 
-            await client.download(*_split(name), lpath, progress=progress)
+            await client.download(*split(name), lpath, progress=progress)
 
     async def _get(
         self,
@@ -315,7 +313,7 @@ class VuserdFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no 
         if into and not rpath.endswith("/"):
             local = os.path.join(local, name.rpartition("/")[2])
         with os_errors(name):
-            await get_tree(await self._connections.client(), *_split(name), local, callback)
+            await get_tree(await self._connections.client(), *split(name), local, callback)
         return None
 
     # -- writing, which no export can --------------------------------------------------------------
@@ -340,12 +338,6 @@ class VuserdFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no 
         refuse(path)
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Return the export, and the path in it."""
-    export, _, path = name.partition("/")
-    return export, f"/{path}"
-
-
 def _has_magic(path: str) -> bool:
     return any(character in path for character in "*?[")
 
@@ -356,38 +348,3 @@ def _each(value: Any, count: int) -> list[int | None]:
     if len(values) != count:
         raise ValueError(f"{len(values)} offsets of {count} paths")
     return values
-
-
-async def _entry_info(client: AsyncioClient, name: str, entry: Entry) -> Info:
-    """Return what a listing says of an entry."""
-    try:
-        stat = entry.stat
-        if stat is None:
-            stat = await client.stat(*_split(name), follow=False)
-    except RemoteOSError:  # it is gone meanwhile, or has no attributes
-        return {"name": name, "size": None, "type": _TYPES.get(entry.type, "other")}
-    info = await _info_of(client, name, stat, dangling=True)
-    if info["islink"] and info["type"] == "directory":
-        info["type"] = "other"  # or searches would go in circles
-    return info
-
-
-async def _info_of(client: AsyncioClient, name: str, stat: Stat, *, dangling: bool = False) -> Info:
-    """Return what fsspec says of a file; of a symlink, about what it leads to."""
-    link: Info = {"islink": stat.type == "symlink"}
-    if link["islink"]:
-        link["destination"] = await client.readlink(*_split(name))
-        try:
-            stat = await client.stat(*_split(name))
-        except RemoteOSError:
-            if not dangling:
-                raise
-    return {
-        "name": name,
-        "size": 0 if stat.type == "dir" else stat.size,
-        "type": _TYPES.get(stat.type, "other"),
-        "mtime": stat.mtime_ns / 1e9,
-        "created": stat.ctime_ns / 1e9,
-        **{key: getattr(stat, key) for key in _KEYS},
-        **link,
-    }
