@@ -1,6 +1,5 @@
 """Every way of fetching a whole file, each as a function that returns its bytes."""
 
-import asyncio
 import io
 import os
 import subprocess
@@ -9,9 +8,8 @@ import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Final, NamedTuple
 
-import trio
-
-from vuserd.client import AsyncioClient, Client, TrioClient
+from tests.loops import LOOPS, Loop
+from vuserd.client import Client
 from vuserd.client.records import Stat
 from vuserd.ctl import main
 
@@ -73,56 +71,46 @@ def by_stream(served: Served, path: str) -> bytes:
     return bytes(content)
 
 
-def by_trio_download(served: Served, path: str) -> bytes:
-    async def download(fileno: int) -> Stat:
-        async with TrioClient.connect(served.socket) as client:
-            return await client.download(served.export, path, fileno)
+def _downloaded(loop: Loop, served: Served, path: str) -> bytes:
+    async def download() -> Stat:
+        async with loop.client.connect(served.socket) as client:
+            return await client.download(served.export, path, file.fileno())
 
     with tempfile.TemporaryFile() as file:
-        stat = trio.run(download, file.fileno())
+        stat = loop.run(download)
         content = file.read()
         served.check(stat, content)
         return content
+
+
+def _streamed(loop: Loop, served: Served, path: str) -> bytes:
+    content = bytearray()
+
+    async def write(payload: memoryview) -> None:
+        content.extend(payload)
+
+    async def stream() -> Stat:
+        async with loop.client.connect(served.socket) as client:
+            return await client.stream(served.export, path, write)
+
+    served.check(loop.run(stream), content)
+    return bytes(content)
+
+
+def by_trio_download(served: Served, path: str) -> bytes:
+    return _downloaded(LOOPS["trio"], served, path)
 
 
 def by_trio_stream(served: Served, path: str) -> bytes:
-    content = bytearray()
-
-    async def write(payload: memoryview) -> None:
-        content.extend(payload)
-
-    async def stream() -> Stat:
-        async with TrioClient.connect(served.socket) as client:
-            return await client.stream(served.export, path, write)
-
-    served.check(trio.run(stream), content)
-    return bytes(content)
+    return _streamed(LOOPS["trio"], served, path)
 
 
 def by_asyncio_download(served: Served, path: str) -> bytes:
-    async def download(fileno: int) -> Stat:
-        async with AsyncioClient.connect(served.socket) as client:
-            return await client.download(served.export, path, fileno)
-
-    with tempfile.TemporaryFile() as file:
-        stat = asyncio.run(download(file.fileno()))
-        content = file.read()
-        served.check(stat, content)
-        return content
+    return _downloaded(LOOPS["asyncio"], served, path)
 
 
 def by_asyncio_stream(served: Served, path: str) -> bytes:
-    content = bytearray()
-
-    async def write(payload: memoryview) -> None:
-        content.extend(payload)
-
-    async def stream() -> Stat:
-        async with AsyncioClient.connect(served.socket) as client:
-            return await client.stream(served.export, path, write)
-
-    served.check(asyncio.run(stream()), content)
-    return bytes(content)
+    return _streamed(LOOPS["asyncio"], served, path)
 
 
 def by_fetch(served: Served, path: str) -> bytes:
