@@ -1,12 +1,17 @@
 """A backend that the daemon did not start: connect to its socket, leave its process alone."""
 
+import re
 import socket
 import struct
+from typing import Final
 
 import trio
 
 from vuserd.backend.base import Backend
 from vuserd.errors import BackendDown, os_reason
+
+#: The sockets of the unit vuserd-backend@.socket, by the names of its instances.
+_OF_UNIT: Final = re.compile(r"/run/vuserd/backend/([^/]+)\.sock")
 
 
 class AdoptedBackend(Backend):
@@ -21,12 +26,16 @@ class AdoptedBackend(Backend):
             stream = await trio.open_unix_socket(self._path)
         except OSError as error:
             raise BackendDown(
-                f"no backend serves {self._path}: {os_reason(error)}; start a virtiofsd with"
-                f" --socket-path={self._path}"
+                f"no backend serves {self._path}: {os_reason(error)}; {self._advice()}"
             ) from error
         credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         self.pid = struct.unpack("=iII", credentials)[0] or None
         return stream
+
+    def _advice(self) -> str:
+        if instance := _OF_UNIT.fullmatch(self._path):
+            return f"systemctl enable --now 'vuserd-backend@{instance[1]}.socket'"
+        return f"start a virtiofsd with --socket-path={self._path}"
 
     def last_words(self) -> str:
         """Return nothing: the log belongs to the user who started the backend."""
