@@ -3,6 +3,8 @@
 An asynchronous client lives in a loop in a thread of its own, where each call of the face is done.
 """
 
+from __future__ import annotations  # Outcome has no parameters before outcome 1.3
+
 import asyncio
 import threading
 from abc import ABC, abstractmethod
@@ -188,7 +190,7 @@ class _Face:
     def glob(self, *arguments: Any, **options: Any) -> Generator[Any, None, None]:
         return self._iterate(self._client.glob(*arguments, **options))
 
-    def open(self, *arguments: Any, **options: Any) -> "_FileFace":
+    def open(self, *arguments: Any, **options: Any) -> _FileFace:
         return _FileFace(self._loop, self._loop.do(self._client.open, *arguments, **options))
 
     def _iterate(self, found: Any) -> Generator[Any, None, None]:

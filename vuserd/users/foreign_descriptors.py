@@ -229,7 +229,7 @@ class _Call(Generic[Result]):
         if result is not None:
             self._drop(result)
 
-    def _drop(self, result: outcome.Outcome[Result]) -> None:
+    def _drop(self, result: "outcome.Outcome[Result]") -> None:
         if isinstance(result, outcome.Value):
             self._give_up(result.value)
 
