@@ -18,8 +18,8 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHON PREFIX DESTDIR SYSCONFDIR UNITDIR USERUNITDIR SYSUSERSDIR TMPFILESDIR VIRTIOFSD
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-boot run test test-oldest test-python check format fix backends bench bench-quick bench-get \
-    bench-inside bench-rpc fuzz soak mutants fresh-debian install rollback uninstall clean
+.PHONY: help setup demo demo-boot run test test-oldest test-python check format fix backends bench bench-quick \
+    bench-get bench-inside bench-rpc fuzz soak mutants fresh-debian deb install rollback uninstall clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -112,6 +112,9 @@ bench-rpc: $(BIN)/.runtime ## show what the RPC of a call costs the daemon, with
 
 fresh-debian: ## run make demo on a new, bare Debian SUITE (default: trixie; needs root)
 	tests/system/fresh-debian $(SUITE) $(ARGS)
+
+deb: ## build the Debian package into dist, for Debian 13, and have lintian check it (needs root)
+	@tools/deb
 
 install: ## install, or upgrade at once, under PREFIX (default: /usr/local; DESTDIR=...)
 	@tools/install

@@ -61,11 +61,11 @@ def gets_the_kernel(machine: Machine, export: str = "kernels", user: str = "rig"
 
 
 @contextmanager
-def under_load(machine: Machine) -> Iterator[dict[str, int]]:
+def under_load(machine: Machine, python: str = PYTHON) -> Iterator[dict[str, int]]:
     """Have clients connect and read during the block; after it, here is what they counted."""
     counts: dict[str, int] = {}
     where = "/run/vuserd/vuserd.sock kernels /vmlinuz /srv/kernels/vmlinuz"
-    with machine.start(f"exec {PYTHON} /root/load.py {where}") as loading:
+    with machine.start(f"exec {python} /root/load.py {where}") as loading:
         try:
             time.sleep(1)
             yield counts

@@ -54,7 +54,7 @@ BACKEND: Final[Mapping[str, Key]] = {
     "cache": Key(
         values.choice("never", "metadata", "auto", "always"),
         '"auto"',
-        "what the backend allows to be cached; metadata is the Rust virtiofsd's alone",
+        "what the backend may have cached; metadata is the Rust virtiofsd's alone",
     ),
     "thread_pool": Key(values.integer(0, 256), "0", "threads of the backend beside its main one"),
     "xattr": Key(
