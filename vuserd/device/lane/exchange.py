@@ -10,7 +10,7 @@ count, an open handle.
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence, Sized
-from typing import Final, TypeVar
+from typing import Final
 
 import trio
 
@@ -40,8 +40,6 @@ from vuserd.errors import (
 from vuserd.users.asker import ASKER, Asker
 
 _LOG = logging.getLogger(__name__)
-
-Reply = TypeVar("Reply")
 
 _HEADER: Final = fuse.OUT_HEADER_SIZE
 #: The longest body of a reply without a target.
@@ -108,18 +106,6 @@ class Exchange:
     @observer.setter
     def observer(self, observer: Observer | None) -> None:
         self._observer = self._hiprio.observer = observer
-
-    def decoded(self, decode: Callable[[bytes], Reply], body: bytes) -> Reply:
-        """Decode what the backend wrote; what no backend may write ends the session.
-
-        Raises:
-            BackendBroken: ``decode`` refused it.
-
-        """
-        try:
-            return decode(body)
-        except MalformedError as error:
-            raise self.broken(error) from error
 
     def broken(self, error: MalformedError) -> BackendBroken:
         """End the session with a backend that broke the protocol; return what to raise."""
@@ -324,17 +310,6 @@ class Exchange:
                 self.broken(error)
 
     # --- giving up --------------------------------------------------------------------------------
-
-    def give_up(self, batch: Batch, asked: Sequence[Asked]) -> None:
-        """Give up the replies of a batch, whether they have come or not."""
-        for ticket in batch.tickets:
-            self._backlog.remove(ticket)
-        for one in self._slots.of(batch):
-            self._leave(one)
-        for (_, target, undo), result in zip(asked, batch.results, strict=False):
-            if undo is not None and not isinstance(result, Failed):
-                self.decoded(undo, brought(target, result))
-        self._go_on()
 
     def _leave(self, one: Sent) -> None:
         """Leave a request to the device: no caller waits for it any more."""

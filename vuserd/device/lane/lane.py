@@ -2,14 +2,17 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import trio
 
-from protocol import fuse
-from vuserd.device.lane.exchange import Exchange, Reply
-from vuserd.device.request import Asked, Batch, Target, Undo
-from vuserd.device.results import Result, body_of, length_of
+from protocol import MalformedError, fuse
+from vuserd.device.lane.exchange import Exchange
+from vuserd.device.request import Asked, Batch, Target, Undo, brought
+from vuserd.device.results import Failed, Result, body_of, length_of
 from vuserd.users.asker import ASKER
+
+Reply = TypeVar("Reply")
 
 
 class _Caller(Batch):
@@ -61,6 +64,29 @@ class Lane(Exchange):
         """Wait until all that was sent has ended, or the device is lost."""
         while self.in_flight:
             await self._idle.park()
+
+    def give_up(self, batch: Batch, asked: Sequence[Asked]) -> None:
+        """Give up the replies of a batch, whether they have come or not."""
+        for ticket in batch.tickets:
+            self._backlog.remove(ticket)
+        for one in self._slots.of(batch):
+            self._leave(one)
+        for (_, target, undo), result in zip(asked, batch.results, strict=False):
+            if undo is not None and not isinstance(result, Failed):
+                self.decoded(undo, brought(target, result))
+        self._go_on()
+
+    def decoded(self, decode: Callable[[bytes], Reply], body: bytes) -> Reply:
+        """Decode what the backend wrote; what no backend may write ends the session.
+
+        Raises:
+            BackendBroken: ``decode`` refused it.
+
+        """
+        try:
+            return decode(body)
+        except MalformedError as error:
+            raise self.broken(error) from error
 
     async def call(
         self, request: fuse.Request, decode: Callable[[bytes], Reply], undo: Undo | None = None
