@@ -14,7 +14,7 @@ from tests.running import REPOSITORY
 def pip(*arguments: str) -> None:
     """Run pip without an index: all that it needs is on this machine."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -37,7 +37,7 @@ def build_wheel(source: Path, folder: Path) -> Path:
 def build_sdist(folder: Path) -> Path:
     """Build the sdist of this checkout."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(folder)]
-    subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True, timeout=100)
+    subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True, timeout=110)
     [sdist] = folder.glob("vuserd-*.tar.gz")
     return sdist
 
@@ -71,13 +71,14 @@ class Environment:
         # As a line of a .pth file does it: the .pth files over there, vuserd's own, have no effect.
         (self.packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
-    def install(self, wheel: Path) -> None:
-        """Install a wheel alone."""
-        pip("--python", self.python, "install", "-q", "--no-index", "--no-deps", str(wheel))
+    def install(self, *wheels: Path) -> None:
+        """Install wheels alone; what is run is compiled when it is."""
+        options = ("-q", "--no-index", "--no-deps", "--no-compile")
+        pip("--python", self.python, "install", *options, *map(str, wheels))
 
-    def uninstall(self, name: str) -> None:
-        """Remove a distribution."""
-        pip("--python", self.python, "uninstall", "-q", "--yes", name)
+    def uninstall(self, *names: str) -> None:
+        """Remove distributions."""
+        pip("--python", self.python, "uninstall", "-q", "--yes", *names)
 
     def run(
         self, program: str, *arguments: str, path: Path | None = None, folder: Path | None = None
@@ -102,5 +103,5 @@ def run(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=110,
     )

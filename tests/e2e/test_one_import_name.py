@@ -140,15 +140,14 @@ def test_distributions_of_these_names_change_nothing(
 ) -> None:
     environment = Environment(tmp_path / "environment")
     others = [make_distribution(name, tmp_path) for name in NAMES]
-    for each in [*others, wheel] if order == "before" else [wheel, *others]:
-        environment.install(each)
+    for each in [others, [wheel]] if order == "before" else [[wheel], others]:
+        environment.install(*each)
     daemon, vuserctl = [str(environment.bin / "vuserd")], [str(environment.bin / "vuserctl")]
     check_delivery(tmp_path, rust_virtiofsd, daemon, vuserctl)
     told = environment.run("python", "-c", f"import vuserd.client; {_TELL_OWNERS}").stdout
     assert told == "the distribution memory, the distribution protocol\n"
 
-    for name in NAMES:
-        environment.uninstall(name)
+    environment.uninstall(*NAMES)
     check_delivery(tmp_path, rust_virtiofsd, daemon, vuserctl)
 
 
