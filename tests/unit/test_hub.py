@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tests.attacks.threats import Who, threat
 from vuserd.tasks.hub import ALONE, SHARED, Hub
 from vuserd.tasks.turns import Turns
 
@@ -143,6 +144,13 @@ async def test_a_user_alone_goes_on_in_large_turns(crowd: Crowd) -> None:
     assert max(map(len, crowd.passes.went_on)) == ALONE.steps
 
 
+@threat(
+    "heavy requests",
+    who=Who.CLIENT,
+    against="users who call now and then",
+    does="keeps the daemon busy with requests that are much work each, 64 at once",
+    promise="turns are small while requests are heavy: few of them come before another's call",
+)
 @pytest.mark.parametrize(
     ("cost", "steps"),
     [
