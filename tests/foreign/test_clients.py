@@ -15,6 +15,9 @@ from tests.foreign.interpreters import interpreter
 from tests.running import REPOSITORY, RunningDaemon
 from vuserd.rpc.methods import API_LEVEL
 
+#: npm has packages to get, the first time.
+pytestmark = pytest.mark.timeout(300)
+
 CONTENT: Final = os.urandom(9_000_001)
 #: A time whose nanoseconds no double has.
 MTIME: Final = (1_700_000_001, 123_456_789)
@@ -50,7 +53,7 @@ def run(language: str, program: str, daemon: RunningDaemon) -> str:
         input=program,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

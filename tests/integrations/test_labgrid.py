@@ -20,6 +20,9 @@ from tests.uml import rig_folder
 
 pytest.importorskip("labgrid", reason="labgrid is not installed")
 
+#: A busy machine has no hurry to boot a board.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 ONE_MACHINE, COORDINATOR, EXPORTER, PLACE, REMOTE = blocks(REPOSITORY / "docs/labgrid.md")
 DESK: Final = "10.83.0.1"
 HOST: Final = "10.83.0.2"
@@ -40,8 +43,10 @@ import pytest
 from labgrid.driver import ExecutionError
 
 def test_its_end(target):
+    shell = target.get_driver("ShellDriver")
+    assert target.get_driver("FileTransferProtocol") is shell
     with pytest.raises(ExecutionError, match="switched off"):
-        target.get_driver("ShellDriver").run("poweroff -f")
+        shell.run("poweroff -f")
 """
 
 
@@ -92,7 +97,7 @@ def run(block: Block, folder: Path, environment: Mapping[str, str], *within: str
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=280,
         check=False,
     )
     block.check(done.returncode, done.stdout)
@@ -207,7 +212,6 @@ def ssh(namespaces: tuple[list[str], list[str]], tmp_path: Path) -> Iterator[Pat
         yield folder
 
 
-@pytest.mark.slow
 def test_a_lab(
     namespaces: tuple[list[str], list[str]],
     ssh: Path,
