@@ -177,11 +177,9 @@ def decode_reply_header(reply: bytes, unique: int, used: int) -> int:
         )
     if size != used:
         raise MalformedError(f"a reply of {size} bytes in {used} bytes used", Check.REPLY_LENGTH)
-    if not error:
-        return 0
-    if not -MAX_ERRNO <= error < 0:
+    if not -MAX_ERRNO <= error <= 0:
         raise MalformedError(f"error {error} in a reply", Check.REPLY_ERROR)
-    if size != OUT_HEADER_SIZE:
+    if error and size != OUT_HEADER_SIZE:
         raise MalformedError(f"{size - OUT_HEADER_SIZE} bytes after an error", Check.REPLY_LENGTH)
     return -int(error)
 
