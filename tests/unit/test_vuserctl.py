@@ -131,6 +131,7 @@ class TestUsage:
         ("arguments", "command", "words"),
         [
             (["lst", "kernels:"], "", "unknown command 'lst'; did you mean \"ls\"?"),
+            ([], "", "the following arguments are required: COMMAND; 'vuserctl help' lists them"),
             (["xyzzy"], "", "unknown command 'xyzzy'; 'vuserctl help' lists them"),
             (["help", "gett"], " help", "unknown command 'gett'; did you mean \"get\"?"),
             (["--sokcet", "x", "ls"], "", "unknown option '--sokcet'; did you mean \"--socket\"?"),

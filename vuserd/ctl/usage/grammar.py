@@ -16,6 +16,9 @@ class _NoTheme:
         return ""
 
 
+_LISTED = "; 'vuserctl help' lists them"
+
+
 class Help(argparse.HelpFormatter):
     """Formats help as wide as the terminal; a text of several lines stays as it is written.
 
@@ -63,10 +66,14 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unknown option {name!r}{hint}")
         self.error(f"unrecognized arguments: {' '.join(unknown)}")
 
+    def error(self, message: str) -> NoReturn:
+        """End the process with status 2, after the usage and what is wrong."""
+        super().error(f"{message}{_LISTED if message.endswith(f'required: {COMMAND}') else ''}")
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         known = action.choices
         if action.metavar == COMMAND and known is not None and value not in known:
-            hint = suggestion(value, known) or "; 'vuserctl help' lists them"
+            hint = suggestion(value, known) or _LISTED
             raise argparse.ArgumentError(None, f"unknown command {value!r}{hint}")
         super()._check_value(action, value)
 
