@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import vuserd.integrations.pytest.daemon  # noqa: F401 - or each run would load it again
 from tests.documents import blocks
 from tests.running import REPOSITORY, find_backend
 
@@ -22,8 +23,13 @@ addopts = --strict-markers --strict-config
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester) -> pytest.Pytester:
-    """Return a folder of tests in which warnings and unknown markers are errors."""
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """Return a folder of tests in which warnings and unknown markers are errors.
+
+    They load the plug-in by its entry point, and none of the others, which take their time.
+    """
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p vuserd")
     pytester.makeini(STRICT)
     return pytester
 
@@ -68,17 +74,7 @@ def test_directories_are_served_for_a_test(project: pytest.Pytester, rust_virtio
 
         def test_it_still_does(kernels, vuserd_client):
             assert vuserd_client.read_bytes("kernels", "/Image") == b"MZ"
-        """
-    )
-    result = project.runpytest_inprocess(f"--vuserd-backend={rust_virtiofsd}")
-    result.assert_outcomes(passed=5)
 
-
-def test_a_failing_test_shows_what_the_daemon_logged(
-    project: pytest.Pytester, rust_virtiofsd: str
-) -> None:
-    project.makepyfile(
-        """
         def test_that_passes(vuserd_serve, tmp_path):
             vuserd_serve(tmp_path, "early")
 
@@ -97,7 +93,8 @@ def test_a_failing_test_shows_what_the_daemon_logged(
         """
     )
     result = project.runpytest_inprocess(f"--vuserd-backend={rust_virtiofsd}")
-    result.assert_outcomes(passed=1, failed=4)
+    result.assert_outcomes(passed=6, failed=4)
+    # A failing test shows what the daemon has logged since it began.
     text = result.stdout.str()
     assert text.count("- vuserd log -") == 3
     assert "export late is up" in text
@@ -169,9 +166,8 @@ def test_each_worker_has_a_daemon_where_paths_are_long(
     )
     long = project.mkdir("long" * 30)
     monkeypatch.setenv("TMPDIR", str(long))
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # others take their time
     result = project.runpytest_inprocess(
-        *("-p", "xdist", "-p", "vuserd", "-n2"),
+        *("-p", "xdist", "-n2"),
         *(f"--basetemp={long}/base", f"--vuserd-backend={rust_virtiofsd}"),
     )
     result.assert_outcomes(passed=2)
@@ -182,10 +178,8 @@ def test_each_worker_has_a_daemon_where_paths_are_long(
 
 def test_a_suite_that_does_not_use_it_loads_nothing_of_it(project: pytest.Pytester) -> None:
     project.makepyfile(
-        "def test_something(pytestconfig):"
-        f"    assert pytestconfig.pluginmanager.hasplugin({PLUGIN!r})"
+        "def test_something(pytestconfig):    assert pytestconfig.pluginmanager.hasplugin('vuserd')"
     )
-    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": PLUGIN}
     program = (
         "import pytest, sys; before = {*sys.modules}; status = pytest.main([]);"
         "new = [name for name in {*sys.modules} - before if name.partition('.')[0] in"
@@ -193,7 +187,6 @@ def test_a_suite_that_does_not_use_it_loads_nothing_of_it(project: pytest.Pytest
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=environment,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -202,7 +195,8 @@ def test_a_suite_that_does_not_use_it_loads_nothing_of_it(project: pytest.Pytest
     assert done.stdout.splitlines()[-1].split() == [*packages, PLUGIN]
 
 
-def test_it_can_be_left_out(project: pytest.Pytester) -> None:
+def test_it_can_be_left_out(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_ADDOPTS")
     project.makepyfile("def test_something(vuserd): pass")
     result = project.runpytest_inprocess("-p", "no:vuserd")
     result.assert_outcomes(errors=1)
