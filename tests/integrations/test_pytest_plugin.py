@@ -126,7 +126,11 @@ def test_a_marker_chooses_the_backend(
 
         @pytest.mark.vuserd(backend="rust")
         def test_an_argument_comes_first(vuserd_serve, tmp_path):
-            assert kind(vuserd_serve(tmp_path, backend={c!r})) == "c"
+            odd = tmp_path / "a,b\\\\101, \\\\"  # which splits and quotes options of the C one
+            odd.mkdir()
+            served = vuserd_serve(odd, backend={c!r})
+            assert kind(served) == "c"
+            assert [*served.client.iterdir(served.export, "/")] == []
 
         @pytest.mark.vuserd(backend="/nowhere/virtiofsd")
         def test_none(vuserd_serve, tmp_path):

@@ -102,14 +102,13 @@ def command_line(
             "--readonly",
             "--log-level=warn",
         ]
-    # The C virtiofsd splits its options at commas, and has no way to quote one.
-    if "," in directory:
-        raise BackendDown(f"the C virtiofsd cannot share a directory with a comma: {directory}")
     if options.cache == "metadata" or options.inode_file_handles != "never":
         raise BackendDown("the C virtiofsd has neither cache=metadata nor inode file handles")
     cache = "none" if options.cache == "never" else options.cache
     xattr = "xattr" if options.xattr else "no_xattr"
-    shared = f"source={directory},sandbox={sandbox},cache={cache},{xattr}"
+    # The C virtiofsd splits its options at commas, but for those after a backslash.
+    source = directory.replace("\\", r"\\").replace(",", r"\,")
+    shared = f"source={source},sandbox={sandbox},cache={cache},{xattr}"
     threads = f"--thread-pool-size={options.thread_pool}"
     return [*common, threads, "-f", "-o", f"{shared},announce_submounts,log_level=warn"]
 
