@@ -22,6 +22,8 @@ from typing import IO, Any
 
 #: What a daemon imports, sooner or later.
 _IMPORTED = ("vuserd.cli", "vuserd.config.files")
+#: What coverage tells the processes in its environment that are to be traced.
+_TRACED = "COVERAGE_PROCESS_CONFIG"
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_DUMPABLE = 4
 
@@ -88,6 +90,7 @@ class _Template:
                 [sys.executable, "-m", __name__, str(other.fileno())],
                 stdin=subprocess.DEVNULL,
                 cwd=Path(__file__).parent.parent,
+                env={name: value for name, value in os.environ.items() if name != _TRACED},
                 pass_fds=[other.fileno()],
             )
 
@@ -106,6 +109,8 @@ def _serve(connection: socket.socket) -> None:
         if not request:
             os._exit(0)
         descriptors = array.array("i", ancillary[0][2])
+        if _TRACED in json.loads(request)["environment"]:
+            importlib.import_module("coverage")
         reader, writer = os.pipe()
         between = os.fork()
         if not between:
@@ -132,6 +137,8 @@ def _become(request: dict[str, Any], output: int, errors: int) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    if _TRACED in os.environ:
+        importlib.import_module("coverage").process_startup()
     tempfile.tempdir = None
     sys.argv = ["vuserd", *request["arguments"]]
     if (user := request["user"]) is not None:

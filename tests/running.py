@@ -7,7 +7,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -110,7 +109,7 @@ class RunningDaemon:
             self._temporary.rmdir()  # and nothing is left in it
 
     def _start(self, log: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        if self._program is None and not any(name.startswith("COVERAGE_") for name in environment):
+        if self._program is None:
             return ForkedDaemon(
                 self._command,
                 log,
@@ -120,7 +119,7 @@ class RunningDaemon:
                 user=self._user,
             )
         return subprocess.Popen(
-            [*(self._program or [sys.executable, "-m", "vuserd.cli"]), *self._command],
+            [*self._program, *self._command],
             stdin=subprocess.DEVNULL,
             stderr=log,
             env=environment,
