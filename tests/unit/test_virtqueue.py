@@ -742,3 +742,51 @@ class TestEnd:
             ring.queue.publish()
         with pytest.raises(ValueError, match="released memoryview"):
             ring.reap()
+
+
+class TestAnyPlace:
+    """A ring and rooms whose offsets and sizes have bits in common, so that no sum is an or."""
+
+    AT: Final = 96
+    ROOMS: Final = Rooms(0x5B8, 56, 40)
+
+    def queue(self, memory: mmap.mmap) -> Virtqueue:
+        layout = RingLayout.for_size(16)
+        assert self.AT & layout.size
+        return Virtqueue(memory, GuestRegion(Shared(), GUEST), self.AT, layout, self.ROOMS)
+
+    def test_the_ring_alone_is_zeroed(self) -> None:
+        memory = mmap.mmap(-1, mmap.PAGESIZE)
+        memory[:] = b"\xff" * mmap.PAGESIZE
+        self.queue(memory)
+        assert memory[: self.AT] == b"\xff" * self.AT
+        assert memory[self.AT + 256 : self.AT + SIZE] == bytes(SIZE - 256)
+        assert memory[self.AT + SIZE :] == b"\xff" * (mmap.PAGESIZE - self.AT - SIZE)
+
+    def test_each_slot_has_a_request_and_a_reply_of_its_own(self) -> None:
+        memory = mmap.mmap(-1, mmap.PAGESIZE)
+        queue = self.queue(memory)
+        rooms = self.ROOMS
+        assert rooms.size == 96
+        heads = [queue.add(bytes([number]) * 56, 40) for number in range(SLOTS)]
+        assert queue.publish()
+        elements = b""
+        for number, head in enumerate(heads):
+            descriptor = memory[self.AT + 16 * head : self.AT + 16 * head + 32]
+            request = int.from_bytes(descriptor[:8], "little") - GUEST
+            reply = int.from_bytes(descriptor[16:24], "little") - GUEST
+            assert (request, reply) == (rooms.offset + 96 * number, request + 56)
+            assert memory[request : request + 56] == bytes([number]) * 56
+            memory[reply : reply + 40] = bytes([100 + number]) * 40
+            elements += head.to_bytes(4, "little") + (40).to_bytes(4, "little")
+        used = self.AT + 296
+        memory[used + 4 : used + 4 + len(elements)] = elements
+        memory[used + 2] = SLOTS
+        assert list(queue.reap()) == [
+            (head, 40, bytes([100 + number]) * 40) for number, head in enumerate(heads)
+        ]
+
+    def test_a_closed_queue_keeps_no_memory(self) -> None:
+        queue = self.queue(mmap.mmap(-1, mmap.PAGESIZE))
+        queue.close()
+        assert not any(isinstance(kept, mmap.mmap) for kept in vars(queue).values())
