@@ -61,11 +61,16 @@ def gets_the_kernel(machine: Machine, export: str = "kernels", user: str = "rig"
 
 
 @contextmanager
-def under_load(machine: Machine, python: str = PYTHON) -> Iterator[dict[str, int]]:
-    """Have clients connect and read during the block; after it, here is what they counted."""
+def under_load(
+    machine: Machine, python: str = PYTHON, pause: float = 0.0
+) -> Iterator[dict[str, int]]:
+    """Have clients connect and read during the block; after it, here is what they counted.
+
+    ``pause`` is how many seconds each waits between its batches of requests.
+    """
     counts: dict[str, int] = {}
     where = "/run/vuserd/vuserd.sock kernels /vmlinuz /srv/kernels/vmlinuz"
-    with machine.start(f"exec {python} /root/load.py {where}") as loading:
+    with machine.start(f"exec {python} /root/load.py {where} {pause}") as loading:
         try:
             time.sleep(1)
             yield counts

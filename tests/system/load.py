@@ -1,7 +1,8 @@
 """Clients without vuserd's library, which request all they can and count broken promises.
 
-Run in the machine, by the Python that vuserd is installed with: load.py SOCKET EXPORT PATH CONTENT.
-They read parts of a file of EXPORT and compare them with those of CONTENT, until standard input
+Run in the machine, by the Python that vuserd is installed with:
+load.py SOCKET EXPORT PATH CONTENT PAUSE. They read parts of a file of EXPORT and compare them with
+those of CONTENT, with a PAUSE of so many seconds after each batch of requests, until standard input
 ends, and print what they counted as JSON:
 
     connections     made
@@ -35,12 +36,15 @@ LONGEST = 64 << 10
 class Worker(threading.Thread):
     """One client. Every second one connects anew for each batch."""
 
-    def __init__(self, number: int, address: str, export: str, path: str, content: bytes) -> None:
+    def __init__(
+        self, number: int, address: str, export: str, path: str, content: bytes, pause: float
+    ) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
         self._address = address
         self._file = [export, path]
         self._content = content
+        self._pause = pause
         self._stays = number % 2 == 0
         self._random = random.Random(number)
         self._next = 0
@@ -57,7 +61,9 @@ class Worker(threading.Thread):
                     continue
                 self.counts["connections"] += 1
                 unpacker: Any = msgpack.Unpacker(max_buffer_size=0)
-                while self._batch(sock, unpacker) and self._stays and not stopping.is_set():
+                while (
+                    self._batch(sock, unpacker) and not stopping.wait(self._pause) and self._stays
+                ):
                     pass
 
     def _batch(self, sock: socket.socket, unpacker: Any) -> bool:
@@ -105,7 +111,7 @@ stopping = threading.Event()
 
 def main() -> None:
     """Work in several processes, and print what all of them counted."""
-    address, export, path, content = sys.argv[1:]
+    address, export, path, content, pause = sys.argv[1:]
     children = []
     for process in range(PROCESSES):
         reader, writer = os.pipe()
@@ -115,7 +121,8 @@ def main() -> None:
                 whole = file.read()
             first = process * THREADS
             workers = [
-                Worker(first + number, address, export, path, whole) for number in range(THREADS)
+                Worker(first + number, address, export, path, whole, float(pause))
+                for number in range(THREADS)
             ]
             for worker in workers:
                 worker.start()
