@@ -19,7 +19,7 @@ export PYTHON PREFIX DESTDIR SYSCONFDIR UNITDIR USERUNITDIR SYSUSERSDIR TMPFILES
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-boot run test test-oldest test-python check format fix backends bench bench-quick \
-    bench-get bench-inside bench-rpc fuzz soak mutants fresh-debian deb install rollback uninstall clean
+    bench-get bench-inside bench-rpc fuzz soak mutants fresh-debian deb release install rollback uninstall clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -115,6 +115,9 @@ fresh-debian: ## run make demo on a new, bare Debian SUITE (default: trixie; nee
 
 deb: ## build the Debian package into dist, for Debian 13, and have lintian check it (needs root)
 	@tools/deb
+
+release: setup ## make dist/vuserd-VERSION from the commit tagged vVERSION, built twice (ARGS=--try: from any commit)
+	@tools/release $(ARGS)
 
 install: ## install, or upgrade at once, under PREFIX (default: /usr/local; DESTDIR=...)
 	@tools/install
