@@ -66,8 +66,8 @@ class File(NamedTuple):
 
 
 def coarse_now() -> int:
-    """Return a whole second that is at most one ahead: as a timestamp it is not settled for two."""
-    return math.ceil(time.time())
+    """Return an even second that is at most two ahead: as a timestamp it is not settled for two."""
+    return 2 * math.ceil(time.time() / 2)
 
 
 class FakeFiles:
