@@ -37,7 +37,6 @@ from vuserd.wire.codec import (
 #: Exports that a client may trace at once.
 _MOST_TRACES: Final = 8
 
-
 _NO_LIMIT: Final = contextlib.nullcontext()
 
 

@@ -15,7 +15,6 @@ became of it.
 
 import contextlib
 import fcntl
-import logging
 import math
 import socket
 import struct
@@ -44,8 +43,6 @@ from vuserd.wire.codec import (
     Request,
 )
 
-_LOG = logging.getLogger(__name__)
-
 _RECEIVE_SIZE: Final = 64 << 10
 _NOTHING: Final = bytes(struct.calcsize("=i"))
 #: Received bytes that are a step, and values of messages: both are work, whatever they mean.
@@ -58,8 +55,6 @@ _END: Final = 4
 _SEND_BUFFER: Final = 2 << 20
 _MOST_WIDE: Final = 64
 _SO_SNDBUFFORCE: Final = 32
-#: Exports that a client may trace at once.
-_MOST_TRACES: Final = 8
 
 
 def _widen(sock: socket.socket) -> None:

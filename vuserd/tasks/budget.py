@@ -110,11 +110,6 @@ class Share:
         self._own.give_back(amount)
         self._common.give_back(amount)
 
-    async def wait_unused(self) -> None:
-        """Wait until all units have been given back."""
-        await self._own.take(self._own.total)
-        self._own.give_back(self._own.total)
-
     def close(self) -> None:
         """Give back all units that are still taken; no task may be waiting for more."""
         self.give_back(self.taken)
