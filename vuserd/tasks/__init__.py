@@ -1,1 +1,1 @@
-"""Helpers for trio tasks that know nothing of vuserd: budgets, turns, workers, hub, results."""
+"""Helpers for trio tasks that know nothing of vuserd: budgets, turns, workers, a hub."""
