@@ -15,6 +15,7 @@ from tests.fake.files import ROOT, directory_record
 from vuserd.errors import BackendTimeout, FileError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.walk import TreeWalk, WalkProblem
+from vuserd.tasks.turns import SHARER
 
 FOLDER = File(mode=stat.S_IFDIR | 0o755)
 FOLDERS = [b"folder-%02d" % number for number in range(20)]
@@ -234,5 +235,44 @@ async def test_cancelled_among_them_it_owes_nothing(opcode: Opcode) -> None:
         assert scope.cancelled_caught
         while not walk.finished:
             found += (await walk.next_page(files, 1000))[0].names
+        assert sorted(found) == PATHS
+        await forest.owes_nothing(walk, files)
+
+
+class Leaver:
+    """A user whose call is cancelled while it waits for a turn, and then has each at once."""
+
+    def __init__(self, turns: int) -> None:
+        self.scope = trio.CancelScope()
+        self._turns = turns
+
+    def is_only_user(self) -> bool:
+        return False
+
+    async def take_turn(self) -> None:
+        self._turns -= 1
+        if not self._turns:
+            self.scope.cancel()
+            await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("turns", [3, 10])
+async def test_cancelled_while_others_have_their_turn_it_owes_nothing(
+    turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replies that were not looked at by then are given back, and those directories read again."""
+    monkeypatch.setattr("vuserd.fs.directories.entries._AT_ONCE", 1)
+    forest, leaver = Forest(), Leaver(turns)
+    async with forest.backend.session() as session:
+        files = FileSystem(session, idle_nodes=100)
+        walk = TreeWalk(b"", attributes=True)
+        found: list[bytes] = []
+        token = SHARER.set(leaver)
+        with leaver.scope:
+            found += (await walk.next_page(files, 1000))[0].names
+        assert leaver.scope.cancelled_caught
+        while not walk.finished:
+            found += (await walk.next_page(files, 1000))[0].names
+        SHARER.reset(token)
         assert sorted(found) == PATHS
         await forest.owes_nothing(walk, files)

@@ -7,6 +7,7 @@ while it reads one.
 import errno
 import functools
 import stat
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -171,17 +172,26 @@ class DirectoryEntries:
                 for reply, buffer in zip(replies, buffers, strict=True)
             ]
         size = 0
-        for place, each in enumerate(found):
-            if isinstance(each, bytes):
-                size += len(each)
-                if size > _AT_ONCE:
-                    size = len(each)
-                    with trio.CancelScope(shield=True):  # their lookups are still to be counted
+        left = deque(enumerate(found))
+        try:
+            while left:
+                place, each = left[0]
+                if isinstance(each, bytes):
+                    size += len(each)
+                    if size > _AT_ONCE:
+                        size = len(each)
                         await trio.lowlevel.checkpoint()
                         await take_turn()
-                portion = self._portion(*opened[place][::2], each)
-                if portion is not None:
-                    take(place, portion)
+                left.popleft()
+                if isinstance(each, bytes):
+                    portion = self._portion(*opened[place][::2], each)
+                    if portion is not None:
+                        take(place, portion)
+        except BaseException:
+            for place, each in left:  # they are read again, and their lookups are owed
+                if isinstance(each, bytes):
+                    self._lane.decoded(self._undo_read(opened[place][2]), each)
+            raise
         return [each if isinstance(each, Exception) else None for each in found]
 
     @property
