@@ -6,14 +6,14 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from protocol import fuse
+from protocol import MalformedError, fuse
 from protocol.fuse import FileHandle, NodeId, Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from vuserd.device.jobs import Ask, InOrder, Job, Jobs
 from vuserd.device.payloads import given_back
 from vuserd.device.results import MISSING, Failed, Result, body_of, length_of
 from vuserd.device.session import Session
-from vuserd.errors import BackendDown, FileError
+from vuserd.errors import BackendBroken, BackendDown, FileError
 
 ROOT = fuse.ROOT_ID
 IMAGE = bytes(range(256)) * 16
@@ -261,6 +261,47 @@ async def test_cancelled_jobs_leave_orphans_whose_effects_are_undone(
     let_go(backend, withheld)
     await wait_all_tasks_blocked()
     assert len(closing.undone) == 2
+    assert session.lane.in_flight == 0
+
+
+async def test_a_reply_that_cannot_be_undone_leaves_no_job_open(
+    session: Session,
+    backend: FakeBackend,
+    withheld: list[FuseRequest],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It ends the session, which is logged once; the jobs after it are closed all the same."""
+    backend.files[b"other"] = backend.files[b"Image"]
+    closed = 0
+
+    def refuse(_: bytes) -> None:
+        raise MalformedError("no such body")
+
+    def job() -> Job:
+        nonlocal closed
+        try:
+            yield [Ask(lookup(name), undo=refuse) for name in (b"other", b"Image")]
+        finally:
+            closed += 1
+
+    jobs = Jobs(session.lane)
+    for _ in range(3):
+        jobs.add(job())
+    scope = trio.CancelScope()
+
+    async def run() -> None:
+        with pytest.raises(BackendBroken, match="no such body"), scope:
+            await jobs.run()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await wait_all_tasks_blocked()
+        assert len(withheld) == 3
+        scope.cancel()
+    assert closed == 3
+    assert [record.message for record in caplog.records] == [
+        "the backend broke the protocol: no such body"
+    ]
     assert session.lane.in_flight == 0
 
 

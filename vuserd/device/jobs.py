@@ -10,7 +10,8 @@ not keep others waiting for long, therefore, and it has no context of its own::
 """
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import trio
@@ -125,15 +126,17 @@ class Jobs:
             self._task = None
 
     def _close(self) -> None:
-        """Close those that have not ended."""
-        for begun in self._begun:
-            self._lane.give_up(begun, begun.asked)
-        jobs = [*(begun.job for begun in self._begun), *self._waiting]
+        """Close those that have not ended, whatever comes out of any of them."""
+        closing: list[Callable[[], object]] = [
+            *(partial(self._lane.give_up, begun, begun.asked) for begun in self._begun),
+            *(begun.job.close for begun in self._begun),
+            *(job.close for job in self._waiting),
+        ]
         self._begun.clear()
         self._waiting.clear()
-        for job in jobs:
+        for close in closing:
             try:
-                job.close()
+                close()
             except Exception as error:
                 self._failure = self._failure or error
 

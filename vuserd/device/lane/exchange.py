@@ -109,7 +109,8 @@ class Exchange:
 
     def broken(self, error: MalformedError) -> BackendBroken:
         """End the session with a backend that broke the protocol; return what to raise."""
-        _LOG.warning("the backend broke the protocol: %s", error)
+        if self._failure is None:  # else the reason is known, and this one of many alike perhaps
+            _LOG.warning("the backend broke the protocol: %s", error)
         reason = BackendBroken(f"the backend broke the protocol: {error}", check=error.check)
         self._lost(reason)
         return reason
