@@ -18,8 +18,8 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHON PREFIX DESTDIR SYSCONFDIR UNITDIR USERUNITDIR SYSUSERSDIR TMPFILESDIR VIRTIOFSD
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-boot run test test-oldest test-python check format fix backends bench bench-quick \
-    bench-get bench-inside bench-rpc fuzz soak mutants fresh-debian deb release install rollback uninstall clean
+.PHONY: help setup demo demo-boot run test test-oldest test-python check site format fix backends bench \
+    bench-quick bench-get bench-inside bench-rpc fuzz soak mutants fresh-debian deb release install rollback uninstall clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -59,18 +59,22 @@ test-oldest: backends ## run tests with the oldest dependencies allowed (ARGS=..
 test-python: ## run unit and property tests with Python VERSION, 3.13 or 3.14, on a Debian that has it (needs root)
 	@tests/system/on-python "$(VERSION)" $(ARGS)
 
-check: setup ## all that CI runs: format, lint, types, contracts, units, package, tests, coverage
+check: setup ## all that CI runs: format, lint, types, contracts, units, package, site, tests, coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@tools/check-units
 	@tools/check-package
+	@tools/site
 	@$(MAKE) --no-print-directory test ARGS="--cov --cov-report= --covering='$(COVERING)'"
 	@$(BIN)/coverage report --include='$(COVERED)' --fail-under=$(MINIMUM) >$(BIN)/.coverage-report || \
 	    { cat $(BIN)/.coverage-report; exit 1; }
 	@echo "branch coverage of $(COVERED) (at least $(MINIMUM) %):" \
 	    "$$($(BIN)/coverage report --include='$(COVERED)' --format=total --precision=1) %"
+
+site: setup ## make the documentation a site, in .cache/site
+	@tools/site
 
 format: setup ## format the code
 	$(BIN)/ruff format .
