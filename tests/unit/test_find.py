@@ -75,8 +75,10 @@ async def test_a_kind_is_looked_for_past_the_other(
     rust = fake_program(tmp_path / "rust", "virtiofsd 1.13.2")
     assert (await find_program(None, 0, [c, rust], BackendKind.RUST)).path == rust
     assert (await find_program(None, 0, [rust, c], BackendKind.C)).path == c
-    with pytest.raises(BackendNotFound, match="no rust virtiofsd on this machine"):
+    with pytest.raises(BackendNotFound, match="no rust virtiofsd on this machine: Debian 13"):
         await find_program(None, 0, [c], BackendKind.RUST)
+    with pytest.raises(BackendNotFound, match="no c virtiofsd on this machine: Debian 12"):
+        await find_program(None, 0, [rust], BackendKind.C)
     with pytest.raises(ConfigurationError, match="only root can run"):
         await find_program(None, 1000, [rust, c], BackendKind.C)
 

@@ -35,6 +35,13 @@ class BackendKind(StrEnum):
     UNKNOWN = "unknown"
 
 
+#: Who has which of them.
+_ORIGINS: Final = {
+    BackendKind.RUST: "Debian 13, Ubuntu 24.04, Fedora and Arch package it as virtiofsd",
+    BackendKind.C: "Debian 12 and Ubuntu 22.04 have it in qemu-system-common",
+}
+
+
 class Program(NamedTuple):
     """A virtiofsd that can be started."""
 
@@ -74,7 +81,7 @@ async def find_program(
     if unusable is not None:
         raise unusable
     if kind is not None:
-        raise BackendNotFound(f"no {kind} virtiofsd on this machine, where one is looked for")
+        raise BackendNotFound(f"no {kind} virtiofsd on this machine: {_ORIGINS[kind]}")
     raise BackendNotFound(f"no virtiofsd on this machine: {install_hint(_os_release())}")
 
 
@@ -82,7 +89,7 @@ def _usable(program: Program, uid: int) -> Program:
     if program.kind is BackendKind.C and uid != 0:
         raise ConfigurationError(
             f"{program.path} is the C virtiofsd, which only root can run: install the Rust one"
-            " (Debian 13, Ubuntu 24.04, Fedora and Arch package it as virtiofsd)"
+            f" ({_ORIGINS[BackendKind.RUST]})"
         )
     return program
 
