@@ -7,8 +7,9 @@ import trio
 
 _LOG = logging.getLogger(__name__)
 
-#: Seconds between two lines about one user, in which there are no more of all users than so many.
+#: Seconds between two lines about one user.
 _PAUSE: Final = 60.0
+#: Lines about all users together in that time, and users of whom a log remembers anything.
 _MOST_LINES: Final = 60
 _MOST_USERS: Final = 1024
 
