@@ -206,9 +206,11 @@ class UserModeLinuxDriver(ConsoleExpectMixin, Driver, ConsoleProtocol):
     def _boot(self, console: socket.socket, started: contextlib.ExitStack) -> None:
         """Start the kernel with its console on a socket; ``started`` ends what was started."""
         home = started.enter_context(tempfile.TemporaryDirectory(prefix="vuserd-labgrid-"))
-        kernel = self.files.program(self.kernel)
-        initramfs = os.memfd_create("initramfs")
-        try:
+        with contextlib.ExitStack() as inherited:
+            kernel = self.files.program(self.kernel)
+            inherited.callback(os.close, kernel)
+            initramfs = os.memfd_create("initramfs")
+            inherited.callback(os.close, initramfs)
             size = self.files.archive(self.tree, initramfs)
             memory = _MEMORY + _UNPACKING * size // (1 << 20)
             board = subprocess.Popen(
@@ -224,10 +226,7 @@ class UserModeLinuxDriver(ConsoleExpectMixin, Driver, ConsoleProtocol):
                 env={**os.environ, "HOME": home},
                 start_new_session=True,
             )
-        finally:
-            os.close(kernel)
-            os.close(initramfs)
-        started.callback(_end, board)
+            started.callback(_end, board)
 
     def _read(self, size: int = 1, timeout: float = 0.0, max_size: int | None = None) -> bytes:
         """Return what the board has written, once it has; up to ``max_size`` bytes."""
