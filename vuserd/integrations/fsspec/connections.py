@@ -24,7 +24,7 @@ class Connections:
 
     def close(self) -> None:
         """Close what is left; the child of a fork leaves its parent's alone."""
-        for connection in self._of_loops.values():
+        for connection in [*self._of_loops.values()]:
             if connection.client is not None and connection.process == os.getpid():
                 connection.client.close()
 
@@ -32,8 +32,9 @@ class Connections:
         """Return the client of the loop that runs; CannotConnect where there is no daemon."""
         loop = asyncio.get_running_loop()
         if loop not in self._of_loops:
-            for other in [each for each in self._of_loops if each.is_closed()]:
-                del self._of_loops[other]
+            for other in [*self._of_loops]:  # a copy: loops of other threads come and go
+                if other.is_closed():
+                    self._of_loops.pop(other, None)
             self._of_loops[loop] = _Connection()
         connection = self._of_loops[loop]
         async with connection.lock:
