@@ -1,0 +1,40 @@
+"""The methods of the RPC as docs/rpc.md has them, and as the page made from them does."""
+
+import re
+from typing import Final
+
+from docs.site import methods
+from tests.running import REPOSITORY
+from vuserd.rpc.signature import Method, methods_of
+
+DECLARED: Final = [
+    method
+    for owner in methods.OWNERS.values()
+    for method in methods_of(object.__new__(owner)).values()
+]
+#: Options that the text below the table tells of, since many methods have them.
+EVERYWHERE: Final = {"timeout", "split_times"}
+_ROW: Final = re.compile(r"^\| `(\w+)` \|[^|{]*(\{[^|]*\})? \|", re.MULTILINE)
+
+
+def written(method: Method) -> str:
+    options = [
+        f"{name}={'nil' if option.default is None else str(option.default).lower()}"
+        for name, option in method.options.items()
+        if name not in EVERYWHERE
+    ]
+    return f"{{{', '.join(options)}}}" if options else ""
+
+
+def test_the_table_has_each_method_with_its_options() -> None:
+    text = (REPOSITORY / "docs/rpc.md").read_text()
+    section = text[text.index("## Methods") : text.index("## Times")]
+    assert dict(_ROW.findall(section)) == {method.name: written(method) for method in DECLARED}
+
+
+def test_the_page_has_each_method_with_its_parameters() -> None:
+    page = methods.reference()
+    for method in DECLARED:
+        section = page.partition(f"\n### {method.name}\n")[2].partition("\n##")[0]
+        assert f"`{method.name}({', '.join(method.params)}" in section
+        assert all(f"option `{name}`" in section for name in method.options)
