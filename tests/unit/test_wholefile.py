@@ -19,7 +19,7 @@ from vuserd.client.memory import SharedMemory
 from vuserd.client.records import Stat
 from vuserd.wire.codec import Request
 
-pytestmark = pytest.mark.usefixtures("small_chunks", "_nothing_is_left")
+pytestmark = [pytest.mark.usefixtures("small_chunks", "_nothing_is_left"), pytest.mark.alike]
 
 
 def memfds() -> list[str]:
