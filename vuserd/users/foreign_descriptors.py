@@ -208,9 +208,10 @@ class _Call(Generic[Result]):
         """Call the function, in a thread."""
         result = outcome.capture(self._function)
         with self._lock:
-            if self._is_awaited:
+            is_awaited = self._is_awaited
+            if is_awaited:
                 self._result = result
-        if self._result is not result:
+        if not is_awaited:
             self._drop(result)
             return
         with contextlib.suppress(trio.RunFinishedError):
