@@ -246,7 +246,7 @@ class TreeWalk(Kept):
     async def _is_out_of_descriptors(
         self, files: FileSystem, directory: _Directory, error: FileError
     ) -> bool:
-        """Tell whether there may be more descriptors soon, for a directory that waits for them."""
+        """Return whether a directory waits for descriptors, of which there may be more soon."""
         self._waiting.append(directory)
         is_exhausted = await files.operations.is_exhausted(error)
         if not is_exhausted:

@@ -80,7 +80,7 @@ class Turns:
         self._latest = holder
 
     async def take(self, holder: object) -> None:
-        """Wait for a turn; where the pass has one left, and nobody waits, go on at once."""
+        """Wait for a turn; go on at once if the pass has one left and no other task waits."""
         self.want(holder)
         if not self._waiting and self._has_turn(holder):
             self._given.append(holder)

@@ -109,7 +109,7 @@ def content_of(before: Stat, entry: "TreeEntry") -> bytes | memoryview | None:
 
 
 def _comes_along(stat: Stat) -> bool:
-    """Whether a file comes with its part; one with several names is read by itself."""
+    """Return whether a file comes with its part; one with several names is read by itself."""
     if stat.type == "symlink":
         return True
     return stat.type == "file" and stat.nlink == 1 and stat.size <= SMALL

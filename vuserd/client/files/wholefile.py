@@ -227,7 +227,7 @@ class _Attempt:
         return begin
 
     def _may_have_grown(self, now: Stat) -> bool:
-        """Whether it may have all that it had when it was opened first, for a comparison to say."""
+        """Return whether it may still begin as it was when it was opened first: sums tell."""
         assert self._opened is not None
         then = self._opened.stat
         return (
@@ -357,7 +357,7 @@ class _Attempt:
 
 
 def _may_grow(attributes: Stat) -> bool:
-    """Whether to sum what is read of a file: not of a large one that nobody has written to lately.
+    """Return whether to sum what is read of a file: not of a large one that has long been as it is.
 
     The sums of a large file would take a third of the time that it takes.
     """

@@ -112,7 +112,7 @@ class Lane(Exchange):
         return caller.results
 
     async def ask_in_order(self, asked: Sequence[Asked]) -> tuple[list[Result], bool]:
-        """Do :meth:`ask_all`; tell whether the device used the last request last."""
+        """Return what :meth:`ask_all` does, and whether the device used the last request last."""
         caller = _Caller()
         await self._answered_to(caller, asked)
         return caller.results, caller.last == len(asked) - 1
