@@ -154,9 +154,8 @@ class Tree:
         """Have entries wait again that were not delivered after all."""
         for found in entries:
             found.target = found.place = found.length = None
-            if not stat.S_ISDIR(
-                found.mode
-            ):  # else it is the directory's own, and no request would show it
+            # A directory's error stays: it is the entry's own, and no request would show it again.
+            if not stat.S_ISDIR(found.mode):
                 found.error = None
         self.ahead.extendleft(reversed(entries))
 
