@@ -1,1 +1,1 @@
-"""What other tools load: each module is one tool's, and imports it."""
+"""What other tools load: each module or folder is for one tool, and imports it."""
