@@ -39,3 +39,19 @@ async def test_a_long_page_lets_others_have_their_turn(
     result = {"next": None, "entries": fields if columns else maps}
     assert b"".join(listing.pieces(7)) == encode_response(7, None, result)
     assert fewest <= turns.taken <= most
+
+
+@pytest.mark.parametrize("special", [0, 9_999])
+async def test_a_field_that_some_entries_alone_have(special: int) -> None:
+    """As submounts: what has none of them is not to lack the column's values."""
+    count = 10_000
+    mounts = [place == special for place in range(count)]
+    fields = {"name": ["x"] * count, "submount": mounts}
+
+    def part(begin: int, end: int) -> list[tuple[str, list[Any]]]:
+        some = {name: values[begin:end] for name, values in fields.items()}
+        return [(name, values) for name, values in some.items() if any(values)]
+
+    listing = await pack_listing(cast("Caller", Turns()), count, part, columns=True, next=None)
+    result = {"next": None, "entries": fields}
+    assert b"".join(listing.pieces(7)) == encode_response(7, None, result)

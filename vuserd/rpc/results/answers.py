@@ -65,9 +65,11 @@ async def pack_listing(
     """
     maps: list[bytes] = []
     lists: dict[str, dict[int, bytes]] = {}
+    sizes: dict[int, int] = {}
     begin, end = 0, min(count, _FEW)
     while True:
         part = [*fields(begin, end)]
+        sizes[begin] = end - begin
         if columns:
             for name, values in part:
                 lists.setdefault(name, {})[begin] = encode_values(values)
@@ -81,7 +83,10 @@ async def pack_listing(
         return Listing(count, maps, others, columns)
     packed: list[bytes] = []
     for name, parts in lists.items():
-        packed += (encode_list_head(name, count), *parts.values())
+        packed.append(encode_list_head(name, count))
+        for begin, size in sizes.items():
+            # What one part alone has, such as submounts, none of another part's entries is.
+            packed.append(parts.get(begin) or encode_values([False] * size))
     return Listing(len(lists), packed, others, columns)
 
 
