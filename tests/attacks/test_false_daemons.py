@@ -476,7 +476,8 @@ def test_columns_that_do_not_fit(ground: Path, column: dict[str, Any], complaint
 def test_completion_ends(ground: Path, slowly: bool) -> None:
     def answer(connection: socket.socket, number: int, _: str) -> None:
         if not slowly:
-            reply(connection, number, {"entries": [], "next": number})
+            columns = {"name": [f"n{number}"], "type": ["file"], "ino": [number]}
+            reply(connection, number, {"entries": columns, "next": number})
             return
         for byte in b"\x94\x01\x01\xc0\xd9" + b"x" * 200:
             connection.sendall(bytes([byte]))
