@@ -46,7 +46,7 @@ async def test_a_field_that_some_entries_alone_have(special: int) -> None:
     """As submounts: what has none of them is not to lack the column's values."""
     count = 10_000
     mounts = [place == special for place in range(count)]
-    fields = {"name": ["x"] * count, "submount": mounts}
+    fields: dict[str, list[Any]] = {"name": ["x"] * count, "submount": mounts}
 
     def part(begin: int, end: int) -> list[tuple[str, list[Any]]]:
         some = {name: values[begin:end] for name, values in fields.items()}
