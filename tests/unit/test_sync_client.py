@@ -225,8 +225,18 @@ class TestOwner:
         thread = threading.Thread(target=lambda: made.append(Client.connect(fake_daemon.address)))
         thread.start()
         thread.join()
-        with made.pop() as client:
-            assert client.exports()
+        # Others have the number that it had, by now.
+        ended = threading.Event()
+        others = [threading.Thread(target=ended.wait) for _ in range(10)]
+        for other in others:
+            other.start()
+        try:
+            with made.pop() as client:
+                assert client.exports()
+        finally:
+            ended.set()
+            for other in others:
+                other.join()
 
     @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
     def test_the_child_of_a_fork(self, client: Client, fake_daemon: FakeDaemon) -> None:

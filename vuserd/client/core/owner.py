@@ -7,6 +7,7 @@ a fork, would take away what the first one waits for, and be given what it never
 import os
 import sys
 from _thread import get_ident
+from collections.abc import Callable
 
 _forks = 0
 
@@ -25,6 +26,7 @@ class Owner:
     def __init__(self) -> None:
         self._thread, self._forks = get_ident(), _forks
         self._process = os.getpid()
+        self._has_ended = _end_of_this_thread()
 
     @property
     def is_of_this_process(self) -> bool:
@@ -45,12 +47,25 @@ class Owner:
                 f"this client is process {self._process}'s, and its fork, process {os.getpid()},"
                 " has called it: connect a client of its own there"
             )
-        if self._thread in sys._current_frames():  # noqa: SLF001 - idents of all threads there are
+        if not self._has_ended():
             raise RuntimeError(
                 f"this client is {_name_of(self._thread)}'s, and {_name_of(get_ident())} has called"
                 " it: give each thread a client of its own, or share a vuserd.client.ClientPool"
             )
-        self._thread = get_ident()
+        self._thread, self._has_ended = get_ident(), _end_of_this_thread()
+
+
+def _end_of_this_thread() -> Callable[[], bool]:
+    """Return what tells whether this thread has ended.
+
+    Its number does not: another thread may have that by then. Where nobody has loaded the module of
+    threads, this is the main one.
+    """
+    threading = sys.modules.get("threading")
+    if threading is None:
+        return lambda: False
+    thread = threading.current_thread()
+    return lambda: not thread.is_alive()
 
 
 def _name_of(ident: int) -> str:
