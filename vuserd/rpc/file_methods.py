@@ -18,7 +18,7 @@ from vuserd.rpc.access import VisibleExports
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.results import answers
 from vuserd.rpc.results.answers import Listing, pack_listing
-from vuserd.rpc.results.maps import entry_columns, split_stat_map, stat_map
+from vuserd.rpc.results.maps import entry_parts, split_stat_map, stat_map
 from vuserd.rpc.results.tree_index import encode_index
 from vuserd.rpc.signature import (
     FLAG,
@@ -137,13 +137,7 @@ class FileMethods:
         return await pack_listing(
             caller,
             len(entries.names),
-            lambda begin, end: entry_columns(
-                entries.part(begin, end),
-                "name",
-                found.owners,
-                attributes=attrs,
-                split_times=split_times,
-            ),
+            entry_parts(entries, "name", found.owners, attributes=attrs, split_times=split_times),
             columns=columns,
             next=_next_token(caller.listings, listing, begun),
         )
@@ -182,13 +176,7 @@ class FileMethods:
         return await pack_listing(
             caller,
             len(entries.names),
-            lambda begin, end: entry_columns(
-                entries.part(begin, end),
-                "path",
-                found.owners,
-                attributes=attrs,
-                split_times=split_times,
-            ),
+            entry_parts(entries, "path", found.owners, attributes=attrs, split_times=split_times),
             columns=columns,
             problems=[
                 {"path": wire_name(problem.path), **problem.error.to_wire()} for problem in problems

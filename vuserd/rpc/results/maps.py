@@ -1,6 +1,6 @@
 """The maps that results are on the wire: of attributes, entries, images and traced requests."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
 from protocol.dirent_columns import AttributeColumns, DirectoryColumns
@@ -85,6 +85,20 @@ def entry_columns(
         for place in absent:
             column[place] = None
         yield field, column
+
+
+def entry_parts(
+    entries: DirectoryColumns,
+    key: str,
+    owners: Owners | None,
+    *,
+    attributes: bool,
+    split_times: bool,
+) -> Callable[[int, int], Iterator[Field]]:
+    """Return what yields :func:`entry_columns` of the entries from one place to before another."""
+    return lambda begin, end: entry_columns(
+        entries.part(begin, end), key, owners, attributes=attributes, split_times=split_times
+    )
 
 
 def stat_columns(
