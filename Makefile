@@ -7,7 +7,7 @@ MINIMUM := 95
 # (tests/covering.py). Those outside of unit tests and the like reach what nothing else does.
 COVERING := $(addprefix tests/,unit property fuzz faults integrations mutants \
     $(addprefix attacks/test_,socket_folders.py descriptors.py) \
-    $(addprefix e2e/test_,archive.py check_service.py get_tree.py reload.py tree_with_bytes.py))
+    $(addprefix e2e/test_,archive.py check_service.py get_tree.py reload.py whole_trees.py))
 # Tests wait as often as they work, so there are more processes of them than processors.
 WORKERS ?= $(shell expr 2 '*' "$$(nproc)")
 NAME ?= files
