@@ -23,6 +23,8 @@ class Covering:
 
     def __init__(self, config: pytest.Config, paths: str) -> None:
         self._paths = tuple(str(config.rootpath / path) for path in paths.split())
+        if gone := [path for path in self._paths if not os.path.exists(path)]:
+            raise pytest.UsageError(f"--covering: no such file or folder: {', '.join(gone)}")
         self._traces = True  # what is imported while tests are collected
         self._counting: set[str] = set()
 
