@@ -64,3 +64,9 @@ def test_what_is_no_namespace_is_refused(tmp_path: Path) -> None:
             unix_socket_in(str(path))
         assert caught.value.filename == str(path)
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_pipe_that_nobody_writes_to_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="Invalid argument"):
+        unix_socket_in(str(tmp_path / "pipe"))

@@ -30,7 +30,7 @@ def unix_socket_in(path: str) -> socket.socket:
 
 def _enter_and_make(path: str) -> socket.socket:
     setns = ctypes.CDLL(None, use_errno=True).setns  # os.setns is there from Python 3.12 on
-    namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a pipe
     try:
         if setns(namespace, _CLONE_NEWNET) != 0:
             number = ctypes.get_errno()
