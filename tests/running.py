@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -22,6 +22,8 @@ _PLACES: Final = {
     "c": (Path("/usr/lib/qemu/virtiofsd"),),
 }
 _START: Final = 60.0
+#: Seconds for what another process does by itself, on however busy a machine.
+_PATIENCE: Final = 60.0
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
@@ -137,6 +139,14 @@ class RunningDaemon:
             probe.connect(self.socket)
             return True
         return False
+
+
+def wait_until(met: Callable[[], bool]) -> None:
+    """Wait until something is so that comes by itself, and of which nobody tells."""
+    deadline = time.monotonic() + _PATIENCE
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def open_descriptors(process: int) -> int:

@@ -5,11 +5,46 @@ import time
 from typing import Any, Final, NamedTuple
 
 from tests.e2e.processes import family, memfd_mappings
-from tests.running import RunningDaemon
+from tests.running import RunningDaemon, open_descriptors, wait_until
 from vuserd.client import Client
 
 #: Seconds for a daemon to notice that clients are gone.
 _SETTLED: Final = 20.0
+
+
+class BackendHeld(NamedTuple):
+    """What the backend of the only export keeps for its daemon."""
+
+    nodes: int
+    descriptors: int
+
+
+def held_at_rest(client: Client) -> BackendHeld:
+    """Take stock once all that no call uses any more has been given back.
+
+    Nobody waits for that: the last page of a walk, for one, may be sent before.  At rest there is
+    one lookup count for each node that the daemon knows, besides forgets that wait for a batch.
+    """
+
+    def is_at_rest() -> bool:
+        [export] = client.status()["exports"]
+        return export["lookups"] == export["nodes"] and not export["in_flight"] + export["payloads"]
+
+    wait_until(is_at_rest)
+    [export] = client.status()["exports"]
+    assert export["backend"] is not None
+    assert export["backend"]["pid"] is not None
+    return BackendHeld(export["nodes"], open_descriptors(export["backend"]["pid"]))
+
+
+def assert_owes_no_more(client: Client, before: BackendHeld) -> None:
+    """Check that the backend comes to keep no more than before."""
+
+    def is_within() -> bool:
+        now = held_at_rest(client)
+        return now.nodes <= before.nodes and now.descriptors <= before.descriptors
+
+    wait_until(is_within)
 
 
 class Standing(NamedTuple):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.standing import assert_owes_no_more, held_at_rest
 from tests.once import made_once
-from tests.running import RunningDaemon, open_descriptors
+from tests.running import RunningDaemon
 from vuserd.client import Client
 
 ENTRIES = 100_000
@@ -37,20 +38,16 @@ def test_it_is_listed_whole_and_leaves_nothing_in_the_backend(
         Client.connect(daemon.socket) as client,
     ):
         client.stat("big", "big")  # looked up once, and known from here on
-        before = client.status()["exports"][0]
-        assert before["backend"] is not None
-        pid = before["backend"]["pid"]
-        assert pid is not None
+        before = held_at_rest(client)
+        [export] = client.status()["exports"]
+        assert export["backend"] is not None
+        pid = export["backend"]["pid"]
         limits = Path(f"/proc/{pid}/limits").read_text()
         assert f"Max open files            {DESCRIPTORS}" in limits
-        open_before = open_descriptors(pid)
 
         for attributes in (False, True):
             names = [entry.name for entry in client.iterdir("big", "big", attrs=attributes)]
             assert len(names) == ENTRIES
             assert set(names) == expected
 
-        after = client.status()["exports"][0]
-        assert after["nodes"] == before["nodes"]
-        assert after["lookups"] == before["lookups"]
-        assert open_descriptors(pid) == open_before
+        assert_owes_no_more(client, before)

@@ -5,13 +5,12 @@ import os
 import signal
 import stat
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.running import RunningDaemon
+from tests.running import RunningDaemon, wait_until
 from vuserd.client.calls import Call
 from vuserd.client.errors import ConnectionLost, RemoteError
 from vuserd.client.sync_client import Client
@@ -248,10 +247,3 @@ def test_a_failed_export_is_started_again(configured: Configured) -> None:
 
 def log_of(daemon: RunningDaemon) -> str:
     return Path(f"{daemon.socket}.log").read_text()
-
-
-def wait_until(met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)  # a signal has no answer to wait for

@@ -5,14 +5,13 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.running import REPOSITORY, RunningDaemon
+from tests.running import REPOSITORY, RunningDaemon, wait_until
 from vuserd.client.calls import Call
 from vuserd.client.errors import RemoteError
 from vuserd.client.sync_client import Client
@@ -44,13 +43,6 @@ def serving(
         program=program,
         variables={"PYTHONPATH": str(REPOSITORY)} | dict(variables or {}),
     )
-
-
-def wait_until(met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)  # nobody is asked meanwhile: it has to come by itself
 
 
 def log_of(daemon: RunningDaemon) -> str:

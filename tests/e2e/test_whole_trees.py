@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import msgpack
 import pytest
 
 from tests.e2e.host_tree import host_stat, make_tree
-from tests.running import RunningDaemon, open_descriptors
+from tests.e2e.standing import assert_owes_no_more, held_at_rest
+from tests.running import RunningDaemon
 from vuserd.client import Client, calls
 from vuserd.client.calls import Call
 from vuserd.client.errors import RemoteError
@@ -109,23 +109,13 @@ def test_a_tree_begins_anywhere(client: Client, tree: Path) -> None:
 
 def test_a_finished_tree_owes_nothing(client: Client) -> None:
     list(client.tree("tree", ""))
-    before = client.status()["exports"][0]
-    assert before["backend"] is not None
-    backend = before["backend"]["pid"]
-    assert backend is not None
-    opened = open_descriptors(backend)
+    before = held_at_rest(client)
     list(client.tree("tree", ""))
     for entry in client.tree("tree", ""):  # one that is not finished
         assert entry.path
         break
     list(client.tree("tree", "odd"))
-    after = client.status()["exports"][0]
-    deadline = time.monotonic() + 10
-    while after["payloads"]:  # the page that nobody waits for is still read
-        assert time.monotonic() < deadline
-        after = client.status()["exports"][0]
-    assert after["lookups"] <= before["lookups"] + 2000
-    assert abs(open_descriptors(backend) - opened) <= 2000
+    assert_owes_no_more(client, before)
 
 
 def test_a_token_is_good_once_and_for_its_tree(client: Client) -> None:
@@ -190,17 +180,10 @@ def test_a_walk_begins_anywhere(client: Client, tree: Path) -> None:
 
 def test_a_finished_walk_owes_nothing(client: Client) -> None:
     list(walk(client, "", attrs=True))
-    before = client.status()["exports"][0]
-    assert before["backend"] is not None
-    backend = before["backend"]["pid"]
-    assert backend is not None
-    opened = open_descriptors(backend)
+    before = held_at_rest(client)
     for _ in range(3):
         list(walk(client, "", attrs=True))
-    after = client.status()["exports"][0]
-    assert after["nodes"] == before["nodes"]
-    assert after["lookups"] == before["lookups"]
-    assert abs(open_descriptors(backend) - opened) <= 64  # forgets go in batches
+    assert_owes_no_more(client, before)
 
 
 def test_an_unfinished_walk_ends_with_its_place_or_its_client(client: Client) -> None:
@@ -314,6 +297,4 @@ def test_ten_thousand_files(rust_virtiofsd: str, tmp_path: Path) -> None:
                 found[entry.path] = entry.content and bytes(entry.content)
         assert len(found) == 10_000
         assert all(content == path.encode() for path, content in found.items())
-        export = client.status()["exports"][0]
-    assert export["payloads"] == 0
-    assert export["lookups"] <= 64
+        assert held_at_rest(client).nodes <= 64
