@@ -59,12 +59,15 @@ def messages_until_end(connection: socket.socket) -> list[Any]:
 
 
 def one_message(connection: socket.socket) -> Any:
-    """Receive the next message, of a daemon that has sent no other."""
+    """Receive the next message, and nothing of those that come behind it."""
     unpacker = msgpack.Unpacker(max_buffer_size=64 << 20, unicode_errors="surrogateescape")
-    while received := connection.recv(1 << 16):
-        unpacker.feed(received)
+    taken = 0
+    while seen := connection.recv(1 << 16, socket.MSG_PEEK):
+        unpacker.feed(seen)
         for message in unpacker:
+            connection.recv(unpacker.tell() - taken)
             return message
+        taken += len(connection.recv(len(seen)))
     raise AssertionError("the daemon closed the connection without an answer")
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,7 @@ def test_a_user_s_payload_is_shared_by_its_connections(tmp_path: Path, rust_virt
     limits = 'payload = "8M"\nuser_payload = "8M"'
     with serving(tmp_path, rust_virtiofsd, limits) as daemon, connected(daemon.socket) as greedy:
         greedy.sendall(packed([0, 1, "read", ["files", "large", 0, 8 << 20]]))
+        greedy.recv(1, socket.MSG_PEEK)  # its answer has begun
         with connected(daemon.socket) as second:
             second.sendall(packed([0, 2, "read", ["files", "large", 0, 1]]))
             second.sendall(packed([0, 3, "stat", ["files", "large"]]))
