@@ -122,12 +122,9 @@ class FakeDaemon:
         #: How often memory was attached.
         self.attached = 0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        #: Descriptors that came and were not used.
-        self.descriptors: deque[int] = deque()
-        #: Attached memory, likewise.
+        #: Attached memory, by the connection that it is attached on, and its number there.
         self.memories: dict[tuple[int, int], mmap.mmap] = {}
-        #: Files that clients have open, by the connection that each is open on, and its number
-        #: there: those of all connections begin alike.
+        #: Files that clients have open, likewise: the numbers of all connections begin alike.
         self.open: dict[tuple[int, int], Node] = {}
         #: Whether timestamps show every change from now on.
         self.settled = True
@@ -137,7 +134,7 @@ class FakeDaemon:
         self.extents_limit = 1000
         #: What clients still had open when they closed their connection properly.
         self.left: list[tuple[int, int]] = []
-        #: The connection that this thread serves, as ``number``.
+        #: The connection that this thread serves, as ``number``, and what came and was not used.
         self._here = threading.local()
         self._threads: list[threading.Thread] = []
         self._connections: list[socket.socket] = []
@@ -156,12 +153,11 @@ class FakeDaemon:
         traceback: TracebackType | None,
     ) -> None:
         self.reads.set()
-        self.cut_connections()
         self.refuse_clients()
+        self._threads[0].join()  # there will be no more connections
+        self.cut_connections()
         for thread in self._threads:
             thread.join()
-        for descriptor in self.descriptors:
-            os.close(descriptor)
         for sock in (self._listener, *self._connections):
             sock.close()
 
@@ -181,6 +177,7 @@ class FakeDaemon:
 
     def _serve(self, connection: socket.socket, number: int) -> None:
         self._here.number, self._here.opened, self._here.attached = number, 0, 0
+        self._here.received = received = deque[int]()
         decoder = MessageDecoder()
         held: list[Request] = []
         left = self.cut_after if self.cut_after is not None else 1 << 60
@@ -213,20 +210,23 @@ class FakeDaemon:
                 del self.open[key]
             for key in [key for key in list(self.memories) if key[0] == number]:
                 self.memories.pop(key).close()
+            for descriptor in received:
+                os.close(descriptor)
 
     def end_connections(self) -> None:
         """End like a daemon that is stopped: answer what clients have sent so far, and no more."""
-        self._ended = [*self._connections]
-        for connection in self._connections:
-            with suppress(OSError):  # the client was first
-                connection.shutdown(socket.SHUT_RD)
+        self._end(socket.SHUT_RD)
 
     def cut_connections(self) -> None:
         """End like a daemon that is killed: answer nothing any more."""
+        self._end(socket.SHUT_RDWR)
+
+    def _end(self, how: int) -> None:
+        """End the connections that there are; those that clients make meanwhile are the next's."""
         self._ended = [*self._connections]
-        for connection in self._connections:
+        for connection in self._ended:
             with suppress(OSError):  # the client was first
-                connection.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(how)
 
     def refuse_clients(self) -> None:
         """Listen no more."""
@@ -255,7 +255,7 @@ class FakeDaemon:
     def _receive(self, connection: socket.socket) -> bytes:
         self.reads.wait()
         data, descriptors, _, _ = socket.recv_fds(connection, 65536, 16)
-        self.descriptors.extend(descriptors)
+        self._here.received.extend(descriptors)
         return data
 
     def _send(self, connection: socket.socket, frame: bytes, descriptors: list[int]) -> None:
@@ -421,8 +421,13 @@ class FakeDaemon:
         answer = {key: node.stat()[key] for key in ("size", "mtime_ns", "ino")}
         return answer | {"cached": False}, descriptor
 
+    def take_descriptor(self) -> int:
+        """Return the descriptor that came with the request that is answered, for who asks."""
+        descriptor: int = self._here.received.popleft()
+        return descriptor
+
     def do_attach(self, size: int) -> int:
-        descriptor = self.descriptors.popleft()
+        descriptor = self.take_descriptor()
         self.attached += 1
         self._here.attached += 1
         number: int = self._here.attached

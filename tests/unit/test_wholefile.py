@@ -1,8 +1,9 @@
 """Whole files, with all clients: one version, from an open file that is closed on every path."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -516,6 +517,13 @@ class TestResumption:
         Once(fake_daemon, 9, *PARTS, do=fake_daemon.cut_connections)
         assert way(taker)[1] == IMAGE
 
+    @pytest.mark.parametrize("method", ["open", "attach", "detach", "stat", "close"])
+    def test_one_that_is_killed_at_another_call(
+        self, fake_daemon: FakeDaemon, taker: Taker, way: Way, method: str
+    ) -> None:
+        Once(fake_daemon, 1, method, do=fake_daemon.cut_connections)
+        assert way(taker)[1] == IMAGE
+
     def test_a_file_that_kills_each_daemon(
         self, fake_daemon: FakeDaemon, taker: Taker, way: Way
     ) -> None:
@@ -527,7 +535,39 @@ class TestResumption:
         with pytest.raises(ConnectionLost, match="closed the connection") as caught:
             way(taker)
         assert not isinstance(caught.value, NotTaken)
-        assert caught.value.filename == "kernels:image"
+        assert (caught.value.filename, fake_daemon.connections) == ("kernels:image", 2)
+
+
+class Shut:
+    """A connection of the fake daemon's whose client has another one before this one is shut."""
+
+    def __init__(self, sock: socket.socket, reconnect: Callable[[], object]) -> None:
+        self._shutdown, self._reconnect = sock.shutdown, reconnect
+
+    def shutdown(self, how: int) -> None:
+        self._reconnect()
+        self._shutdown(how)
+
+
+@pytest.mark.parametrize("end", [FakeDaemon.end_connections, FakeDaemon.cut_connections])
+def test_the_fake_daemon_ends_no_connection_that_is_made_meanwhile(
+    fake_daemon: FakeDaemon, end: Callable[[FakeDaemon], None]
+) -> None:
+    with Client.connect(fake_daemon.address) as former, ExitStack() as clients:
+        former.exports()
+
+        def reconnect() -> None:
+            client = clients.enter_context(Client.connect(fake_daemon.address, reconnect=0))
+            client.exports()
+            later.append(client)
+
+        later: list[Client] = []
+        connections: list[Any] = fake_daemon._connections
+        [sock] = connections
+        connections[0] = Shut(sock, reconnect)
+        end(fake_daemon)
+        connections[0] = sock
+        assert later.pop().exports()
 
 
 class TestOtherCalls:
@@ -709,7 +749,7 @@ class TestNothingIsLeft:
         def fail(*arguments: Any) -> Any:
             left[0] -= 1
             if method == "attach" and not left[0]:
-                os.close(fake_daemon.descriptors.popleft())
+                os.close(fake_daemon.take_descriptor())
             result = None if left[0] == 0 and method not in ends else answer(*arguments)
             if not left[0]:
                 raise FaultError("EIO", "input/output error", errno=5)
@@ -851,7 +891,7 @@ class TestNothingIsLeft:
         """As over a socket that ssh forwards: the file comes in reads."""
 
         def refuse(*_: Any) -> Any:
-            os.close(fake_daemon.descriptors.popleft())
+            os.close(fake_daemon.take_descriptor())
             raise FaultError("BAD_REQUEST", "attach takes a descriptor, and none came")
 
         vars(fake_daemon)["do_attach"] = refuse
