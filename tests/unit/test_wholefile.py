@@ -524,11 +524,14 @@ class TestResumption:
         Once(fake_daemon, 1, method, do=fake_daemon.cut_connections)
         assert way(taker)[1] == IMAGE
 
+    @pytest.mark.parametrize("methods", [("open",), ("attach", "read"), PARTS, ("stat",)])
     def test_a_file_that_kills_each_daemon(
-        self, fake_daemon: FakeDaemon, taker: Taker, way: Way
+        self, fake_daemon: FakeDaemon, taker: Taker, way: Way, methods: tuple[str, ...]
     ) -> None:
+        """The error names it, also where the call that did it is about the memory it comes to."""
+
         def kill(request: Request) -> None:
-            if request.method in PARTS:
+            if request.method in methods:
                 fake_daemon.cut_connections()
 
         fake_daemon.before = kill

@@ -7,7 +7,7 @@ from vuserd.client.calls import Call
 from vuserd.client.core.conversation import Talk
 from vuserd.client.core.procedure import Procedure
 from vuserd.client.core.ticket import Carrier
-from vuserd.client.errors import RemoteError
+from vuserd.client.errors import ClientError, RemoteError
 from vuserd.client.files.transfer import NOT_LENT, Source, lent_places, lent_size
 from vuserd.client.memory import SharedMemory
 
@@ -22,8 +22,13 @@ class OpenFile(NamedTuple):
     core: Carrier
 
     def ask(self, call: Call[T]) -> Procedure[T]:
-        """Do a call that is about it."""
-        return self.talk.ask(call, self.core)
+        """Do a call that is about it, which an error names, whatever the call says."""
+        try:
+            return (yield from self.talk.ask(call, self.core))
+        except ClientError as error:
+            if error.filename is None:
+                error.filename = calls.filename_of(self.source.export, self.source.path)
+            raise
 
 
 class Loan:
