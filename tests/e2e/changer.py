@@ -1,23 +1,25 @@
-"""A process that changes one file as it is told, and the states that it puts the file into.
+"""Processes that change one file each as they are told, and the states that they put it into.
 
-It reads a line of JSON for each round, ``[[version, size, pause], ...]``: the changes to make, each
-after a pause in seconds.  It prints a line when it is about to begin, and another one when they are
-made: how long the longest of them took.
+Each reads a line of JSON for each round, ``[[version, size, pause], ...]``: the changes to make,
+each after a pause in seconds.  It writes a line when it is about to begin, and another one when
+they are made: how long the longest of them took.
 
-Many of them are started: this module does not import what takes long.
+Hundreds are needed: they are forked from one process, which has loaded what they need.
 """
 
 import hashlib
 import json
 import os
 import random
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import IO, Final, NamedTuple
 
 _REPOSITORY: Final = os.path.abspath(f"{__file__}/../../..")
 #: Of a whole file: more than one READ, and more than one read of a client's.
@@ -65,13 +67,10 @@ class Change(StrEnum):
 
 
 class Changer:
-    """The process, from the side that tells it what to do."""
+    """One of the processes, from the side that tells it what to do."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._orders = process.stdin
-        self._answers = process.stdout
+    def __init__(self, orders: IO[bytes], answers: IO[bytes]) -> None:
+        self._orders, self._answers = orders, answers
 
     def begin(self, states: list[State], pauses: list[float]) -> None:
         """Put the file through these states; the first pause begins now."""
@@ -85,25 +84,65 @@ class Changer:
         return float(self._answers.readline())
 
 
+class Changers:
+    """The process that the others are forked from.
+
+    A process that is forked from the one that has started it may use it, too.
+    """
+
+    def __init__(self, requests: socket.socket) -> None:
+        self._requests = requests
+
+    @contextmanager
+    def changer(self, change: Change, path: str, state: State) -> Iterator[Changer]:
+        """Have a process for a file that holds ``state``, for the block's time."""
+        theirs, orders = os.pipe()
+        answers, theirs_too = os.pipe()
+        with open(orders, "wb") as to_it, open(answers, "rb") as from_it:
+            socket.send_fds(
+                self._requests, [json.dumps([change, path, state]).encode()], [theirs, theirs_too]
+            )
+            os.close(theirs)
+            os.close(theirs_too)
+            yield Changer(to_it, from_it)
+            to_it.close()
+            assert from_it.read() == b"over\n"
+
+
 @contextmanager
-def changer(change: Change, path: str, state: State) -> Iterator[Changer]:
-    """Run the process, for a file that holds ``state``."""
-    command = [sys.executable, "-m", "tests.e2e.changer", change, path, *map(str, state)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_REPOSITORY
-    ) as process:
-        yield Changer(process)
-        assert process.stdin is not None
-        process.stdin.close()
-        assert process.wait(timeout=20) == 0
+def changers() -> Iterator[Changers]:
+    """Run that process."""
+    requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with requests:
+        command = [sys.executable, "-m", "tests.e2e.changer", str(theirs.fileno())]
+        with theirs:
+            process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=_REPOSITORY)
+        yield Changers(requests)
+    assert process.wait(timeout=60) == 0
 
 
 def main() -> None:
+    """Fork whenever that is requested, until there is nobody who might."""
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what is forked
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(requests, 1 << 16, 2)
+        if not request:
+            return
+        if not os.fork():
+            requests.close()
+            change, path, state = json.loads(request)
+            with open(descriptors[0], "rb") as orders, open(descriptors[1], "w") as answers:
+                work(Change(change), path, State(*state), orders, answers)
+            os._exit(0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def work(change: Change, path: str, state: State, orders: IO[bytes], answers: IO[str]) -> None:
     """Change the file until there are no more orders."""
-    change, path = Change(sys.argv[1]), sys.argv[2]
-    state = State(*map(int, sys.argv[3:]))
     descriptor = os.open(path, os.O_RDWR)
-    for line in sys.stdin:
+    for line in orders:
         longest = 0.0
         ahead = []
         for version, size, pause in json.loads(line):
@@ -112,7 +151,7 @@ def main() -> None:
             if change is Change.REPLACE:
                 with open(spare(path, version), "wb") as new:
                     new.write(ahead[-1][1])
-        print("ready", flush=True)
+        print("ready", file=answers, flush=True)
         for after, content, pause in ahead:
             time.sleep(pause)  # lets the reader come as far as it will
             begun = time.monotonic()
@@ -122,7 +161,8 @@ def main() -> None:
                 _change(descriptor, state, after, content)
             longest = max(longest, time.monotonic() - begun)
             state = after
-        print(longest, flush=True)
+        print(longest, file=answers, flush=True)
+    print("over", file=answers, flush=True)
 
 
 def spare(path: str, version: int) -> str:

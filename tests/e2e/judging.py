@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from tests.e2e.changer import WHOLE, Change, Changer, State, changer
+from tests.e2e.changer import WHOLE, Change, Changer, Changers, State
 from tests.e2e.ways import GROWING, FailedCommandError, Served
 from vuserd.client.errors import RemoteError
 
@@ -112,6 +112,7 @@ def judged_rounds(
     change: Change,
     rounds: int,
     pace: Pace,
+    changers: Changers,
 ) -> Counter[str]:
     """Take a new file as often as ``rounds`` says while it changes; return how often what came.
 
@@ -123,6 +124,7 @@ def judged_rounds(
         change: what happens to it.
         rounds: in every fourth one it changes four times.
         pace: of the file system.
+        changers: who changes it.
 
     """
     chance = random.Random(f"{way.__name__} {change} {path}")
@@ -130,7 +132,7 @@ def judged_rounds(
     with open(on_host, "wb") as file:
         file.write(state.content())
     came: Counter[str] = Counter()
-    with changer(change, on_host, state) as by:
+    with changers.changer(change, on_host, state) as by:
         for number in range(rounds):
             states = [state]
             for _ in range(4 if number % 4 == 3 else 1):

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
-from tests.e2e.changer import Change
+from tests.e2e.changer import Change, Changers, changers
 from tests.e2e.judging import COARSE, judged_rounds
 from tests.e2e.ways import WAYS, Served
 from tests.running import REPOSITORY
 from vuserd.client import Client
+
+_changers: Changers
 
 
 class Lane(NamedTuple):
@@ -50,23 +52,31 @@ def run_lanes(lanes: Sequence[Lane]) -> dict[str, tuple[Counter[str], str]]:
 
 
 def run_lane(lane: Lane) -> tuple[Counter[str], str]:
-    """Run the rounds of one lane."""
+    """Run the rounds of one lane, in a process that has been told who changes files."""
     [way] = [way for way in WAYS if way.__name__ == lane.way]
     try:
         with Client.connect(lane.socket) as client:
             served = Served(client, lane.socket)
             change = Change(lane.change)
             paths = lane.path, lane.on_host
-            return judged_rounds(served, way, *paths, change, lane.rounds, COARSE), ""
+            return judged_rounds(served, way, *paths, change, lane.rounds, COARSE, _changers), ""
     except Exception:
         return Counter(), traceback.format_exc()
+
+
+def _use(started: Changers) -> None:
+    global _changers
+    _changers = started
 
 
 def main() -> None:
     """Run the lanes that are asked for, each in a process of its own."""
     lanes = [Lane(*each) for each in json.load(sys.stdin)]
     forking = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(len(lanes), forking) as pool:
+    with (
+        changers() as started,
+        ProcessPoolExecutor(len(lanes), forking, _use, (started,)) as pool,
+    ):
         print(json.dumps(list(pool.map(run_lane, lanes))))
 
 

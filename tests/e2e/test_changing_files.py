@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 
 from tests.attacks.threats import Who, threat
-from tests.e2e.changer import Change
+from tests.e2e.changer import Change, Changers, changers
 from tests.e2e.judging import FINE, judged_rounds
 from tests.e2e.lane import Lane, run_lanes
 from tests.e2e.rounds import LONG, repeated, rounds
@@ -123,6 +123,12 @@ def served(
         yield serving(stack, fine, virtiofsd, socket)
 
 
+@pytest.fixture(scope="module")
+def started() -> Iterator[Changers]:
+    with changers() as started:
+        yield started
+
+
 @threat(
     "changing-files",
     who=Who.FILE_OWNER,
@@ -138,10 +144,11 @@ def test_what_comes_is_one_version_of_it(
     fine: Files,
     way: Callable[[Served, str], bytes],
     change: Change,
+    started: Changers,
     request: pytest.FixtureRequest,
 ) -> None:
     path, on_host = fine.new(f"{abs(hash(request.node.name))}")
-    came = judged_rounds(served, way, path, on_host, change, rounds(4), FINE)
+    came = judged_rounds(served, way, path, on_host, change, rounds(4), FINE, started)
     assert came["not judged"] <= sum(came.values()) // 2
     print(way.__name__, change, dict(came))
 
