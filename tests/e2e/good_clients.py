@@ -2,6 +2,7 @@
 
 It is a process of its own, so that what an attacker does in Python does not slow it down.  On
 ``go`` its clients begin; on ``stop`` they pause, and it prints what came of it as one line of JSON.
+Where nobody asks for rounds, each rests for some milliseconds after a call.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
+from tests.e2e.rounds import LONG
 from tests.running import REPOSITORY
 from vuserd.client import Client
 
@@ -23,6 +25,8 @@ LARGE: Final = 2_000_003
 SMALL: Final = 20
 #: Seconds that a call may take before it counts as hung: below what the daemon gives a stalled one.
 _PATIENCE: Final = 25.0
+#: Seconds from the end of a client's call to its next one.
+_REST: Final = 0.0 if LONG else 0.005
 
 
 def large_content() -> bytes:
@@ -155,6 +159,7 @@ class _Client(threading.Thread):
                 if not right:
                     self.faults.append(f"{way.__name__}: a wrong answer")
                 self._first.set()
+                time.sleep(_REST)
 
 
 class _Ways:

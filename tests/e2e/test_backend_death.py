@@ -15,7 +15,7 @@ from typing import Self
 import pytest
 
 from tests.e2e.processes import stop_group
-from tests.e2e.rounds import rounds
+from tests.e2e.rounds import LONG, rounds
 from tests.e2e.standing import Standing, assert_settles
 from tests.running import RunningDaemon
 from vuserd.client import Client
@@ -28,6 +28,8 @@ STOPS = rounds(2)
 #: Backends that are replaced in one storm, while they serve.
 REPLACED = rounds(3)
 CLIENTS = 32
+#: Seconds from the end of a client's call to its next one: they are many, and need not be busy.
+REST = 0.0 if LONG else 0.02
 SIZE = 3_000_017
 
 
@@ -136,6 +138,7 @@ class Crowd:
                         if error.code not in self._tolerated:
                             raise
                     self._count(number)
+                    self._ended.wait(REST)
         except Exception as error:
             self._fail(f"{way.__name__}: {error!r}")
 

@@ -229,7 +229,7 @@ def test_no_call_is_lost_or_late(virtiofsd: str, top: Path, tmp_path: Path) -> N
                     due = [number for when, number in changes if when + _NOTICED < begun]
                     if got < max(due, default=0):
                         faults.append(f"{got} instead of {max(due)}")
-                    time.sleep(0.002)  # four of them are to leave the daemon a processor
+                    time.sleep(0.01)  # four of them are to leave the daemon a processor
         except Exception as error:
             faults.append(repr(error))
 
