@@ -23,8 +23,8 @@ from tests.running import REPOSITORY, RunningDaemon, find_backend
 
 _NOBODY: Final = 65534
 _CONTENT: Final = b"what is to be fetched\n" * 10_000
-#: Large enough for a signal to come while it is on its way.
-_LARGE: Final = 1 << 30
+#: Large enough, without a byte of its own, to be on its way for longer than a signal can take.
+_LARGE: Final = 1 << 37
 
 #: Access control entries of linux/posix_acl_xattr.h: the owner, user 77, the group, mask, others.
 _ACL: Final = struct.pack("<I", 2) + b"".join(

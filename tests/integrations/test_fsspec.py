@@ -272,7 +272,8 @@ def test_threads_and_pickles_share_it(fs: VuserdFileSystem) -> None:
 
 def test_a_child_of_a_fork_goes_on_with_it(options: dict[str, Any]) -> None:
     program = f"""
-import fsspec, os
+import fsspec, logging, os
+logging.getLogger("asyncio").setLevel("ERROR")  # on a busy machine it warns of steps that take long
 fs = fsspec.filesystem("vuserd", **{options!r})
 assert fs.cat("files/boot/Image") == {CONTENT!r}
 child = os.fork()

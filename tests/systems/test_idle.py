@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e.processes import family
 from tests.e2e.ways import WAYS, Served
-from tests.running import RunningDaemon, find_backend
+from tests.running import RunningDaemon, find_backend, wait_until
 from tests.systems.conftest import without
 from tests.systems.grounds import GROUNDS
 from tests.systems.mounting import loop_device, make_image, mounted, run
@@ -140,7 +140,7 @@ def is_free(ground: Ground) -> bool:
 
 def check_nothing_is_held(client: Client, processes: list[int], before: Counter[str]) -> None:
     """Expect no file to be open and no node to be known, nor a backend to be lost."""
-    assert open_files(processes) == before
+    wait_until(lambda: open_files(processes) == before)
     export = client.status()["exports"][0]
     assert (export["nodes"], export["restarts"]) == (0, 0)
     assert client.read("files", "folder/file-9", 0, 10) == b"9"  # and it goes on
@@ -160,7 +160,7 @@ def mounting(device: str, processes: Iterable[int]) -> list[int]:
 
 def check_nothing_is_busy(ground: Ground, processes: list[int]) -> None:
     """Expect the deleted file's space to be free, and a mount not to be busy."""
-    assert is_free(ground)
+    wait_until(lambda: is_free(ground))
     run("umount", ground.submount)
     assert mounting(ground.device, processes) == []
     # A process outside that has made a mount namespace meanwhile has copied this mount, too.
