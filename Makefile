@@ -49,9 +49,11 @@ run: $(BIN)/.runtime ## serve DIR in the foreground as the export NAME (default:
 	@backend=$$(tools/find-virtiofsd) && \
 	    exec $(BIN)/vuserd serve --backend "$$backend" --export "$(NAME)=$(DIR)"
 
-test: setup backends ## run the whole suite, many files at a time (ARGS=... for pytest, NETWORK=no)
+test: setup backends ## run the whole suite, many files at a time (ARGS=... for pytest, NETWORK=no, AGAIN=yes: again what failed)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 10 \
-	    $(if $(filter no,$(NETWORK)),-m "not network") $(ARGS)
+	    $(if $(filter no,$(NETWORK)),-m "not network") $(ARGS) || { [ "$$?$(AGAIN)" = 1yes ] || exit; \
+	    echo "make test: what failed is tried again, alone: a test that passes now is to be mended, too" >&2; \
+	    $(BIN)/python -m pytest --last-failed --exitfirst; }
 
 test-oldest: backends ## run tests with the oldest dependencies allowed (ARGS=... for pytest, instead of a choice)
 	@tools/test-oldest $(ARGS)
