@@ -69,8 +69,9 @@ class Bare:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(turns.run)
-                nursery.start_soon(hub.run)
                 async with trio.open_nursery() as working:
+                    workers = Workers(working)
+                    nursery.start_soon(hub.run, workers)
                     self.connection = Connection(
                         self._socket,
                         self._methods,
@@ -79,7 +80,7 @@ class Bare:
                         account,
                         rights,
                         hub,
-                        Workers(working),
+                        workers,
                         lambda _: self._is_gone.set(),
                     )
                     hub.add(self.connection)

@@ -13,6 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.attacks.threats import Who, threat
 from vuserd.tasks.hub import ALONE, SHARED, Hub
 from vuserd.tasks.turns import Turns
+from vuserd.tasks.workers import Workers
 
 
 class User:
@@ -126,7 +127,7 @@ async def crowd(nursery: trio.Nursery) -> AsyncIterator[Crowd]:
     with ExitStack() as stack:
         made = spent.crowd = Crowd(hub, turns, stack)
         nursery.start_soon(turns.run)
-        nursery.start_soon(hub.run)
+        nursery.start_soon(hub.run, Workers(nursery))
         trio.lowlevel.add_instrument(made.passes)
         yield made
         trio.lowlevel.remove_instrument(made.passes)

@@ -108,9 +108,9 @@ class Server:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._accounts.turns.run)
-                nursery.start_soon(self._hub.run)
                 async with trio.open_nursery() as working:
                     self._workers = Workers(working)
+                    nursery.start_soon(self._hub.run, self._workers)
                     task_status.started()
                     await self._stop.wait()
                     await self._drain_clients()

@@ -1,4 +1,4 @@
-"""The hub: one task watches the sockets of all clients, and every user has a turn in each pass.
+"""The hub: one worker watches the sockets of all clients, and users have a turn in each pass.
 
 A connection stands in the queue of its user as long as it could go on: bytes came, or their end;
 requests are left of those that were received; or a limit made it wait, and does so no more. In each
@@ -27,6 +27,7 @@ from typing import Final, NamedTuple, Protocol
 import trio
 
 from vuserd.tasks.turns import Turns
+from vuserd.tasks.workers import Workers
 
 #: Sockets that one pass asks the kernel for, and users that have a turn in it.
 _EVENTS: Final = 256
@@ -163,18 +164,10 @@ class Hub:
             self._unfinished[client] = None
             self._some_unfinished.unpark_all()
 
-    async def run(self) -> None:
-        """Let clients go on until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._time_out)
-            while True:
-                if self._queues:
-                    await trio.lowlevel.checkpoint()
-                else:
-                    self._is_awake = False
-                    await trio.lowlevel.wait_readable(self._epoll.fileno())
-                    self._is_awake = True
-                self._pass()
+    async def run(self, workers: Workers) -> None:
+        """Let clients go on until cancelled, or until the workers are: these take their jobs."""
+        workers.lead(self._wait, self._pass)
+        await self._time_out()
 
     def stop(self) -> None:
         """Let no client go on from now on."""
@@ -184,6 +177,15 @@ class Hub:
         """Let go of the descriptors; nothing may be woken from now on."""
         self._epoll.close()
         os.close(self._bell)
+
+    async def _wait(self) -> None:
+        """Wait for the next pass: until a client could go on."""
+        if self._queues:
+            await trio.lowlevel.checkpoint()
+        else:
+            self._is_awake = False
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            self._is_awake = True
 
     def _pass(self) -> None:
         if self._is_stopped:

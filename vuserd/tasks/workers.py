@@ -1,12 +1,21 @@
-"""Resident tasks that run one job after the other: a job costs a wake-up, and no new task."""
+"""Resident tasks that run one job after the other: a job costs a wake-up, and no new task.
 
-from collections.abc import Awaitable, Callable
+One of them leads: it waits for what brings jobs, gives them to the others and keeps the first for
+itself. When that job waits for anything, another worker leads. So a job that comes alone needs no
+wake-up to begin, and one that never waits needs none at all::
+
+    lead -> first job ---- ends without waiting ----> lead
+                     +---- waits: another one leads, and this one goes on with its job
+"""
+
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Final, TypeAlias
 
 import trio
 
 #: What a worker runs. Context variables that it sets are those of the next job, too.
-Job: TypeAlias = Callable[[], Awaitable[None]]
+Job: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 #: Workers that may wait for a job; of more, each ends with the job that it has.
 _MOST_IDLE: Final = 128
@@ -17,9 +26,9 @@ class Worker:
 
     __slots__ = ("is_cancelled", "job", "listed", "scope", "task")
 
-    def __init__(self, job: Job, listed: set["Worker"]) -> None:
-        self.job: Job | None = job
-        self.listed: set[Worker] | None = listed
+    def __init__(self, job: Job | None, listed: set["Worker"] | None) -> None:
+        self.job = job
+        self.listed = listed
         self.task: trio.lowlevel.Task | None = None
         #: Of the job, and of the task with it; what it knows itself of being cancelled costs a look
         #: at the clock.
@@ -32,15 +41,43 @@ class Worker:
         self.scope.cancel()
 
 
+async def _wait_for_nothing() -> None:
+    await trio.sleep_forever()
+
+
 class Workers:
     """Runs jobs in the tasks of a nursery, of which it keeps some for the next jobs."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._idle: list[Worker] = []
+        #: The worker that leads, while the next job is its own.
+        self._leader: Worker | None = None
+        self._wait: Callable[[], Awaitable[None]] = _wait_for_nothing
+        self._start_jobs: Callable[[], None]
+
+    def lead(self, wait: Callable[[], Awaitable[None]], start_jobs: Callable[[], None]) -> None:
+        """Have one of the workers wait for jobs and start them from now on, again and again.
+
+        Args:
+            wait: returns when there may be some; it may be cancelled only with all workers.
+            start_jobs: calls :meth:`start` for each.
+
+        """
+        self._wait, self._start_jobs = wait, start_jobs
+        self._give(None, None)
 
     def start(self, job: Job, listed: set[Worker]) -> None:
         """Run a job soon; its worker is in the set ``listed`` until it has ended."""
+        worker, self._leader = self._leader, None
+        if worker is None:
+            worker = self._give(job, listed)
+        else:
+            worker.job, worker.listed = job, listed
+        listed.add(worker)
+
+    def _give(self, job: Job | None, listed: set[Worker] | None) -> Worker:
+        """Have an idle worker or a new one run a job, or lead if there is none."""
         if self._idle:
             worker = self._idle.pop()
             worker.job, worker.listed = job, listed
@@ -49,7 +86,7 @@ class Workers:
         else:
             worker = Worker(job, listed)
             self._nursery.start_soon(self._run, worker)
-        listed.add(worker)
+        return worker
 
     async def _run(self, worker: Worker) -> None:
         worker.task = trio.lowlevel.current_task()
@@ -60,14 +97,61 @@ class Workers:
 
         with worker.scope:
             while True:
+                leads = worker.job is None
                 try:
-                    assert worker.job is not None
-                    await worker.job()
+                    if leads:
+                        leads = await self._lead(worker)
+                    else:
+                        assert worker.job is not None
+                        await worker.job()
                 finally:
-                    assert worker.listed is not None
-                    worker.listed.discard(worker)
+                    if worker.listed is not None:
+                        worker.listed.discard(worker)
                     worker.job = worker.listed = None  # it keeps nothing of what has ended
-                if worker.is_cancelled or len(self._idle) >= _MOST_IDLE:
+                if worker.is_cancelled or (not leads and len(self._idle) >= _MOST_IDLE):
+                    if leads:
+                        self._let_another_lead()
                     return
-                self._idle.append(worker)
-                await trio.lowlevel.wait_task_rescheduled(abort)
+                if not leads:
+                    self._idle.append(worker)
+                    await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def _lead(self, worker: Worker) -> bool:
+        """Wait for jobs and start them, the first one here; return whether this one leads still."""
+        while worker.job is None:
+            await self._wait()
+            self._leader = worker
+            self._start_jobs()
+            self._leader = None
+        return await _run_at_once(worker.job(), self._let_another_lead)
+
+    def _let_another_lead(self) -> None:
+        self._give(None, None)
+
+
+@types.coroutine
+def _run_at_once(
+    job: Coroutine[Any, Any, None], on_wait: Callable[[], None]
+) -> Generator[Any, Any, bool]:
+    """Run a job in this task, and call ``on_wait`` if it waits; return whether it never did."""
+    try:
+        trap = job.send(None)
+    except StopIteration:
+        return True
+    on_wait()
+    while True:
+        # What ``yield from`` does, which cannot be had for a job that has begun.
+        try:
+            answer = yield trap
+        except GeneratorExit:
+            job.close()
+            raise
+        except BaseException as error:
+            resume: Callable[[Any], Any] = job.throw
+            answer = error
+        else:
+            resume = job.send
+        try:
+            trap = resume(answer)
+        except StopIteration:
+            return False
