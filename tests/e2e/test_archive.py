@@ -166,6 +166,24 @@ def test_parts_that_are_too_large(
     assert b"".join(written) == newc
 
 
+def test_a_taker_that_fails(client: Client, newc: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part that the daemon reads ahead is forgotten, and the client goes on."""
+    monkeypatch.setattr(parts, "_HELD", 5000)
+    left = 3
+
+    def fail(_: memoryview) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        client.archive("lab", "/", fail)
+    written: list[bytes] = []
+    client.archive("lab", "/", lambda part: written.append(bytes(part)))
+    assert b"".join(written) == newc
+
+
 def test_reproducible(address: str, tree: Path) -> None:
     first = vuserctl(address, "lab:", "--reproducible")
     os.utime(tree / "init")

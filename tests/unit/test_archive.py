@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from tests.fake.rpc_server import FakeDaemon
+from tests.fake.rpc_server import FakeDaemon, Node, directory
 from tests.unit.conftest import Run
 from vuserd.client import BadReply, Client, RemoteError
+from vuserd.client.archive import parts
 from vuserd.client.archive.looks import Exclusion
 from vuserd.client.archive.members import Look, Member, Plan
 from vuserd.client.archive.newc import Newc
@@ -185,6 +186,28 @@ class TestDaemon:
         fake_daemon.results["walk"] = {"entries": [entry], "problems": [], "next": None}
         with pytest.raises(BadReply, match="the daemon sent"):
             client.archive("kernels", "/", lambda _: None)
+
+
+@pytest.mark.parametrize("lasting", [0, 2, 100])
+def test_a_part_of_many_pages(
+    fake_daemon: FakeDaemon, client: Client, lasting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes are right that wait for their turn while more pages of their part are received."""
+    monkeypatch.setattr(parts, "_LASTING", lasting)
+    names = [b"%02d" % number for number in range(9)]
+    # The daemon's order is another one than the archive's.
+    fake_daemon.root = directory()
+    fake_daemon.root.children = {name: Node(content=name * 50) for name in reversed(names)}
+    fake_daemon.tree_limit = 2
+    archives = []
+    for unknown in ({"tree"}, set[str]()):
+        fake_daemon.unknown = unknown
+        written: list[bytes] = []
+        client.archive("kernels", "/", lambda part, to=written: to.append(bytes(part)))  # type: ignore[misc]
+        archives.append(b"".join(written))
+    assert [request.method for request in fake_daemon.requests].count("tree") == 1 + 5
+    assert archives[0] == archives[1]
+    assert all(name * 50 in archives[1] for name in names)
 
 
 def test_usage(run: Run) -> None:

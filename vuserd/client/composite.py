@@ -5,6 +5,7 @@ What takes whole files is loaded with the first one: most runs of vuserctl take 
 
 from collections.abc import Callable
 from functools import partial
+from itertools import cycle
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from vuserd.client import calls
@@ -165,27 +166,25 @@ def iterwalk(
 
 
 def tree(
-    talk: Talk, export: str, path: RemotePath, buffers: list[memoryview] | None = None
+    talk: Talk, export: str, path: RemotePath, room: Callable[[], memoryview] | None = None
 ) -> "Stream[TreeEntry]":
     """Emit all that is below a directory, with the bytes of its small files.
 
-    ``buffers`` are two that are made with the first call, for more calls in a row.
+    ``room`` returns the buffer that the next page is received into; by default they are two, in
+    turns.
     """
     from vuserd.client.files.tree_page import PAGE_BYTES, TreePage
 
-    buffers = [] if buffers is None else buffers
-    if not buffers:
-        buffers += [memoryview(bytearray(PAGE_BYTES)) for _ in range(2)]
+    room = room or cycle([memoryview(bytearray(PAGE_BYTES)) for _ in range(2)]).__next__
     decode = TreePage.from_wire
-    ticket = talk.begin(calls.tree(export, path, buffers[0], decode))
+    ticket = talk.begin(calls.tree(export, path, room(), decode))
     pages = Following()
     try:
         while True:
             page = yield from talk.finish(ticket)
             after = pages.take(page.next, is_empty=page.is_empty)
-            buffers.reverse()
             if after is not None:  # the daemon goes on while these are taken
-                call = calls.tree(export, path, buffers[0], decode, after=after)
+                call = calls.tree(export, path, room(), decode, after=after)
                 ticket = talk.begin(call, ticket.core)
             for begin in range(0, len(page.entries), _TAKEN):
                 yield Emit(page.entries[begin : begin + _TAKEN])
@@ -284,4 +283,4 @@ def archive(
     """Write an archive of a tree to a descriptor, or hand it to a function."""
     from vuserd.client.archive.archiving import archive as archived
 
-    return archived(talk, export, path, to, options, partial(tree, talk, export, buffers=[]))
+    return archived(talk, export, path, to, options, partial(tree, talk, export))

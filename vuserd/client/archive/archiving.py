@@ -68,11 +68,15 @@ class _Archiving:
             raise unfit("ENOTDIR", b".", "it is no directory")
         tree = yield from first_look(*look)
         plan = Plan(root, tree, self._look, self._form)
-        for member in plan.members():  # what does not fit is told before the first byte
-            self._form.require(member)
-            self._total += member.size
-        parts = Parts(subtree, self._path, tree)
-        size = yield from self._write(plan, parts)
+        parts = Parts(subtree, self._path, tree, plan.paths)
+        try:
+            parts.ask_ahead()
+            for member in plan.members():  # what does not fit is told before the first byte
+                self._form.require(member)
+                self._total += member.size
+            size = yield from self._write(plan, parts)
+        finally:
+            parts.abandon()
         changed = yield from second_look(*look, tree)
         again = yield from self._talk.ask(calls.stat(self._export, self._path))
         if not again.same_file(root):
@@ -99,20 +103,22 @@ class _Archiving:
                 except Gone as gone:
                     self._leave_out(gone.member)
                     continue
-                if found is None:
-                    break
-                member, content = found
-                self._count += 1
-                if content is None:
-                    yield from contents.settle()
-                    yield from self._write_large(member, out)
-                else:
-                    out.put(self._form.head(member))
-                    out.put(content)
-                    self._tell(len(content) if member.has_content else 0)
-                out.pad(self._form.block)
-                if out.is_full:
+                for member, content in found:
+                    self._count += 1
+                    if content is None:
+                        yield from contents.settle()
+                        yield from self._write_large(member, out)
+                    else:
+                        out.put(self._form.head(member))
+                        out.put(content)
+                        self._tell(len(content) if member.has_content else 0)
+                    out.pad(self._form.block)
+                    if out.is_full:
+                        yield from out.flush()
+                if contents.is_at_part:
                     yield from out.flush()
+                elif not found:
+                    break
             out.put(self._form.end(out.size))
             yield from out.flush()
         finally:

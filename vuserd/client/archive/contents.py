@@ -4,7 +4,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from vuserd.client import calls
 from vuserd.client.archive.looks import GONE, below
@@ -29,12 +29,17 @@ _WINDOW_BYTES: Final = 4 << 20
 _UNTRUE: Final = 8 << 20
 
 
+Content: TypeAlias = bytes | bytearray | memoryview
+#: A member and its content, which a large file has not.
+Found: TypeAlias = tuple[Member, Content | None]
+
+
 class _Asked(NamedTuple):
     """A member, and its content or the call for that."""
 
     member: Member
     ticket: Ticket[Any] | None  #: None where the content is there, or is too large to ask for
-    content: bytes | bytearray | None
+    content: Content | None
 
 
 class Contents:
@@ -50,27 +55,40 @@ class Contents:
     ) -> None:
         self._talk, self._export, self._path, self._parts = talk, export, path, parts
         self._members: Iterator[Member] = iter(members)
-        #: The member that is asked for next, if its part has to come first.
+        #: The member that comes next, if its part has to come before it.
         self._next: Member | None = None
         self._asked: deque[_Asked] = deque()
         self._bytes = 0
 
-    def next(self) -> Procedure[tuple[Member, memoryview | None] | None]:
-        """Return the next member, as it is, and its content; None after the last.
+    @property
+    def is_at_part(self) -> bool:
+        """Whether all that was returned has to be handed on: another part takes its place."""
+        return self._next is not None and not self._asked
 
-        A large file comes without content.
+    def next(self) -> Procedure[list[Found]]:
+        """Return members that come next, as they are, and their contents.
+
+        A large file comes without content. None come after the last one, and where there are none
+        until what was returned is handed on.
 
         Raises:
             Gone: there is no such file any more.
 
         """
         yield from self._ask_ahead()
-        if not self._asked:
-            return None
-        member, ticket, content = self._asked[0]
-        if ticket is None:
-            self._asked.popleft()
-            return member, (None if content is None else memoryview(content))
+        found: list[Found] = []
+        while self._asked and self._asked[0].ticket is None:
+            member, _, content = self._asked.popleft()
+            found.append((member, content))
+        if not found and self._asked:
+            found.append((yield from self._finished(*self._asked[0])))
+        return found
+
+    def _finished(
+        self, member: Member, ticket: Ticket[Any] | None, content: Content | None
+    ) -> Procedure[Found]:
+        """Return a member whose content was asked for."""
+        assert ticket is not None
         assert content is not None
         try:
             result = yield Finish(ticket)
@@ -82,7 +100,7 @@ class Contents:
             self._asked.popleft()
             self._bytes -= len(content)
         if member.type == "symlink":
-            return member._replace(target=os.fsencode(result)), memoryview(b"")
+            return member._replace(target=os.fsencode(result)), b""
         if result != member.size:  # it changed, or its size is untrue
             return (yield from self._whole(member))
         return member, memoryview(content)[:result]
@@ -93,6 +111,7 @@ class Contents:
             if ticket is not None:
                 with suppress(RemoteError):  # raised when its turn comes
                     yield Finish(ticket)
+        yield from self._parts.settle()
 
     def abandon(self) -> None:
         """Forget what was asked for."""
@@ -101,27 +120,32 @@ class Contents:
                 self._talk.abandon(ticket)
 
     def _ask_ahead(self) -> Procedure[None]:
+        if self._next is not None:
+            if self._asked:
+                return  # these first
+            yield from self._parts.next()
+            member, self._next = self._next, None
+            self._begin(member)
         while len(self._asked) < _WINDOW and self._bytes < _WINDOW_BYTES:
-            member = self._next or next(self._members, None)
-            if member is None:
+            following = next(self._members, None)
+            if following is None:
                 return
-            part = self._parts.wanted(member) if member.path != b"." else None
-            if part is not None:
-                self._next = member
-                if self._asked:
-                    return  # these first
-                yield from self._parts.ask(part)
-            self._next = None
-            asked = self._begin(member)
-            self._asked.append(asked)
-            if asked.ticket is not None and asked.content is not None:
-                self._bytes += len(asked.content)
+            if self._parts.begins_with(following):
+                self._next = following
+                return
+            self._begin(following)
 
-    def _begin(self, member: Member) -> _Asked:
+    def _begin(self, member: Member) -> None:
+        asked = self._ask(member)
+        self._asked.append(asked)
+        if asked.ticket is not None and asked.content is not None:
+            self._bytes += len(asked.content)
+
+    def _ask(self, member: Member) -> _Asked:
         where = below(self._path, member.path)
         if member.type == "symlink":
             if (target := self._parts.take(member)) is not None:
-                return _Asked(member._replace(target=target), None, b"")
+                return _Asked(member._replace(target=bytes(target)), None, b"")
             ticket: Ticket[Any] = self._talk.begin(calls.readlink(self._export, where))
             return _Asked(member, ticket, b"")
         if not member.has_content:

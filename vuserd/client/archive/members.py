@@ -124,11 +124,12 @@ class Plan:
         #: Special files that are kept, and those that are left out: paths and types.
         self.kept: list[tuple[bytes, str]] = []
         self.left_out: list[tuple[bytes, str]] = []
-        self._paths = [path for path in sorted(tree) if self._is_wanted(path, tree[path].type)]
+        #: What is in the archive below the root, in its order.
+        self.paths = [path for path in sorted(tree) if self._is_wanted(path, tree[path].type)]
         self._names: dict[tuple[object, ...], _Names] = {}
         #: Which mount each directory is in: a number of its own for each.
         self._mounts: dict[bytes, int] = {b"": 0}
-        for path in self._paths:
+        for path in self.paths:
             if (key := self._key(path)) is not None:
                 self._names.setdefault(key, _Names()).count += 1
 
@@ -142,7 +143,7 @@ class Plan:
         for each in self._names.values():
             each.passed = 0
             each.first = None
-        for path in self._paths:
+        for path in self.paths:
             key = self._key(path)
             names = None if key is None else self._names[key]
             if names is None or not names.passed:

@@ -30,7 +30,7 @@ class DescriptorSink:
             except BlockingIOError:
                 select.select((), (self._fileno,), ())
 
-    def write_parts(self, parts: Sequence[bytes | memoryview]) -> None:
+    def write_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
         """Write all of them, few enough for one call."""
         try:
             written = os.writev(self._fileno, parts)
@@ -58,12 +58,12 @@ class Output:
 
     def __init__(self, sink: Sink, settle: Callable[[], Procedure[None]]) -> None:
         self._sink, self._settle = sink, settle
-        self._gathered: list[bytes | memoryview] = []
+        self._gathered: list[bytes | bytearray | memoryview] = []
         self._waiting = 0
         #: Bytes that were put so far.
         self.size = 0
 
-    def put(self, part: bytes | memoryview) -> None:
+    def put(self, part: bytes | bytearray | memoryview) -> None:
         """Take a part; :meth:`flush` it some time."""
         if part:
             self._gathered.append(part)

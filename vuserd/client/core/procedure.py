@@ -105,15 +105,6 @@ class Running(Generic[_AnyStep, T]):
         """Take what the step raised."""
         self._error = error
 
-
-def drained(stream: Stream[T], take: Callable[[Iterable[T]], object]) -> Procedure[None]:
-    """Take the steps of a stream, and hand what it emits to ``take``."""
-    running = Running(stream)
-    while (step := running.next_step()) is not None:
-        try:
-            if isinstance(step, Emit):
-                take(step.values)
-            else:
-                running.came((yield step))
-        except BaseException as error:
-            running.failed(error)
+    def close(self) -> None:
+        """End the procedure where it is."""
+        self._procedure.close()
