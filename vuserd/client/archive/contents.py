@@ -142,18 +142,20 @@ class Contents:
             self._bytes += len(asked.content)
 
     def _ask(self, member: Member) -> _Asked:
-        where = below(self._path, member.path)
+        content: Content | None = self._parts.take(member)
         if member.type == "symlink":
-            if (target := self._parts.take(member)) is not None:
-                return _Asked(member._replace(target=bytes(target)), None, b"")
+            if content is not None:
+                return _Asked(member._replace(target=bytes(content)), None, b"")
+            where = below(self._path, member.path)
             ticket: Ticket[Any] = self._talk.begin(calls.readlink(self._export, where))
             return _Asked(member, ticket, b"")
         if not member.has_content:
             return _Asked(member, None, b"")
-        if (content := self._parts.take(member)) is not None:
+        if content is not None:
             return _Asked(member, None, content)
         if member.size > SMALL:
             return _Asked(member, None, None)
+        where = below(self._path, member.path)
         buffer = bytearray(member.size + 1)  # one more shows whether there is more
         ticket = self._talk.begin(calls.read_into(self._export, where, 0, buffer))
         return _Asked(member, ticket, buffer)

@@ -2,20 +2,24 @@
 
 import os
 from collections.abc import Callable, Iterable
+from itertools import compress
+from operator import not_
 from typing import TypeAlias
 
 from vuserd.client import calls
-from vuserd.client.calls import RemotePath
+from vuserd.client.calls import Call, RemotePath
 from vuserd.client.core.conversation import Talk
 from vuserd.client.core.procedure import Procedure
 from vuserd.client.errors import BadReply, RemoteError
-from vuserd.client.listing.columns import PAGE_OF_COLUMNS
+from vuserd.client.listing.columns import PAGE_OF_COLUMNS, RawWalkPage
 from vuserd.client.listing.following import Following
-from vuserd.client.records import Stat
+from vuserd.client.records import PageToken, Stat
 
 #: Attributes by path, from the tree's root.
 Tree: TypeAlias = dict[bytes, Stat]
 
+#: What no file is called.
+_NO_NAMES = frozenset({b"", b".", b".."})
 #: Errors of a name that is there no more.
 GONE = frozenset({"ENOENT", "ENOTDIR", "ESTALE"})
 
@@ -30,6 +34,11 @@ class Exclusion:
     def __init__(self, patterns: Iterable[str | bytes]) -> None:
         self._patterns = [os.fsencode(pattern).strip(b"/").split(b"/") for pattern in patterns]
         self._cut: set[bytes] = set()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left out."""
+        return not self._patterns
 
     def covers(self, path: bytes) -> bool:
         """Return whether a path is left out; its parents are asked about first."""
@@ -60,15 +69,20 @@ def first_look(talk: Talk, export: str, path: RemotePath, exclusion: Exclusion) 
 
     """
     tree: Tree = {}
+    directory = b""  # that it is one was seen
 
-    def add(name: bytes, stat: Stat) -> None:
-        above, slash, last = name.rpartition(b"/")
-        parent = tree.get(above)
-        if last in (b"", b".", b"..") or b"\0" in last or (slash and parent is None):
-            raise BadReply(f"the daemon sent {name!r}, which is no path of a file")
-        if parent is not None and parent.type != "dir":
-            raise BadReply(f"the daemon sent {name!r}, which is below no directory")
-        tree.setdefault(name, stat)
+    def add(names: list[bytes], stats: list[Stat]) -> None:
+        nonlocal directory
+        for name, stat in zip(names, stats, strict=True):
+            above, _, last = name.rpartition(b"/")
+            if last in _NO_NAMES or name.startswith(b"/"):
+                raise BadReply(f"the daemon sent {name!r}, which is no path of a file")
+            if above != directory and above:
+                parent = tree.get(above)
+                if parent is None or parent.type != "dir":
+                    raise BadReply(f"the daemon sent {name!r}, which is below no directory")
+                directory = above
+            tree.setdefault(name, stat)
 
     problems = yield from _look(talk, export, path, exclusion, add)
     if problems:
@@ -83,13 +97,15 @@ def second_look(
     seen: set[bytes] = set()
     changed: set[bytes] = set()
 
-    def compare(name: bytes, stat: Stat) -> None:
-        seen.add(name)
-        before = tree.get(name)
-        if before != stat and (
-            before is None or before.type != stat.type or not before.same_file(stat)
-        ):
-            changed.add(name)
+    def compare(names: list[bytes], stats: list[Stat]) -> None:
+        seen.update(names)
+        before = [*map(tree.get, names)]
+        if before != stats:
+            changed.update(
+                name
+                for name, old, new in zip(names, before, stats, strict=True)
+                if old is None or old.type != new.type or not old.same_file(new)
+            )
 
     problems = yield from _look(talk, export, path, exclusion, compare)
     if problems and problems[0].code not in GONE:
@@ -102,38 +118,75 @@ def _look(
     export: str,
     path: RemotePath,
     exclusion: Exclusion,
-    take: Callable[[bytes, Stat], None],
+    take: Callable[[list[bytes], list[Stat]], None],
 ) -> Procedure[list[RemoteError]]:
-    """Hand over each file below a directory; return why directories could not be read."""
+    """Hand over all files below a directory; return why directories could not be read.
+
+    The daemon reads a page while the one before it is taken.
+    """
     problems: list[RemoteError] = []
     pages = Following()
     columns = yield from talk.has_columns()
-    limit = PAGE_OF_COLUMNS if columns else calls.PAGE_ENTRIES
+    ticket = talk.begin(_page(export, path, None, columns=columns))
     try:
         while True:
-            after = pages.after
-            page = yield from talk.ask(
-                calls.walk(export, path, attrs=True, limit=limit, after=after, columns=columns)
-            )
-            pages.take(page.next, is_empty=page.is_empty)
-            for entry in page.entries:
-                name = os.fsencode(entry.path)
-                if exclusion.covers(name):
-                    continue
-                stat = entry.stat
-                if stat is None:
-                    stat = yield from _attributes(talk, export, below(path, name))
-                if stat is not None:
-                    take(name, stat)
+            page = yield from talk.finish(ticket)
+            after = pages.take(page.next, is_empty=page.is_empty)
+            if after is not None:
+                ticket = talk.begin(_page(export, path, after, columns=columns), ticket.core)
+            entries = page.decoded().entries
+            names = names_of([entry.path for entry in entries])
+            stats = [entry.stat for entry in entries]
+            if not exclusion.is_empty:
+                covered = [*map(exclusion.covers, names)]
+                names = [*compress(names, map(not_, covered))]
+                stats = [*compress(stats, map(not_, covered))]
+            if None in stats:
+                for at, name in enumerate(names):
+                    if stats[at] is None:
+                        stats[at] = yield from _attributes(talk, export, below(path, name))
+                names = [*compress(names, stats)]
+            take(names, [stat for stat in stats if stat is not None])
             problems += [
                 problem.error
                 for problem in page.problems
                 if not exclusion.covers(os.fsencode(problem.path))
             ]
-            if pages.after is None:
+            if after is None:
                 return problems
     finally:
-        talk.link.core.held.discard(calls.walk_going_on(pages.after))
+        talk.abandon(ticket)
+        ticket.core.held.discard(calls.walk_going_on(pages.after))
+
+
+def _page(
+    export: str, path: RemotePath, after: PageToken | None, *, columns: bool
+) -> Call[RawWalkPage]:
+    """Ask for one page, whose entries are made into records later."""
+    limit = PAGE_OF_COLUMNS if columns else calls.PAGE_ENTRIES
+    call = calls.walk(export, path, attrs=True, limit=limit, after=after, columns=columns)
+    return Call(
+        call.method,
+        call.params,
+        RawWalkPage.from_wire,
+        holds=lambda page: calls.walk_going_on(page.next),
+        needs=call.needs,
+        ends=call.ends,
+        path_at=call.path_at,
+    )
+
+
+def names_of(paths: list[str]) -> list[bytes]:
+    """Return paths as bytes.
+
+    Raises:
+        BadReply: one has a NUL in it.
+
+    """
+    names = os.fsencode("\0".join(paths)).split(b"\0") if paths else []
+    if len(names) != len(paths):
+        raise BadReply("the daemon sent a path with a NUL in it")
+    return names
 
 
 def _attributes(talk: Talk, export: str, path: bytes) -> Procedure[Stat | None]:

@@ -126,12 +126,15 @@ class Plan:
         self.left_out: list[tuple[bytes, str]] = []
         #: What is in the archive below the root, in its order.
         self.paths = [path for path in sorted(tree) if self._is_wanted(path, tree[path].type)]
-        self._names: dict[tuple[object, ...], _Names] = {}
+        #: Those of each file that has several, and they by their paths.
+        self._files: dict[tuple[object, ...], _Names] = {}
+        self._names: dict[bytes, _Names] = {}
         #: Which mount each directory is in: a number of its own for each.
         self._mounts: dict[bytes, int] = {b"": 0}
         for path in self.paths:
             if (key := self._key(path)) is not None:
-                self._names.setdefault(key, _Names()).count += 1
+                names = self._names[path] = self._files.setdefault(key, _Names())
+                names.count += 1
 
     def members(self) -> Iterator[Member]:
         """Yield them in their order: by the bytes of their paths, so parents come first.
@@ -140,12 +143,11 @@ class Plan:
         """
         yield self._member(b".", self._root, 1, None)
         number = 1
-        for each in self._names.values():
+        for each in self._files.values():
             each.passed = 0
             each.first = None
         for path in self.paths:
-            key = self._key(path)
-            names = None if key is None else self._names[key]
+            names = self._names.get(path)
             if names is None or not names.passed:
                 number += 1
             if names is not None:

@@ -10,7 +10,10 @@ from typing import Final
 
 from vuserd.client.archive.members import Member, require_numbers, unfit
 
-_MAGIC: Final = b"070701"
+_NUMBERS: Final = b"070701" + b"%08X" * 13
+_LENGTH: Final = 6 + 13 * 8
+#: A NUL and what it is padded with, by how many bytes of a block are before it.
+_AFTER_NAME: Final = [bytes(4 - odd) for odd in range(4)]
 _TRAILER: Final = b"TRAILER!!!"
 #: cpio writes blocks of so many bytes.
 _BLOCK: Final = 512
@@ -44,7 +47,7 @@ class Newc:
         path = member.path
         if path == _TRAILER:  # which would be the end
             path = b"./" + path
-        size = len(member.target) or member.size
+        rdev = member.rdev
         numbers = (
             member.number,
             member.mode,
@@ -52,13 +55,14 @@ class Newc:
             member.gid,
             2 if member.type == "dir" else member.names,
             member.mtime_ns // 10**9,
-            size,
+            len(member.target) or member.size,
             *(0, 0),  # the device that it is on: numbers here are of one
-            *(os.major(member.rdev), os.minor(member.rdev)),
+            *((os.major(rdev), os.minor(rdev)) if rdev else (0, 0)),
             len(path) + 1,
             0,  # a checksum, which newc has not
         )
-        return _record(numbers, path) + _padded(member.target)
+        record = _record(numbers, path)
+        return record + _padded(member.target) if member.target else record
 
     def end(self, written: int) -> bytes:
         """Return the trailer, padded to whole blocks."""
@@ -67,9 +71,10 @@ class Newc:
 
 
 def _record(numbers: tuple[int, ...], path: bytes) -> bytes:
-    if min(numbers) < 0 or max(numbers) > _MOST:  # more digits would be read as what follows
+    record = _NUMBERS % numbers
+    if len(record) != _LENGTH or b"-" in record:  # more digits would be read as what follows
         raise unfit("EOVERFLOW", path, "newc has no room for one of its numbers")
-    return _padded(_MAGIC + b"%08X" * 13 % numbers + path + b"\0")
+    return record + path + _AFTER_NAME[(_LENGTH + len(path)) % Newc.block]
 
 
 def _padded(part: bytes) -> bytes:

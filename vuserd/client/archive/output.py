@@ -12,6 +12,8 @@ from vuserd.client.files.sinks import StreamSink
 #: What is gathered before it is handed on: bytes, and parts, of which one call takes 1024.
 _PAGE: Final = 1 << 20
 _PARTS: Final = 1000
+#: As many as the largest block may lack.
+_ZEROS: Final = bytes(512)
 
 
 class DescriptorSink:
@@ -36,6 +38,8 @@ class DescriptorSink:
             written = os.writev(self._fileno, parts)
         except BlockingIOError:
             written = 0
+        if written == sum(map(len, parts)):
+            return
         for part in parts:
             if written < len(part):
                 self.write(memoryview(part)[written:], 0)
@@ -73,7 +77,7 @@ class Output:
     def pad(self, block: int) -> None:
         """Take zeros, up to a whole number of blocks."""
         if odd := self.size % block:
-            self.put(bytes(block - odd))
+            self.put(_ZEROS[: block - odd])
 
     @property
     def is_full(self) -> bool:

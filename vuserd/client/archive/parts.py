@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Final, TypeAlias
 
-from vuserd.client.archive.looks import below
+from vuserd.client.archive.looks import below, names_of
 from vuserd.client.archive.members import Member
 from vuserd.client.calls import RemotePath
 from vuserd.client.core.procedure import Emit, Finish, Procedure, Running, Stream, Wait
@@ -116,11 +116,15 @@ class Parts:
             self._ahead.abandon()
 
     def _add(self, part: "_Part", entries: Iterable[TreeEntry]) -> None:
+        entries = [*entries]
         above = part.path + b"/" if part.path else b""
-        for entry in entries:
-            name = above + os.fsencode(entry.path)
+        names = (above + name for name in names_of([entry.path for entry in entries]))
+        for name, entry in zip(names, entries, strict=True):
             before = self._tree.get(name)
-            if before is None or entry.stat is None or not entry.stat.same_file(before):
+            stat = entry.stat
+            if before is None or stat is None:
+                continue
+            if stat != before and not stat.same_file(before):
                 continue
             content = content_of(before, entry)
             if content is None or not _comes_along(before) or self._held + len(content) > _HELD:

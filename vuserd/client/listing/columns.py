@@ -56,7 +56,7 @@ class RawPage(NamedTuple):
     @property
     def is_empty(self) -> bool:
         """Whether it has no entries."""
-        return not (self.entries.get("name") if isinstance(self.entries, dict) else self.entries)
+        return not _has_any(self.entries, "name")
 
     def decoded(self) -> DirectoryPage:
         """Return the page with its entries as records."""
@@ -71,17 +71,45 @@ def directory_page(value: Any) -> DirectoryPage:
     return RawPage.from_wire(value).decoded()
 
 
+class RawWalkPage(NamedTuple):
+    """A page of a tree, its entries as they came."""
+
+    entries: Any
+    problems: list[WalkProblem]
+    next: PageToken | None
+
+    @classmethod
+    def from_wire(cls, value: Any) -> "RawWalkPage":
+        """Make it of what ``walk`` returns."""
+        problems = field_of(value, "problems", to_list)
+        return cls(
+            field_of(value, "entries", _to_entries),
+            [WalkProblem.from_wire(problem) for problem in problems],
+            next_token(value),
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing of the tree."""
+        return not (self.problems or _has_any(self.entries, "path"))
+
+    def decoded(self) -> WalkPage:
+        """Return the page with its entries as records."""
+        if isinstance(self.entries, dict):
+            values = _entry_values(self.entries, "path")
+            return WalkPage([*map(_new_walk_entry, values)], self.problems, self.next)
+        entries = [WalkEntry.from_wire(entry) for entry in self.entries]
+        return WalkPage(entries, self.problems, self.next)
+
+
 def walk_page(value: Any) -> WalkPage:
     """Make a page of what ``walk`` returns."""
-    entries = field_of(value, "entries", _to_entries)
-    problems = field_of(value, "problems", to_list)
-    return WalkPage(
-        [*map(_new_walk_entry, _entry_values(entries, "path"))]
-        if isinstance(entries, dict)
-        else [WalkEntry.from_wire(entry) for entry in entries],
-        [WalkProblem.from_wire(problem) for problem in problems],
-        next_token(value),
-    )
+    return RawWalkPage.from_wire(value).decoded()
+
+
+def _has_any(entries: Any, key: str) -> bool:
+    """Return whether there are any."""
+    return bool(entries.get(key) if isinstance(entries, dict) else entries)
 
 
 def _to_entries(value: object) -> Any:

@@ -5,7 +5,7 @@ import os
 import stat as modes
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -72,15 +72,14 @@ def _epoch() -> int:
 
 
 @contextmanager
-def _output(path: str | None) -> Iterator[int | Callable[[memoryview], object]]:
+def _output(path: str | None) -> Iterator[int]:
     """Yield where the archive goes: a file is there once it is whole."""
     if path in (None, "-"):
         require_output()
         if sys.stdout.isatty():
             raise OSError(errno.EINVAL, "a terminal takes no archive; name a file by -o", "-")
         sys.stdout.flush()
-        yield _to_output
-        sys.stdout.buffer.flush()
+        yield sys.stdout.fileno()
         return
     assert path is not None
     if os.path.exists(path) and not modes.S_ISREG(os.stat(path).st_mode):
@@ -94,8 +93,3 @@ def _output(path: str | None) -> Iterator[int | Callable[[memoryview], object]]:
             yield fileno
     finally:
         os.close(directory)
-
-
-def _to_output(payload: memoryview) -> None:
-    while payload:  # with PYTHONUNBUFFERED a write may take only a part
-        payload = payload[sys.stdout.buffer.write(payload) :]
