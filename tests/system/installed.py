@@ -61,9 +61,7 @@ def gets_the_kernel(machine: Machine, export: str = "kernels", user: str = "rig"
 
 
 @contextmanager
-def under_load(
-    machine: Machine, python: str = PYTHON, pause: float = 0.0
-) -> Iterator[dict[str, int]]:
+def under_load(machine: Machine, python: str = PYTHON, *, pause: float) -> Iterator[dict[str, int]]:
     """Have clients connect and read during the block; after it, here is what they counted.
 
     ``pause`` is how many seconds each waits between its batches of requests.

@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 
 #: Looks between two runs, which take a hundred times as long.
-LOOKS = 200
+LOOKS = 500
 
 
 def main() -> None:

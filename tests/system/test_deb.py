@@ -84,7 +84,7 @@ def test_it_is_installed_by_one_command_and_waits_at_its_socket(machine: Machine
 
 def test_an_upgrade_under_load_refuses_nobody(machine: Machine) -> None:
     daemon = main_pid(machine)
-    with under_load(machine, "/usr/bin/python3") as counts:
+    with under_load(machine, "/usr/bin/python3", pause=0.05) as counts:
         _apt(machine, "install", "/root/new.deb")
     print(f"an upgrade: {counts}")
     assert set(counts) <= {"connections", "replies", "unsent"}, counts

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from tests.e2e.rounds import rounds
+from tests.e2e.rounds import LONG, rounds
 from tests.system.checkout import SOURCE
 from tests.system.installed import (
     CONFIGURATION,
@@ -230,7 +230,7 @@ def test_an_end_that_takes_long_is_waited_for(machine: Machine) -> None:
 def test_no_restart_refuses_a_connection_or_loses_a_reply(machine: Machine) -> None:
     machine.run("systemctl reset-failed vuserd.service")  # it may start so often again
     gets_the_kernel(machine)
-    with under_load(machine) as counts:
+    with under_load(machine, pause=0.0 if LONG else 0.02) as counts:
         began = time.monotonic()
         machine.run(
             f"for i in $(seq {_RESTARTS}); do systemctl restart vuserd.service; done",
