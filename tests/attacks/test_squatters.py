@@ -158,7 +158,7 @@ def folder_of(user: int, path: Path) -> Path:
     who=Who.NEIGHBOUR,
     against="all clients of the machine",
     does="takes @vuserd, and accepts nobody, answers nobody or does not end its answer",
-    promise="a guessed address has a second, then clients try the next",
+    promise="an abstract name that was guessed has a second, then clients try the next",
 )
 @pytest.mark.parametrize(
     ("find", "squat", "user"),

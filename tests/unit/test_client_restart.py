@@ -21,6 +21,7 @@ from vuserd.client.core.ticket import Ticket
 from vuserd.client.errors import CannotConnect, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.files.transfer import Resumption
 from vuserd.ctl import main
+from vuserd.wire import address
 from vuserd.wire.address import Candidate
 from vuserd.wire.codec import Request, encode_notification, encode_response
 
@@ -572,11 +573,12 @@ class TestApproach:
     def test_guesses_that_were_slow_come_again(self) -> None:
         approach = Approach([self.FIRST, self.LAST])
         tried = []
-        for candidate, seconds in approach:
-            tried.append((candidate, seconds))
+        for candidate, connecting, answering in approach:
+            tried.append((candidate, connecting, answering))
             slow = candidate == self.FIRST
-            approach.failed(candidate, is_silent(seconds) if slow else FileNotFoundError(2, "No"))
-        assert tried == [(self.FIRST, 1.0), (self.LAST, 1.0), (self.FIRST, 10.0)]
+            error = is_silent(answering) if slow else FileNotFoundError(2, "No")
+            approach.failed(candidate, error)
+        assert tried == [(self.FIRST, 1, 1), (self.LAST, 1, 30), (self.FIRST, 10, 10)]
         words = "(@vuserd: there was no answer within 10 s; /run/s: no)"
         assert words in str(approach.error())
 
@@ -585,10 +587,28 @@ class TestApproach:
         for limit, allowed in ((0.0, 30.0), (0.5, 0.5)):
             approach = Approach([named], limit)
             turns = []
-            for candidate, seconds in approach:
-                turns.append(seconds)
-                approach.failed(candidate, queue_is_full(seconds))
+            for candidate, connecting, _ in approach:
+                turns.append(connecting)
+                approach.failed(candidate, queue_is_full(connecting))
             assert turns == [allowed]
+
+    def test_the_user_s_own_is_waited_for_while_it_is_started(
+        self,
+        connect: Connect,
+        fake_daemon: FakeDaemon,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Rather than what the user asks of it be asked of the system's daemon."""
+        monkeypatch.setattr(reconnect, "_FOR_GUESSES", (0.05, 0.05))
+        monkeypatch.setattr(address, "SYSTEM_SOCKET", str(tmp_path / "system"))
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+        (tmp_path / "vuserd.sock").symlink_to(fake_daemon.address)
+        fake_daemon.before = lambda _: time.sleep(0.3)
+        with listening(tmp_path / "system", lambda _: None) as (_, others):
+            with connect() as client:
+                assert client.stat("kernels", "image").size == len(IMAGE)
+            assert not others
 
     def test_what_is_no_daemon(
         self, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -68,9 +68,9 @@ class Conversation(Generic[L]):
 
         """
         approach = Approach(socket_candidates(address), limit)
-        for candidate, seconds in approach:
+        for candidate, connecting, answering in approach:
             try:
-                yield from self._reach(candidate, seconds)
+                yield from self._reach(candidate, connecting, answering)
             except OSError as error:
                 approach.failed(candidate, error)
             else:
@@ -221,9 +221,9 @@ class Conversation(Generic[L]):
 
     # -- the first connection ----------------------------------------------------------------------
 
-    def _reach(self, candidate: Candidate, seconds: float) -> Procedure[None]:
+    def _reach(self, candidate: Candidate, connecting: float, answering: float) -> Procedure[None]:
         """Connect to one address in so many seconds; have it answer in as many, where guessed."""
-        deadline = self.now() + seconds
+        deadline = self.now() + connecting
         while True:
             try:
                 sock = connect_once(candidate)
@@ -231,12 +231,12 @@ class Conversation(Generic[L]):
             except BlockingIOError:
                 pass
             if self.now() >= deadline:
-                raise queue_is_full(seconds)
+                raise queue_is_full(connecting)
             yield Pause(QUEUE_PAUSE)
         self.link = self._make_link(sock)
         if candidate.is_guessed:
             try:
-                yield from self._require_daemon(seconds)
+                yield from self._require_daemon(answering)
             except BaseException:
                 self.link.close()
                 raise

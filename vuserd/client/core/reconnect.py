@@ -26,7 +26,8 @@ QUEUE_PAUSE: Final = 0.01
 
 #: Seconds for an address that was guessed, and once more for those that were slow.
 _FOR_GUESSES: Final = (1.0, 10.0)
-#: Seconds for one that the user named, until it takes the connection.
+#: Seconds for one that the user named, until it takes the connection; and for the first answer at
+#: a path that was guessed, where nobody but the user or root listens, and may be starting it.
 _FOR_NAMED: Final = 30.0
 
 #: What connect() says while one daemon has ended and the next one does not listen yet.
@@ -86,10 +87,11 @@ def breaks_protocol(core: ClientCore) -> OSError | None:
 class Approach:
     """The addresses to try, each for a while, and why that was in vain.
 
-    A daemon has to answer at a guess in a short time; then it is the next one's turn, as anybody
-    may hold a name and never accept. Guesses that were slow have a longer time after all others,
-    in which a service manager starts a daemon. Iterating gives an address, and seconds for
-    connecting to it and, at a guess, as many again for the answer.
+    A guess has a short time; then it is the next one's turn, as anybody may hold an abstract name
+    and never accept, or fill a queue. Guesses that were slow have a longer time after all others.
+    What has taken the connection at a path is waited for, rather than another daemon asked: a
+    service manager may be starting it. Iterating gives an address, seconds for connecting to it
+    and seconds for its first answer.
 
     Args:
         candidates: in their order.
@@ -102,12 +104,14 @@ class Approach:
         self._limit = limit
         self._errors: dict[Candidate, OSError] = {}
 
-    def __iter__(self) -> Iterator[tuple[Candidate, float]]:
+    def __iter__(self) -> Iterator[tuple[Candidate, float, float]]:
         left = list(self._candidates)
         for seconds in _FOR_GUESSES:
             for candidate in left:
-                allowed = seconds if candidate.is_guessed else _FOR_NAMED
-                yield candidate, min(allowed, self._limit or allowed)
+                connecting = seconds if candidate.is_guessed else _FOR_NAMED
+                answering = seconds if candidate.is_abstract else _FOR_NAMED
+                limit = self._limit or _FOR_NAMED
+                yield candidate, min(connecting, limit), min(answering, limit)
             left = [
                 candidate
                 for candidate in left
