@@ -1,5 +1,6 @@
 """What is the synchronous client's own: interruptions, and whose a client is."""
 
+import gc
 import os
 import signal
 import socket
@@ -150,6 +151,7 @@ class TestInterrupted:
     def test_anywhere(self, client: Client, fake_daemon: FakeDaemon, offset: int) -> None:
         """Before each instruction of the clients' code; at worst, the client connects again."""
         client.exports()
+        gc.collect()  # what tests before this one left
         before = descriptors() - fake_daemon.connections  # which keeps its end of each
         nth = interrupted = offset
         while interrupted == nth:
@@ -191,6 +193,7 @@ def interrupt_before(nth: int, do: Callable[[], object]) -> int:
         return trace
 
     former = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # or 3.12's settrace() leaves them out the first time
     sys.settrace(trace)
     try:
         do()
