@@ -58,7 +58,7 @@ test: setup backends ## run the whole suite, many files at a time (ARGS=... for 
 test-oldest: backends ## run tests with the oldest dependencies allowed (ARGS=... for pytest, instead of a choice)
 	@tools/test-oldest $(ARGS)
 
-test-python: ## run unit and property tests with Python VERSION, 3.13 or 3.14, on a Debian that has it (needs root)
+test-python: ## run unit and property tests with Python VERSION: 3.13, 3.14 (of a Debian; needs root), 3.12 (of PATH)
 	@tests/system/on-python "$(VERSION)" $(ARGS)
 
 lint: setup ## check the format, types, import contracts, units, the package and the site: all but the tests
