@@ -35,6 +35,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_static_path = ["assets"]
 html_css_files = ["site.css"]
+html_js_files = [("drawings.js", {"defer": "defer"})]
 html_copy_source = html_show_sourcelink = html_show_copyright = html_show_sphinx = False
 
 myst_heading_anchors = 4
