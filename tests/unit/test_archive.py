@@ -210,6 +210,27 @@ def test_a_part_of_many_pages(
     assert all(name * 50 in archives[1] for name in names)
 
 
+@pytest.mark.parametrize(
+    ("level", "allow", "said"),
+    [(3, False, None), (4, False, False), (4, True, None)],
+)
+def test_who_looks_at_files_again(
+    fake_daemon: FakeDaemon, client: Client, level: int, allow: bool, said: bool | None
+) -> None:
+    """The daemon does, but where a daemon can leave it to the archive's second look."""
+    fake_daemon.api_level = level
+    fake_daemon.unknown.clear()
+    fake_daemon.root = directory(a=Node(content=b"a's"))
+    fake_daemon.results["walk"] = {
+        "entries": [{"path": "a", **fake_daemon.root.children[b"a"].stat()}],
+        "problems": [],
+        "next": None,
+    }
+    client.archive("kernels", "/", lambda _: None, allow_changes=allow)
+    [options] = [request.params[2] for request in fake_daemon.requests if request.method == "tree"]
+    assert options.get("look_again") == said
+
+
 def test_usage(run: Run) -> None:
     for words in (["--owner", "1"], ["--owner", "a:b"], ["--mtime", "-1"], ["--format", "zip"]):
         code, _, told = run("archive", "kernels:", *words)

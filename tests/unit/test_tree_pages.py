@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from protocol.fuse import NodeId, Opcode
+from protocol.fuse import Attributes, NodeId, Opcode, decode_attributes_at
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
 from tests.fake.files import ROOT, coarse_now, directory_record
 from vuserd.delivery.page import Page
@@ -16,6 +16,7 @@ from vuserd.delivery.pages import TreePage, TreePages
 from vuserd.device.session import Session
 from vuserd.errors import BackendError, CallError, FileError
 from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.tree.found import Found
 
 SIZE = 1 << 20
 MIB = 1 << 20
@@ -55,6 +56,11 @@ async def pages(
     assert not backend.open_handles
     assert session.payloads.taken == 0
     assert files.nodes.lookups == 0
+
+
+def decoded(found: Found) -> Attributes:
+    assert found.attributes is not None
+    return decode_attributes_at(found.attributes, 0)
 
 
 Shown = dict[bytes, bytes | str | None]
@@ -200,6 +206,22 @@ async def test_a_file_that_changes_is_read_again(
     found = await all_of(pages, files)
     assert found == {b"one": b"1", b"two": b"22", b"none": b""}
     assert len(backend.named(Opcode.READ)) == 5
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+async def test_whoever_looks_by_himself_has_each_file_read_once(
+    backend: FakeBackend, files: FileSystem, pages: TreePages, session: Session, in_order: bool
+) -> None:
+    """What changes meanwhile shows in the attributes that came with its bytes."""
+    session.answers_in_order = in_order
+    replaced(backend, b"two", 1)
+    page = await pages.next_page(files, 1000, SIZE, look_again=False)
+    times = {each.path: decoded(each).mtime for each in page.found}
+    assert shown(page) == {b"one": b"1", b"two": b"22", b"none": b""}
+    assert len(backend.named(Opcode.READ)) == 3
+    assert {each.node for each in backend.named(Opcode.GETATTR)} <= {1}  # the root
+    now = {name: file.mtime for name, file in backend.files.items()}
+    assert [name for name in times if times[name] != now[name]] == [b"two"]
 
 
 @pytest.mark.parametrize("behaves", ["in order", "the look first", "threads by now"])

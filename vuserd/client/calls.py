@@ -220,22 +220,22 @@ def tree(
     path: RemotePath,
     buffer: WritableBuffer,
     decode: Callable[[memoryview], Page],
-    *,
-    after: PageToken | None = None,
+    **options: Any,
 ) -> Call[Page]:
     """Ask for one page of the tree below a directory, with the bytes of its small files.
 
     It is received into ``buffer``, of 128 KiB to 8 MiB, and ``decode`` makes a page of what has
-    come: :meth:`vuserd.client.files.tree_page.TreePage.from_wire`.
+    come: :meth:`vuserd.client.files.tree_page.TreePage.from_wire`. With ``after`` it is the next
+    one; without ``look_again``, from API level 4 on, the caller looks at the files afterwards.
     """
     view = memoryview(buffer).cast("B")
     return Call(
         "tree",
-        [_wire(export), _wire(path), {"size": len(view), "after": after}],
+        [_wire(export), _wire(path), {"size": len(view), "after": None, **options}],
         lambda count: decode(view[:count]),
         view,
         holds=lambda page: tree_going_on(page.next),
-        needs=tree_going_on(after),
+        needs=tree_going_on(options.get("after")),
         ends=True,
         path_at=0,
     )

@@ -166,25 +166,29 @@ def iterwalk(
 
 
 def tree(
-    talk: Talk, export: str, path: RemotePath, room: Callable[[], memoryview] | None = None
+    talk: Talk,
+    export: str,
+    path: RemotePath,
+    room: Callable[[], memoryview] | None = None,
+    **options: bool,
 ) -> "Stream[TreeEntry]":
     """Emit all that is below a directory, with the bytes of its small files.
 
     ``room`` returns the buffer that the next page is received into; by default they are two, in
-    turns.
+    turns. For the options see :func:`calls.tree`.
     """
     from vuserd.client.files.tree_page import PAGE_BYTES, TreePage
 
     room = room or cycle([memoryview(bytearray(PAGE_BYTES)) for _ in range(2)]).__next__
     decode = TreePage.from_wire
-    ticket = talk.begin(calls.tree(export, path, room(), decode))
+    ticket = talk.begin(calls.tree(export, path, room(), decode, **options))
     pages = Following()
     try:
         while True:
             page = yield from talk.finish(ticket)
             after = pages.take(page.next, is_empty=page.is_empty)
             if after is not None:  # the daemon goes on while these are taken
-                call = calls.tree(export, path, room(), decode, after=after)
+                call = calls.tree(export, path, room(), decode, after=after, **options)
                 ticket = talk.begin(call, ticket.core)
             for begin in range(0, len(page.entries), _TAKEN):
                 yield Emit(page.entries[begin : begin + _TAKEN])

@@ -89,8 +89,13 @@ class TreePages(Kept):
             self._files.use(self)
         self._tree.close()
 
-    async def next_page(self, files: FileSystem, limit: int, size: int) -> TreePage:
+    async def next_page(
+        self, files: FileSystem, limit: int, size: int, *, look_again: bool = True
+    ) -> TreePage:
         """Return up to ``limit`` entries and as many bytes as go into ``size``, index and all.
+
+        Without ``look_again`` no file is looked at once it was read: whoever takes the page looks
+        at its version then.
 
         Raises:
             FileError: ENOTDIR and what the backend says, of the directory where the tree begins;
@@ -104,9 +109,11 @@ class TreePages(Kept):
         # One at a time: what is in flight for a user does not grow with the trees asked for.
         lock = files.filling.setdefault(ASKER.get(), trio.Lock())
         async with lock:
-            return await self._fill_page(files, limit, size)
+            return await self._fill_page(files, limit, size, look_again=look_again)
 
-    async def _fill_page(self, files: FileSystem, limit: int, size: int) -> TreePage:
+    async def _fill_page(
+        self, files: FileSystem, limit: int, size: int, *, look_again: bool
+    ) -> TreePage:
         if self._files is not None:
             self._files.use(self)
         self._files = files
@@ -115,7 +122,8 @@ class TreePages(Kept):
             count = max(1, size // files.session.payloads.size)
             with given_back(await files.session.payloads.take(count + _READERS)) as buffers:
                 page = Page(buffers[_READERS:], size, limit)
-                filling = _Filling(files, self._tree, page, buffers[:_READERS])
+                readers = buffers[:_READERS]
+                filling = _Filling(files, self._tree, page, readers, look_again=look_again)
                 await filling.run()
                 return TreePage(page.found, filling.problems, page.take_content(buffers))
         finally:
@@ -131,12 +139,21 @@ _Begun: TypeAlias = tuple[Found, Place | None, int]
 class _Filling:
     """Fills one page with what comes next."""
 
-    def __init__(self, files: FileSystem, tree: Tree, page: Page, buffers: list[Buffer]) -> None:
+    def __init__(
+        self,
+        files: FileSystem,
+        tree: Tree,
+        page: Page,
+        buffers: list[Buffer],
+        *,
+        look_again: bool,
+    ) -> None:
         self.problems: list[tuple[bytes, VuserdError]] = []
         self._files = files
         self._tree = tree
         self._page = page
         self._buffers = buffers
+        self._look_again = look_again
         self._jobs = Jobs(files.session.lane)
         #: The most bytes that a file may have here: one more than it has is asked for.
         self._most = min(files.session.max_read, files.session.payloads.size) - 1
@@ -339,14 +356,16 @@ class _Filling:
                     look = fuse.getattr(node), None, None
                     # A backend with one thread has done the GETATTR after the READ if it says so.
                     looked = MISSING
-                    if session.answers_in_order:
+                    if session.answers_in_order and self._look_again:
                         done, looked = yield InOrder((read, look))
                     else:
                         [done] = yield [read]
                     length = length_of(done)
-                    if looked is MISSING or not session.answers_in_order:
-                        [looked] = yield [look]
-                    now = lane.decoded(fuse.attributes_of, body_of(looked))
+                    now = before
+                    if self._look_again:
+                        if looked is MISSING or not session.answers_in_order:
+                            [looked] = yield [look]
+                        now = lane.decoded(fuse.attributes_of, body_of(looked))
                     if now == before or version_bytes(now) == version_bytes(before):
                         if length != size:  # as in procfs
                             return

@@ -190,6 +190,7 @@ class FileMethods:
             "limit": Option(integer(1, TREE_PAGE_MAX), TREE_PAGE_MAX),
             "size": Option(integer(*TREE_SIZES), 2 << 20),
             "after": Option(TOKEN, None),
+            "look_again": Option(FLAG, default=True),
         }
         | _SPLIT
         | _TIMED,
@@ -207,6 +208,7 @@ class FileMethods:
         limit: int,
         size: int,
         after: bytes | None,
+        look_again: bool,
         split_times: bool,
     ) -> answers.Tree:
         """Return a page of the tree below a directory, with the bytes of its small files."""
@@ -214,7 +216,9 @@ class FileMethods:
         begun = (export, path)
         pages = TreePages(path) if after is None else caller.trees.take(after, begun)
         try:
-            page = await found.call(lambda files: pages.next_page(files, limit, size))
+            page = await found.call(
+                lambda files: pages.next_page(files, limit, size, look_again=look_again)
+            )
         except BaseException as error:
             if after is not None and isinstance(error, BackendError | FileError):
                 caller.trees.keep(pages, begun, after)  # it can be asked again

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from vuserd.client import calls
@@ -28,6 +29,8 @@ from vuserd.errors import ErrorCode
 
 #: Paths that an error's message names; its fields have all of them.
 _NAMED: Final = 5
+#: The daemon's API level from which on it leaves looking at files again to its client.
+_UNCHECKED_LEVEL: Final = 4
 
 
 def archive(
@@ -68,6 +71,9 @@ class _Archiving:
             raise unfit("ENOTDIR", b".", "it is no directory")
         tree = yield from first_look(*look)
         plan = Plan(root, tree, self._look, self._form)
+        if not self._allows_changes and (yield from self._talk.level()) >= _UNCHECKED_LEVEL:
+            # The second look shows what changed: the daemon need not look at each file for that.
+            subtree = partial(subtree, look_again=False)
         parts = Parts(subtree, self._path, tree, plan.paths)
         try:
             parts.ask_ahead()

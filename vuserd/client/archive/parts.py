@@ -21,7 +21,7 @@ from vuserd.client.records import Stat
 from vuserd.errors import ErrorCode
 
 #: Asks for all that is below a directory, in pages that are received where the function says.
-Subtree: TypeAlias = Callable[[bytes, Callable[[], memoryview]], Stream[TreeEntry]]
+Subtree: TypeAlias = Callable[..., Stream[TreeEntry]]
 
 #: The largest file whose bytes come with the part that it is in.
 SMALL: Final = 1 << 20

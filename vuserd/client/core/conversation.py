@@ -140,7 +140,11 @@ class Conversation(Generic[L]):
         return result
 
     def has_columns(self) -> Procedure[bool]:
-        """Return whether the daemon gives listings in columns; each connection is asked once."""
+        """Return whether the daemon gives listings in columns."""
+        return (yield from self.level()) >= COLUMNS_LEVEL
+
+    def level(self) -> Procedure[int]:
+        """Return the daemon's API level; each connection is asked once."""
         level = self.link.core.api_level
         if level is None:
             ticket = self.begin(calls.api_info())
@@ -149,7 +153,7 @@ class Conversation(Generic[L]):
             except (RemoteError, BadReply):
                 level = 1  # what it can do, the next call finds out
             ticket.core.api_level = level
-        return level >= COLUMNS_LEVEL
+        return level
 
     def link_of(self, ticket: Ticket[Any]) -> L:
         """Return the connection that carries a call."""
