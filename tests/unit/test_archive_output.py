@@ -67,6 +67,13 @@ def test_parts_are_gathered_for_a_function() -> None:
     assert Running(out.flush()).next_step() is None
 
 
+def test_members_are_padded() -> None:
+    out = Output(sink_of(lambda _: None), settled)
+    for content in (b"", b"abc", memoryview(b"defgh")):
+        out.put_member(b"he", content, 4)
+    assert handed_on(out) == b"he\0\0heabc\0\0\0hedefgh\0"
+
+
 def test_it_is_full_by_bytes_and_by_parts() -> None:
     out = Output(sink_of(0), settled)
     out.put(bytes(1 << 20))

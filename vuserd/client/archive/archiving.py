@@ -114,11 +114,10 @@ class _Archiving:
                     if content is None:
                         yield from contents.settle()
                         yield from self._write_large(member, out)
+                        out.pad(self._form.block)
                     else:
-                        out.put(self._form.head(member))
-                        out.put(content)
-                        self._tell(len(content) if member.has_content else 0)
-                    out.pad(self._form.block)
+                        out.put_member(self._form.head(member), content, self._form.block)
+                        self._tell(len(content))
                     if out.is_full:
                         yield from out.flush()
                 if contents.is_at_part:

@@ -74,6 +74,19 @@ class Output:
             self._waiting += len(part)
             self.size += len(part)
 
+    def put_member(self, head: bytes, content: bytes | bytearray | memoryview, block: int) -> None:
+        """Take a head and what belongs behind it, padded to a whole number of blocks."""
+        gathered, size = self._gathered, len(head)
+        gathered.append(head)
+        if content:
+            gathered.append(content)
+            size += len(content)
+        if odd := (self.size + size) % block:
+            gathered.append(_ZEROS[: block - odd])
+            size += block - odd
+        self._waiting += size
+        self.size += size
+
     def pad(self, block: int) -> None:
         """Take zeros, up to a whole number of blocks."""
         if odd := self.size % block:

@@ -184,10 +184,9 @@ class _Part:
 
     def lasting(self, content: bytes | memoryview) -> bytes | memoryview:
         """Return bytes that stay as they are: a copy where another page takes their place."""
-        if isinstance(content, memoryview) and any(
-            content.obj is buffer.obj for buffer in self._buffers[_LASTING:]
-        ):
-            return bytes(content)
+        passing = self._buffers[_LASTING:]
+        if passing and isinstance(content, memoryview):
+            return bytes(content) if content.obj in [each.obj for each in passing] else content
         return content
 
     def leave(self) -> None:
