@@ -19,6 +19,7 @@ from vuserd.device.layout import IN_FLIGHT
 from vuserd.device.payloads import given_back
 from vuserd.device.session import Session
 from vuserd.errors import BackendBroken, BackendDown, BackendTimeout, FileError
+from vuserd.users.asker import ASKER, Asker
 
 ROOT = fuse.ROOT_ID
 
@@ -280,7 +281,41 @@ async def test_a_silent_backend_is_lost_once_a_probe_stays_unanswered(
             await session.payloads.take(1)
 
 
-async def test_few_bulk_requests_are_in_the_backend_at_once(
+async def ask_as_others(session: Session, *uids: int) -> None:
+    """Ask for something small as one client after the other."""
+    for uid in uids:
+        token = ASKER.set(Asker(uid, None))
+        await session.lane.call(fuse.getattr(ROOT), fuse.decode_attributes)
+        ASKER.reset(token)
+
+
+@pytest.mark.parametrize(("uids", "at_once"), [((1000, 1000), 5), ((1000,), 16), ((), 16)])
+async def test_who_is_alone_has_more_bulk_in_the_backend_at_once(
+    backend: FakeBackend,
+    session: Session,
+    monkeypatch: pytest.MonkeyPatch,
+    uids: tuple[int, ...],
+    at_once: int,
+) -> None:
+    monkeypatch.setattr("vuserd.device.lane.backlog._MEMORY", math.inf)
+    withheld = Withheld(backend, Opcode.READDIRPLUS)
+
+    async def read_small_directories() -> None:
+        with given_back(await session.payloads.take(20)) as buffers:
+            request = fuse.readdirplus(ROOT, fuse.FileHandle(1), 0, 8 << 10)
+            await session.lane.ask_all([Ask(request, buffer) for buffer in buffers])
+
+    await ask_as_others(session, *uids)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_small_directories)
+        await wait_all_tasks_blocked()
+        assert len(withheld.requests) == at_once
+        backend.answer = backend.serve_files
+        withheld.let_go()
+    assert session.lane.in_flight == session.payloads.taken == 0
+
+
+async def test_bulk_that_waits_reaches_the_backend_when_others_end(
     backend: FakeBackend, session: Session
 ) -> None:
     withheld = Withheld(backend, Opcode.READ)
@@ -292,18 +327,18 @@ async def test_few_bulk_requests_are_in_the_backend_at_once(
             lengths.append(await session.lane.call_into(request, buffer))
 
     async with trio.open_nursery() as nursery:
-        for _ in range(6):
+        for _ in range(15):
             nursery.start_soon(read)
         await wait_all_tasks_blocked()
         await give_up(read)  # it never reaches the backend
-        assert len(withheld.requests) == 4
+        assert len(withheld.requests) == 12
         # Small ones overtake what waits.
         await session.lane.call(fuse.getattr(ROOT), fuse.decode_attributes)
         withheld.let_go()
         await wait_all_tasks_blocked()
-        assert len(withheld.requests) == 2
+        assert len(withheld.requests) == 3
         withheld.let_go()
-    assert len(lengths) == len(backend.named(Opcode.READ)) == 6
+    assert len(lengths) == len(backend.named(Opcode.READ)) == 15
     assert session.lane.in_flight == session.payloads.taken == 0
 
 
@@ -506,12 +541,12 @@ async def test_what_waits_for_its_turn_is_overdue_like_all_else(
             overdue += 1
 
     async with trio.open_nursery() as nursery:
-        for _ in range(10):
+        for _ in range(15):
             nursery.start_soon(read)
-    assert overdue == 10
+    assert overdue == 15
     await wait_all_tasks_blocked()
     # Those that wait are overdue as soon as the first ones are: they never reach the backend.
-    assert len(withheld.requests) == len(backend.named(Opcode.INTERRUPT)) == 4
+    assert len(withheld.requests) == len(backend.named(Opcode.INTERRUPT)) == 12
     withheld.let_go()
     await wait_all_tasks_blocked()
     assert session.lane.in_flight == session.payloads.taken == 0

@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from protocol.dirent import LONGEST_RECORD
 from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
 from tests.fake.files import ROOT, directory_record
@@ -98,6 +99,23 @@ async def test_they_are_opened_once_and_read_twice() -> None:
     assert len(forest.backend.named(Opcode.OPENDIR)) == 21
     assert len(forest.backend.named(Opcode.READDIRPLUS)) == 2 * 21
     assert forest.backend.named(Opcode.LOOKUP) == []
+
+
+@pytest.mark.parametrize(("count", "again"), [(45, LONGEST_RECORD), (50, 8 << 10)])
+async def test_little_is_asked_for_where_it_most_likely_ends(
+    monkeypatch: pytest.MonkeyPatch, count: int, again: int
+) -> None:
+    inside = [b"file-%02d" % number for number in range(count)]
+    monkeypatch.setattr("tests.unit.test_walk_together.INSIDE", inside)
+    forest = Forest()
+    found, _ = await forest.walked()
+    assert len(found) == 20 * (count + 1)
+    sizes: dict[int, list[int]] = {}
+    for request in forest.backend.named(Opcode.READDIRPLUS):
+        _, size = struct.unpack_from("=QI", request.body, 8)
+        sizes.setdefault(request.node, []).append(size)
+    del sizes[ROOT]
+    assert [*sizes.values()] == [[8 << 10, again]] * 20
 
 
 @pytest.mark.parametrize("opcode", [Opcode.OPENDIR, Opcode.READDIRPLUS])

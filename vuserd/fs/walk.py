@@ -23,8 +23,6 @@ from vuserd.tasks.turns import take_turn
 _READERS: Final = 16
 #: Entries that one reader takes from a directory before others have their turn.
 _PORTION: Final = 2000
-#: How often directories are read together: a small one has entries once, and then ends.
-_TOGETHER: Final = 2
 #: Directories that may be open and wait for their turn; over that one is read to its end, unless
 #: its entries take so many bytes.
 _MOST_OPEN: Final = 64
@@ -203,11 +201,10 @@ class TreeWalk(Kept):
                 if isinstance(handle, int):
                     directory.reader.begin(files, node, handle)
             _raise_lost(handles)
-            for _ in range(_TOGETHER):
-                going = [directory for directory in going if directory.reader.is_open]
-                places = [directory.reader.place for directory in going]
-                take = functools.partial(self._take, going)
-                _raise_lost(await files.directories.read_together(places, take))
+            going = [directory for directory in going if directory.reader.is_open]
+            places = [directory.reader.place for directory in going]
+            take = functools.partial(self._take, going)
+            _raise_lost(await files.directories.read_together(places, take))
         except BaseException:
             self._waiting += [each for each in batch if not each.reader.finished]
             raise

@@ -163,8 +163,8 @@ class Calls:
             await self._caller.close()
 
     def _act_for_user(self) -> None:
-        """Let what this task does from now on be done for the client's user."""
-        if SHARER.get() is not self._account:
+        """Let what this task does from now on be done for the client and its user."""
+        if ASKER.get() is not self._asker:
             ASKER.set(self._asker)
             SHARER.set(self._account)
 

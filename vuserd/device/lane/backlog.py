@@ -5,14 +5,20 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
+import trio
+
 from protocol.dirent import DIRENT_SIZE
 from protocol.fuse import ENTRY_SIZE, Opcode
 from vuserd.device.lane.slots import Waiting
 from vuserd.device.request import Batch, work_of
+from vuserd.users.asker import Asker
 
 #: Microseconds of work that bulk requests which are in the backend at once are for it: enough to
-#: keep it busy, but the small requests of others do not wait long behind them.
+#: keep it busy, but the small requests of others do not wait long behind them. Where one client
+#: alone has asked for so many seconds, they are as much as sixteen small directories of a walk.
 _MOST_WORK: Final = 1100
+_MOST_WORK_ALONE: Final = 3300
+_MEMORY: Final = 0.1
 #: Nodes that the backend may still have to forget, those that it is asked for in bulk among them.
 #: Each costs it a descriptor, and the queue on which it forgets may lag far behind. A backend that
 #: may open 4,096 has as many to spare: Rust's keeps some six hundred for itself.
@@ -35,6 +41,9 @@ class Backlog:
         self._tickets = itertools.count()
         #: The work of those that have a turn, without those that the backend keeps for too long.
         self._work = 0
+        #: Who has asked last, and until when bulk leaves others room.
+        self.asker: Asker | None = None
+        self._shared_until = 0.0
         #: Whether the backend has so many nodes to forget that no more are asked for in bulk.
         self.owes_too_much = False
         self._owed = 0
@@ -77,15 +86,25 @@ class Backlog:
             self.end_turn(waiting.work)
         return waiting is not None
 
+    def heard(self, asker: Asker) -> None:
+        """Record who asks, where it is another client than the one before."""
+        if self.asker is not None:
+            self._shared_until = trio.current_time() + _MEMORY
+        self.asker = asker
+
     def end_turn(self, work: int) -> None:
         """Let the next bulk requests have the turn of one of so much work that has ended."""
         self._work -= work
         while self._bulk:
             ticket, waiting = next(iter(self._bulk.items()))
-            if self._work and self._work + waiting.work > _MOST_WORK:
+            if self._work and self._work + waiting.work > self._most_work():
                 return
             self._work += waiting.work
             self.ready[ticket] = self._bulk.pop(ticket)
+
+    def _most_work(self) -> int:
+        """Return how much work the backend may have of bulk at once."""
+        return _MOST_WORK if trio.current_time() < self._shared_until else _MOST_WORK_ALONE
 
     def owe(self, nodes: int) -> None:
         """Record how many nodes the backend is still to forget."""

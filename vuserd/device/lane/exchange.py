@@ -136,6 +136,8 @@ class Exchange:
             self._watch.wake()
         deadline = self._due if self.requests.is_reaping else self._deadline()
         asker, room = batch.asker, self._room()
+        if asker is not self._backlog.asker and asker is not None:
+            self._backlog.heard(asker)
         for place, one in enumerate(asked):
             request, target, _ = one
             size = request.reply_size

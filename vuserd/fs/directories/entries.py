@@ -41,10 +41,14 @@ _BATCH_SIZE_PLUS: Final = 32 << 10
 #: Bytes of an entry whose name is not long, without and with its attributes.
 _USUAL: Final = DIRENT_SIZE + 16
 _USUAL_PLUS: Final = ENTRY_SIZE + _USUAL
+#: Bytes of one with attributes whose name is as long as Linux lets it be.
+_LONG_PLUS: Final = ENTRY_SIZE + DIRENT_SIZE + 256
 #: The type of a directory: DT_DIR of dirent.h.
 _DIRECTORY: Final = stat.S_IFDIR >> 12
-#: Bytes of a small directory that is read along with others; and of those that are decoded at once.
+#: Bytes of a small directory that is read along with others, and how often it is; and bytes of
+#: those that are decoded at once.
 _TOGETHER_SIZE: Final = 8 << 10
+_TOGETHER: Final = 2
 _AT_ONCE: Final = 32 << 10
 
 
@@ -150,53 +154,67 @@ class DirectoryEntries:
         opened: Sequence[tuple[Node, FileHandle, int]],
         take: Callable[[int, Portion], None],
     ) -> list[Exception | None]:
-        """Read a small portion with attributes of each directory, from its offset, all at once.
+        """Read small directories with attributes, each from its offset on, all at once.
 
-        ``take`` is given each portion, by the place of its directory: few of them before others
-        have their turn. A directory gets none that :meth:`read_entries` has to read, because an
-        entry needs a look-up of its own, or it does not go on; or for the error that is returned in
-        its place.
+        Each is read twice at most: a small one has entries once, and then ends. ``take`` is given
+        each portion, by the place of its directory: few of them before others have their turn. A
+        directory gets none that :meth:`read_entries` has to read, because an entry needs a look-up
+        of its own, or it does not go on; or for the error that is returned in its place.
         """
-        with given_back(await self._session.payloads.take(len(opened))) as buffers:
+        size = min(_TOGETHER_SIZE, self._session.max_read)
+        failed: list[Exception | None] = [None] * len(opened)
+        going = {place: _Opened(*each, size) for place, each in enumerate(opened)}
+        for _ in range(_TOGETHER):
+            if going:
+                going = await self._read_on(going, take, failed)
+        return failed
+
+    async def _read_on(
+        self,
+        going: dict[int, "_Opened"],
+        take: Callable[[int, Portion], None],
+        failed: list[Exception | None],
+    ) -> dict[int, "_Opened"]:
+        """Read a portion of each directory; return those that go on, all by their places."""
+        left = deque[tuple[int, bytes]]()
+        with given_back(await self._session.payloads.take(len(going))) as buffers:
             asked = [
                 Ask(
-                    fuse.readdirplus(node.id, handle, offset, self._together_size),
+                    fuse.readdirplus(each.node.id, each.handle, each.offset, each.size),
                     buffer,
-                    self._undo_read(offset),
+                    self._undo_read(each.offset),
                 )
-                for (node, handle, offset), buffer in zip(opened, buffers, strict=True)
+                for each, buffer in zip(going.values(), buffers, strict=True)
             ]
             replies = await self._lane.ask_all(asked)
-            found = [
-                reply.error if isinstance(reply, Failed) else bytes(buffer.view[: length_of(reply)])
-                for reply, buffer in zip(replies, buffers, strict=True)
-            ]
+            for place, buffer, reply in zip(going, buffers, replies, strict=True):
+                if isinstance(reply, Failed):
+                    failed[place] = reply.error
+                else:
+                    left.append((place, bytes(buffer.view[: length_of(reply)])))
         size = 0
-        left = deque(enumerate(found))
+        further: dict[int, _Opened] = {}
         try:
             while left:
-                place, each = left[0]
-                if isinstance(each, bytes):
-                    size += len(each)
-                    if size > _AT_ONCE:
-                        size = len(each)
-                        await trio.lowlevel.checkpoint()
-                        await take_turn()
+                place, body = left[0]
+                size += len(body)
+                if size > _AT_ONCE:
+                    size = len(body)
+                    await trio.lowlevel.checkpoint()
+                    await take_turn()
                 left.popleft()
-                if isinstance(each, bytes):
-                    portion = self._portion(*opened[place][::2], each)
-                    if portion is not None:
-                        take(place, portion)
+                each = going[place]
+                portion = self._portion(each.node, each.offset, body)
+                if portion is None:
+                    continue
+                take(place, portion)
+                if portion.following is not None:
+                    further[place] = each.behind(portion.following, len(body))
         except BaseException:
-            for place, each in left:  # they are read again, and their lookups are owed
-                if isinstance(each, bytes):
-                    self._lane.decoded(self._undo_read(opened[place][2]), each)
+            for place, body in left:  # they are read again, and their lookups are owed
+                self._lane.decoded(self._undo_read(going[place].offset), body)
             raise
-        return [each if isinstance(each, Exception) else None for each in found]
-
-    @property
-    def _together_size(self) -> int:
-        return min(_TOGETHER_SIZE, self._session.max_read)
+        return further
 
     def _portion(self, node: Node, offset: int, body: bytes) -> Portion | None:
         decode = functools.partial(decode_directory_columns, plus=True, after=offset)
@@ -269,6 +287,24 @@ class DirectoryEntries:
                 entries.nodes[place] = found.id
                 entries.attributes[place] = fuse.encode_attributes(found.attributes)
         return _as_looked_up(entries.chosen(is_there))
+
+
+class _Opened(NamedTuple):
+    """An open directory that is read along with others: from where, and how many bytes at most."""
+
+    node: Node
+    handle: FileHandle
+    offset: int
+    size: int
+
+    def behind(self, following: int, length: int) -> "_Opened":
+        """Return where it goes on after so many bytes.
+
+        Where there was room for another entry, it most likely ends, and less is asked for: how much
+        that is decides how many of its kind the backend has at once.
+        """
+        ends = length + _LONG_PLUS <= self.size
+        return self._replace(offset=following, size=LONGEST_RECORD if ends else self.size)
 
 
 class _Wish(NamedTuple):
