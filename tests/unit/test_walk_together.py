@@ -279,7 +279,7 @@ async def test_cancelled_while_others_have_their_turn_it_owes_nothing(
     turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replies that were not looked at by then are given back, and those directories read again."""
-    monkeypatch.setattr("vuserd.fs.directories.entries._AT_ONCE", 1)
+    monkeypatch.setattr("vuserd.fs.directories.entries._AT_ONCE_ALONE", 1)
     forest, leaver = Forest(), Leaver(turns)
     async with forest.backend.session() as session:
         files = FileSystem(session, idle_nodes=100)

@@ -95,16 +95,20 @@ class Backlog:
     def end_turn(self, work: int) -> None:
         """Let the next bulk requests have the turn of one of so much work that has ended."""
         self._work -= work
+        if not self._bulk:
+            return
+        most = _MOST_WORK if self.is_shared else _MOST_WORK_ALONE
         while self._bulk:
             ticket, waiting = next(iter(self._bulk.items()))
-            if self._work and self._work + waiting.work > self._most_work():
+            if self._work and self._work + waiting.work > most:
                 return
             self._work += waiting.work
             self.ready[ticket] = self._bulk.pop(ticket)
 
-    def _most_work(self) -> int:
-        """Return how much work the backend may have of bulk at once."""
-        return _MOST_WORK if trio.current_time() < self._shared_until else _MOST_WORK_ALONE
+    @property
+    def is_shared(self) -> bool:
+        """Whether several clients have asked lately."""
+        return trio.current_time() < self._shared_until
 
     def owe(self, nodes: int) -> None:
         """Record how many nodes the backend is still to forget."""

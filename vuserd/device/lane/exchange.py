@@ -99,6 +99,11 @@ class Exchange:
         return self._ring.outstanding + len(self._backlog) + len(self._hiprio)
 
     @property
+    def is_shared(self) -> bool:
+        """Whether several clients have asked lately."""
+        return self._backlog.is_shared
+
+    @property
     def observer(self) -> Observer | None:
         """Who is told of each request that the device is given, and of its end."""
         return self._observer

@@ -46,10 +46,11 @@ _LONG_PLUS: Final = ENTRY_SIZE + DIRENT_SIZE + 256
 #: The type of a directory: DT_DIR of dirent.h.
 _DIRECTORY: Final = stat.S_IFDIR >> 12
 #: Bytes of a small directory that is read along with others, and how often it is; and bytes of
-#: those that are decoded at once.
+#: those that are decoded at once, while other clients ask, and while none does.
 _TOGETHER_SIZE: Final = 8 << 10
 _TOGETHER: Final = 2
 _AT_ONCE: Final = 32 << 10
+_AT_ONCE_ALONE: Final = 64 << 10
 
 
 class Portion(NamedTuple):
@@ -198,7 +199,7 @@ class DirectoryEntries:
             while left:
                 place, body = left[0]
                 size += len(body)
-                if size > _AT_ONCE:
+                if size > (_AT_ONCE if self._lane.is_shared else _AT_ONCE_ALONE):
                     size = len(body)
                     await trio.lowlevel.checkpoint()
                     await take_turn()
