@@ -4,11 +4,9 @@ The parent holds the other end of that pipe, and the kernel closes it however th
 """
 
 import os
+import runpy
 import signal
-import sys
 import threading
-
-from vuserd.__main__ import main
 
 
 def _end_at_eof() -> None:
@@ -19,4 +17,4 @@ def _end_at_eof() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_at_eof, daemon=True).start()
-    sys.exit(main())
+    runpy.run_module("vuserd", run_name="__main__", alter_sys=True)
