@@ -50,6 +50,7 @@ PRINTING: Final = (
     "cat e:plain",
     "cat e:empty/file",
     "get e:plain -",
+    "archive e:",
     "reload --json e",
     "status",
     "status --json",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from vuserd.client.errors import RemoteError
+from vuserd.client.errors import ClientError, RemoteError
 from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.atomic_file import new_file, open_directory
 from vuserd.ctl.copying.progress import progress_of_file
@@ -17,7 +17,7 @@ from vuserd.ctl.operands import report
 from vuserd.ctl.output import complain
 from vuserd.ctl.target import Target
 from vuserd.errors import ErrorCode
-from vuserd.service.standard_streams import require_output
+from vuserd.service.standard_streams import STANDARD_OUTPUT, require_output
 
 #: The tree changed: worth another try (EX_TEMPFAIL of sysexits.h).
 CHANGED: Final = 75
@@ -79,7 +79,12 @@ def _output(path: str | None) -> Iterator[int]:
         if sys.stdout.isatty():
             raise OSError(errno.EINVAL, "a terminal takes no archive; name a file by -o", "-")
         sys.stdout.flush()
-        yield sys.stdout.fileno()
+        try:
+            yield sys.stdout.fileno()
+        except OSError as error:
+            if not isinstance(error, ClientError) and error.filename is None:
+                error.filename = STANDARD_OUTPUT
+            raise
         return
     assert path is not None
     if os.path.exists(path) and not modes.S_ISREG(os.stat(path).st_mode):
