@@ -137,6 +137,7 @@ class FakeDaemon:
         #: The connection that this thread serves, as ``number``, and what came and was not used.
         self._here = threading.local()
         self._threads: list[threading.Thread] = []
+        self._encoding = threading.Lock()
         self._connections: list[socket.socket] = []
         self._ended: list[socket.socket] = []  # by this side
 
@@ -277,19 +278,24 @@ class FakeDaemon:
         if method in self.raw:
             return self.raw[method](request), []
         if method in self.results:
-            return encode_response(msgid, None, self.results[method]), []
+            return self._encoded(msgid, None, self.results[method]), []
         try:
             if method in self.unknown:
                 raise FaultError("UNKNOWN_METHOD", f"no method {method}")
             result = getattr(self, "do_" + method)(*params)
         except FaultError as fault:
-            return encode_response(msgid, fault.wire, None), []
+            return self._encoded(msgid, fault.wire, None), []
         if method in ("read", "tree"):
             return encode_bin_response_head(msgid, len(result)) + result, []
         if method == "fetch":
             answer, descriptor = result
-            return encode_response(msgid, None, answer), [descriptor]
-        return encode_response(msgid, None, result), []
+            return self._encoded(msgid, None, answer), [descriptor]
+        return self._encoded(msgid, None, result), []
+
+    def _encoded(self, msgid: int, error: object, result: object) -> bytes:
+        """Encode a response: the daemon does so in one thread, and with one packer."""
+        with self._encoding:
+            return encode_response(msgid, error, result)
 
     def find(self, export: object, path: object, *, follow: bool = True) -> Node:
         if export != "kernels":

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.fake import rpc_server
 from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node
 from tests.loops import Loop
 from tests.unit.faces import Connect, Taker
@@ -18,7 +20,7 @@ from vuserd.client.errors import BadReply, ConnectionLost, NotTaken, RemoteError
 from vuserd.client.files import sinks, transfer, wholefile
 from vuserd.client.memory import SharedMemory
 from vuserd.client.records import Stat
-from vuserd.wire.codec import Request
+from vuserd.wire.codec import Request, encode_response
 
 pytestmark = [pytest.mark.usefixtures("small_chunks", "_nothing_is_left"), pytest.mark.alike]
 
@@ -571,6 +573,28 @@ def test_the_fake_daemon_ends_no_connection_that_is_made_meanwhile(
         end(fake_daemon)
         connections[0] = sock
         assert later.pop().exports()
+
+
+def test_the_fake_daemon_encodes_one_response_at_a_time(
+    fake_daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon's packer is no two threads' at once: one that is not in C mixes their answers."""
+    encoding: list[int] = []
+    together: list[int] = []
+
+    def encode(msgid: int, error: object, result: object) -> bytes:
+        encoding.append(msgid)
+        fake_daemon.wait_for_requests(2)
+        time.sleep(0.05)  # in which the other one would begin
+        together.append(len(encoding))
+        encoding.pop()
+        return encode_response(msgid, error, result)
+
+    monkeypatch.setattr(rpc_server, "encode_response", encode)
+    with Client.connect(fake_daemon.address) as one, Client.connect(fake_daemon.address) as other:
+        tickets = [client.begin(calls.exports()) for client in (one, other)]
+        assert one.finish(tickets[0]) == other.finish(tickets[1])
+    assert together == [1, 1]
 
 
 class TestOtherCalls:

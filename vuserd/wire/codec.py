@@ -57,7 +57,7 @@ def _pack(value: object) -> bytes:
     return packed
 
 
-#: Their buffers are made once, which costs more than most responses.
+#: Their buffers are made once, which costs more than most responses. They are one thread's.
 _LISTS: Final[Any] = msgpack.Packer(use_bin_type=True)
 _RESPONSES: Final[Any] = msgpack.Packer(use_bin_type=True, unicode_errors="backslashreplace")
 
