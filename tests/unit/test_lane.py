@@ -310,6 +310,7 @@ async def test_who_is_alone_has_more_bulk_in_the_backend_at_once(
         nursery.start_soon(read_small_directories)
         await wait_all_tasks_blocked()
         assert len(withheld.requests) == at_once
+        assert session.lane.is_shared == (len(uids) > 1)
         backend.answer = backend.serve_files
         withheld.let_go()
     assert session.lane.in_flight == session.payloads.taken == 0

@@ -38,6 +38,8 @@ _MOST_BARREN: Final = 16
 #: they are decoded, and a backend with one thread serves no other request while it reads them.
 _BATCH_SIZE: Final = 64 << 10
 _BATCH_SIZE_PLUS: Final = 32 << 10
+#: How many times as much is read while no other client asks.
+_ALONE: Final = 4
 #: Bytes of an entry whose name is not long, without and with its attributes.
 _USUAL: Final = DIRENT_SIZE + 16
 _USUAL_PLUS: Final = ENTRY_SIZE + _USUAL
@@ -134,7 +136,10 @@ class DirectoryEntries:
         # further one is read in vain, and with READDIRPLUS costs a descriptor in the backend.
         node, handle, offset, limit, below = wish
         size = max(LONGEST_RECORD, limit * (_USUAL_PLUS if plus else _USUAL))
-        size = min(size, self._session.max_read, _BATCH_SIZE_PLUS if plus else _BATCH_SIZE)
+        most = _BATCH_SIZE_PLUS if plus else _BATCH_SIZE
+        if not self._lane.is_shared:
+            most *= _ALONE
+        size = min(size, self._session.max_read, most)
         request = (fuse.readdirplus if plus else fuse.readdir)(node.id, handle, offset, size)
         decode = functools.partial(decode_directory_columns, plus=plus, after=offset)
         undo = self._undo_read(offset) if plus else None
