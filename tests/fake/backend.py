@@ -55,7 +55,7 @@ import os
 import socket
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
@@ -457,3 +457,15 @@ class FakeBackend(FakeFiles):
             self.use(request, 0)
         elif answer is not None:
             self.reply(request, answer)
+
+
+async def cancelled_when(
+    met: Callable[[], bool], operation: Callable[[], Awaitable[object]]
+) -> None:
+    """Begin an operation, and cancel it once something is so that the backend has brought about."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(operation)
+        with trio.fail_after(60):
+            while not met():  # noqa: ASYNC110 - nothing tells
+                await trio.sleep(0.001)
+        nursery.cancel_scope.cancel()

@@ -3,12 +3,12 @@
 import contextlib
 import errno
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
-import trio
 
 from protocol.fuse import Opcode
-from tests.fake.backend import Answer, FakeBackend, FuseRequest
+from tests.fake.backend import Answer, FakeBackend, FuseRequest, cancelled_when
 from tests.fake.files import File
 from vuserd.device.session import Session
 from vuserd.errors import FileError
@@ -97,8 +97,7 @@ async def test_a_call_that_is_cancelled_leaves_nothing_open(kept: Opcode) -> Non
 
     async with known(backend) as (_, files):
         backend.answer = keep
-        with trio.move_on_after(0.05):
-            await files.open(PATH)
+        await cancelled_when(lambda: bool(late), partial(files.open, PATH))
         answer = backend.serve_files(late[0])
         assert answer is not None
         backend.reply(late[0], answer)

@@ -3,13 +3,13 @@
 import errno
 import stat
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 import pytest
-import trio
 from trio.testing import wait_all_tasks_blocked
 
 from protocol.fuse import Attributes, NodeId, Opcode, decode_attributes_at
-from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
+from tests.fake.backend import Answer, FakeBackend, File, FuseRequest, cancelled_when
 from tests.fake.files import ROOT, coarse_now, directory_record
 from vuserd.delivery.page import Page
 from vuserd.delivery.pages import TreePage, TreePages
@@ -477,9 +477,7 @@ async def test_a_cancelled_page_leaves_nothing_and_can_be_asked_again(
         return backend.serve_files(request)
 
     backend.answer = hold
-    with trio.move_on_after(0.1):
-        await pages.next_page(files, 1000, SIZE)
-    assert len(held) == 3
+    await cancelled_when(lambda: len(held) == 3, partial(pages.next_page, files, 1000, SIZE))
     assert files.nodes.path(NodeId(3)) is None
     assert session.payloads.taken == 1  # the device writes to it still
     backend.answer = backend.serve_files
