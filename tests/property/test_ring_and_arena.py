@@ -281,6 +281,8 @@ class RingAndArena(RuleBasedStateMachine):
         assert self.ring.pool.available == self.buffers
         assert (self.ring.queue.free, self.ring.queue.outstanding) == (self.ring.slots, 0)
         self.shared.close()
+        self.shared = None
+        self.states.clear()  # Hypothesis may keep this machine, and views keep the region's memory
 
 
 TestRingAndArena = RingAndArena.TestCase
