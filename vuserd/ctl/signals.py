@@ -7,9 +7,13 @@ for SIGPIPE and SIGXFSZ that is unknown, since Python ignores them itself.
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 _LEFT_ALONE: Final = frozenset(
     {
@@ -22,6 +26,8 @@ _LEFT_ALONE: Final = frozenset(
     }
 )  # fmt: skip
 _IGNORED_BY_PYTHON: Final = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
+#: Seconds after which what was lost is raised again.
+_SOON: Final = 0.001
 
 
 #: What removes unfinished files, of each module that makes any.
@@ -61,7 +67,22 @@ def catch_signals() -> list[int]:
         if number in _IGNORED_BY_PYTHON or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, on_signal)
             caught.append(number)
+    sys.unraisablehook = _raise_again
     return caught
+
+
+def _raise_again(lost: "UnraisableHookArgs") -> None:
+    """Raise what a signal raised where Python drops it: in ``__del__``, or when a weakref dies."""
+    error = lost.exc_value
+    if not isinstance(error, Signalled | KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+
+    def raise_it(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise error
+
+    signal.signal(signal.SIGALRM, raise_it)
+    signal.setitimer(signal.ITIMER_REAL, _SOON)
 
 
 def _on_another(number: int, _frame: FrameType | None) -> NoReturn:
