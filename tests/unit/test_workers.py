@@ -118,15 +118,54 @@ async def test_a_leader_does_what_does_not_wait_itself(nursery: trio.Nursery) ->
 async def test_another_one_leads_while_a_job_waits(nursery: trio.Nursery) -> None:
     tasks, go_on = list[trio.lowlevel.Task](), trio.Event()
     jobs = Jobs(Workers(nursery))
-    for _ in range(2):
-        jobs.bring(noting(tasks, go_on), noting(tasks, go_on))
+    for _ in range(4):
+        jobs.bring(noting(tasks, go_on))
         await wait_all_tasks_blocked()
     assert len(jobs.listed) == len(set(tasks)) == 4
-    assert [*dict.fromkeys(jobs.leaders)][:2] == [tasks[0], tasks[2]]
+    assert [*dict.fromkeys(jobs.leaders)][:4] == tasks
     go_on.set()
     await wait_all_tasks_blocked()
     assert not jobs.listed
     assert len(nursery.child_tasks) == 5
+    nursery.cancel_scope.cancel()
+
+
+async def test_of_several_none_is_ahead(nursery: trio.Nursery) -> None:
+    """A leader that began the first one at once would serve some clients twice as often."""
+    tasks, go_on = list[trio.lowlevel.Task](), trio.Event()
+    jobs = Jobs(Workers(nursery))
+    jobs.bring(*[noting(tasks, go_on)] * 3)
+    await wait_all_tasks_blocked()
+    assert {worker.task for worker in jobs.listed} == set(tasks)
+    assert len(set(tasks)) == 3
+    assert set(jobs.leaders).isdisjoint(tasks)
+    go_on.set()
+    await wait_all_tasks_blocked()
+    assert not jobs.listed
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_first_of_several_is_cancelled_before_the_second_comes(
+    nursery: trio.Nursery,
+) -> None:
+    tasks: list[trio.lowlevel.Task] = []
+    workers = Workers(nursery)
+    first, second = set[Worker](), set[Worker]()
+    come, never = trio.Event(), trio.Event()
+
+    def start() -> None:
+        workers.start(noting([], never), first)
+        for worker in first:
+            worker.cancel()
+        workers.start(noting(tasks, never), second)
+        workers.lead(trio.sleep_forever, lambda: None)
+
+    workers.lead(come.wait, start)
+    await wait_all_tasks_blocked()
+    come.set()
+    await wait_all_tasks_blocked()
+    assert not first
+    assert [worker.task for worker in second] == tasks
     nursery.cancel_scope.cancel()
 
 

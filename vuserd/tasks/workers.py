@@ -1,11 +1,11 @@
 """Resident tasks that run one job after the other: a job costs a wake-up, and no new task.
 
-One of them leads: it waits for what brings jobs, gives them to the others and keeps the first for
-itself. When that job waits for anything, another worker leads. So a job that comes alone needs no
-wake-up to begin, and one that never waits needs none at all::
+One of them leads: it waits for what brings jobs, and gives them to the others; one that comes alone
+it keeps for itself. When that job waits for anything, another worker leads. So such a job needs no
+wake-up to begin, and one that never waits needs none at all. Of several none is ahead of the rest::
 
-    lead -> first job ---- ends without waiting ----> lead
-                     +---- waits: another one leads, and this one goes on with its job
+    lead -> lone job ---- ends without waiting ----> lead
+                    +---- waits: another one leads, and this one goes on with its job
 """
 
 import types
@@ -51,7 +51,7 @@ class Workers:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._idle: list[Worker] = []
-        #: The worker that leads, while the next job is its own.
+        #: The worker that leads, while no more than one job has come.
         self._leader: Worker | None = None
         self._wait: Callable[[], Awaitable[None]] = _wait_for_nothing
         self._start_jobs: Callable[[], None]
@@ -69,12 +69,23 @@ class Workers:
 
     def start(self, job: Job, listed: set[Worker]) -> None:
         """Run a job soon; its worker is in the set ``listed`` until it has ended."""
-        worker, self._leader = self._leader, None
-        if worker is None:
-            worker = self._give(job, listed)
-        else:
-            worker.job, worker.listed = job, listed
-        listed.add(worker)
+        leader = self._leader
+        if leader is not None and leader.job is None:
+            leader.job, leader.listed = job, listed
+            listed.add(leader)
+            return
+        self._leader = None
+        if leader is not None and not leader.is_cancelled:
+            self._give_up_first(leader)
+        listed.add(self._give(job, listed))
+
+    def _give_up_first(self, leader: Worker) -> None:
+        """Have another worker run the job that came first."""
+        job, listed = leader.job, leader.listed
+        leader.job = leader.listed = None
+        assert listed is not None
+        listed.discard(leader)
+        listed.add(self._give(job, listed))
 
     def _give(self, job: Job | None, listed: set[Worker] | None) -> Worker:
         """Have an idle worker or a new one run a job, or lead if there is none."""
@@ -117,7 +128,7 @@ class Workers:
                     await trio.lowlevel.wait_task_rescheduled(abort)
 
     async def _lead(self, worker: Worker) -> bool:
-        """Wait for jobs and start them, the first one here; return whether this one leads still."""
+        """Wait for jobs and start them, a lone one here; return whether this one leads still."""
         while worker.job is None:
             await self._wait()
             self._leader = worker
