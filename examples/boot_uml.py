@@ -89,7 +89,8 @@ def run(kernel: int, initramfs: int, console: int, arguments: Sequence[str] = ()
 
     """
     size = os.fstat(initramfs).st_size
-    memory = 48 + 3 * size // (1 << 20)  # MiB: the archive, what is unpacked of it, and Linux
+    # MiB for the archive, what is unpacked of it, and Linux, which allows processes by it.
+    memory = 256 + 3 * size // (1 << 20)
     with (
         tempfile.TemporaryDirectory(prefix="vuserd-uml-") as home,  # for what UML leaves
         tempfile.TemporaryFile() as statuses,

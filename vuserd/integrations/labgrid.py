@@ -33,7 +33,7 @@ _A_STRING: Final = attr.validators.instance_of(str)
 #: Bytes that one read of a console takes at most.
 _CONSOLE_BYTES: Final = 4096
 #: Memory of a board in MiB, and how often its initramfs has to fit in beside that.
-_MEMORY: Final = 48
+_MEMORY: Final = 256
 _UNPACKING: Final = 3
 
 
