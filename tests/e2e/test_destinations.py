@@ -100,7 +100,10 @@ def ground() -> Iterator[Path]:
         yield base
         os.umask(umask)
         mounted = [
-            line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()
+            line.split()[4]
+            for line in Path("/proc/self/mountinfo")
+            .read_text(errors="surrogateescape")
+            .splitlines()
         ]
         for each in reversed([path for path in mounted if path.startswith(folder)]):
             subprocess.run(["umount", each], check=True)

@@ -24,7 +24,10 @@ def top(tmp_path: Path) -> Iterator[Path]:
     for file in ("f", "a/f", "a/deep/er/f", "sub/deep/f", "sub/deep/x/f"):
         (top / file).write_text(file)
     yield top
-    mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    mounted = [
+        line.split()[4]
+        for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    ]
     for each in reversed([path for path in mounted if path.startswith(str(tmp_path))]):
         subprocess.run(["umount", each], check=True)
 

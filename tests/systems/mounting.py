@@ -72,7 +72,10 @@ def shared_folder(name: str) -> Iterator[Path]:
 
 def is_mounted_below(folder: Path) -> bool:
     """Return whether anything is mounted on a folder or below it."""
-    places = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    places = [
+        line.split()[4]
+        for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    ]
     return any(place == str(folder) or place.startswith(f"{folder}/") for place in places)
 
 
