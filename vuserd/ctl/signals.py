@@ -93,6 +93,7 @@ def _on_another(number: int, _frame: FrameType | None) -> NoReturn:
 
 def release_signals(caught: list[int]) -> None:
     """Restore the default: the signals end the process at once."""
+    signal.setitimer(signal.ITIMER_REAL, 0)  # of one that was to be raised again
     for number in caught:
         signal.signal(number, signal.SIG_DFL)
 

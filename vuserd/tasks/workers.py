@@ -41,10 +41,6 @@ class Worker:
         self.scope.cancel()
 
 
-async def _wait_for_nothing() -> None:
-    await trio.sleep_forever()
-
-
 class Workers:
     """Runs jobs in the tasks of a nursery, of which it keeps some for the next jobs."""
 
@@ -53,7 +49,7 @@ class Workers:
         self._idle: list[Worker] = []
         #: The worker that leads, while no more than one job has come.
         self._leader: Worker | None = None
-        self._wait: Callable[[], Awaitable[None]] = _wait_for_nothing
+        self._wait: Callable[[], Awaitable[None]]
         self._start_jobs: Callable[[], None]
 
     def lead(self, wait: Callable[[], Awaitable[None]], start_jobs: Callable[[], None]) -> None:
