@@ -14,7 +14,7 @@ import socket
 import stat
 import tempfile
 import tomllib
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgpack
@@ -40,6 +40,7 @@ from vuserd.config.files import read_config
 from vuserd.config.lines import find_lines
 from vuserd.delivery.images import ImageStore
 from vuserd.device.connection import VhostUserConnection
+from vuserd.device.procedure import Procedure
 from vuserd.errors import (
     BackendError,
     CallError,
@@ -495,7 +496,8 @@ class _Tree:
     def knows(self, node: Node) -> bool:
         return node.id in self._parents
 
-    async def lookup(self, directory: Node, name: bytes) -> Node:
+    def lookup(self, directory: Node, name: bytes) -> Procedure[Node]:
+        yield from ()
         assert stat.S_ISDIR(directory.attributes.mode)
         assert self.knows(directory)
         assert 1 <= len(name) <= fuse.NAME_MAX
@@ -508,21 +510,22 @@ class _Tree:
         self._parents[node] = directory.id
         return Node(Entry(node, _attributes(name[0] % 4, name[-1])))
 
-    async def readlink(self, node: Node) -> bytes:
+    def readlink(self, node: Node) -> Procedure[bytes]:
+        yield from ()
         self.symlinks += 1
         if not self._targets:
             raise FileError(errno.ENOENT)
         return self._targets[node.attributes.ino % len(self._targets)]
 
 
-def _finished(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never waits."""
+def _finished(procedure: Procedure[T]) -> T:
+    """Carry out a procedure that asks for nothing."""
     try:
-        coroutine.send(None)
+        next(procedure)
     except StopIteration as ended:
         value: T = ended.value
         return value
-    raise AssertionError("it waits")
+    raise AssertionError("it asks")
 
 
 def paths(data: bytes) -> None:

@@ -9,8 +9,9 @@ from trio.testing import wait_all_tasks_blocked
 from protocol import MalformedError, fuse
 from protocol.fuse import FileHandle, NodeId, Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
-from vuserd.device.jobs import Ask, InOrder, Job, Jobs
+from vuserd.device.jobs import Ask, Job, Jobs
 from vuserd.device.payloads import given_back
+from vuserd.device.request import InOrder
 from vuserd.device.results import MISSING, Failed, Result, body_of, length_of
 from vuserd.device.session import Session
 from vuserd.errors import BackendBroken, BackendDown, FileError

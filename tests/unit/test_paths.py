@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from protocol.fuse import Entry, NodeId
+from vuserd.device.procedure import Procedure
 from vuserd.errors import FileError
 from vuserd.fs.nodes import Node, root_node
 from vuserd.fs.paths import MAX_SYMLINKS, components, resolve
@@ -23,7 +24,8 @@ class Files:
         self.asked: list[bytes] = []
         self._content: dict[int, Tree | bytes | None] = {self.root.id: tree}
 
-    async def lookup(self, directory: Node, name: bytes) -> Node:
+    def lookup(self, directory: Node, name: bytes) -> Procedure[Node]:
+        yield []
         self.asked.append(name)
         inside = self._content[directory.id]
         assert isinstance(inside, Mapping)
@@ -37,16 +39,21 @@ class Files:
         self._content[node] = found
         return Node(Entry(node, self.root.attributes._replace(mode=mode, ino=node)))
 
-    async def readlink(self, node: Node) -> bytes:
+    def readlink(self, node: Node) -> Procedure[bytes]:
+        yield []
         target = self._content[node.id]
         assert isinstance(target, bytes)
         return target
 
-    async def find(self, path: bytes, *, follow: bool = True) -> Tree | bytes | None:
-        node = await resolve(
+    def find(self, path: bytes, *, follow: bool = True) -> Tree | bytes | None:
+        finding = resolve(
             self.root, components(path), follow=follow, lookup=self.lookup, readlink=self.readlink
         )
-        return self._content[node.id]
+        try:
+            while True:
+                next(finding)
+        except StopIteration as end:
+            return self._content[end.value.id]
 
 
 def chain(links: int) -> Tree:
@@ -55,24 +62,24 @@ def chain(links: int) -> Tree:
     return {**names, b"%d" % links: None}
 
 
-async def test_as_many_symlinks_as_linux_follows() -> None:
+def test_as_many_symlinks_as_linux_follows() -> None:
     assert MAX_SYMLINKS == 40
-    assert await Files(chain(40)).find(b"0") is None
+    assert Files(chain(40)).find(b"0") is None
     with pytest.raises(FileError) as refused:
-        await Files(chain(41)).find(b"0")
+        Files(chain(41)).find(b"0")
     assert refused.value.code == "ELOOP"
 
 
-async def test_nothing_but_names_reaches_the_backend() -> None:
+def test_nothing_but_names_reaches_the_backend() -> None:
     files = Files({b"a": {b"b": {b"file": None}}, b"up": b"/../../a/./b//"})
-    assert await files.find(b"//a/./b/.././/../..//up/file") is None
+    assert files.find(b"//a/./b/.././/../..//up/file") is None
     assert set(files.asked) <= {b"a", b"b", b"up", b"file"}
 
 
-async def test_dot_dot_forgets_the_directory_whatever_its_name_means_now() -> None:
+def test_dot_dot_forgets_the_directory_whatever_its_name_means_now() -> None:
     """The way up is the way that was walked: a directory moved meanwhile opens no way out."""
     files = Files({b"a": {b"link": b"../../../../etc"}, b"etc": {b"passwd": None}})
-    assert await files.find(b"a/link/passwd") is None
+    assert files.find(b"a/link/passwd") is None
     assert files.asked == [b"a", b"link", b"etc", b"passwd"]
 
 
@@ -95,7 +102,7 @@ async def test_dot_dot_forgets_the_directory_whatever_its_name_means_now() -> No
         (b"a\0b", "EINVAL"),
     ],
 )
-async def test_errors_are_the_kernels(path: bytes, code: str) -> None:
+def test_errors_are_the_kernels(path: bytes, code: str) -> None:
     files = Files(
         {
             b"file": None,
@@ -107,15 +114,15 @@ async def test_errors_are_the_kernels(path: bytes, code: str) -> None:
         }
     )
     with pytest.raises(FileError) as refused:
-        await files.find(path)
+        files.find(path)
     assert refused.value.code == code
 
 
-async def test_a_symlink_at_the_end_is_followed_when_asked_or_named_with_a_slash() -> None:
+def test_a_symlink_at_the_end_is_followed_when_asked_or_named_with_a_slash() -> None:
     files = Files({b"link": b"directory", b"directory": {}})
-    assert await files.find(b"link", follow=False) == b"directory"
-    assert await files.find(b"link", follow=True) == {}
-    assert await files.find(b"link/", follow=False) == {}
+    assert files.find(b"link", follow=False) == b"directory"
+    assert files.find(b"link", follow=True) == {}
+    assert files.find(b"link/", follow=False) == {}
 
 
 def test_the_longest_path_is_linuxs() -> None:

@@ -18,8 +18,9 @@ from protocol.fuse import decode_attributes_at, version_bytes
 from vuserd.delivery.inline import FileContent
 from vuserd.delivery.one_version import ATTEMPTS
 from vuserd.delivery.page import ENTRY_BYTES, Page, Place
-from vuserd.device.jobs import DEPTH, Ask, InOrder, Job, Jobs
+from vuserd.device.jobs import DEPTH, Ask, Job, Jobs
 from vuserd.device.payloads import given_back
+from vuserd.device.request import InOrder
 from vuserd.device.results import MISSING, body_of, length_of
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.filesystem import FileSystem

@@ -18,7 +18,7 @@ import trio
 
 from protocol import fuse
 from vuserd.device.lane.lane import Lane
-from vuserd.device.request import Asked, Batch, Target, Undo
+from vuserd.device.request import Asked, Batch, InOrder, Target, Undo
 from vuserd.device.results import MISSING, Result
 from vuserd.users.asker import ASKER, Asker
 
@@ -32,13 +32,6 @@ class Ask(NamedTuple):
     request: fuse.Request
     target: Target | None = None  #: where the reply's body goes; it stays the job's to give back
     undo: Undo | None = None  #: takes the body of a successful reply that the job does not see
-
-
-class InOrder(list[Asked]):
-    """Requests of a job, the last of which counts only if the device has used it last.
-
-    Else its result is ``MISSING``.
-    """
 
 
 #: Yields what it asks for at once, and is sent a result for each, in that order.

@@ -64,6 +64,13 @@ def require_room(request: fuse.Request) -> None:
 Asked: TypeAlias = "tuple[fuse.Request, Target | None, Undo | None]"
 
 
+class InOrder(list[Asked]):
+    """Requests that are sent at once, the last of which counts only if the device has used it last.
+
+    Else its result is ``MISSING``.
+    """
+
+
 class Batch:
     """Requests of one caller: it goes on when each of them has its result.
 

@@ -13,6 +13,7 @@ import trio
 from protocol import fuse
 from protocol.fuse import Attributes, FileSystemStatistics
 from vuserd.device.layout import REQUEST_ROOM
+from vuserd.device.procedure import Found, Procedure, carry_out
 from vuserd.device.session import Session
 from vuserd.errors import FileError
 from vuserd.fs.directories.entries import DirectoryEntries
@@ -67,6 +68,8 @@ class FileSystem:
         capacity = fuse.batch_forget_capacity(REQUEST_ROOM)
         self.nodes = NodeTable(idle_nodes, idle_time, session.lane.post, capacity)
         self.operations = NodeOperations(session, self.nodes, tells_mounts=tells_mounts)
+        #: Procedures that find what is at a path.
+        self.lookups = self.operations.lookups
         self.directories = DirectoryEntries(session, self.nodes, self.operations)
         #: What clients keep open between two calls: files and unfinished listings.
         self.open_files: IdleSet[Kept] = IdleSet(_OPEN_TIME)
@@ -115,10 +118,17 @@ class FileSystem:
         _lapse(self.open_listings.pop_due())
         self.nodes.close()
 
+    async def _do(self, procedure: Procedure[Found]) -> Found:
+        return await carry_out(self._lane, procedure)
+
     async def stat(self, path: bytes, *, follow: bool) -> Attributes:
         """Return the attributes that ``path`` has on the host now."""
+        return await self._do(self.attributes(path, follow=follow))
+
+    def attributes(self, path: bytes, *, follow: bool) -> Procedure[Attributes]:
+        """Return what :meth:`stat` does, as a procedure."""
         with Hold(self.nodes) as hold:
-            return (await self.operations.resolve(path, hold, follow=follow)).attributes
+            return (yield from self.lookups.resolve(path, hold, follow=follow)).attributes
 
     async def readlink(self, path: bytes) -> bytes:
         """Return the target of the symlink at ``path``, unresolved.
@@ -128,10 +138,10 @@ class FileSystem:
 
         """
         with Hold(self.nodes) as hold:
-            node = await self.operations.resolve(path, hold, follow=False)
+            node = await self._do(self.lookups.resolve(path, hold, follow=False))
             if not stat.S_ISLNK(node.attributes.mode):
                 raise FileError(errno.EINVAL, "not a symbolic link")
-            return await self.operations.readlink(node)
+            return await self._do(self.lookups.readlink(node))
 
     async def statfs(self) -> FileSystemStatistics:
         """Return the statistics of the file system that the export's root is on."""
@@ -144,7 +154,7 @@ class FileSystem:
             FileError: ENOTDIR and what the backend says.
 
         """
-        node = await self.operations.resolve(path, hold, follow=True)
+        node = await self._do(self.lookups.resolve(path, hold, follow=True))
         if not stat.S_ISDIR(node.attributes.mode):
             raise FileError(errno.ENOTDIR)
         return node
@@ -160,8 +170,8 @@ class FileSystem:
 
         """
         with Hold(self.nodes) as hold:
-            node = await self.operations.resolve(path, hold, follow=True)
-            _require_regular(node.attributes)
+            node = await self._do(self.lookups.resolve(path, hold, follow=True))
+            require_regular(node.attributes)
             attributes, settled = await self._settle(node)
             yield node, Version.of(attributes), settled
 
@@ -175,11 +185,11 @@ class FileSystem:
         hold = Hold(self.nodes)
         handle = None
         try:
-            node, handle = await self.operations.resolve_and_open(path, hold)
-            _require_regular(node.attributes)
+            node, handle = await self._do(self.lookups.resolve_and_open(path, hold))
+            require_regular(node.attributes)
             attributes, settled = await self._settle(node)
             if handle is None:
-                handle = await self.operations.open(node)
+                handle = await self._do(self.lookups.open(node))
         except BaseException:
             if handle is not None:
                 self.operations.release(node, handle)
@@ -212,7 +222,7 @@ class FileSystem:
                 return attributes, True
             await trio.sleep(pause)
             attributes = await self.operations.getattr(node)
-            _require_regular(attributes)
+            require_regular(attributes)
         return attributes, not time_to_settle(Version.of(attributes))
 
 
@@ -221,7 +231,7 @@ def _lapse(idle: Iterable[Kept]) -> None:
         kept.lapse()
 
 
-def _require_regular(attributes: Attributes) -> None:
+def require_regular(attributes: Attributes) -> None:
     """Refuse to open anything but a regular file: a fifo would block, a device would act."""
     if stat.S_ISDIR(attributes.mode):
         raise FileError(errno.EISDIR)

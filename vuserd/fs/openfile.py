@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from protocol import fuse
 from protocol.fuse import Attributes, FileHandle, Whence
-from vuserd.device.request import Rest, Target
+from vuserd.device.request import InOrder, Rest, Target
 from vuserd.device.results import Failed, body_of, length_of
 from vuserd.device.session import Session
 from vuserd.errors import FileError
@@ -93,14 +93,16 @@ class OpenFile:
         session = self.session
         if not session.answers_in_order:
             return await self.read_into(target, offset, length), None
-        [read, looked], is_after = await session.lane.ask_in_order(
-            [
-                (fuse.read(self.node.id, self._handle, offset, length), target, None),
-                (fuse.getattr(self.node.id), None, None),
-            ]
+        [read, looked] = await session.lane.ask_all(
+            InOrder(
+                [
+                    (fuse.read(self.node.id, self._handle, offset, length), target, None),
+                    (fuse.getattr(self.node.id), None, None),
+                ]
+            )
         )
         count = length_of(read)
-        if not (is_after and session.answers_in_order) or isinstance(looked, Failed):
+        if isinstance(looked, Failed) or not session.answers_in_order:
             return count, None
         return count, session.lane.decoded(fuse.decode_attributes, body_of(looked))
 

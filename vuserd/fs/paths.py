@@ -8,10 +8,11 @@ most that one path may cross.
 import errno
 import stat
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 from protocol.fuse import NAME_MAX
+from vuserd.device.procedure import Procedure
 from vuserd.errors import FileError
 from vuserd.fs.nodes import Node
 
@@ -19,8 +20,8 @@ from vuserd.fs.nodes import Node
 PATH_MAX: Final = 4096
 MAX_SYMLINKS: Final = 40
 
-Lookup = Callable[[Node, bytes], Awaitable[Node]]
-Readlink = Callable[[Node], Awaitable[bytes]]
+Lookup = Callable[[Node, bytes], Procedure[Node]]
+Readlink = Callable[[Node], Procedure[bytes]]
 
 
 def components(path: bytes) -> list[bytes]:
@@ -40,9 +41,9 @@ def components(path: bytes) -> list[bytes]:
     return names
 
 
-async def resolve(
+def resolve(
     root: Node, path: list[bytes], *, follow: bool, lookup: Lookup, readlink: Readlink
-) -> Node:
+) -> Procedure[Node]:
     """Walk ``path`` from ``root``; return the node it leads to. The empty path is the root.
 
     Args:
@@ -70,12 +71,12 @@ async def resolve(
             if len(directories) > 1:
                 directories.pop()
             continue
-        node = await lookup(here, name)
+        node = yield from lookup(here, name)
         if stat.S_ISLNK(node.attributes.mode) and (ahead or follow):
             symlinks += 1
             if symlinks > MAX_SYMLINKS:
                 raise FileError(errno.ELOOP)
-            target = await readlink(node)
+            target = yield from readlink(node)
             if not target:  # as path_resolution(7) has it
                 raise FileError(errno.ENOENT, "a symbolic link with an empty target")
             if target.startswith(b"/"):

@@ -8,8 +8,8 @@ import trio
 
 from protocol import MalformedError, fuse
 from vuserd.device.lane.exchange import Exchange
-from vuserd.device.request import Asked, Batch, Target, Undo, brought
-from vuserd.device.results import Failed, Result, body_of, length_of
+from vuserd.device.request import Asked, Batch, InOrder, Target, Undo, brought
+from vuserd.device.results import MISSING, Failed, Result, body_of, length_of
 from vuserd.users.asker import ASKER
 
 Reply = TypeVar("Reply")
@@ -105,17 +105,14 @@ class Lane(Exchange):
     async def ask_all(self, asked: Sequence[Asked]) -> list[Result]:
         """Send requests all at once; return what became of each, undecoded.
 
-        What may not be sent has an error as its result.
+        What may not be sent has an error as its result; and so has the last one of
+        :class:`~vuserd.device.request.InOrder`, where the device has not used it last.
         """
         caller = _Caller()
         await self._answered_to(caller, asked)
+        if type(asked) is InOrder and caller.last != len(asked) - 1:
+            caller.results[-1] = MISSING
         return caller.results
-
-    async def ask_in_order(self, asked: Sequence[Asked]) -> tuple[list[Result], bool]:
-        """Return what :meth:`ask_all` does, and whether the device used the last request last."""
-        caller = _Caller()
-        await self._answered_to(caller, asked)
-        return caller.results, caller.last == len(asked) - 1
 
     async def _answered_to(self, caller: _Caller, asked: Sequence[Asked]) -> None:
         """Send requests all at once, and wait for what becomes of each."""

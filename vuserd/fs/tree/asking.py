@@ -17,7 +17,7 @@ from vuserd.device.results import Result, body_of, length_of
 from vuserd.errors import FileError
 from vuserd.fs.directories.offsets import Offsets
 from vuserd.fs.filesystem import FileSystem
-from vuserd.fs.operations import ATTEMPTS, not_told_apart, was_raced
+from vuserd.fs.lookups import ATTEMPTS, not_told_apart, was_raced
 from vuserd.fs.tree.found import Branch
 
 T = TypeVar("T")

@@ -25,8 +25,8 @@ from vuserd.device.jobs import Job
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.directories.offsets import no_end
 from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.lookups import not_told_apart
 from vuserd.fs.nodes import Hold
-from vuserd.fs.operations import not_told_apart
 from vuserd.fs.paths import PATH_MAX
 from vuserd.fs.tree.asking import Part, go, look_up, open_directory, read_entries
 from vuserd.fs.tree.found import Branch, Found
