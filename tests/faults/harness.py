@@ -12,11 +12,11 @@ from trio.testing import wait_all_tasks_blocked
 
 from memory.arena import BufferState
 from protocol import fuse
+from tests.delivered import read_delivered
 from tests.fake.backend import FakeBackend
 from tests.fake.files import Answer, FuseRequest
 from tests.listings import page
 from vuserd.config.model import ExportConfig
-from vuserd.delivery.inline import read_inline
 from vuserd.device.layout import IN_FLIGHT
 from vuserd.device.session import Session
 from vuserd.errors import BackendBroken, BackendError, ConfigurationError
@@ -114,7 +114,7 @@ async def stat_root(files: FileSystem) -> fuse.Attributes:
 
 
 async def read(files: FileSystem, name: bytes = b"Image") -> bytes:
-    content = await read_inline(files, name, 0, 1 << 20)
+    content = await read_delivered(files, name, 0, 1 << 20)
     try:
         return b"".join(content.views())
     finally:

@@ -535,7 +535,7 @@ def paths(data: bytes) -> None:
     with contextlib.suppress(FileError):
         node = _finished(
             resolve(
-                tree.root,
+                [tree.root],
                 components(path),
                 follow=bool(_number(data) % 2),
                 lookup=tree.lookup,

@@ -9,6 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from protocol.fuse import Opcode
+from tests.delivered import read_delivered
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
 from tests.listings import page
 from vuserd.delivery.inline import FileContent, read_inline
@@ -44,23 +45,23 @@ def taken(content: FileContent) -> bytes:
 
 
 async def test_a_file_is_read_whole_and_in_parts(files: FileSystem, session: Session) -> None:
-    assert taken(await read_inline(files, b"Image", 0, 8 << 20)) == CONTENT
+    assert taken(await read_delivered(files, b"Image", 0, 8 << 20)) == CONTENT
     assert (
-        taken(await read_inline(files, b"Image", 1_000_000, 500_000))
+        taken(await read_delivered(files, b"Image", 1_000_000, 500_000))
         == CONTENT[1_000_000:1_500_000]
     )
-    assert taken(await read_inline(files, b"Image", len(CONTENT) - 3, 10)) == CONTENT[-3:]
-    assert taken(await read_inline(files, b"Image", len(CONTENT), 10)) == b""
-    assert taken(await read_inline(files, b"Image", len(CONTENT) + 10, 10)) == b""
-    assert taken(await read_inline(files, b"Image", 5, 0)) == b""
+    assert taken(await read_delivered(files, b"Image", len(CONTENT) - 3, 10)) == CONTENT[-3:]
+    assert taken(await read_delivered(files, b"Image", len(CONTENT), 10)) == b""
+    assert taken(await read_delivered(files, b"Image", len(CONTENT) + 10, 10)) == b""
+    assert taken(await read_delivered(files, b"Image", 5, 0)) == b""
     assert session.payloads.taken == 0
 
 
 async def test_handles_are_released(files: FileSystem, backend: FakeBackend) -> None:
-    taken(await read_inline(files, b"Image", 0, 100))
+    taken(await read_delivered(files, b"Image", 0, 100))
     await page(files, attributes=True, limit=5)
     with pytest.raises(FileError):
-        await read_inline(files, b"", 0, 100)
+        await read_delivered(files, b"", 0, 100)
     await wait_all_tasks_blocked()
     assert backend.open_handles == set()
 
@@ -71,12 +72,12 @@ async def test_a_file_of_untrue_size_is_read_to_its_end(
 ) -> None:
     """As in procfs: the size is 0, the content is not, and READs are short before its end."""
     backend.files[b"crypto"] = File(CONTENT, most=most)
-    assert taken(await read_inline(files, b"crypto", 0, 8 << 20)) == CONTENT
-    assert taken(await read_inline(files, b"crypto", 7, 2_000_000)) == CONTENT[7:2_000_007]
-    assert taken(await read_inline(files, b"crypto", 0, len(CONTENT))) == CONTENT
-    assert taken(await read_inline(files, b"crypto", len(CONTENT) - 3, 10)) == CONTENT[-3:]
-    assert taken(await read_inline(files, b"crypto", len(CONTENT), 10)) == b""
-    assert taken(await read_inline(files, b"crypto", 5, 0)) == b""
+    assert taken(await read_delivered(files, b"crypto", 0, 8 << 20)) == CONTENT
+    assert taken(await read_delivered(files, b"crypto", 7, 2_000_000)) == CONTENT[7:2_000_007]
+    assert taken(await read_delivered(files, b"crypto", 0, len(CONTENT))) == CONTENT
+    assert taken(await read_delivered(files, b"crypto", len(CONTENT) - 3, 10)) == CONTENT[-3:]
+    assert taken(await read_delivered(files, b"crypto", len(CONTENT), 10)) == b""
+    assert taken(await read_delivered(files, b"crypto", 5, 0)) == b""
     assert session.payloads.taken == 0
 
 
@@ -121,7 +122,7 @@ async def test_a_call_given_up_at_any_step_owes_nothing(
         if opcode is Opcode.READDIRPLUS:
             await page(files, attributes=True, limit=20)
         else:
-            taken(await read_inline(files, b"Image", 0, 4 << 20))
+            taken(await read_delivered(files, b"Image", 0, 4 << 20))
 
     backend.answer = answer
     async with trio.open_nursery() as nursery:
@@ -153,7 +154,7 @@ async def test_a_file_that_changes_once_is_read_again(
         return reply
 
     backend.answer = answer
-    assert taken(await read_inline(files, b"Image", 0, 8 << 20)) == b"new"
+    assert taken(await read_delivered(files, b"Image", 0, 8 << 20)) == b"new"
 
 
 async def test_a_file_that_goes_on_changing_is_reported(
@@ -168,7 +169,7 @@ async def test_a_file_that_goes_on_changing_is_reported(
 
     backend.answer = answer
     with pytest.raises(CallError, match="changed in each of 3 attempts") as changed:
-        await read_inline(files, b"Image", 0, 8 << 20)
+        await read_delivered(files, b"Image", 0, 8 << 20)
     assert changed.value.code == "CHANGED"
     assert session.payloads.taken == 0
 
@@ -203,5 +204,5 @@ async def test_a_file_of_this_tick_is_looked_at_again_after_it(
 async def test_only_regular_files_are_opened(files: FileSystem, backend: FakeBackend) -> None:
     backend.files[b"fifo"] = File(mode=stat.S_IFIFO | 0o644)
     with pytest.raises(FileError, match="not a regular file but a fifo"):
-        await read_inline(files, b"fifo", 0, 1)
+        await read_delivered(files, b"fifo", 0, 1)
     assert backend.named(Opcode.OPEN) == []

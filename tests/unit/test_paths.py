@@ -47,7 +47,7 @@ class Files:
 
     def find(self, path: bytes, *, follow: bool = True) -> Tree | bytes | None:
         finding = resolve(
-            self.root, components(path), follow=follow, lookup=self.lookup, readlink=self.readlink
+            [self.root], components(path), follow=follow, lookup=self.lookup, readlink=self.readlink
         )
         try:
             while True:

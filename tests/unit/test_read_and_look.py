@@ -4,9 +4,9 @@ import pytest
 import trio
 
 from protocol.fuse import Opcode
+from tests.delivered import read_delivered
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from tests.fake.files import File
-from vuserd.delivery.inline import read_inline
 from vuserd.errors import CallError
 from vuserd.fs.filesystem import FileSystem
 
@@ -17,7 +17,7 @@ async def read(backend: FakeBackend, *, in_order: bool) -> bytes:
     async with backend.session() as session:
         session.answers_in_order = in_order
         files = FileSystem(session, idle_nodes=10)
-        content = await read_inline(files, PATH, 0, 100)
+        content = await read_delivered(files, PATH, 0, 100)
         try:
             return b"".join(content.views())
         finally:
@@ -120,6 +120,6 @@ async def test_a_backend_that_has_threads_by_now_is_looked_at_again() -> None:
             return backend.serve_files(request)
 
         backend.answer = answer
-        content = await read_inline(FileSystem(session, idle_nodes=10), PATH, 0, 100)
+        content = await read_delivered(FileSystem(session, idle_nodes=10), PATH, 0, 100)
         content.give_back()
     assert looks(backend) == [Opcode.READ, Opcode.GETATTR, Opcode.GETATTR]

@@ -2,13 +2,24 @@
 
 import functools
 import operator
+from typing import Final
 
 from memory.arena import Buffer
+from protocol import fuse
 from protocol.fuse import Attributes
 from vuserd.delivery.one_version import Delivery, deliver_whole
+from vuserd.device.jobs import Ask
 from vuserd.device.payloads import given_back
-from vuserd.fs.filesystem import FileSystem
-from vuserd.fs.openfile import OpenFile
+from vuserd.device.procedure import NeedsTask, Procedure
+from vuserd.device.request import InOrder
+from vuserd.device.results import MISSING, Failed, Result, body_of, length_of
+from vuserd.fs.filesystem import FileSystem, require_regular
+from vuserd.fs.nodes import Hold
+from vuserd.fs.openfile import OpenFile, is_version
+from vuserd.fs.version import Version, time_to_settle
+
+#: The most bytes that one read returns.
+READ_MAX: Final = 8 << 20
 
 
 class FileContent:
@@ -54,6 +65,57 @@ async def read_inline(filesystem: FileSystem, path: bytes, offset: int, length: 
     deliver = functools.partial(read_open, offset=offset, length=length)
     way = Delivery(deliver, agrees, FileContent.give_back, operator.attrgetter("seen"))
     return await deliver_whole(filesystem, path, way)
+
+
+def read_small(path: bytes, offset: int, length: int, files: FileSystem) -> Procedure[FileContent]:
+    """Do what :func:`read_inline` does, where it waits for nothing but a few replies.
+
+    Raises:
+        NeedsTask: :func:`read_inline` has to do it.
+        FileError: as there.
+
+    """
+    lookups, session = files.lookups, files.session
+    buffer = None
+    with Hold(files.nodes) as hold:
+        node, handle = yield from lookups.resolve_and_open(path, hold)
+        try:
+            before = node.attributes
+            require_regular(before)
+            version = Version.of(before)
+            there = max(version.size - offset, 0)
+            wanted = min(length, session.max_read)
+            # One byte more than there is, if the caller wants it: a short answer shows the end.
+            if not 0 < min(length, there + 1) <= wanted or not version.size:
+                raise NeedsTask
+            if time_to_settle(version):
+                raise NeedsTask
+            if handle is None:
+                handle = yield from lookups.open(node)
+            buffer = session.payloads.try_take()
+            if buffer is None:
+                raise NeedsTask
+            read = Ask(fuse.read(node.id, handle, offset, wanted), buffer)
+            look = Ask(fuse.getattr(node.id))
+            # A backend with one thread has done the GETATTR after the READ if it says so.
+            looked: Result = MISSING
+            if session.answers_in_order:
+                done, looked = yield InOrder((read, look))
+            else:
+                [done] = yield [read]
+            count = length_of(done)
+            if isinstance(looked, Failed) or not session.answers_in_order:
+                [looked] = yield [look]
+            after = session.lane.decoded(fuse.decode_attributes, body_of(looked))
+            if count != min(length, there) or not is_version(after, version):
+                raise NeedsTask
+            content, buffer = FileContent([buffer], [count]), None
+            return content
+        finally:
+            if buffer is not None:
+                buffer.give_back()
+            if handle is not None:
+                lookups.release(node, handle)
 
 
 async def read_open(file: OpenFile, offset: int, length: int) -> FileContent:

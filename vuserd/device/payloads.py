@@ -53,6 +53,10 @@ class PayloadPool:
                 raise BackendTimeout(f"too few payload buffers were free for {self._timeout:g} s")
         return [self._pool.take() for _ in range(count)]
 
+    def try_take(self) -> Buffer | None:
+        """Take a buffer if one is free and no caller waits; the caller gives it back."""
+        return self._pool.take() if self._budget.try_take(1) else None
+
     def fail(self, reason: BackendError) -> None:
         """Fail current and future waiters: the backend is lost, with the buffers that it has."""
         self._budget.end(reason.again().again)

@@ -24,6 +24,8 @@ Found = TypeVar("Found")
 
 #: Yields requests to be sent at once, is sent a result for each, and returns what it found.
 Procedure: TypeAlias = Generator[Sequence[Asked], Sequence[Result], Found]
+#: Takes what a procedure found, or None and what came out of it.
+Done: TypeAlias = Callable[[Found | None, Exception | None], None]
 
 
 class NeedsTask(Exception):  # noqa: N818 - it is no error
@@ -55,7 +57,7 @@ class Errand(Batch, Generic[Found]):
         lane: where its requests go.
         asker: on whose behalf it is.
         procedure: must not keep others waiting for long.
-        done: is called once with what it found, or with None and what came out of it.
+        done: is called once, at the procedure's end.
 
     """
 
@@ -66,7 +68,7 @@ class Errand(Batch, Generic[Found]):
         lane: Lane,
         asker: Asker | None,
         procedure: Procedure[Found],
-        done: Callable[[Found | None, Exception | None], None],
+        done: Done[Found],
     ) -> None:
         super().__init__(asker)
         self._lane = lane

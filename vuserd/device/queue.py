@@ -65,10 +65,10 @@ class NotifiedQueue:
         self.heard = 0.0
 
     def offer(self) -> None:
-        """Give the backend a request that was added, and see to it that it is kicked soon."""
+        """Give the backend what was added, and see to it that it is kicked soon."""
         if self.is_reaping:
             return
-        if self.ring.outstanding == 1:
+        if self.ring.is_idle:
             self.publish()
         elif self._published():
             self._is_kick_due = True

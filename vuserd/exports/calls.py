@@ -1,16 +1,19 @@
 """Calls on an export's files: put to the backend that serves now, and again when it is lost."""
 
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from contextvars import ContextVar
+from typing import Final, TypeAlias, TypeVar
 
 import trio
 
+from vuserd.device.procedure import Done, Errand, Found, NeedsTask, Procedure
 from vuserd.errors import BackendDown, BackendError, FileError, HeldBack, LossCause
 from vuserd.exports.hangs import Hangs
 from vuserd.exports.life import Life
 from vuserd.exports.serving import Serving
 from vuserd.exports.trials import Trials
 from vuserd.fs.filesystem import FileSystem
+from vuserd.users.asker import Asker
 
 #: Backends that a call may lose which never had one to itself: other calls may have killed them.
 _MOST_LOSSES: Final = 8
@@ -20,23 +23,31 @@ _MOST_FORGETS: Final = 3
 _FORGET_PAUSE: Final = 0.005
 
 Result = TypeVar("Result")
+#: Makes a procedure on the files of a backend.
+Procedures: TypeAlias = Callable[[FileSystem], Procedure[Found]]
 
 
-class _Lost(Exception):  # noqa: N818
-    """A backend was lost while it had a call.
+class Lost(NeedsTask):
+    """A backend was lost while it had a call, which has to be put to another.
 
     Args:
         error: how.
-        alone: whether it had no other call then.
-        expected: whether it was to end, since another takes its place.
+        serving: what was lost.
 
     """
 
-    def __init__(self, error: BackendError, *, alone: bool, expected: bool) -> None:
+    def __init__(self, error: BackendError, serving: Serving) -> None:
         super().__init__(str(error))
         self.error = error
-        self.alone = alone
-        self.expected = expected
+        #: Whether it had no other call then.
+        self.alone = serving.had_one_call
+        #: 1 where the call may be to blame. It is not where another backend takes its place; and
+        #: what hung one is held back by now: of other calls nothing is to be feared.
+        self.counts = int(not (serving.is_retired or error.cause is LossCause.SILENT))
+
+
+#: How many backends this task's call had lost before it had a task.
+LOSSES: Final[ContextVar[int]] = ContextVar("LOSSES", default=0)
 
 
 class Calls:
@@ -73,7 +84,7 @@ class Calls:
             VuserdError: what the operation raises.
 
         """
-        losses = 0
+        losses = LOSSES.get()
         if self.trials.are_on:
             await self.trials.wait(deadline)
         while True:
@@ -84,15 +95,52 @@ class Calls:
                     return await self._ask(operation, deadline)
                 async with self.trials.turn(deadline):
                     return await self._ask(operation, deadline, self.trials.begin)
-            except _Lost as lost:
-                # What hung a backend is held back by now: of other calls nothing is to be feared.
-                losses += not (lost.expected or lost.error.cause is LossCause.SILENT)
+            except Lost as lost:
+                losses += lost.counts
                 if (losses > 1 and lost.alone) or losses > _MOST_LOSSES:
                     raise BackendDown(
                         f"the call lost {losses} backends, and is put to no other: {lost.error}"
                     ) from lost.error
                 if trio.current_time() >= deadline:
                     raise lost.error.again() from None  # itself, it would refer to itself
+
+    def errand(
+        self,
+        asker: Asker | None,
+        procedure: Procedures[Found],
+        done: Done[Found],
+    ) -> Errand[Found] | None:
+        """Return an errand that carries a procedure out on the files of the backend that serves.
+
+        It fails with what :meth:`call` raises; or with NeedsTask, where :meth:`call` has to do all
+        of it: what a :class:`Lost` ``counts`` is the value of :data:`LOSSES` then. None: it has to
+        do that from the beginning.
+        """
+        serving = self.serving
+        if self.trials.are_on or self._hangs.askers.held:
+            return None
+        if serving is None or serving.session is None or not serving.is_serving():
+            return None
+        return Errand(serving.session.lane, asker, self._put(serving, procedure), done)
+
+    def _put(self, serving: Serving, procedure: Procedures[Found]) -> Procedure[Found]:
+        """Do what :meth:`_ask` does, as far as a procedure can."""
+        try:
+            with serving as files:
+                found = yield from procedure(files)
+        except BackendError as error:
+            if serving.is_serving():
+                raise
+            raise Lost(error, serving) from None
+        except HeldBack:
+            raise
+        except FileError as error:
+            self._on_answer()
+            if error.is_exhaustion:
+                raise NeedsTask from None
+            raise
+        self._on_answer()
+        return found
 
     async def _ask(
         self,
@@ -103,7 +151,7 @@ class Calls:
         """Do an operation on the files of one backend; ``begin`` is called when there is one.
 
         Raises:
-            _Lost: the backend was lost meanwhile.
+            Lost: the backend was lost meanwhile.
 
         """
         forgets = 0
@@ -115,14 +163,12 @@ class Calls:
             if not forgets:
                 begin()
             try:
-                with serving.in_use() as files:
+                with serving as files:
                     result = await operation(files)
             except BackendError as error:
                 if serving.is_serving():
                     raise
-                raise _Lost(
-                    error, alone=serving.had_one_call, expected=serving.is_retired
-                ) from None
+                raise Lost(error, serving) from None
             except HeldBack:
                 raise
             except FileError as error:

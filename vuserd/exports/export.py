@@ -9,8 +9,9 @@ import trio
 from vuserd.backend.find import Program
 from vuserd.config.accounts import with_accounts
 from vuserd.config.model import ExportConfig
-from vuserd.errors import BackendDown, BackendError, CallError, ConfigurationError, ErrorCode
-from vuserd.exports.calls import Calls
+from vuserd.device.procedure import Done, Errand, Found
+from vuserd.errors import BackendDown, CallError, ConfigurationError, ErrorCode
+from vuserd.exports.calls import Calls, Procedures
 from vuserd.exports.directory import Lookout, Sight
 from vuserd.exports.hangs import Hangs
 from vuserd.exports.life import Life
@@ -25,6 +26,7 @@ from vuserd.fs.owners import Owners
 from vuserd.service.journal import about_export
 from vuserd.tasks.pauses import pauses
 from vuserd.tracing.tap import Tracing
+from vuserd.users.asker import Asker
 
 _LOG = logging.getLogger(__name__)
 
@@ -113,10 +115,14 @@ class Export:
 
         """
         deadline = trio.current_time() + self.config.session.timeout
-        self._hasten()
-        if self._lookout is not None and self._lookout.is_due:
-            await self.look()
+        await self.look()
         return await self._calls.call(operation, deadline)
+
+    def errand(
+        self, asker: Asker | None, procedure: Procedures[Found], done: Done[Found]
+    ) -> Errand[Found] | None:
+        """Return an errand on the files: see :meth:`~vuserd.exports.calls.Calls.errand`."""
+        return None if self._has_to_look() else self._calls.errand(asker, procedure, done)
 
     async def look(self) -> None:
         """Look where the path leads to, unless that was done a moment ago.
@@ -126,12 +132,16 @@ class Export:
         last look does not wait for the next.
         """
         self._hasten()
+        if self._has_to_look() and self._lookout is not None:
+            await self._lookout.wait()
+
+    def _has_to_look(self) -> bool:
+        """Begin a look if one is due; return whether a call has to wait for it."""
         lookout = self._lookout
         if lookout is None or not lookout.is_due or self._nursery is None or self.has_ended():
-            return
+            return False
         lookout.begin(self._nursery)
-        if lookout.is_stale or self.state is not ExportState.UP:
-            await lookout.wait()
+        return lookout.is_stale or self.state is not ExportState.UP
 
     def describe(self) -> dict[str, Any]:
         """Return the export as the RPC's ``exports`` shows it."""
@@ -191,7 +201,9 @@ class Export:
             before = self._calls.serving
             known = (self.config, self._plan.program) == (config, program)
             plan = Plan(config, program, self._plan.modes if known else ())
-            if before is not None and await self._hand_over(before, plan):
+            moved = None if before is None else await hand_over(before, plan, self._lookout)
+            if moved is not None:
+                self._plan = moved
                 return
             serving = await start_beside(self._starter, self._nursery, plan)
             if self._stopped.is_set() or self.has_ended():
@@ -204,24 +216,6 @@ class Export:
             self._waiting.cancel()
             if before is not None:
                 await before.over.wait()
-
-    async def _hand_over(self, serving: Serving, plan: Plan) -> bool:
-        """Have another backend take over all that this one has open; return whether it did."""
-        try:
-            moved = await hand_over(serving, plan, self._lookout)
-        except BackendError as error:
-            self._log.info(
-                "export %s: its open files stay with the backend that they are on: %s",
-                self.config.name,
-                error,
-            )
-            return False
-        if moved is None:
-            return False
-        self._plan = moved
-        what = moved.served_by(serving.backend)
-        self._log.info("export %s goes on with all that it has open: %s", self.config.name, what)
-        return True
 
     async def run(self) -> None:
         """Serve until :meth:`stop`, one backend after the other.

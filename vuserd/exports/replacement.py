@@ -1,12 +1,17 @@
 """Another backend in the place of one that serves: with all that it has open, or beside it."""
 
+import logging
+
 import trio
 
 from vuserd.backend.base import Backend
-from vuserd.errors import BackendDown, ConfigurationError
+from vuserd.errors import BackendDown, BackendError, ConfigurationError
 from vuserd.exports.directory import Lookout
 from vuserd.exports.serving import Serving
 from vuserd.exports.starting import DirectoryGone, Plan, Starter
+from vuserd.service.journal import about_export
+
+_LOG = logging.getLogger(__name__)
 
 
 async def hand_over(serving: Serving, plan: Plan, lookout: Lookout | None) -> Plan | None:
@@ -18,10 +23,8 @@ async def hand_over(serving: Serving, plan: Plan, lookout: Lookout | None) -> Pl
         lookout: looks where the export's path leads to.
 
     Returns:
-        The plan with the sandbox that the other one is in; None where the two cannot do it.
-
-    Raises:
-        BackendError: it failed; the backend stays as it is, or is lost.
+        The plan with the sandbox that the other one is in; None where the two cannot do it, or
+        failed to: the backend stays as it is, or is lost.
 
     """
     if isinstance(plan.program, ConfigurationError) or lookout is None:
@@ -41,8 +44,19 @@ async def hand_over(serving: Serving, plan: Plan, lookout: Lookout | None) -> Pl
         if not await backend.has_opened(device, inode, mode, lookout.limiter):
             raise BackendDown("the other backend has opened another directory")
 
-    await serving.move(plan.config, plan.program, mode, plan.directory(sight), check)
-    return plan._replace(modes=[mode])
+    name = plan.config.name
+    log = about_export(_LOG, name)
+    try:
+        await serving.move(plan.config, plan.program, mode, plan.directory(sight), check)
+    except BackendError as error:
+        log.info(
+            "export %s: its open files stay with the backend that they are on: %s", name, error
+        )
+        return None
+    moved = plan._replace(modes=[mode])
+    what = moved.served_by(serving.backend)
+    log.info("export %s goes on with all that it has open: %s", name, what)
+    return moved
 
 
 async def start_beside(starter: Starter, nursery: trio.Nursery, plan: Plan) -> Serving:

@@ -2,8 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 import trio
@@ -43,6 +43,8 @@ class Usage(NamedTuple):
 
 class Serving:
     """A backend for an export: :meth:`run` starts it and serves until it is lost or retired.
+
+    Each call on its files is a ``with`` block of it; any number may be in progress.
 
     Args:
         config: what to export.
@@ -111,22 +113,20 @@ class Serving:
         """Whether it is to end, since another takes its place."""
         return self._retired.is_set()
 
-    @contextmanager
-    def in_use(self) -> Iterator[FileSystem]:
-        """Yield the files for one call: a backend that retires waits for its end."""
+    def __enter__(self) -> FileSystem:
+        """Begin a call, and return the files: a backend that retires waits for its end."""
         assert self.files is not None
         self.was_asked = True
         self._calls += 1
-        try:
-            yield self.files
-        except BackendError:
-            if not self._calls_at_loss and not self.is_serving():
-                self._calls_at_loss = self._calls
-            raise
-        finally:
-            self._calls -= 1
-            if not self._calls:
-                self._unused.unpark_all()
+        return self.files
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """End a call."""
+        if isinstance(error, BackendError) and not self._calls_at_loss and not self.is_serving():
+            self._calls_at_loss = self._calls
+        self._calls -= 1
+        if not self._calls and self._unused:
+            self._unused.unpark_all()
 
     def retire(self) -> None:
         """End it once the calls on it have ended."""

@@ -54,9 +54,9 @@ class IdleSet(Generic[Thing]):
     def __iter__(self) -> Iterator[Thing]:
         return iter(self._since)
 
-    def add(self, thing: Thing) -> None:
-        """Add a thing; its time begins, anew if it is in the set already."""
-        self._since[thing] = trio.current_time()
+    def add(self, thing: Thing, since: float | None = None) -> None:
+        """Add a thing; its time begins now or at ``since``, anew if it is in the set already."""
+        self._since[thing] = trio.current_time() if since is None else since
         self._since.move_to_end(thing)
 
     def discard(self, thing: Thing) -> None:

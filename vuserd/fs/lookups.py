@@ -6,6 +6,8 @@ procedure ends.
 
 import errno
 import stat
+from collections.abc import Sequence
+from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
 from protocol import fuse
@@ -13,14 +15,14 @@ from protocol.fuse import Attributes, FileHandle, NodeId
 from vuserd.device.jobs import Ask
 from vuserd.device.lane.lane import Lane
 from vuserd.device.procedure import Procedure
-from vuserd.device.request import Undo
-from vuserd.device.results import Failed, Result, body_of
+from vuserd.device.request import Asked, Undo
+from vuserd.device.results import MISSING, Failed, Result, body_of
 from vuserd.errors import BackendTimeout, FileError
 from vuserd.fs.nodes import Hold, Node, NodeTable, root_node
 from vuserd.fs.paths import components, resolve
 
 #: The results of LOOKUPs made ahead, before it is known whether the path leads there.
-_Answers: TypeAlias = "dict[tuple[NodeId, bytes], Result]"
+_Answers: TypeAlias = dict[tuple[NodeId, bytes], Result]
 
 #: Errors of openat2(2) after a concurrent rename, which the backend passes on.
 _RACED: Final = frozenset({errno.EAGAIN, errno.EXDEV})
@@ -28,13 +30,17 @@ _RACED: Final = frozenset({errno.EAGAIN, errno.EXDEV})
 ATTEMPTS: Final = 10
 
 
-class _Way(NamedTuple):
-    """Where a path led last time."""
+#: Components of a path that no directory is asked for.
+_ODD: Final = frozenset({b"", b".", b".."})
 
-    #: The names to look up, and the directories that they were in.
-    steps: list[tuple[NodeId, bytes]]
-    #: The node at its end; None if that is not known.
-    end: Node | None
+
+class _Way(NamedTuple):
+    """Where a path led last time, as far as that is known; its nodes are in use."""
+
+    #: The LOOKUPs of names on it, the directories that these were in, and what was found there.
+    asked: list[Asked]
+    places: list[tuple[NodeId, bytes]]
+    found: list[Node | None]
 
 
 def was_raced(answer: Result) -> bool:
@@ -69,14 +75,10 @@ class Lookups:
         all names are looked up at once, and an answer is used only if it is about the directory
         that the path really leads through.
         """
-        root = root_node(elsewhere=self._root_is_elsewhere)
         names = components(path)
-        way = self._known_way(root, names, hold)
-        if len(way.steps) < 2:
-            return (yield from self._resolved(root, names, {}, hold, follow=follow))
-        answers = yield self._lookups(way)
-        answered = dict(zip(way.steps, answers, strict=True))
-        return (yield from self._resolved(root, names, answered, hold, follow=follow))
+        way = self._known_way(names, hold)
+        answers = (yield way.asked) if way.asked else []
+        return (yield from self._arrive(names, way, answers, hold, follow=follow))
 
     def resolve_and_open(
         self, path: bytes, hold: Hold
@@ -91,21 +93,20 @@ class Lookups:
             BackendTimeout: OPEN of it was not answered in time, and is not sent again for that.
 
         """
-        root = root_node(elsewhere=self._root_is_elsewhere)
         names = components(path)
-        way = self._known_way(root, names, hold)
-        guess = way.end
+        way = self._known_way(names, hold)
+        guess = way.found[-1] if len(way.found) == len(names) else None
         if guess is None or not stat.S_ISREG(guess.attributes.mode) or not guess.is_identified:
-            return (yield from self.resolve(path, hold, follow=True)), None
-        asked = [*self._lookups(way), Ask(fuse.open(guess.id), undo=self._undo_open(guess))]
-        *answers, opened = yield asked
+            answers = (yield way.asked) if way.asked else []
+            return (yield from self._arrive(names, way, answers, hold, follow=True)), None
+        ask_open = Ask(fuse.open(guess.id), undo=self._undo_open(guess))
+        *answers, opened = yield [*way.asked, ask_open]
         handle = None
         if not isinstance(opened, Failed):
             handle = self._lane.decoded(fuse.decode_open, body_of(opened))
         is_it = False
         try:
-            answered = dict(zip(way.steps, answers, strict=True))
-            node = yield from self._resolved(root, names, answered, hold, follow=True)
+            node = yield from self._arrive(names, way, answers, hold, follow=True)
             is_it = node is guess
         finally:
             if handle is not None and not is_it:
@@ -114,29 +115,90 @@ class Lookups:
             raise opened.error.again()
         return node, handle if is_it else None
 
-    def _resolved(
-        self, root: Node, names: list[bytes], answers: _Answers, hold: Hold, *, follow: bool
+    def _arrive(
+        self, names: list[bytes], way: _Way, answers: Sequence[Result], hold: Hold, *, follow: bool
     ) -> Procedure[Node]:
         """Return the node that names lead to, by answers that were asked for ahead and others."""
-
-        def lookup(directory: Node, name: bytes) -> Procedure[Node]:
-            require_identity(directory)
-            answer = answers.pop((directory.id, name), None)
-            if answer is None or was_raced(answer):
-                return (yield from self.look_up(directory, name, hold))
-            return self._found(body_of(answer), directory, name, hold)
-
+        root = root_node(elsewhere=self._root_is_elsewhere)
+        directories = [root]
+        taken, end = 0, len(names)
+        left: _Answers = {}
         try:
+            for answer in answers:
+                is_end = taken + 1 == end
+                node = self._next(way, taken, answer, directories[-1], hold, is_end, follow)
+                if node is None:
+                    break
+                taken += 1
+                if is_end:
+                    return node
+                directories.append(node)
+            ahead = names[taken:]
+            while taken < len(answers):
+                place, answer = way.places[taken], answers[taken]
+                taken += 1
+                self._undo(left.pop(place, MISSING))  # of directories that form a circle
+                left[place] = answer
+            lookup = partial(self._looked_up, left, hold)
             node = yield from resolve(
-                root, names, follow=follow, lookup=lookup, readlink=self.readlink
+                directories, ahead, follow=follow, lookup=lookup, readlink=self.readlink
             )
         finally:
-            for answer in answers.values():
-                if not isinstance(answer, Failed):
-                    self._lane.decoded(self.undo_lookup, body_of(answer))
+            for answer in (*answers[taken:], *left.values()):
+                self._undo(answer)
         if node is root:
             node.attributes = yield from self.getattr(node)
         return node
+
+    def _next(
+        self,
+        way: _Way,
+        place: int,
+        answer: Result,
+        here: Node,
+        hold: Hold,
+        is_end: bool,  # noqa: FBT001 - it is called for each name
+        follow: bool,  # noqa: FBT001
+    ) -> Node | None:
+        """Take over an answer that was asked for ahead, and return the node that it leads to.
+
+        None: it takes more to see where the way goes on, and the answer is left alone.
+        """
+        directory, name = way.places[place]
+        if type(answer) is not bytes or here.id != directory or not here.is_identified:
+            return None
+        known = way.found[place]
+        if known is not None and (
+            known.answer != answer
+            or known.place != (directory, name)
+            or (here.elsewhere and not known.elsewhere)
+        ):
+            known = None
+        entry = known or self._lane.decoded(fuse.decode_lookup, answer)
+        if entry is None:
+            return None
+        mode = entry.attributes.mode
+        if not (stat.S_ISDIR(mode) or is_end) or (stat.S_ISLNK(mode) and follow):
+            return None
+        if known is None:
+            return self._found(answer, here, name, hold)
+        hold.again(known)
+        return known
+
+    def _undo(self, answer: Result) -> None:
+        """Give back what an answer brought that is not wanted any more."""
+        if not isinstance(answer, Failed):
+            self._lane.decoded(self.undo_lookup, body_of(answer))
+
+    def _looked_up(
+        self, answers: _Answers, hold: Hold, directory: Node, name: bytes
+    ) -> Procedure[Node]:
+        """Return the node of a name, by the answer that was asked for ahead if there is one."""
+        require_identity(directory)
+        answer = answers.pop((directory.id, name), None)
+        if answer is None or was_raced(answer):
+            return (yield from self.look_up(directory, name, hold))
+        return self._found(body_of(answer), directory, name, hold)
 
     def look_up(self, directory: Node, name: bytes, hold: Hold) -> Procedure[Node]:
         """Return the node of ``name`` in ``directory``, in use as long as ``hold``.
@@ -160,7 +222,9 @@ class Lookups:
         if entry.node in (fuse.ROOT_ID, directory.id):
             self._nodes.forget(entry.node)
             raise not_told_apart()
-        return hold.add(entry, directory, name)
+        node = hold.add(entry, directory, name)
+        node.answer = body
+        return node
 
     def undo_lookup(self, body: bytes) -> None:
         """Give back what a LOOKUP brought that is not wanted any more."""
@@ -168,21 +232,27 @@ class Lookups:
         if entry is not None:
             self._nodes.forget(entry.node)
 
-    def _known_way(self, root: Node, path: list[bytes], hold: Hold) -> _Way:
-        """Return where a path led last time, as far as that is known; its nodes stay so."""
-        steps: list[tuple[NodeId, bytes]] = []
-        here: Node | None = root
-        for name in path:
-            if here is None or name in (b"", b".", b".."):
-                return _Way(steps, None)
-            steps.append((here.id, name))
-            here = self._nodes.child(here.id, name)
-            if here is not None:
-                hold.join(here)
-        return _Way(steps, here)
-
-    def _lookups(self, way: _Way) -> list[Ask]:
-        return [Ask(fuse.lookup(node, name), undo=self.undo_lookup) for node, name in way.steps]
+    def _known_way(self, names: list[bytes], hold: Hold) -> _Way:
+        """Return where a path led last time, as far as that is known."""
+        way = _Way([], [], [])
+        child, undo = self._nodes.child, self.undo_lookup
+        directory: NodeId = fuse.ROOT_ID
+        for name in names:
+            if name in _ODD:
+                break
+            node = child(directory, name)
+            request = None if node is None else node.lookup
+            if request is None:
+                request = fuse.lookup(directory, name)
+            way.asked.append((request, None, undo))
+            way.places.append((directory, name))
+            way.found.append(node)
+            if node is None:
+                break
+            node.lookup = request
+            hold.join(node)
+            directory = node.id
+        return way
 
     def getattr(self, node: Node) -> Procedure[Attributes]:
         """Return a node's attributes as they are now."""

@@ -42,12 +42,18 @@ _ROOT: Final = Entry(
 class Node:
     """A node of this session: it is owed ``lookups`` counts, and ``users`` keep it from FORGET."""
 
-    __slots__ = ("attributes", "elsewhere", "id", "lookups", "on_drop", "place", "users")
+    __slots__ = (
+        *("answer", "attributes", "elsewhere", "id", "lookup", "lookups", "on_drop", "place"),
+        "users",
+    )
 
     def __init__(self, entry: Entry, *, elsewhere: bool = False) -> None:
         self.id = entry.node
-        #: As of the latest LOOKUP.
+        #: As of the latest LOOKUP, and the body of the reply to it, if that is where they are from.
         self.attributes = entry.attributes
+        self.answer: bytes | None = None
+        #: The LOOKUP of its place.
+        self.lookup: fuse.Request | None = None
         #: Whether it may be on another file system than the export's root: then its attributes no
         #: longer identify the file once it is not held any more.
         self.elsewhere = elsewhere
@@ -150,11 +156,15 @@ class NodeTable:
         """End a :meth:`borrow`."""
         self._loans -= 1
         self._borrowed.pop(node, None)
+        self._give_back(node, 1)
+
+    def _give_back(self, node: NodeId, lookups: int) -> None:
+        """Do what :meth:`forget` does, for the least that it can cost in most cases."""
         forgets = self._forgets
-        if node not in forgets and 0 < len(forgets) < self._batch - 1:
-            forgets[node] = 1  # as most of them, for the least that it can cost
+        if 0 < len(forgets) < self._batch - 1:
+            forgets[node] = forgets.get(node, 0) + lookups
         else:
-            self.forget(node)
+            self.forget(node, lookups)
 
     def add(self, entry: Entry, directory: Node, name: bytes) -> Node:
         """Take over one lookup count, and add a user to the node, until :meth:`leave`."""
@@ -163,12 +173,14 @@ class NodeTable:
             node = self._nodes[entry.node] = Node(entry)
         self.join(node)
         node.attributes = entry.attributes
+        node.answer = None
         node.elsewhere = directory.elsewhere or bool(entry.attributes.flags & _SUBMOUNT)
         node.lookups += 1
         place = (directory.id, name)
         if node.place != place:
             self._displace(node)
             node.place = place
+            node.lookup = None
         self._children[place] = node
         return node
 
@@ -180,18 +192,25 @@ class NodeTable:
 
     def leave(self, node: Node) -> None:
         """Remove a user; a node without any is idle, and the oldest idle one may be forgotten."""
-        node.users -= 1
-        if node.users:
-            return
-        was_empty = not self._idle
-        self._idle.add(node)
-        if was_empty and self._idle_limit:
-            self.on_idle(self._idle.due())
-        if node.lookups > 1:
-            self.forget(node.id, node.lookups - 1)
-            node.lookups = 1
-        while len(self._idle) > self._idle_limit:
-            self._drop(self._idle.pop_oldest())
+        self.leave_each([node])
+
+    def leave_each(self, nodes: list[Node]) -> None:
+        """Remove a user of each, the last one first, and empty the list."""
+        now, idle = trio.current_time(), self._idle
+        was_empty = not idle
+        while nodes:
+            node = nodes.pop()
+            node.users -= 1
+            if node.users:
+                continue
+            idle.add(node, now)
+            if node.lookups > 1:
+                surplus, node.lookups = node.lookups - 1, 1
+                self._give_back(node.id, surplus)
+        if was_empty and idle and self._idle_limit:
+            self.on_idle(idle.due())
+        while len(idle) > self._idle_limit:
+            self._drop(idle.pop_oldest())
 
     def forget(self, node: NodeId, lookups: int = 1) -> None:
         """Give back lookup counts that no node of the table has; :meth:`flush` sends the last."""
@@ -268,15 +287,23 @@ class Hold:
         self._nodes.append(node)
         return node
 
+    def again(self, node: Node) -> None:
+        """Take over one more lookup count of a node that is in use, where nothing has changed."""
+        node.lookups += 1
+        node.users += 1
+        self._nodes.append(node)
+
     def join(self, node: Node) -> None:
         """Use a node of the table, too."""
-        self._table.join(node)
+        if node.users:
+            node.users += 1
+        else:
+            self._table.join(node)
         self._nodes.append(node)
 
     def leave(self) -> None:
         """End the use of all of them."""
-        while self._nodes:
-            self._table.leave(self._nodes.pop())
+        self._table.leave_each(self._nodes)
 
     def __enter__(self) -> Self:
         return self

@@ -26,6 +26,11 @@ class Extent(NamedTuple):
     length: int
 
 
+def is_version(attributes: Attributes, version: Version) -> bool:
+    """Return whether a file with these attributes is a regular one, and of this version."""
+    return stat.S_ISREG(attributes.mode) and Version.of(attributes) == version
+
+
 class OpenFile:
     """A file that is open in the backend, and its node in use, until :meth:`close`.
 
@@ -143,7 +148,7 @@ class OpenFile:
         ``seen`` is what it looked like after it was read, if that is known.
         """
         attributes = seen or await self.look_again()
-        return stat.S_ISREG(attributes.mode) and Version.of(attributes) == self.version
+        return is_version(attributes, self.version)
 
     async def extents(self, begin: int, limit: int) -> tuple[list[Extent], int | None]:
         """Return extents of data from ``begin``, and the offset to continue at: None at the end.

@@ -42,12 +42,12 @@ def components(path: bytes) -> list[bytes]:
 
 
 def resolve(
-    root: Node, path: list[bytes], *, follow: bool, lookup: Lookup, readlink: Readlink
+    directories: list[Node], path: list[bytes], *, follow: bool, lookup: Lookup, readlink: Readlink
 ) -> Procedure[Node]:
-    """Walk ``path`` from ``root``; return the node it leads to. The empty path is the root.
+    """Walk ``path``; return the node it leads to. The empty path is the root.
 
     Args:
-        root: the export's root directory.
+        directories: the way to where it begins: the export's root directory, then those below it.
         path: its :func:`components`.
         follow: whether a symlink at the path's end is followed, as one with a slash always is.
         lookup: finds a name in a directory.
@@ -57,7 +57,6 @@ def resolve(
         FileError: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, or what the backend says.
 
     """
-    directories = [root]
     ahead = deque(path)
     symlinks = 0
     while ahead:

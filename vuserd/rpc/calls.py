@@ -1,17 +1,23 @@
-"""The calls of one client: each runs in a worker's task and becomes a reply, sent when ready."""
+"""The calls of one client: each becomes a reply, which is sent when it is ready.
+
+A short call, of a few requests to the backend, is an errand. All others, and a short one that turns
+out to need more, run in the task of a worker.
+"""
 
 import contextlib
 import functools
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 from vuserd.config.model import ClientLimits
 from vuserd.delivery.memory_table import MemoryTable
+from vuserd.device.procedure import Errand, NeedsTask
 from vuserd.errors import CallError, ErrorCode, VuserdError, os_reason
+from vuserd.exports.calls import LOSSES, Lost
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Rights
@@ -21,7 +27,7 @@ from vuserd.rpc.counters import GONE, NO_METHOD, OK, ClientCounters, Counters
 from vuserd.rpc.methods import Methods
 from vuserd.rpc.outbox import Outbox, Reply
 from vuserd.rpc.results.answers import Asked
-from vuserd.rpc.signature import TIMEOUT
+from vuserd.rpc.signature import TIMEOUT, Method
 from vuserd.tasks.turns import SHARER
 from vuserd.tasks.workers import Worker, Workers
 from vuserd.tracing.trace import TraceTable
@@ -59,6 +65,19 @@ def _limit(seconds: float) -> Iterator[None]:
 
 def _nobody() -> None:
     """Tell nobody that a reply left."""
+
+
+class _ShortCall:
+    """A call without a task."""
+
+    __slots__ = ("began", "method", "request", "reserved")
+
+    def __init__(self, request: Request, method: Method, reserved: int, began: float) -> None:
+        self.request = request
+        self.method = method
+        #: Bytes of the client's payload budget that are taken for the reply.
+        self.reserved = reserved
+        self.began = began
 
 
 class Calls:
@@ -112,19 +131,92 @@ class Calls:
         )
         self._workers = workers
         self._told = told
+        #: Calls without a task.
+        self._short: dict[_ShortCall, Errand[Any]] = {}
         #: The workers that run calls or write replies.
         self._running: set[Worker] = set()
         self._is_writing = False
 
     @property
     def are_over(self) -> bool:
-        """Whether no task is left of them."""
-        return not self._running
+        """Whether none is left, and no task."""
+        return not self._running and not self._short
 
     def start(self, request: Request, descriptor: int | None) -> None:
         """Answer a request that is counted already; take over the descriptor that came with it."""
         self.counters.count_request()
-        self._workers.start(functools.partial(self._answer, request, descriptor), self._running)
+        if descriptor is not None or not self._start_short(request):
+            self._start_task(request, descriptor)
+
+    def _start_task(self, request: Request, descriptor: int | None, losses: int = 0) -> None:
+        """Answer a request in a task, where the call has lost so many backends already."""
+        answer = functools.partial(self._answer, request, descriptor, losses)
+        self._workers.start(answer, self._running)
+
+    def _start_short(self, request: Request) -> bool:
+        """Begin the call if it is a short one; return whether it is."""
+        method = self._methods.table.get(request.method)
+        if method is None or method.short is None:
+            return False
+        began = time.perf_counter()
+        payload = self.allowance.payload
+        try:
+            arguments, options = method.bind(request.params)
+            if options.pop(TIMEOUT, None) is not None:
+                return False
+            wanted = min(method.weight(arguments, options), payload.total)
+            short = method.short(self._caller, *arguments, **options)
+        except VuserdError:
+            return False  # the task says what is wrong
+        if short is None or (wanted and not payload.try_take(wanted)):
+            return False
+        call = _ShortCall(request, method, wanted, began)
+        done = functools.partial(self._end_short, call)
+        errand = short.export.errand(self._asker, short.procedure, done)
+        if errand is None:
+            if wanted:
+                payload.give_back(wanted)
+            return False
+        self._short[call] = errand
+        errand.resume()
+        return True
+
+    def _end_short(self, call: "_ShortCall", found: Any, failure: Exception | None) -> None:
+        """Answer a short call, or go on with it in a task."""
+        del self._short[call]
+        request, reserved, name = call.request, call.reserved, call.method.name
+        if isinstance(failure, NeedsTask):
+            if reserved:
+                self.allowance.payload.give_back(reserved)
+            self._start_task(request, None, failure.counts if isinstance(failure, Lost) else 0)
+            return
+        end = OK
+        try:
+            if failure is not None:
+                raise failure
+            asked = Asked(request.msgid, reserved, self.counters, self._caller.show_error)
+            self._send(call.method.answer(found, asked))
+        except Exception as error:
+            end = self._fail(request, name, error, reserved)
+        finally:
+            del failure  # break the cycle exception -> traceback -> frame
+        self._counters.count(name, end, time.perf_counter() - call.began)
+        self._told()
+
+    def _drop_short(self) -> None:
+        """End the short calls: nobody waits for them any more."""
+        while self._short:
+            call, errand = self._short.popitem()
+            self._counters.count(call.method.name, GONE, time.perf_counter() - call.began)
+            errand.abandon()
+
+    def cut_off(self) -> None:
+        """End the short calls, as they take too long; the others are cancelled."""
+        while self._short and self.farewell is not None:
+            call, errand = self._short.popitem()
+            errand.abandon()
+            end = self._fail(call.request, call.method.name, self.farewell, call.reserved)
+            self._counters.count(call.method.name, end, time.perf_counter() - call.began)
 
     def refuse(self, message: InvalidMessage) -> None:
         """Answer what is no request, and is counted as one already."""
@@ -150,12 +242,14 @@ class Calls:
     def cancel(self) -> None:
         """Cancel all calls."""
         self.is_cancelled = True
+        self._drop_short()
         for worker in self._running:
             worker.cancel()
 
     async def close(self) -> None:
         """Release all that the client had; its calls are over."""
         self._told = _nobody
+        self._drop_short()
         self._outbox.close()
         self.allowance.close()
         self._act_for_user()
@@ -168,8 +262,9 @@ class Calls:
             ASKER.set(self._asker)
             SHARER.set(self._account)
 
-    async def _answer(self, request: Request, descriptor: int | None) -> None:
+    async def _answer(self, request: Request, descriptor: int | None, losses: int) -> None:
         self._act_for_user()
+        LOSSES.set(losses)
         reserved = 0
         name, end, began = NO_METHOD, OK, time.perf_counter()
         try:
@@ -199,19 +294,12 @@ class Calls:
             reply = method.answer(
                 result, Asked(request.msgid, reserved, self.counters, self._caller.show_error)
             )
-        except VuserdError as error:
-            end = error.code
-            self._refuse_request(request, error, reserved)
-        except Exception:
-            self._methods.faults.note(self._rights.peer, name, with_traceback=True)
-            fault = CallError(ErrorCode.INTERNAL, "a fault of the daemon's; its log says more")
-            end = fault.code
-            self._refuse_request(request, fault, reserved)
+        except Exception as error:
+            end = self._fail(request, name, error, reserved)
         except trio.Cancelled:
             end = GONE
             if self.farewell is not None:  # cut off: it took too long
-                end = self.farewell.code
-                self._refuse_request(request, self.farewell, reserved)
+                end = self._fail(request, name, self.farewell, reserved)
             raise
         else:
             self._send(reply)
@@ -221,9 +309,14 @@ class Calls:
                 self._account.foreign.close(descriptor)
             self._told()
 
-    def _refuse_request(self, request: Request, error: VuserdError, reserved: int) -> None:
+    def _fail(self, request: Request, name: str, error: Exception, reserved: int) -> str:
+        """Answer with an error that is being handled; return as what it is counted."""
+        if not isinstance(error, VuserdError):
+            self._methods.faults.note(self._rights.peer, name, with_traceback=True)
+            error = CallError(ErrorCode.INTERNAL, "a fault of the daemon's; its log says more")
         self._counters.errors += 1
         self._answer_error(request.msgid, error, reserved)
+        return error.code
 
     def _answer_error(self, msgid: int, error: VuserdError, reserved: int = 0) -> None:
         shown = self._caller.show_error(error)

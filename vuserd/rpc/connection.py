@@ -147,6 +147,10 @@ class Connection:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RD)
 
+    def cut_off(self) -> None:
+        """Answer those of them that are in progress as the connection's end wants it."""
+        self._calls.cut_off()
+
     def describe(self) -> dict[str, Any]:
         """Return the client as ``status`` shows it."""
         peer = self.rights.peer

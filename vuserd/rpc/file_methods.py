@@ -5,7 +5,7 @@ from typing import Any, Final, TypeVar
 
 from vuserd.delivery.attached import Loaded
 from vuserd.delivery.images import Fetched, ImageStore
-from vuserd.delivery.inline import FileContent, read_inline, read_open
+from vuserd.delivery.inline import READ_MAX, FileContent, read_inline, read_open
 from vuserd.delivery.pages import TreePages
 from vuserd.errors import BackendError, CallError, ErrorCode, FileError
 from vuserd.fs.filesystem import FileSystem
@@ -14,6 +14,7 @@ from vuserd.fs.listings import ContinuationTable
 from vuserd.fs.listings import Listing as DirectoryListing
 from vuserd.fs.openfile import OpenFile
 from vuserd.fs.walk import TreeWalk
+from vuserd.rpc import short
 from vuserd.rpc.access import VisibleExports
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.results import answers
@@ -35,8 +36,6 @@ from vuserd.rpc.signature import (
 )
 from vuserd.wire.codec import wire_name
 
-#: The most bytes that one read returns.
-READ_MAX: Final = 8 << 20
 #: The most entries of one page.
 PAGE_MAX: Final = 10_000
 #: The most entries of one page of a tree, and the bytes that it may be given.
@@ -70,10 +69,15 @@ class FileMethods:
     """
 
     def __init__(self, exports: VisibleExports, images: ImageStore) -> None:
-        self._exports = exports
+        self.exports = exports
         self._images = images
 
-    @method(_FILE, {"follow": Option(FLAG, default=True)} | _OPENED | _SPLIT | _TIMED, "map")
+    @method(
+        _FILE,
+        {"follow": Option(FLAG, default=True)} | _OPENED | _SPLIT | _TIMED,
+        "map",
+        short=short.stat,
+    )
     async def stat(
         self,
         caller: Caller,
@@ -85,7 +89,7 @@ class FileMethods:
         split_times: bool,
     ) -> dict[str, Any]:
         """Return the attributes of what is at a path, or of an open file."""
-        found = self._exports.find(caller.rights, export)
+        found = self.exports.find(caller.rights, export)
         if file is not None:
             held = caller.files.find(file, export)
             attributes = await found.call(lambda files: held.use(files, OpenFile.look_again))
@@ -97,7 +101,7 @@ class FileMethods:
     async def readlink(self, caller: Caller, export: str, path: bytes) -> str | bytes:
         """Return a symlink's target."""
         return wire_name(
-            await self._exports.find(caller.rights, export).call(lambda files: files.readlink(path))
+            await self.exports.find(caller.rights, export).call(lambda files: files.readlink(path))
         )
 
     @method(
@@ -120,7 +124,7 @@ class FileMethods:
         split_times: bool,
     ) -> Listing:
         """Return a page of a directory; a listing that goes on stays this connection's."""
-        found = self._exports.find(caller.rights, export)
+        found = self.exports.find(caller.rights, export)
         begun = (export, path, attrs)
         if after is None:
             listing = DirectoryListing(path, attributes=attrs)
@@ -162,7 +166,7 @@ class FileMethods:
         split_times: bool,
     ) -> Listing:
         """Return a page of the tree below a directory; the walk stays this connection's."""
-        found = self._exports.find(caller.rights, export)
+        found = self.exports.find(caller.rights, export)
         begun = (export, path)
         if after is None:
             walk = TreeWalk(path, attributes=attrs)
@@ -212,7 +216,7 @@ class FileMethods:
         split_times: bool,
     ) -> answers.Tree:
         """Return a page of the tree below a directory, with the bytes of its small files."""
-        found = self._exports.find(caller.rights, export)
+        found = self.exports.find(caller.rights, export)
         begun = (export, path)
         pages = TreePages(path) if after is None else caller.trees.take(after, begun)
         try:
@@ -238,7 +242,7 @@ class FileMethods:
         self, caller: Caller, export: str, path: bytes, *, split_times: bool
     ) -> dict[str, Any]:
         """Open a regular file for several calls, which are all about what it is now."""
-        found = self._exports.find(caller.rights, export)
+        found = self.exports.find(caller.rights, export)
         caller.files.require_room()
 
         async def opened(files: FileSystem) -> HeldFile:
@@ -262,6 +266,7 @@ class FileMethods:
         "bin",
         answer=answers.content,
         weight=lambda arguments, _: min(arguments[-1], READ_MAX),
+        short=short.read,
     )
     async def read(
         self,
@@ -278,7 +283,7 @@ class FileMethods:
             raise CallError(
                 ErrorCode.TOO_LARGE, f"read gives {READ_MAX} bytes at most", limit=READ_MAX
             )
-        found = self._exports.find(caller.rights, export)
+        found = self.exports.find(caller.rights, export)
         if file is None:
             return await found.call(lambda files: read_inline(files, path, offset, length))
         held = caller.files.find(file, export)
@@ -301,19 +306,19 @@ class FileMethods:
             extents, following = await opened.extents(offset, limit)
             return {"extents": [[*extent] for extent in extents], "next": following}
 
-        return await self._exports.find(caller.rights, export).call(
+        return await self.exports.find(caller.rights, export).call(
             lambda files: held.use(files, ask)
         )
 
     @method({"export": TEXT}, _TIMED, "map")
     async def statfs(self, caller: Caller, export: str) -> dict[str, Any]:
         """Return the statistics of the export's file system."""
-        return (await self._exports.find(caller.rights, export).call(FileSystem.statfs))._asdict()
+        return (await self.exports.find(caller.rights, export).call(FileSystem.statfs))._asdict()
 
     @method(_FILE, _TIMED, "map, and a descriptor", answer=answers.image)
     async def fetch(self, caller: Caller, export: str, path: bytes) -> Fetched:
         """Return a sealed image of a file; the receiver gives it back."""
-        return await self._images.fetch(self._exports.find(caller.rights, export), path)
+        return await self._images.fetch(self.exports.find(caller.rights, export), path)
 
     @method({"size": integer(1)}, {}, "int", descriptor=True)
     async def attach(self, caller: Caller, size: int, *, descriptor: int) -> int:
@@ -342,7 +347,7 @@ class FileMethods:
     ) -> Loaded:
         """Put a file's bytes into attached memory."""
         attached = caller.memories.find(memory)
-        found = self._exports.find(caller.rights, export)
+        found = self.exports.find(caller.rights, export)
         if file is None:
             return Loaded(
                 await found.call(lambda files: attached.load(files, path, address, offset, length))

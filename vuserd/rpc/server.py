@@ -138,6 +138,8 @@ class Server:
                 await self._last_is_gone.park()
         if draining.cancelled_caught:
             _LOG.warning("calls in progress were cut off after %g s", self._drain)
+            for connection in self.connections():
+                connection.cut_off()
 
     def open(self) -> None:
         """Begin to accept clients; until now they wait in the queues of their sockets."""

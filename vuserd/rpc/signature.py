@@ -1,10 +1,12 @@
 """What a method takes and gives, checked on every call and told by ``api_info``."""
 
+import functools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from vuserd.errors import CallError, ErrorCode
 from vuserd.rpc.results import answers
+from vuserd.rpc.short import Short
 from vuserd.wire.codec import name_bytes
 
 _MAX_INT = (1 << 63) - 1
@@ -127,6 +129,9 @@ class Method(NamedTuple):
     answer: answers.Answer = answers.value
     #: About how many bytes the reply has, by the arguments and options: the client's budget counts.
     weight: Weight = weightless
+    #: Called like the handler: returns the call as a procedure of a few requests, which gives what
+    #: the handler gives; None where the handler has to do it. What it raises, the handler does.
+    short: Callable[..., Short | None] | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return the method as ``api_info`` shows it."""
@@ -215,6 +220,7 @@ def method(
     manages: bool = False,
     answer: answers.Answer = answers.value,
     weight: Weight = weightless,
+    short: Callable[..., Short | None] | None = None,
 ) -> Callable[[_Handler], _Handler]:
     """Declare a coroutine function to be the method of its name, as :class:`Method` has it."""
 
@@ -230,6 +236,7 @@ def method(
             manages,
             answer,
             weight,
+            short,
         )
         setattr(handler, _DECLARED, declared)
         return handler
@@ -239,9 +246,15 @@ def method(
 
 def methods_of(owner: object) -> dict[str, Method]:
     """Return the methods that an object's class declares, bound to it, in their order there."""
-    declared = {
+    declared: dict[str, Method] = {
         name: getattr(member, _DECLARED)
         for name, member in vars(type(owner)).items()
         if hasattr(member, _DECLARED)
     }
-    return {name: found._replace(handler=getattr(owner, name)) for name, found in declared.items()}
+    return {
+        name: found._replace(
+            handler=getattr(owner, name),
+            short=None if found.short is None else functools.partial(found.short, owner),
+        )
+        for name, found in declared.items()
+    }

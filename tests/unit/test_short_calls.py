@@ -1,0 +1,133 @@
+"""Calls without a task whose client goes away, whose daemon ends, or whose backend dies."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import trio
+from trio.testing import MockClock
+
+from protocol.fuse import Opcode
+from tests.fake.backend import FakeBackend
+from tests.fake.files import Answer, FuseRequest
+from tests.faults.harness import CONTENT, FOR_EVER
+from tests.faults.system_calls import FILE, daemon_on, is_served
+from vuserd.client import TrioClient, calls
+from vuserd.client.calls import Call
+from vuserd.client.errors import RemoteError
+
+CALLS = [("stat", [FILE, "Image"]), ("read", [FILE, "Image", 0, 100])]
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend({b"Image": CONTENT, b"poison": b"is what kills it"})
+
+
+async def until(is_so: Callable[[], object]) -> None:
+    with trio.fail_after(FOR_EVER):
+        while not is_so():  # noqa: ASYNC110 - nothing tells
+            await trio.sleep(0.01)
+
+
+@pytest.fixture
+def held(backend: FakeBackend) -> list[FuseRequest]:
+    """Keep the answers of LOOKUP back that are asked for from now on."""
+    kept: list[FuseRequest] = []
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is not Opcode.LOOKUP:
+            return backend.serve_files(request)
+        kept.append(request)
+        return None
+
+    backend.answer = answer
+    return kept
+
+
+def let_go(backend: FakeBackend, held: list[FuseRequest]) -> None:
+    backend.answer = backend.serve_files
+    for request in held:
+        answer = backend.serve_files(request)
+        assert answer is not None
+        backend.reply(request, answer)
+
+
+async def is_at_rest(address: str) -> None:
+    """Wait until nothing is owed for what a client has left behind."""
+    with trio.fail_after(FOR_EVER):
+        async with TrioClient.connect(address) as client:
+            while True:
+                status = await client.status()
+                [export] = status["exports"]
+                if not export["in_flight"] and len(status["clients"]) == 1:
+                    break
+                await trio.sleep(0.01)
+            assert export["payloads"] == 0
+    await is_served(address, CONTENT)
+
+
+@pytest.mark.parametrize(("method", "params"), CALLS)
+async def test_a_client_that_goes_away_leaves_nothing(
+    backend: FakeBackend, held: list[FuseRequest], tmp_path: Path, method: str, params: list[Any]
+) -> None:
+    async with daemon_on(backend, str(tmp_path)) as address:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(address)
+            client.sendall(msgpack.packb([0, 1, method, params]))
+            await until(lambda: held)
+        await until(lambda: backend.named(Opcode.INTERRUPT))
+        let_go(backend, held)
+        await is_at_rest(address)
+
+
+@pytest.mark.parametrize(("method", "params"), CALLS)
+async def test_a_daemon_that_ends_cuts_it_off_with_an_answer(
+    backend: FakeBackend,
+    held: list[FuseRequest],
+    tmp_path: Path,
+    method: str,
+    params: list[Any],
+    autojump_clock: MockClock,
+) -> None:
+    """When its time for calls in progress is over; nothing is left to do for an autojump clock."""
+    autojump_clock.autojump_threshold = 0.1
+    async with daemon_on(backend, str(tmp_path)) as address:
+        client = trio.socket.socket(trio.socket.AF_UNIX)
+        await client.connect(address)
+        await client.send(msgpack.packb([0, 1, method, params]))
+        await until(lambda: held)
+    answer = msgpack.unpackb(await client.recv(4096))
+    assert answer[:2] == [1, 1]
+    assert answer[2]["code"] == "SHUTTING_DOWN"
+    client.close()
+
+
+@pytest.mark.parametrize("method", ["stat", "read"])
+async def test_one_that_kills_backends_kills_two(
+    backend: FakeBackend, tmp_path: Path, method: str
+) -> None:
+    killed = 0
+
+    def answer(request: FuseRequest) -> Answer | None:
+        nonlocal killed
+        if request.opcode is Opcode.LOOKUP and request.body == b"poison\0":
+            killed += 1
+            backend.die()
+            return None
+        return backend.serve_files(request)
+
+    backend.answer = answer
+    async with daemon_on(backend, str(tmp_path)) as address, TrioClient.connect(address) as client:
+        await is_served(address, CONTENT)
+        call: Call[Any] = calls.stat(FILE, "poison")
+        if method == "read":
+            call = calls.read_into(FILE, "poison", 0, bytearray(100))
+        with trio.fail_after(FOR_EVER), pytest.raises(RemoteError) as lost:
+            await client.call(call)
+        assert lost.value.code == "BACKEND_DOWN"
+        assert killed == 2
+        await is_served(address, CONTENT)
