@@ -26,6 +26,13 @@ def stat_map(attributes: Attributes, owners: Owners | None = None) -> dict[str, 
 
     ``owners`` is how the backend sees those of files; one that is not known is nil.
     """
+    atime, mtime, ctime = _times_on_the_wire(
+        [
+            attributes.atime * _NANOSECONDS + attributes.atime_nsec,
+            attributes.mtime * _NANOSECONDS + attributes.mtime_nsec,
+            attributes.ctime * _NANOSECONDS + attributes.ctime_nsec,
+        ]
+    )
     shown = {
         "type": type_name(attributes.mode),
         "mode": attributes.mode,
@@ -37,9 +44,9 @@ def stat_map(attributes: Attributes, owners: Owners | None = None) -> dict[str, 
         "rdev": attributes.rdev,
         "blocks": attributes.blocks,
         "blksize": attributes.blksize,
-        "atime_ns": _on_the_wire(attributes.atime * _NANOSECONDS + attributes.atime_nsec),
-        "mtime_ns": _on_the_wire(attributes.mtime * _NANOSECONDS + attributes.mtime_nsec),
-        "ctime_ns": _on_the_wire(attributes.ctime * _NANOSECONDS + attributes.ctime_nsec),
+        "atime_ns": atime,
+        "mtime_ns": mtime,
+        "ctime_ns": ctime,
     }
     if attributes.flags & _SUBMOUNT:
         shown["submount"] = True
