@@ -582,6 +582,16 @@ class TestApproach:
         words = "(@vuserd: there was no answer within 10 s; /run/s: no)"
         assert words in str(approach.error())
 
+    def test_who_takes_the_connection_at_a_path_is_waited_for_once(self) -> None:
+        """A queue that was full may be shorter by now; who is silent had all the time there is."""
+        for error, turns in ((is_silent, [30]), (queue_is_full, [30, 30])):
+            approach = Approach([self.LAST])
+            tried = []
+            for candidate, _, answering in approach:
+                tried.append(answering)
+                approach.failed(candidate, error(answering))
+            assert tried == turns
+
     def test_a_name_has_patience_and_one_turn(self) -> None:
         named = Candidate("/s", is_guessed=False)
         for limit, allowed in ((0.0, 30.0), (0.5, 0.5)):

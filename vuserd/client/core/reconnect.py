@@ -69,9 +69,13 @@ def queue_is_full(seconds: float) -> OSError:
     return TimeoutError(errno.ETIMEDOUT, f"its queue is full, and stayed so for {seconds:g} s")
 
 
+class _SilentError(TimeoutError):
+    """A connection was taken, and no call is answered."""
+
+
 def is_silent(seconds: float) -> OSError:
     """Return the error for an address where a connection was taken and no call is answered."""
-    return TimeoutError(errno.ETIMEDOUT, f"there was no answer within {seconds:g} s")
+    return _SilentError(errno.ETIMEDOUT, f"there was no answer within {seconds:g} s")
 
 
 def breaks_protocol(core: ClientCore) -> OSError | None:
@@ -89,9 +93,9 @@ class Approach:
 
     A guess has a short time; then it is the next one's turn, as anybody may hold an abstract name
     and never accept, or fill a queue. Guesses that were slow have a longer time after all others.
-    What has taken the connection at a path is waited for, rather than another daemon asked: a
-    service manager may be starting it. Iterating gives an address, seconds for connecting to it
-    and seconds for its first answer.
+    What has taken the connection at a path is waited for, once, rather than another daemon asked: a
+    service manager may be starting it. Iterating gives an address, seconds for connecting to it and
+    seconds for its first answer.
 
     Args:
         candidates: in their order.
@@ -112,11 +116,14 @@ class Approach:
                 answering = seconds if candidate.is_abstract else _FOR_NAMED
                 limit = self._limit or _FOR_NAMED
                 yield candidate, min(connecting, limit), min(answering, limit)
-            left = [
-                candidate
-                for candidate in left
-                if candidate.is_guessed and isinstance(self._errors[candidate], TimeoutError)
-            ]
+            left = [candidate for candidate in left if self._was_hurried(candidate)]
+
+    def _was_hurried(self, candidate: Candidate) -> bool:
+        """Return whether an address was slow, and had only a short time."""
+        error = self._errors[candidate]
+        if not candidate.is_guessed or not isinstance(error, TimeoutError):
+            return False
+        return candidate.is_abstract or not isinstance(error, _SilentError)
 
     def failed(self, candidate: Candidate, error: OSError) -> None:
         """Record why an address is not the one."""
