@@ -122,6 +122,18 @@ class TestOfCalls:
             client.read("kernels", "/image", 0, 10)
         assert (lost.value.filename, lost.value.asked) == ("kernels:/image", "read")
 
+    @pytest.mark.parametrize("method", ["iterdir", "iterwalk", "readdir", "walk"])
+    def test_what_a_listing_asks_first_is_for_its_directory(
+        self, connect: Connect, fake_daemon: FakeDaemon, method: str
+    ) -> None:
+        fake_daemon.cut_after = 1
+        with (
+            connect(fake_daemon.address, reconnect=0) as client,
+            pytest.raises(ConnectionLost, match=r"^kernels:boot: api_info: the daemon") as lost,
+        ):
+            list(getattr(client, method)("kernels", "boot"))
+        assert lost.value.filename == "kernels:boot"
+
     def test_an_answer_that_is_none(self, connect: Connect, fake_daemon: FakeDaemon) -> None:
         fake_daemon.results["stat"] = {}
         with connect(fake_daemon.address) as client:

@@ -50,7 +50,7 @@ def readdir(
     after: PageToken | None = None,
 ) -> Procedure[DirectoryPage]:
     """Return one page of a directory."""
-    columns = yield from talk.has_columns()
+    columns = yield from talk.has_columns(export, path)
     call = calls.readdir(export, path, attrs=attrs, limit=limit, after=after, columns=columns)
     return (yield from talk.ask(call))
 
@@ -65,14 +65,14 @@ def walk(
     after: PageToken | None = None,
 ) -> Procedure[WalkPage]:
     """Return one page of the tree below a directory."""
-    columns = yield from talk.has_columns()
+    columns = yield from talk.has_columns(export, path)
     call = calls.walk(export, path, attrs=attrs, limit=limit, after=after, columns=columns)
     return (yield from talk.ask(call))
 
 
 def iterdir(talk: Talk, export: str, path: RemotePath, *, attrs: bool = False) -> Stream[Entry]:
     """Emit all entries of a directory; a listing outlives its connection."""
-    columns = yield from talk.has_columns()
+    columns = yield from talk.has_columns(export, path)
     listing = Relisting(export, path, attrs=attrs, columns=columns)
     ticket = talk.begin(listing.next_call())
     try:
@@ -82,7 +82,7 @@ def iterdir(talk: Talk, export: str, path: RemotePath, *, attrs: bool = False) -
             except NotTaken:
                 if not (listing.begin_again() and talk.goes_on):
                     raise
-                listing.columns = yield from talk.has_columns()
+                listing.columns = yield from talk.has_columns(export, path)
                 ticket = talk.begin(listing.next_call())
                 continue
             if listing.take(page):  # the daemon reads on while these are taken
@@ -146,7 +146,7 @@ def iterwalk(
 ) -> Stream[WalkEntry]:
     """Emit all that is below a directory; raise what could not be read of it in the end."""
     pages, problems = Following(), list[WalkProblem]()
-    columns = yield from talk.has_columns()
+    columns = yield from talk.has_columns(export, path)
     limit = PAGE_OF_COLUMNS if columns else PAGE_ENTRIES
     try:
         while True:

@@ -71,7 +71,8 @@ class _Archiving:
             raise unfit("ENOTDIR", b".", "it is no directory")
         tree = yield from first_look(*look)
         plan = Plan(root, tree, self._look, self._form)
-        if not self._allows_changes and (yield from self._talk.level()) >= _UNCHECKED_LEVEL:
+        level = yield from self._talk.level(self._export, self._path)
+        if not self._allows_changes and level >= _UNCHECKED_LEVEL:
             # The second look shows what changed: the daemon need not look at each file for that.
             subtree = partial(subtree, look_again=False)
         parts = Parts(subtree, self._path, tree, plan.paths)

@@ -126,7 +126,7 @@ def _look(
     """
     problems: list[RemoteError] = []
     pages = Following()
-    columns = yield from talk.has_columns()
+    columns = yield from talk.has_columns(export, path)
     ticket = talk.begin(_page(export, path, None, columns=columns))
     try:
         while True:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from vuserd.client import calls
-from vuserd.client.calls import Call
+from vuserd.client.calls import Call, RemotePath
 from vuserd.client.core.exchange import Link
 from vuserd.client.core.owner import Owner
 from vuserd.client.core.procedure import Finish, Pause, Procedure, Wait
@@ -139,12 +139,15 @@ class Conversation(Generic[L]):
             raise
         return result
 
-    def has_columns(self) -> Procedure[bool]:
-        """Return whether the daemon gives listings in columns."""
-        return (yield from self.level()) >= COLUMNS_LEVEL
+    def has_columns(self, export: str, path: RemotePath) -> Procedure[bool]:
+        """Return whether the daemon gives listings in columns, for one of this directory."""
+        return (yield from self.level(export, path)) >= COLUMNS_LEVEL
 
-    def level(self) -> Procedure[int]:
-        """Return the daemon's API level; each connection is asked once."""
+    def level(self, export: str, path: RemotePath) -> Procedure[int]:
+        """Return the daemon's API level; each connection is asked once.
+
+        An error names the file that it is wanted for.
+        """
         level = self.link.core.api_level
         if level is None:
             ticket = self.begin(calls.api_info())
@@ -152,6 +155,9 @@ class Conversation(Generic[L]):
                 level = (yield from self.finish(ticket)).api_level
             except (RemoteError, BadReply):
                 level = 1  # what it can do, the next call finds out
+            except ClientError as error:
+                error.filename = calls.filename_of(export, path)
+                raise
             ticket.core.api_level = level
         return level
 
