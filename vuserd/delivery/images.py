@@ -16,11 +16,12 @@ from vuserd.delivery.census import CENSUS
 from vuserd.delivery.headroom import HEADROOM
 from vuserd.delivery.image import SealedImage, image_delivery
 from vuserd.delivery.one_version import deliver_whole
+from vuserd.device.procedure import NeedsTask, Procedure
 from vuserd.errors import CallError, ErrorCode, VuserdError
 from vuserd.exports.export import Export
-from vuserd.fs.filesystem import FileSystem
-from vuserd.fs.nodes import Node
-from vuserd.fs.version import Version
+from vuserd.fs.filesystem import FileSystem, require_regular
+from vuserd.fs.nodes import Hold, Node
+from vuserd.fs.version import Version, time_to_settle
 from vuserd.users.asker import ASKER, Asker
 
 
@@ -96,15 +97,41 @@ class ImageStore:
             return making
         return Fetched(await self._wait_for(making), cached=False)
 
+    def fetch_kept(self, path: bytes, files: FileSystem) -> Procedure[Fetched]:
+        """Return the image that is kept of the regular file at ``path`` as it is now.
+
+        Raises:
+            NeedsTask: there is none, or it may be of another version with the same times.
+            FileError: as :meth:`fetch`.
+
+        """
+        with Hold(files.nodes) as hold:
+            node = yield from files.lookups.resolve(path, hold, follow=True)
+            require_regular(node.attributes)
+            version = Version.of(node.attributes)
+            if time_to_settle(version):
+                raise NeedsTask
+            kept = self._hit(_Place(node, ASKER.get()), version)
+            if kept is None:
+                raise NeedsTask
+            return Fetched(kept.hold(), cached=True)
+
+    def _hit(self, place: _Place, version: Version) -> SealedImage | None:
+        """Return the image that is kept of this version, as one that was used."""
+        kept = self._kept.get(place)
+        if kept is None or kept.version != version:
+            return None
+        self._kept.move_to_end(place)
+        self.hits += 1
+        return kept
+
     async def _find(self, export: Export, files: FileSystem, path: bytes) -> "Fetched | _Making":
         """Return the image of the file at ``path`` now, or its making, begun if necessary."""
         async with files.looked_up(path) as (node, version, settled):
             place = _Place(node, ASKER.get())
             key = ImageKey(place, version)
-            kept = self._kept.get(place)
-            if kept is not None and kept.version == version:
-                self._kept.move_to_end(place)
-                self.hits += 1
+            kept = self._hit(place, version)
+            if kept is not None:
                 return Fetched(kept.hold(), cached=True)
             # If this version may change unseen, a making that began earlier is of no use here.
             making = self._making.get(key) if settled else None

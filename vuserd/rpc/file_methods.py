@@ -70,7 +70,7 @@ class FileMethods:
 
     def __init__(self, exports: VisibleExports, images: ImageStore) -> None:
         self.exports = exports
-        self._images = images
+        self.images = images
 
     @method(
         _FILE,
@@ -315,10 +315,10 @@ class FileMethods:
         """Return the statistics of the export's file system."""
         return (await self.exports.find(caller.rights, export).call(FileSystem.statfs))._asdict()
 
-    @method(_FILE, _TIMED, "map, and a descriptor", answer=answers.image)
+    @method(_FILE, _TIMED, "map, and a descriptor", answer=answers.image, short=short.fetch)
     async def fetch(self, caller: Caller, export: str, path: bytes) -> Fetched:
         """Return a sealed image of a file; the receiver gives it back."""
-        return await self._images.fetch(self.exports.find(caller.rights, export), path)
+        return await self.images.fetch(self.exports.find(caller.rights, export), path)
 
     @method({"size": integer(1)}, {}, "int", descriptor=True)
     async def attach(self, caller: Caller, size: int, *, descriptor: int) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from protocol.fuse import Attributes
+from vuserd.delivery.images import ImageStore
 from vuserd.delivery.inline import READ_MAX, read_small
 from vuserd.device.procedure import Procedure
 from vuserd.exports.export import Export
@@ -15,12 +16,16 @@ from vuserd.rpc.caller import Caller
 from vuserd.rpc.results.maps import split_stat_map, stat_map
 
 
-class HasExports(Protocol):
+class Owner(Protocol):
     """What the methods belong to."""
 
     @property
     def exports(self) -> VisibleExports:
         """The exports, as each client sees them."""
+
+    @property
+    def images(self) -> ImageStore:
+        """The images that are kept."""
 
 
 class Short(NamedTuple):
@@ -31,7 +36,7 @@ class Short(NamedTuple):
 
 
 def stat(
-    owner: HasExports,
+    owner: Owner,
     caller: Caller,
     export: str,
     path: bytes,
@@ -65,7 +70,7 @@ def _shown(
 
 
 def read(
-    owner: HasExports,
+    owner: Owner,
     caller: Caller,
     export: str,
     path: bytes,
@@ -87,3 +92,16 @@ def read(
 
     found = owner.exports.find(caller.rights, export)
     return Short(found, functools.partial(read_small, path, offset, length))
+
+
+def fetch(owner: Owner, caller: Caller, export: str, path: bytes) -> Short | None:
+    """Return ``fetch`` of an image that is kept as a procedure; None where none is.
+
+    Raises:
+        CallError: UNKNOWN_EXPORT.
+
+    """
+    if not owner.images:
+        return None
+    found = owner.exports.find(caller.rights, export)
+    return Short(found, functools.partial(owner.images.fetch_kept, path))
