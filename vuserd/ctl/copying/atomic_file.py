@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from vuserd.client.files.room import set_aside
 from vuserd.client.files.sinks import is_sparse, write_at
 from vuserd.client.records import Stat
 from vuserd.ctl.signals import before_a_signal_ends
@@ -66,6 +67,7 @@ def new_file(
 
     Its permissions are ``permissions`` less the umask, or those of the regular file that it
     replaces. A file that cannot be replaced is written into; OSError if that is ``source`` itself.
+    ``source`` is what is to be written, where that is known: a large new file has its blocks first.
     """
     there = _regular_file(directory, name)
     with _temporary_name(directory) as temporary:
@@ -77,6 +79,8 @@ def new_file(
             fileno = -1
         if fileno >= 0:
             try:
+                if there is None and source is not None:
+                    set_aside(fileno, source)
                 yield fileno
                 _put(fileno, directory, temporary, name, there)
             finally:
