@@ -387,15 +387,18 @@ async def test_a_late_read_is_not_written_over_the_next_load(
 )
 async def test_a_late_read_of_a_load_that_failed(front: Front) -> None:
     part = front.session.max_read
-    front.backend.files[b"two"] = File(bytes(2 * part))
-    memory = AttachedMemory(ForeignRegion(memfd(2 * part), 2 * part), ChangeLocks())
+    size = 5 * part  # more than a task of the load waits for at once
+    front.backend.files[b"five"] = File(bytes(size))
+    memory = AttachedMemory(ForeignRegion(memfd(size), size), ChangeLocks())
 
-    def fail_the_second(_: FakeBackend, request: FuseRequest) -> Answer | None:
-        return Answer(error=errno.EIO) if offset_of(request) == part else None
+    def fail_the_last(backend: FakeBackend, request: FuseRequest) -> Answer | None:
+        if offset_of(request) == 4 * part:
+            return Answer(error=errno.EIO)
+        return backend.serve_files(request) if 0 < offset_of(request) < size else None
 
-    front.tell(Opcode.READ, fail_the_second)
+    front.tell(Opcode.READ, fail_the_last)
     with pytest.raises(FileError):
-        await memory.load(front.files, b"two", 0, 0, None)
+        await memory.load(front.files, b"five", 0, 0, None)
     late = into_memory(front)
     so_far = len(front.backend.named(Opcode.READ))
     front.backend.answer = front.backend.serve_files
@@ -404,7 +407,7 @@ async def test_a_late_read_of_a_load_that_failed(front: Front) -> None:
         await wait_all_tasks_blocked()
         assert len(front.backend.named(Opcode.READ)) == so_far
         front.backend.reply(late, Answer(bytes(part)))
-    end_file(front, late, 2 * part)
+    end_file(front, late, size)
     await memory.detach()
     await front.serves()
 

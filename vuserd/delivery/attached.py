@@ -1,8 +1,9 @@
 """A client's own memory: the backend writes a file's bytes there itself, one copy in all."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from memory.foreign import ForeignRegion
@@ -16,10 +17,9 @@ from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.openfile import OpenFile
 from vuserd.tasks.gather import gather
 
-#: READs in flight of one load.
-_WINDOW: Final = 8
-#: Bytes of a load after which the memory that the rest takes is looked at again.
-_STEP: Final = 4 << 20
+#: READs that a load's task sends at once and waits for once, and batches in flight of one load.
+_TOGETHER: Final = 4
+_WINDOW: Final = 2
 
 
 class Loaded(NamedTuple):
@@ -134,18 +134,23 @@ class AttachedMemory:
         placement = await self._placements.at(file.session)
         await self._placements.wait_for_late_reads(address, address + wanted)
         part = file.max_read
-        parts = iter(range(0, wanted, part))
+        batch = part * _TOGETHER
+        batches = iter(range(0, wanted, batch))
         is_true = True
 
-        async def load_parts(at: Iterator[int]) -> None:
+        async def load_batches() -> None:
             nonlocal is_true
-            for begin in at:
-                size = min(part, wanted - begin)
-                if begin % _STEP < part:
+            for begin in batches:
+                if begin:
                     self._require_pages(wanted - begin)
-                with placement.window(address + begin, size) as window:
-                    got = await file.read_into(window, offset + begin, size)
-                if got < size:
+                with contextlib.ExitStack() as windows:
+                    reads = []
+                    for at in range(begin, min(begin + batch, wanted), part):
+                        size = min(part, wanted - at)
+                        window = windows.enter_context(placement.window(address + at, size))
+                        reads.append((window, offset + at, size))
+                    got = await file.read_all_into(reads)
+                if sum(got) < min(batch, wanted - begin):
                     is_true = False
 
         async def look_behind() -> None:
@@ -153,8 +158,8 @@ class AttachedMemory:
             if await _goes_on(file, offset + wanted):
                 is_true = False
 
-        count = min(_WINDOW, -(-wanted // part))
-        jobs: list[Callable[[], Awaitable[None]]] = [functools.partial(load_parts, parts)] * count
+        count = min(_WINDOW, -(-wanted // batch))
+        jobs: list[Callable[[], Awaitable[None]]] = [load_batches] * count
         if wanted == there and wanted != length:
             jobs.append(look_behind)
         await gather(jobs)
