@@ -22,7 +22,7 @@ from vuserd.client.image import Image
 from vuserd.client.memory import SharedMemory
 from vuserd.client.records import ImageInfo
 from vuserd.ctl import main
-from vuserd.ctl.load import parse_number
+from vuserd.ctl.usage.arguments import parse_number
 from vuserd.wire.codec import Request, encode_response
 
 CONTENT = b"image " * 1000

@@ -1,5 +1,7 @@
 """vuserctl against the fake daemon: what it prints, its exit codes, the files it leaves."""
 
+import gc
+import gettext
 import json
 import os
 import pty
@@ -23,6 +25,7 @@ from tests.unit.conftest import Run, Start
 from vuserd.client.files import transfer
 from vuserd.client.records import Entry, Stat
 from vuserd.client.sync_client import Client
+from vuserd.ctl import __main__ as program
 from vuserd.ctl import commands, main, output
 from vuserd.ctl.completion import candidates, script
 from vuserd.ctl.parser import parse
@@ -214,6 +217,27 @@ class TestUsage:
         heavy |= {"vuserd.client.sync_client", "msgpack", "socket"}  # for those that call
         heavy |= {"difflib", "fnmatch", "hashlib", "unicodedata"}
         assert not heavy & set(ended.stdout.decode().split())
+
+    def test_a_start_looks_for_no_translations(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        looked: list[object] = []
+        monkeypatch.setattr(gettext, "find", lambda *which, **_: looked.append(which))
+        assert parse(["get", "k:x"]).command == "get"
+        assert looked == []
+
+    def test_what_is_left_at_the_end_is_not_looked_through(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        done: list[object] = []
+
+        def run_it() -> int:
+            done.append("run")
+            return 3
+
+        monkeypatch.setattr(gc, "set_threshold", done.append)
+        monkeypatch.setattr(gc, "freeze", lambda: done.append("frozen"))
+        monkeypatch.setattr(main, "main", run_it)
+        assert program.main() == 3
+        assert done == [50_000, "run", "frozen"]
 
 
 class TestFaults:

@@ -190,7 +190,7 @@ def _archive(client: Client, options: Namespace) -> int:
 
 
 def _load(client: Client, options: Namespace) -> None:
-    from vuserd.ctl.load import load
+    from vuserd.ctl.copying.load import load
 
     load(
         client,

@@ -1,1 +1,1 @@
-"""``vuserctl get``: files and trees put in place, each file whole or not at all."""
+"""``vuserctl get``, its kin and ``load``: files put in place, each file whole or not at all."""

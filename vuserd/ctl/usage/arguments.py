@@ -1,6 +1,7 @@
 """Arguments of ``vuserctl`` as types of argparse, which reports a ValueError as wrong usage."""
 
 import argparse
+import re
 from typing import Final, NoReturn
 
 from vuserd.ctl.target import Target
@@ -12,6 +13,12 @@ COMMAND: Final = "COMMAND"
 #: How usage names a file of an export.
 FILE: Final = "EXPORT:PATH"
 
+#: A number and its suffix: a pattern of the one command that has numbers, compiled there.
+_NUMBER: Final = r"(0[xX][0-9a-fA-F]+|[0-9]+)([KMG]?)"
+_SHIFTS: Final = {"": 0, "K": 10, "M": 20, "G": 30}
+#: The highest offset in a file.
+_MOST: Final = (1 << 63) - 1
+
 
 def target_argument(text: str) -> Target:
     """Read EXPORT:PATH."""
@@ -21,10 +28,25 @@ def target_argument(text: str) -> Target:
         refuse(str(error))
 
 
-def number_argument(text: str) -> int:
-    """Read a number by :func:`vuserd.ctl.load.parse_number`."""
-    from vuserd.ctl.load import parse_number
+def parse_number(text: str) -> int:
+    """Read a decimal or 0x hexadecimal number, with an optional suffix K, M or G.
 
+    Raises:
+        ValueError: the text is no such number, or more than a file's highest offset.
+
+    """
+    match = re.fullmatch(_NUMBER, text, re.ASCII)
+    if match is None:
+        raise ValueError(f"{text!r} is not a number such as 4096, 0x80000, 64K or 1G")
+    digits, suffix = match.groups()
+    number = int(digits, 16 if digits[:2] in ("0x", "0X") else 10) << _SHIFTS[suffix]
+    if number > _MOST:
+        raise ValueError(f"{text!r} is more than {_MOST}")
+    return number
+
+
+def number_argument(text: str) -> int:
+    """Read a number by :func:`parse_number`."""
     try:
         return parse_number(text)
     except ValueError as error:

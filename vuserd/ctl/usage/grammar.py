@@ -8,6 +8,10 @@ from vuserd.ctl.output import screen_width
 from vuserd.ctl.usage.arguments import COMMAND, FILE, target_argument
 from vuserd.ctl.usage.suggestions import suggestion
 
+# argparse asks for a translation of each of its words, again for each parser, and looks for files
+# that have it each time: hundreds of looks, where nobody has translated them.
+vars(argparse)["_"] = str
+
 
 class _NoTheme:
     """The colours of Python 3.14's argparse: none."""

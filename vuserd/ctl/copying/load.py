@@ -6,38 +6,14 @@ The memory is named by a descriptor that this process inherited (a shell's ``3<>
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from vuserd.client.errors import NotTaken
 from vuserd.client.sync_client import Client
 from vuserd.ctl.output import emit, shown
 from vuserd.ctl.target import Target
-
-_NUMBER: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([KMG]?)", re.ASCII)
-_SHIFTS: Final = {"": 0, "K": 10, "M": 20, "G": 30}
-#: The highest offset in a file.
-_MOST: Final = (1 << 63) - 1
-
-
-def parse_number(text: str) -> int:
-    """Read a decimal or 0x hexadecimal number, with an optional suffix K, M or G.
-
-    Raises:
-        ValueError: the text is no such number, or more than a file's highest offset.
-
-    """
-    match = _NUMBER.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is not a number such as 4096, 0x80000, 64K or 1G")
-    digits, suffix = match.groups()
-    number = int(digits, 16 if digits[:2] in ("0x", "0X") else 10) << _SHIFTS[suffix]
-    if number > _MOST:
-        raise ValueError(f"{text!r} is more than {_MOST}")
-    return number
 
 
 def load(
