@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
 from memory.foreign import ForeignRegion
 from protocol.fuse import Opcode
@@ -78,6 +78,17 @@ async def test_the_slot_that_was_used_longest_ago_is_taken(
         assert len(backend.messages) == changes + 2  # the second one's out, the third one's in
         await load(first, session)
         assert len(backend.messages) == changes + 2  # it has stayed
+
+
+async def test_memory_that_is_mapped_already_is_found_at_once(
+    memories: list[AttachedMemory], session: Session
+) -> None:
+    placements = memories[0]._placements
+    placement = await placements.at(session)
+    with assert_no_checkpoints():
+        assert await placements.at(session) is placement
+        await placements.wait_for_late_reads(0, SIZE)
+    await memories[0].detach()
 
 
 async def test_a_slot_in_use_is_not_taken(

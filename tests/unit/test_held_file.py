@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock, assert_no_checkpoints, wait_all_tasks_blocked
 
 from protocol.fuse import Opcode
 from tests.fake.backend import MAX_PAGES, Answer, FakeBackend, File, FuseRequest
@@ -209,6 +209,16 @@ async def test_many_calls_at_once_open_it_once(files: FileSystem, backend: FakeB
     assert len(backend.named(Opcode.OPEN)) == 2
     held.close()
     await owes_nothing(backend, files)
+
+
+async def test_one_that_is_open_is_used_at_once(files: FileSystem) -> None:
+    async def nothing(_: OpenFile) -> None:
+        """End without a wait."""
+
+    held = await hold(files)
+    with assert_no_checkpoints():
+        await held.use(files, nothing)
+    held.close()
 
 
 async def test_it_does_not_lapse_while_it_is_used(files: FileSystem, backend: FakeBackend) -> None:

@@ -146,6 +146,11 @@ class Placements:
             BackendError: the backend refused it, or is lost.
 
         """
+        if not self._placing.locked():  # which costs a pass of the scheduler
+            for placement in self._placements:
+                if placement.session is session and not session.lost:
+                    session.slots.mark_used(placement)
+                    return placement
         async with self._placing:
             for lost in [each for each in self._placements if each.session.lost]:
                 self._placements.remove(lost)

@@ -139,6 +139,8 @@ class MemorySlots:
         It has the session's timeout for that. Over that it is lost: what it keeps is memory that it
         may write to at any time.
         """
+        if not keeps():
+            return
         with trio.move_on_after(self._timeout):
             while keeps() and self._reason is None:
                 await self._lenders.park()

@@ -57,9 +57,14 @@ class HeldFile(Kept):
             VuserdError: what opening it and the operation raise.
 
         """
-        async with self._opening:
-            opening = await self._opened(files)
+        opening = self._current
+        # The lock is for those that may open it: it costs a pass of the scheduler.
+        if opening is not None and opening.files is files and not self._opening.locked():
             opening.uses += 1
+        else:
+            async with self._opening:
+                opening = await self._opened(files)
+                opening.uses += 1
         try:
             files.use(self)
             return await operation(opening.file)
