@@ -5,18 +5,22 @@ The daemon serves whatever they are; vuserctl delivers, or fails with a message 
 
 import itertools
 import os
+import pkgutil
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from tests.e2e.started_once import Ended, StartedOnce
 from tests.running import REPOSITORY, RunningDaemon, find_backend
+from vuserd import ctl
 from vuserd.client import Client
 from vuserd.client.errors import CannotConnect
 
@@ -96,31 +100,20 @@ def socket(files: Path, program: str) -> Iterator[str]:
         yield running.socket
 
 
-class Ended:
-    """What became of a command under some redirections of a shell."""
-
-    def __init__(
-        self,
-        socket: str,
-        arguments: str,
-        streams: str = "",
-        folder: Path | None = None,
-        settings: Mapping[str, str] | None = None,
-    ) -> None:
-        shell = f'exec "{sys.executable}" -c "$CODE" {arguments} {streams}'
-        if folder is not None:
-            shell = shell.replace("{w}", str(folder))
-        done = subprocess.run(
-            ["bash", "-c", shell],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            env=environment(VUSERD_SOCKET=socket, CODE=_VUSERCTL, **(settings or {})),
-            timeout=60,
-        )
-        self.status, self.out, self.err = done.returncode, done.stdout, done.stderr.decode()
-        assert "Traceback" not in self.err
-        assert "Exception ignored" not in self.err
+def executed(socket: str, arguments: str, streams: str, **settings: str) -> Ended:
+    """Run vuserctl with words of a shell, and under its redirections."""
+    done = subprocess.run(
+        ["bash", "-c", f'exec "{sys.executable}" -c "$CODE" {arguments} {streams}'],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        env=environment(VUSERD_SOCKET=socket, CODE=_VUSERCTL, **settings),
+        timeout=60,
+    )
+    ended = Ended(done.returncode, done.stdout, done.stderr.decode())
+    assert "Traceback" not in ended.err
+    assert "Exception ignored" not in ended.err
+    return ended
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -132,6 +125,43 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(REPOSITORY), "LC_ALL": "C.UTF-8", "TZ": "UTC"} | more
 
 
+class Commands:
+    """vuserctl, or ``vuserd``, started once with each of several streams and environments."""
+
+    def __init__(self, module: str, *imports: str, **settings: str) -> None:
+        self._modules, self._settings = (module, imports), settings
+        self._started: dict[tuple[object, ...], StartedOnce] = {}
+
+    def run(self, arguments: str | Sequence[bytes], streams: str = "", **settings: str) -> Ended:
+        """Run it with arguments, or with words as a shell splits them."""
+        which = (streams, *settings.items())
+        if which not in self._started:
+            variables = environment(**self._settings, **settings)
+            self._started[which] = StartedOnce(*self._modules, streams, variables)
+        words = shlex.split(arguments) if isinstance(arguments, str) else arguments
+        return self._started[which].run(*words)
+
+    def close(self) -> None:
+        for each in self._started.values():
+            each.close()
+
+
+@pytest.fixture(scope="module")
+def vuserctl(socket: str) -> Iterator[Commands]:
+    later = [module.name for module in pkgutil.walk_packages(ctl.__path__, "vuserd.ctl.")]
+    commands = Commands("vuserd.ctl.main", *later, VUSERD_SOCKET=socket)
+    with closing(commands):
+        yield commands
+
+
+@pytest.fixture(scope="module")
+def vuserd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    empty = str(tmp_path_factory.mktemp("configuration"))
+    settings = {"XDG_CONFIG_HOME": empty, "PYTHONUNBUFFERED": "1"}
+    with closing(Commands("vuserd.cli", "vuserd.check.command", **settings)) as commands:
+        yield commands
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "capture").write_text('{"format": "vuserd-trace", "version": 1}\n')
@@ -139,22 +169,25 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("arguments", PRINTING)
-def test_what_cannot_be_printed_is_a_failure(socket: str, folder: Path, arguments: str) -> None:
-    there = Ended(socket, arguments, folder=folder)
-    assert (there.status, there.err) == (0, "")
+def test_what_cannot_be_printed_is_a_failure(
+    vuserctl: Commands, folder: Path, arguments: str
+) -> None:
     nothing = arguments == "cat e:empty/file"
+    arguments = arguments.replace("{w}", str(folder))
+    there = vuserctl.run(arguments)
+    assert (there.status, there.err) == (0, "")
     assert bool(there.out) is not nothing
-    without = Ended(socket, arguments, ">&-", folder)
+    without = vuserctl.run(arguments, ">&-")
     assert (without.status, without.err) == (1, _EBADF)
-    full = Ended(socket, arguments, ">/dev/full", folder)
+    full = vuserctl.run(arguments, ">/dev/full")
     assert (full.status, full.err) == ((0, "") if nothing else (1, _ENOSPC))
-    unbuffered = Ended(socket, arguments, ">/dev/full", folder, {"PYTHONUNBUFFERED": "1"})
+    unbuffered = vuserctl.run(arguments, ">/dev/full", PYTHONUNBUFFERED="1")
     assert (unbuffered.status, unbuffered.err) == ((0, "") if nothing else (1, _ENOSPC))
-    neither = Ended(socket, arguments, "<&- >&- 2>&-", folder)
+    neither = vuserctl.run(arguments, "<&- >&- 2>&-")
     assert neither.status == 1
-    both_full = Ended(socket, arguments, ">/dev/full 2>/dev/full", folder)
+    both_full = vuserctl.run(arguments, ">/dev/full 2>/dev/full")
     assert both_full.status == int(not nothing)
-    read_only = Ended(socket, arguments, "1</dev/null", folder)
+    read_only = vuserctl.run(arguments, "1</dev/null")
     assert (read_only.status, read_only.err) == (1, _EBADF)
 
 
@@ -163,7 +196,8 @@ def test_what_cannot_be_printed_is_a_failure(socket: str, folder: Path, argument
 def test_what_prints_nothing_does_its_work(
     socket: str, files: Path, folder: Path, arguments: str, streams: str
 ) -> None:
-    ended = Ended(socket, arguments, streams, folder)
+    """Executed: so each redirection is met by a whole start, too."""
+    ended = executed(socket, arguments.replace("{w}", str(folder)), streams)
     assert (ended.status, ended.out, ended.err) == (0, b"", "")
     if "copy" in arguments:
         assert (folder / "copy").read_bytes() == _CONTENT
@@ -176,9 +210,9 @@ def test_what_prints_nothing_does_its_work(
 @pytest.mark.parametrize("streams", [*CLOSED, ">/dev/full", "2>/dev/full", ">/dev/full 2>&1"])
 @pytest.mark.parametrize(("arguments", "status"), FAILING)
 def test_a_failure_keeps_its_status(
-    socket: str, folder: Path, arguments: str, status: int, streams: str
+    vuserctl: Commands, arguments: str, status: int, streams: str
 ) -> None:
-    ended = Ended(socket, arguments, streams, folder)
+    ended = vuserctl.run(arguments, streams)
     assert (ended.status, ended.out) == (status, b"")
     said = "2>" not in streams
     assert bool(ended.err) is said
@@ -198,25 +232,31 @@ def test_a_failure_keeps_its_status(
     ],
     ids=lambda settings: ",".join(settings.values()),
 )
-def test_names_leave_as_their_bytes(socket: str, folder: Path, settings: dict[str, str]) -> None:
-    listed = Ended(socket, "ls e:", settings=settings)
+def test_names_leave_as_their_bytes(
+    socket: str, vuserctl: Commands, folder: Path, settings: dict[str, str]
+) -> None:
+    def run(arguments: str | Sequence[bytes]) -> Ended:
+        return vuserctl.run(arguments, **settings)
+
+    listed = run("ls e:")
     assert (listed.status, listed.err) == (0, "")
     assert listed.out.splitlines() == sorted([*NAMES, b"empty"])
     for arguments in ("ls -l e:", "tree e:"):
-        ended = Ended(socket, arguments, settings=settings)
+        ended = run(arguments)
         assert (ended.status, ended.err) == (0, "")
         for name in NAMES:
             assert b" " + name + b"\n" in ended.out
     for arguments in ("tree --json e:", "ls --json e:", "status", "exports", "metrics", "--help"):
-        ended = Ended(socket, arguments, settings=settings)
+        ended = run(arguments)
         assert (ended.status, ended.err) == (0, "")
         assert b"\0" not in ended.out
     for name in NAMES:  # and come in as such
-        argument = "$'" + "".join(f"\\x{byte:02x}" for byte in b"e:" + name) + "'"
-        assert Ended(socket, f"cat {argument}", settings=settings).out == _CONTENT
-        assert Ended(socket, f"get {argument} {folder}", settings=settings).status == 0
+        assert run([b"cat", b"e:" + name]).out == _CONTENT
+        assert run([b"get", b"e:" + name, bytes(folder)]).status == 0
         assert name in os.listdir(os.fsencode(folder))
-    missing = Ended(socket, "stat e:$'\\xe2\\x82\\xac'$'\\xff'", settings=settings)
+    argument = "$'" + "".join(f"\\x{byte:02x}" for byte in b"e:" + NAMES[-1]) + "'"
+    assert executed(socket, f"cat {argument}", "", **settings).out == _CONTENT
+    missing = executed(socket, "stat e:$'\\xe2\\x82\\xac'$'\\xff'", "", **settings)
     assert missing.status == 1
     assert missing.err.endswith(": no such file or directory (ENOENT)\n")
 
@@ -349,16 +389,6 @@ def test_a_log_whose_reader_has_gone(files: Path, program: str, tmp_path: Path) 
 @pytest.mark.parametrize("arguments", ["--help", "--version", "check", "check --json"])
 @pytest.mark.parametrize("streams", [">&-", ">/dev/full", ">/dev/full 2>&1", "<&- >&- 2>&-"])
 def test_what_the_daemons_command_cannot_print_is_a_failure(
-    tmp_path: Path, arguments: str, streams: str
+    vuserd: Commands, arguments: str, streams: str
 ) -> None:
-    shell = f'exec "{sys.executable}" -c "$CODE" {arguments} {streams}'
-    done = subprocess.run(
-        ["bash", "-c", shell],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        env=environment(CODE=_VUSERD, XDG_CONFIG_HOME=str(tmp_path), PYTHONUNBUFFERED="1"),
-        timeout=60,
-    )
-    assert done.returncode == 1
-    assert b"Traceback" not in done.stderr
+    assert vuserd.run(arguments, streams).status == 1
