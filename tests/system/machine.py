@@ -44,29 +44,36 @@ def why_not() -> str | None:
     return f"no machine in namespaces here: {tried.stderr.strip()}" if tried.returncode else None
 
 
-def make_base(copy: Path | None = None) -> None:
-    """Make the Debian that each machine is a copy of, where it is missing, and a copy of it."""
+def make_base(copy: Path | None = None, *, overlay: bool = False) -> None:
+    """Make the Debian that each machine begins as, where it is missing, and a copy of it.
+
+    An ``overlay`` is a folder with what the copy would have beside it.
+    """
     with one_at_a_time(_BASE.name):  # another process may be about to make it, too
+        variables = {"NEW_DEBIAN_BASE": str(_BASE), "NEW_DEBIAN_OVERLAY": "yes" if overlay else ""}
         subprocess.run(
             [str(_HERE / "new-debian"), _SUITE, str(copy or ""), _PACKAGES],
-            env=os.environ | {"NEW_DEBIAN_BASE": str(_BASE)},
+            env=os.environ | variables,
             stdin=subprocess.DEVNULL,
             check=True,
         )
 
 
 class Machine:
-    """The machine, up and idle; all of it is gone after the block, whatever happened in it."""
+    """The machine, up and idle; all of it is gone after the block, whatever happened in it.
+
+    ``root`` is its file system, as long as it runs.
+    """
 
     def __enter__(self) -> Self:
         folder = tempfile.mkdtemp(prefix="vuserd-machine-", dir=_roomy_folder())
         self._folder = Path(folder)
-        self.root = self._folder / "root"
         self._process: subprocess.Popen[bytes] | None = None
         self._init: int | None = None
         try:
-            make_base(self.root)
+            make_base(self._folder / "root", overlay=True)
             self._boot()
+            self.root = Path(f"/proc/{self._init}/root")
         except BaseException:
             self.stop()
             raise
@@ -149,7 +156,7 @@ class Machine:
         log = self._folder / "boot.log"
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [str(_HERE / "boot"), str(self.root)],
+                [str(_HERE / "boot"), str(self._folder / "root"), str(_BASE)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
