@@ -14,7 +14,8 @@ from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node, directory
 from tests.unit.faces import Connect
 from vuserd.client import Client, ClientPool, calls
 from vuserd.client.errors import CannotConnect, RemoteError
-from vuserd.client.files import handles
+from vuserd.client.files import destinations, handles
+from vuserd.client.records import Stat
 from vuserd.wire.codec import Request, wire_name
 
 
@@ -79,6 +80,21 @@ class TestDownload:
         assert (tmp_path / "link").is_symlink()
         assert (tmp_path / "old").stat().st_mode & 0o777 == 0o640
         assert sorted(os.listdir(tmp_path)) == ["bytes", "d.sock", "link", "new", "old"]
+
+    def test_a_new_file_has_its_blocks_before_its_bytes(
+        self, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        set_aside: list[tuple[int, int]] = []
+
+        def record(fileno: int, source: Stat) -> None:
+            set_aside.append((os.fstat(fileno).st_size, source.size))
+
+        monkeypatch.setattr(destinations, "set_aside", record)
+        (tmp_path / "old").write_bytes(b"older")
+        client.download("kernels", "image", tmp_path / "old")
+        assert set_aside == []
+        client.download("kernels", "image", tmp_path / "new")
+        assert set_aside == [(0, len(IMAGE))]
 
     def test_a_path_that_fails(
         self, client: Client, fake_daemon: FakeDaemon, tmp_path: Path

@@ -12,6 +12,7 @@ from typing import Final, TypeAlias, cast
 from vuserd.client.calls import RemotePath
 from vuserd.client.core.conversation import Talk
 from vuserd.client.core.procedure import Do, Procedure
+from vuserd.client.files.room import set_aside
 from vuserd.client.files.sinks import (
     FileSink,
     ObjectSink,
@@ -77,6 +78,25 @@ class _PlainSink(FileSink):
         self._file.seek(size)
 
 
+class _NewFileSink(FileSink):
+    """A file that replaces no other one."""
+
+    def __init__(self, fileno: int) -> None:
+        super().__init__(fileno)
+        #: Of the file that is to be written, until that begins.
+        self._attributes: Stat | None = None
+
+    def begin(self, attributes: Stat, *, has_holes_told: bool) -> None:
+        super().begin(attributes, has_holes_told=has_holes_told)
+        self._attributes = attributes
+
+    def write(self, payload: memoryview, offset: int) -> None:
+        attributes, self._attributes = self._attributes, None
+        if attributes is not None:  # here, where it may take its time
+            set_aside(self._fileno, attributes)
+        super().write(payload, offset)
+
+
 def _to_path(
     talk: Talk,
     export: str,
@@ -86,11 +106,12 @@ def _to_path(
 ) -> Procedure[Stat]:
     """Write a file beside the one of that name, and give it the name once it is whole."""
     local = os.fsdecode(to)
-    make: Callable[[], tuple[str, str, int]] = partial(_make_beside, local)
-    final, temporary, fileno = yield Do(make)
+    make: Callable[[], tuple[str, str, int, bool]] = partial(_make_beside, local)
+    final, temporary, fileno, is_new = yield Do(make)
     try:
         try:
-            found = yield from take(talk, export, path, FileSink(fileno), options)
+            sink = _NewFileSink(fileno) if is_new else FileSink(fileno)
+            found = yield from take(talk, export, path, sink, options)
         finally:
             os.close(fileno)
         yield Do(partial(os.replace, temporary, final))
@@ -101,8 +122,10 @@ def _to_path(
     return found
 
 
-def _make_beside(local: str) -> tuple[str, str, int]:
+def _make_beside(local: str) -> tuple[str, str, int, bool]:
     """Make a file to write to; return the path that it will have, the one it has, and it, open.
+
+    Return, too, whether no file has the path that it will have.
 
     Raises:
         OSError: it cannot be made, or what is there is no regular file.
@@ -122,4 +145,4 @@ def _make_beside(local: str) -> tuple[str, str, int]:
     if mode is not None:
         with suppress(OSError):  # another user's file system may refuse
             os.fchmod(fileno, stat.S_IMODE(mode))
-    return final, temporary, fileno
+    return final, temporary, fileno, mode is None
