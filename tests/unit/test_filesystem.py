@@ -10,7 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from protocol.fuse import Opcode
 from tests.delivered import read_delivered
-from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
+from tests.fake.backend import ROOT, Answer, FakeBackend, File, FuseRequest
 from tests.listings import page
 from vuserd.delivery.inline import FileContent, read_inline
 from vuserd.device.session import Session
@@ -206,3 +206,26 @@ async def test_only_regular_files_are_opened(files: FileSystem, backend: FakeBac
     with pytest.raises(FileError, match="not a regular file but a fifo"):
         await read_delivered(files, b"fifo", 0, 1)
     assert backend.named(Opcode.OPEN) == []
+
+
+async def test_a_name_that_is_its_directory_costs_that_no_lookup_count(
+    session: Session, backend: FakeBackend
+) -> None:
+    """As where a file system gives both the inode number 0: the backend takes them for one."""
+    backend.files[b"folder"] = File(mode=stat.S_IFDIR | 0o755)
+    files = FileSystem(session, idle_nodes=10)
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.LOOKUP and request.node != ROOT:
+            backend.lookups[request.node] += 1
+            return Answer(backend.entry(request.node))
+        return backend.serve_files(request)
+
+    backend.answer = answer
+    for _ in range(2):
+        with pytest.raises(FileError, match="no inode number of its own"):
+            await files.stat(b"folder/same", follow=True)
+    [folder] = {one.node for one in backend.named(Opcode.LOOKUP)} - {ROOT}
+    files.nodes.flush()
+    await wait_all_tasks_blocked()
+    assert backend.lookups[folder] == files.nodes.lookups == 1

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
 from protocol import fuse
-from protocol.fuse import Attributes, FileHandle, NodeId
+from protocol.fuse import Attributes, Entry, FileHandle, NodeId
 from vuserd.device.jobs import Ask
 from vuserd.device.lane.lane import Lane
 from vuserd.device.procedure import Procedure
@@ -125,11 +125,16 @@ class Lookups:
         left: _Answers = {}
         try:
             for answer in answers:
-                is_end = taken + 1 == end
-                node = self._next(way, taken, answer, directories[-1], hold, is_end, follow)
-                if node is None:
+                is_end, here = taken + 1 == end, directories[-1]
+                found = self._found_ahead(way, taken, answer, here, is_end, follow)
+                if found is None:
                     break
-                taken += 1
+                taken += 1  # from here on it is not undone any more
+                if isinstance(found, Node):
+                    node = found
+                    hold.again(node)
+                else:
+                    node = self._add(found, body_of(answer), here, names[taken - 1], hold)
                 if is_end:
                     return node
                 directories.append(node)
@@ -150,19 +155,18 @@ class Lookups:
             node.attributes = yield from self.getattr(node)
         return node
 
-    def _next(
+    def _found_ahead(
         self,
         way: _Way,
         place: int,
         answer: Result,
         here: Node,
-        hold: Hold,
         is_end: bool,  # noqa: FBT001 - it is called for each name
         follow: bool,  # noqa: FBT001
-    ) -> Node | None:
-        """Take over an answer that was asked for ahead, and return the node that it leads to.
+    ) -> Node | Entry | None:
+        """Return what an answer that was asked for ahead has found, as a node if that is as before.
 
-        None: it takes more to see where the way goes on, and the answer is left alone.
+        None: it takes more to see where the way goes on.
         """
         directory, name = way.places[place]
         if type(answer) is not bytes or here.id != directory or not here.is_identified:
@@ -174,16 +178,13 @@ class Lookups:
             or (here.elsewhere and not known.elsewhere)
         ):
             known = None
-        entry = known or self._lane.decoded(fuse.decode_lookup, answer)
-        if entry is None:
+        found = known or self._lane.decoded(fuse.decode_lookup, answer)
+        if found is None:
             return None
-        mode = entry.attributes.mode
+        mode = found.attributes.mode
         if not (stat.S_ISDIR(mode) or is_end) or (stat.S_ISLNK(mode) and follow):
             return None
-        if known is None:
-            return self._found(answer, here, name, hold)
-        hold.again(known)
-        return known
+        return found
 
     def _undo(self, answer: Result) -> None:
         """Give back what an answer brought that is not wanted any more."""
@@ -219,6 +220,10 @@ class Lookups:
         entry = self._lane.decoded(fuse.decode_lookup, body)
         if entry is None:
             raise FileError(errno.ENOENT)
+        return self._add(entry, body, directory, name, hold)
+
+    def _add(self, entry: Entry, body: bytes, directory: Node, name: bytes, hold: Hold) -> Node:
+        """Take over the lookup count that an answer brought, or give it back if that is odd."""
         if entry.node in (fuse.ROOT_ID, directory.id):
             self._nodes.forget(entry.node)
             raise not_told_apart()
