@@ -15,7 +15,7 @@ from vuserd.device.procedure import Errand, Procedure, carry_out
 from vuserd.device.request import InOrder
 from vuserd.device.results import MISSING, Failed, body_of
 from vuserd.device.session import Session
-from vuserd.errors import BackendDown, FileError
+from vuserd.errors import BackendBroken, BackendDown, FileError
 from vuserd.users.asker import ASKER, Asker
 
 ROOT = fuse.ROOT_ID
@@ -197,3 +197,50 @@ async def test_an_abandoned_errand_tells_nobody_and_loses_nothing(
     assert len(undone) == 1
     assert session.lane.in_flight == 0
     assert not outcome.ended.is_set()
+
+
+async def test_a_lie_that_shows_when_an_errand_is_abandoned_ends_the_session_alone(
+    session: Session, backend: FakeBackend
+) -> None:
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.LOOKUP:
+            return Answer(b"is no entry")
+        return None
+
+    backend.answer = answer
+    closed: list[bool] = []
+    outcome = Outcome()
+
+    def undo(body: bytes) -> None:
+        fuse.decode_lookup(body)
+
+    def procedure() -> Procedure[None]:
+        try:
+            lookup = Ask(fuse.lookup(ROOT, b"Image"), undo=undo)
+            yield [lookup, Ask(fuse.statfs(ROOT))]
+        finally:
+            closed.append(True)
+
+    errand = Errand(session.lane, SOMEBODY, procedure(), outcome.note)
+    errand.resume()
+    await wait_all_tasks_blocked()
+    errand.abandon()
+    assert closed == [True]
+    assert isinstance(await session.wait_lost(), BackendBroken)
+    assert not outcome.ended.is_set()
+
+
+async def test_what_no_slot_can_carry_ends_a_procedure_and_loses_nothing(
+    session: Session, backend: FakeBackend, way: Way
+) -> None:
+    undone: list[bytes] = []
+
+    def procedure() -> Procedure[None]:
+        too_long = Ask(fuse.read(ROOT, fuse.FileHandle(1), 0, 1 << 20))  # without a target
+        yield [Ask(fuse.lookup(ROOT, b"Image"), undo=undone.append), too_long]
+
+    with pytest.raises(ValueError, match="READ has no fixed reply"):
+        await way(session, procedure())
+    await wait_all_tasks_blocked()
+    assert session.lane.in_flight == 0
+    assert len(backend.named(Opcode.LOOKUP)) == len(undone) == 1

@@ -131,3 +131,28 @@ async def test_one_that_kills_backends_kills_two(
         assert lost.value.code == "BACKEND_DOWN"
         assert killed == 2
         await is_served(address, CONTENT)
+
+
+async def test_a_lie_that_shows_when_its_client_is_gone_ends_the_session_alone(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
+    """One of the answers that the client left behind is none; the other is still to come."""
+    asked: list[Opcode] = []
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode not in (Opcode.LOOKUP, Opcode.OPEN):
+            return backend.serve_files(request)
+        asked.append(request.opcode)
+        return Answer(b"is no entry") if request.opcode is Opcode.LOOKUP else None
+
+    async with daemon_on(backend, str(tmp_path)) as address:
+        await is_served(address, CONTENT)
+        backend.answer = answer
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(address)
+            client.sendall(msgpack.packb([0, 1, "read", [FILE, "Image", 0, 100]]))
+            await until(lambda: len(asked) == 2)
+            await trio.testing.wait_all_tasks_blocked()  # the lie has come
+        backend.answer = backend.serve_files
+        await until(lambda: backend.sessions == 2)
+        await is_served(address, CONTENT)

@@ -97,7 +97,8 @@ class Errand(Batch, Generic[Found]):
         except StopIteration as end:
             found = end.value
         except Exception as error:
-            self._procedure.close()
+            if self.missing:  # it was not let ask for all of it
+                self.abandon()
             failure = error
         finally:
             ASKER.reset(token)
@@ -110,8 +111,11 @@ class Errand(Batch, Generic[Found]):
         """End it; nobody is told, and what it has asked for is given up."""
         token = ASKER.set(self.asker)
         try:
-            self._lane.give_up(self, self._asked)
-            with contextlib.suppress(BackendError):  # the session knows, and is lost
+            # What the backend has written may show only now that it broke the protocol: the session
+            # knows, and is lost.
+            with contextlib.suppress(BackendError):
+                self._lane.give_up(self, self._asked)
+            with contextlib.suppress(BackendError):
                 self._procedure.close()
         finally:
             ASKER.reset(token)
