@@ -13,6 +13,7 @@ import pytest
 
 from tests.covering import Covering
 from tests.forking import stop_template
+from tests.reports import tell_less
 from tests.running import REPOSITORY, RunningDaemon, adopt_orphans, find_backend, leftovers
 
 # How long an example takes tells of a machine that is busy, and of nothing else.
@@ -28,8 +29,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     covering = config.getoption("--covering")
-    runs_tests = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
-    if covering and runs_tests:
+    works = hasattr(config, "workerinput")
+    if works:
+        tell_less(config)
+    if covering and (works or not config.getoption("numprocesses", None)):
         config.pluginmanager.register(Covering(config, covering))
 
 
