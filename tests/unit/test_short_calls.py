@@ -156,3 +156,17 @@ async def test_a_lie_that_shows_when_its_client_is_gone_ends_the_session_alone(
         backend.answer = backend.serve_files
         await until(lambda: backend.sessions == 2)
         await is_served(address, CONTENT)
+
+
+async def test_reads_without_a_free_buffer_are_not_begun_in_vain(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
+    """A hundred come at once, and there are 32 buffers."""
+    async with daemon_on(backend, str(tmp_path)) as address, TrioClient.connect(address) as client:
+        await is_served(address, CONTENT)
+        looked_up = len(backend.named(Opcode.LOOKUP))
+        with trio.fail_after(FOR_EVER):
+            async with trio.open_nursery() as nursery:
+                for _ in range(100):
+                    nursery.start_soon(client.read, FILE, "Image", 0, len(CONTENT))
+        assert len(backend.named(Opcode.LOOKUP)) - looked_up < 130

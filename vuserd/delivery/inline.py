@@ -75,6 +75,16 @@ def read_small(path: bytes, offset: int, length: int, files: FileSystem) -> Proc
         FileError: as there.
 
     """
+    payloads = files.session.payloads
+    if not payloads.admit():
+        raise NeedsTask
+    try:
+        return (yield from _read_small(path, offset, length, files))
+    finally:
+        payloads.leave()
+
+
+def _read_small(path: bytes, offset: int, length: int, files: FileSystem) -> Procedure[FileContent]:
     lookups, session = files.lookups, files.session
     buffer = None
     with Hold(files.nodes) as hold:
@@ -86,7 +96,7 @@ def read_small(path: bytes, offset: int, length: int, files: FileSystem) -> Proc
             there = max(version.size - offset, 0)
             wanted = min(length, session.max_read)
             # One byte more than there is, if the caller wants it: a short answer shows the end.
-            if not 0 < min(length, there + 1) <= wanted or not version.size:
+            if min(length, there + 1) > wanted or not version.size:
                 raise NeedsTask
             if time_to_settle(version):
                 raise NeedsTask
