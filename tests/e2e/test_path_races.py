@@ -190,7 +190,7 @@ def test_nothing_outside_is_reached(place: Place, running: RunningDaemon) -> Non
         of_files = (reader.stat, reader.stat_link, reader.read, reader.fetch)
         of_directories = (reader.stat, reader.readdir, reader.walk)
         with swapping(place.pairs) as swapper:
-            for _ in range(rounds(12)):
+            for _ in range(rounds(6)):
                 for path in _PATHS:
                     for way in of_files:
                         reader.ask(way, path)

@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 _DROP_INS = "/etc/systemd/system/vuserd.service.d"
-_RESTARTS = rounds(20)
+_RESTARTS = rounds(10)
 _DOCUMENTS = "/usr/local/share/doc/vuserd"
 
 

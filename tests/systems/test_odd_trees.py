@@ -295,7 +295,7 @@ def test_any_tree(odd: Odd) -> None:
     """Try as many as $VUSERD_TEST_ROUNDS says."""
 
     @settings(
-        max_examples=rounds(50),
+        max_examples=rounds(20),
         deadline=None,
         database=None,
         # No shrinking, which loses a backend for each smaller tree: the kinds above are small.
