@@ -114,6 +114,7 @@ _GETATTR_FH: Final = 1 << 0
 
 _IN_HEADER = struct.Struct("=IIQQIIII")
 _OUT_HEADER = struct.Struct("=IiQ")
+_unpack_out_header = _OUT_HEADER.unpack_from
 IN_HEADER_SIZE: Final = _IN_HEADER.size
 OUT_HEADER_SIZE: Final = _OUT_HEADER.size
 
@@ -166,6 +167,8 @@ def decode_reply_header(reply: bytes, unique: int, used: int) -> int:
             request's reply, an error outside -4095..0, or a body after an error.
 
     """
+    if used >= OUT_HEADER_SIZE <= len(reply) and _unpack_out_header(reply) == (used, 0, unique):
+        return 0  # as nearly all of them, in half the time
     if used < OUT_HEADER_SIZE:
         raise MalformedError(f"{used} bytes used where an out-header belongs", Check.REPLY_LENGTH)
     if len(reply) < OUT_HEADER_SIZE:
@@ -353,13 +356,13 @@ def batch_forget_capacity(size: int) -> int:
 _GETATTR_IN = struct.Struct("=IIQ")
 _GETATTR: Final = Opcode.GETATTR
 _GETATTR_BY_NODE: Final = _GETATTR_IN.pack(0, 0, 0)
-_GETATTR_REPLY: Final = _ATTR_HEAD.size + ATTRIBUTES_SIZE
+GETATTR_REPLY: Final = _ATTR_HEAD.size + ATTRIBUTES_SIZE
 
 
 def getattr(node: NodeId, handle: FileHandle | None = None) -> Request:  # noqa: A001
     """GETATTR: the attributes of a node, or of the open file behind ``handle``."""
     body = _GETATTR_BY_NODE if handle is None else _GETATTR_IN.pack(_GETATTR_FH, 0, handle)
-    return _request((_GETATTR, node, body, _GETATTR_REPLY))
+    return _request((_GETATTR, node, body, GETATTR_REPLY))
 
 
 def decode_attributes(body: bytes) -> Attributes:
@@ -371,7 +374,7 @@ def decode_attributes(body: bytes) -> Attributes:
 
 def attributes_of(body: bytes) -> bytes:
     """Return the ``struct fuse_attr`` in a ``struct fuse_attr_out``, as it is."""
-    if len(body) != _GETATTR_REPLY:
+    if len(body) != GETATTR_REPLY:
         raise MalformedError(f"a reply to GETATTR of {len(body)} bytes")
     return body[_ATTR_HEAD.size :]
 
@@ -397,13 +400,13 @@ _OPEN: Final = Opcode.OPEN
 _READ: Final = Opcode.READ
 _RELEASE: Final = Opcode.RELEASE
 _OPEN_READ_ONLY: Final = _OPEN_IN.pack(0, 0)
-_OPEN_REPLY: Final = _OPEN_OUT.size
+OPEN_REPLY: Final = _OPEN_OUT.size
 
 
 def open(node: NodeId, flags: int = 0) -> Request:  # noqa: A001
     """Make OPEN, for a regular file; ``flags`` as in open(2), O_RDONLY by default."""
     body = _OPEN_IN.pack(flags, 0) if flags else _OPEN_READ_ONLY
-    return _request((_OPEN, node, body, _OPEN_REPLY))
+    return _request((_OPEN, node, body, OPEN_REPLY))
 
 
 def opendir(node: NodeId) -> Request:
@@ -413,8 +416,8 @@ def opendir(node: NodeId) -> Request:
 
 def decode_open(body: bytes) -> FileHandle:
     """Decode the reply to OPEN and OPENDIR: the handle, which RELEASE or RELEASEDIR gives back."""
-    if len(body) != _OPEN_REPLY:
-        raise MalformedError(f"a reply of {len(body)} bytes where {_OPEN_REPLY} belong")
+    if len(body) != OPEN_REPLY:
+        raise MalformedError(f"a reply of {len(body)} bytes where {OPEN_REPLY} belong")
     handle: FileHandle = _OPEN_OUT.unpack(body)[0]
     return handle
 
@@ -446,6 +449,55 @@ def release(node: NodeId, handle: FileHandle) -> Request:
 def releasedir(node: NodeId, handle: FileHandle) -> Request:
     """RELEASEDIR a handle of OPENDIR."""
     return Request(Opcode.RELEASEDIR, node, _RELEASE_IN.pack(handle, 0, 0, 0), 0)
+
+
+# Requests that are sent for each of very many small files, encoded as Request.encode() does, but at
+# once and so in a third of the time.
+
+_SHORT_MESSAGE = struct.Struct(_IN_HEADER.format + "II")
+_GETATTR_MESSAGE = struct.Struct(_IN_HEADER.format + "QQ")
+_READ_MESSAGE = struct.Struct(_IN_HEADER.format + _READ_IN.format[1:])
+_RELEASE_MESSAGE = struct.Struct(_IN_HEADER.format + "QQQ")
+_OPEN_SIZE: Final = _SHORT_MESSAGE.size
+_GETATTR_SIZE: Final = _GETATTR_MESSAGE.size
+_READ_SIZE: Final = _READ_MESSAGE.size
+_RELEASE_SIZE: Final = _RELEASE_MESSAGE.size
+
+
+def encode_open(
+    unique: int, who: Credentials, node: NodeId, _handle: FileHandle, _size: int
+) -> bytes:
+    """Encode OPEN of a regular file: there is no handle yet, nor a size."""
+    uid, gid, pid = who
+    return _SHORT_MESSAGE.pack(_OPEN_SIZE, _OPEN, unique, node, uid, gid, pid, 0, 0, 0)
+
+
+def encode_read(
+    unique: int, who: Credentials, node: NodeId, handle: FileHandle, size: int
+) -> bytes:
+    """Encode READ of ``size`` bytes from the file's beginning."""
+    uid, gid, pid = who
+    return _READ_MESSAGE.pack(
+        _READ_SIZE, _READ, unique, node, uid, gid, pid, 0, handle, 0, size, 0, 0, 0, 0
+    )
+
+
+def encode_getattr(
+    unique: int, who: Credentials, node: NodeId, _handle: FileHandle, _size: int
+) -> bytes:
+    """Encode GETATTR of a node, whatever handle and size are."""
+    uid, gid, pid = who
+    return _GETATTR_MESSAGE.pack(_GETATTR_SIZE, _GETATTR, unique, node, uid, gid, pid, 0, 0, 0)
+
+
+def encode_release(
+    unique: int, who: Credentials, node: NodeId, handle: FileHandle, _size: int
+) -> bytes:
+    """Encode RELEASE of a file, whatever its size is."""
+    uid, gid, pid = who
+    return _RELEASE_MESSAGE.pack(
+        _RELEASE_SIZE, _RELEASE, unique, node, uid, gid, pid, 0, handle, 0, 0
+    )
 
 
 _LSEEK_IN = struct.Struct("=QQII")

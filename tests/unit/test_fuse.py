@@ -835,3 +835,14 @@ class TestMalformedReplies:
     def test_entry_that_leaves_its_buffer_is_refused(self, offset: int, left: int) -> None:
         with pytest.raises(MalformedError, match=f"^{left} bytes where an entry of 128 belongs"):
             fuse.decode_entry_at(ENTRY, offset)
+
+
+def test_requests_for_many_files_are_encoded_as_others_are() -> None:
+    node, handle, who = NodeId((1 << 64) - 2), FileHandle((1 << 63) + 1), Credentials(1, 2, 3)
+    for encode, request in (
+        (fuse.encode_open, fuse.open(node)),
+        (fuse.encode_read, fuse.read(node, handle, 0, 9000)),
+        (fuse.encode_getattr, fuse.getattr(node)),
+        (fuse.encode_release, fuse.release(node, handle)),
+    ):
+        assert encode(1 << 63, who, node, handle, 9000) == request.encode(1 << 63, who)

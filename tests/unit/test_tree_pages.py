@@ -299,7 +299,7 @@ async def test_a_file_that_has_just_changed_is_read_once_its_times_would_tell(
 ) -> None:
     backend.files[b"two"] = File(b"22", mtime=coarse_now())
     looks = iter([5.0])
-    monkeypatch.setattr("vuserd.delivery.pages.time_to_settle", lambda _: next(looks, 0.0))
+    monkeypatch.setattr("vuserd.delivery.file_reads.time_to_settle", lambda _: next(looks, 0.0))
     assert await all_of(pages, files) == {b"one": b"1", b"two": b"22", b"none": b""}
     assert len(backend.named(Opcode.READ)) == 4
     assert len(backend.named(Opcode.LOOKUP)) == 1

@@ -38,6 +38,19 @@ class Ask(NamedTuple):
 Job: TypeAlias = Generator[Sequence[Asked], Sequence[Result], None]
 
 
+class Member(Batch):
+    """What :meth:`Jobs.run` waits for: a job that has begun, or what does the work of many."""
+
+    __slots__ = ()
+
+    #: What it waits for, to be undone where it has come and was not seen.
+    asked: Sequence[Asked] = ()
+
+    def close(self) -> None:
+        """End before all is done; what it waited for was given up."""
+        raise NotImplementedError
+
+
 class Jobs:
     """Run jobs on a lane, at most ``depth`` of them begun at once."""
 
@@ -46,7 +59,7 @@ class Jobs:
         self._depth = depth
         self._asker = ASKER.get()
         self._waiting: deque[Job] = deque()
-        self._begun: set[_Begun] = set()
+        self._begun: set[Member] = set()
         #: Whether they run, none has failed, and nothing was cancelled.
         self.go_on = False
         #: Whether jobs are being begun: one that adds another begins none within itself.
@@ -59,8 +72,14 @@ class Jobs:
         self._waiting.append(job)
         self._begin()
 
-    async def run(self) -> None:
+    def hold(self, member: Member) -> None:
+        """Have :meth:`run` wait for a member, too, until it has :meth:`ended`."""
+        self._begun.add(member)
+
+    async def run(self, begin: Callable[[], None] = lambda: None) -> None:
         """Run until all jobs have ended, those that are added meanwhile included.
+
+        First it calls ``begin``, which may begin what is not a job.
 
         An exception out of a job ends the others, as a cancellation does: each is closed, and what
         it still waited for becomes an orphan.
@@ -71,6 +90,7 @@ class Jobs:
         """
         self.go_on = True
         try:
+            begin()
             self._begin()
             while self._begun and self._failure is None:
                 await self._changed()
@@ -106,8 +126,8 @@ class Jobs:
         self._is_beginning = False
         self._lane.requests.publish()
 
-    def ended(self, begun: "_Begun", failure: Exception | None) -> None:
-        """Go on without a job that has ended, or failed."""
+    def ended(self, begun: Member, failure: Exception | None) -> None:
+        """Go on without a member that has ended, or failed."""
         if failure is None:
             self._begun.discard(begun)
             self._begin()
@@ -122,7 +142,7 @@ class Jobs:
         """Close those that have not ended, whatever comes out of any of them."""
         closing: list[Callable[[], object]] = [
             *(partial(self._lane.give_up, begun, begun.asked) for begun in self._begun),
-            *(begun.job.close for begun in self._begun),
+            *(begun.close for begun in self._begun),
             *(job.close for job in self._waiting),
         ]
         self._begun.clear()
@@ -134,7 +154,7 @@ class Jobs:
                 self._failure = self._failure or error
 
 
-class _Begun(Batch):
+class _Begun(Member):
     """A job that has begun, and what it waits for."""
 
     __slots__ = ("_jobs", "_lane", "_next", "asked", "job")
@@ -167,3 +187,7 @@ class _Begun(Batch):
             self._jobs.ended(self, None)
         except Exception as error:
             self._jobs.ended(self, error)
+
+    def close(self) -> None:
+        """Close the job."""
+        self.job.close()

@@ -18,6 +18,8 @@ Undo: TypeAlias = Callable[[bytes], None]
 _SPEED: Final = 4096
 _SPEED_OF_LISTINGS: Final = {fuse.Opcode.READDIR: 80, fuse.Opcode.READDIRPLUS: 40}
 _SMALL: Final = 31
+#: The most bytes of a READ that counts as small.
+SMALL_READ: Final = (_SMALL + 1) * _SPEED - 1
 
 
 class Target(Protocol):
@@ -102,6 +104,36 @@ class Batch:
 
     def resume(self) -> None:
         """Let the caller go on."""
+        raise NotImplementedError
+
+
+#: A reply: its request's place, an errno (0 for success), what is in the slot's own room, its
+#: header first, and the bytes of all of it, what went to a target included.
+Taken: TypeAlias = tuple[int, int, bytes, int]
+
+
+class Bulk(Batch):
+    """Ever more requests of one kind of work, each at one of a few places, time and again.
+
+    They are sent by :meth:`~vuserd.device.lane.direct.Direct.send`, and the replies that are there
+    are taken all at once. What a request was is asked for where that matters, and never else.
+    """
+
+    __slots__ = ("taken",)
+
+    is_bulk = True
+
+    def __init__(self, asker: Asker | None = None) -> None:
+        super().__init__(asker)
+        #: The replies that have come since :meth:`take`.
+        self.taken: list[Taken] = []
+
+    def asked_at(self, place: int) -> Asked:
+        """Return the request that is at a place now."""
+        raise NotImplementedError
+
+    def take(self) -> None:
+        """Take the replies that have come, and send what follows; the caller publishes it."""
         raise NotImplementedError
 
 

@@ -14,7 +14,7 @@ its node.
 import math
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -154,9 +154,14 @@ class NodeTable:
 
     def give_back(self, node: NodeId) -> None:
         """End a :meth:`borrow`."""
-        self._loans -= 1
-        self._borrowed.pop(node, None)
-        self._give_back(node, 1)
+        self.give_back_each((node,))
+
+    def give_back_each(self, nodes: Sequence[NodeId]) -> None:
+        """End a :meth:`borrow` of each, which costs less than one at a time."""
+        self._loans -= len(nodes)
+        for node in nodes:
+            self._borrowed.pop(node, None)
+        self._owe(nodes)
 
     def _give_back(self, node: NodeId, lookups: int) -> None:
         """Do what :meth:`forget` does, for the least that it can cost in most cases."""

@@ -20,13 +20,12 @@ from protocol.virtio_fs import HIPRIO_QUEUE, REQUEST_QUEUE
 from vuserd.device.gate import Gate
 from vuserd.device.lane.backlog import Backlog
 from vuserd.device.lane.hiprio import Hiprio
-from vuserd.device.lane.hung import Attribution
-from vuserd.device.lane.slots import Sent, Slots, Waiting, sent
+from vuserd.device.lane.slots import Sent, Slots, Waiting, in_full, sent
 from vuserd.device.lane.watch import Watch
 from vuserd.device.layout import PAYLOAD_SIZE, REPLY_ROOM, SharedLayout
 from vuserd.device.observer import Observer
 from vuserd.device.queue import NotifiedQueue
-from vuserd.device.request import Asked, Batch, brought, require_room, work_of
+from vuserd.device.request import Asked, Batch, Bulk, brought, require_room, work_of
 from vuserd.device.results import MISSING, Failed, Result
 from vuserd.errors import (
     BackendBroken,
@@ -87,11 +86,6 @@ class Exchange:
     def queues(self) -> dict[int, NotifiedQueue]:
         """The queues by their index."""
         return {REQUEST_QUEUE: self.requests, HIPRIO_QUEUE: self._hiprio.queue}
-
-    @property
-    def submitted(self) -> int:
-        """Requests that the device was given."""
-        return self._unique // 2
 
     @property
     def in_flight(self) -> int:
@@ -266,37 +260,57 @@ class Exchange:
 
     def _answered(self, used: Iterator[Used]) -> None:
         """Take used chains of the request queue: check the replies, let their callers go on."""
-        slots, attribution = self._slots, self._watch.attribution
-        by_head = slots.by_head
+        slots, observer, attribution = self._slots, self._observer, self._watch.attribution
+        by_head, decode = slots.by_head, fuse.decode_reply_header
         self._due = self.requests.now + self._timeout
-        for head, length, reply in used:
-            one = by_head[head]
-            assert one is not None
-            unique, (_, target, undo), batch, place, _, _, _, work = one
-            error = fuse.decode_reply_header(reply, unique, length)
-            by_head[head] = None
-            if unique > slots.latest:
-                slots.latest = unique
-            if self._observer is not None:
-                self._observer.ended(unique, error, length - _HEADER)
-            if attribution is not None:
-                attribution.answered(one, self.requests.now)
-            if work:
-                self._backlog.end_turn(work)
-            result: Result
-            if error:
-                result = Failed(FileError(error))
-            elif target is None:
-                result = reply[_HEADER:]
-            else:
-                result = length - _HEADER
-            if batch is None and undo is not None and not isinstance(result, Failed):
-                undo(brought(target, result))
-            if target is not None:
-                target.reclaim()
-            if batch is not None:
-                batch.settle(place, result)
+        if attribution is not None and not attribution.is_listening:
+            attribution = None
+        bulks: list[Bulk] = []
+        try:
+            for head, length, reply in used:
+                one = by_head[head]
+                assert one is not None
+                unique = one[0]
+                error = decode(reply, unique, length)
+                by_head[head] = None
+                if unique > slots.latest:
+                    slots.latest = unique
+                if observer is not None:
+                    observer.ended(unique, error, length - _HEADER)
+                if attribution is not None:
+                    attribution.answered(in_full(one), self.requests.now)
+                if isinstance(one, Sent):
+                    self._end(one, error, reply, length)
+                    continue
+                _, bulk, place, _, target = one
+                if target is not None:
+                    target.reclaim()
+                if not bulk.taken:
+                    bulks.append(bulk)
+                bulk.taken.append((place, error, reply, length))
+        finally:
+            for bulk in bulks:
+                bulk.take()
         self._go_on()
+
+    def _end(self, one: Sent, error: int, reply: bytes, length: int) -> None:
+        """End a request with its reply."""
+        _, (_, target, undo), batch, place, _, _, _, work = one
+        if work:
+            self._backlog.end_turn(work)
+        result: Result
+        if error:
+            result = Failed(FileError(error))
+        elif target is None:
+            result = reply[_HEADER:]
+        else:
+            result = length - _HEADER
+        if batch is None and undo is not None and not isinstance(result, Failed):
+            undo(brought(target, result))
+        if target is not None:
+            target.reclaim()
+        if batch is not None:
+            batch.settle(place, result)
 
     def _go_on(self) -> None:
         """Submit what may be submitted now, and wake who waits for the end of it all."""
@@ -350,16 +364,6 @@ class Exchange:
             queue.close()
 
     # --- deadlines --------------------------------------------------------------------------------
-
-    def obey(self, gate: Gate) -> None:
-        """Have ``gate`` decide from now on which requests the backend is given."""
-        self.gate = gate
-        self._watch.attribution = Attribution(gate, self._timeout)
-        self._held_back = gate.held
-
-    def makes_progress(self) -> bool:
-        """Return whether this end's tasks run on time, whatever the backend does."""
-        return self._watch.makes_progress()
 
     async def watch_deadlines(self) -> None:
         """Fail overdue requests and find a silent backend; run until cancelled."""

@@ -46,10 +46,13 @@ class Attribution:
                 self._hung.add(one.unique)
                 self.gate.hung(one.asked[0], one.path, one.asker)
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether it matters which requests are answered: they hung before, or are held back."""
+        return bool(self._hung or self.gate.held)
+
     def answered(self, one: Sent, now: float) -> None:
         """Report that a request was answered, if the gate wants to know."""
-        if not (self._hung or self.gate.held):
-            return
         request = one.asked[0]
         if one.unique not in self._hung:
             self.gate.answered(request)

@@ -7,7 +7,9 @@ from typing import TypeVar
 import trio
 
 from protocol import MalformedError, fuse
-from vuserd.device.lane.exchange import Exchange
+from vuserd.device.gate import Gate
+from vuserd.device.lane.direct import Direct
+from vuserd.device.lane.hung import Attribution
 from vuserd.device.request import Asked, Batch, InOrder, Target, Undo, brought
 from vuserd.device.results import MISSING, Failed, Result, body_of, length_of
 from vuserd.users.asker import ASKER
@@ -42,8 +44,13 @@ class _Caller(Batch):
             await trio.lowlevel.wait_task_rescheduled(abort)
 
 
-class Lane(Exchange):
+class Lane(Direct):
     """The lane of a session: any number of tasks may wait for requests, and each may give up."""
+
+    @property
+    def submitted(self) -> int:
+        """Requests that the device was given."""
+        return self._unique // 2
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -54,6 +61,16 @@ class Lane(Exchange):
         finally:
             self._is_held = False
             self._go_on()
+
+    def obey(self, gate: Gate) -> None:
+        """Have ``gate`` decide from now on which requests the backend is given."""
+        self.gate = gate
+        self._watch.attribution = Attribution(gate, self._timeout)
+        self._held_back = gate.held
+
+    def makes_progress(self) -> bool:
+        """Return whether this end's tasks run on time, whatever the backend does."""
+        return self._watch.makes_progress()
 
     async def idle(self) -> None:
         """Wait until the device holds no chain any more, or is lost."""

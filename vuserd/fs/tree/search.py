@@ -6,6 +6,7 @@ left since, because nobody asked for the next page or the backend was lost, is l
 """
 
 import errno
+import operator
 import stat
 import time
 from collections import deque
@@ -43,8 +44,12 @@ _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 #: Seconds after which no file system's timestamps can hide a change any more.
 _LONG_SETTLED: Final = 4.0
 _SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
-#: Bytes of memory for an entry that was found and not delivered.
+#: The bits of a mode that tell the type.
+_TYPE: Final = 0o170000
+#: Bytes of memory for an entry that was found and not delivered, and for its name and directory.
 _ENTRY: Final = 1024
+_NAME: Final = operator.attrgetter("name")
+_PATH: Final = operator.attrgetter("branch.path")
 
 
 class Tree:
@@ -89,7 +94,8 @@ class Tree:
     @property
     def remembered(self) -> int:
         """Bytes of memory that it takes to go on."""
-        found = sum(_ENTRY + len(each.branch.path) + len(each.name) for each in self.ahead)
+        found = _ENTRY * len(self.ahead)
+        found += sum(map(len, map(_PATH, self.ahead))) + sum(map(len, map(_NAME, self.ahead)))
         return found + sum(branch.remembered for branch in self._waiting)
 
     @property
@@ -279,27 +285,28 @@ class Tree:
         )
         new = []
         again = fuse.ROOT_ID, directory
+        ahead, borrow = self.ahead, nodes.borrow
         for name, node, attributes, mode, size, ino, changed in rows:
             if branch.ahead and not branch.is_new(name):
                 nodes.forget(node)
                 continue
             new.append(hash(name))
             if not node:
-                self.ahead.append(Found(branch, name))
+                ahead.append(Found(branch, name))
                 continue
-            found = Found(branch, name, node, attributes, mode, size, is_old=changed < recent)
-            self.ahead.append(found)
+            found = Found(branch, name, node, attributes, mode, size, changed < recent)
+            ahead.append(found)
             if node in again:
                 nodes.forget(node)
                 found.node, found.error = None, not_told_apart()
                 continue
-            nodes.borrow(node, directory, name)
+            borrow(node, directory, name)
             if not ino and not _is_told_apart(decode_attributes_at(attributes, 0)):
                 self.leave(found)
                 found.error = not_told_apart()
-            elif stat.S_ISDIR(mode):
+            elif mode & _TYPE == stat.S_IFDIR:
                 self._add_branch(found)
-            elif len(self.ahead) > _MOST_NODES:
+            elif len(ahead) > _MOST_NODES:
                 self.leave(found)
         branch.given.extend(new)
 
