@@ -10,7 +10,7 @@ from tests.fake.tree_pages import columns, page, row
 from tests.unit.faces import Connect
 from vuserd.client import Client
 from vuserd.client.errors import BadReply, NotTaken, RemoteError
-from vuserd.client.files.tree_page import TreePage
+from vuserd.client.files.tree_page import PAGE_BYTES, TreePage
 from vuserd.wire.bin_head import encode_bin_response_head
 from vuserd.wire.codec import Request
 
@@ -202,7 +202,7 @@ def test_what_a_later_daemon_adds_is_ignored() -> None:
     assert bytes(entry.content) == b"abc"
 
 
-@pytest.mark.parametrize("size", [(2 << 20) + 1, 64 << 20])
+@pytest.mark.parametrize("size", [PAGE_BYTES + 1, 64 << 20])
 def test_a_page_that_is_larger_than_was_asked_for(
     client: Client, fake_daemon: FakeDaemon, size: int
 ) -> None:

@@ -40,7 +40,7 @@ class Files(Protocol):
     """Where files to read come from, and what becomes of them. Each method may begin more."""
 
     def next_file(self) -> tuple[Found, Place] | None:
-        """Return a file that was found, and room for its bytes; None where there is none now."""
+        """Return a file that was found, and room for its bytes and one more; None without one."""
 
     def was_read(self, found: Found, place: Place, *, is_settled: bool) -> None:
         """Take a file, whole in its place; one that is not settled may change without a trace."""
@@ -316,7 +316,6 @@ class FileReads(Bulk, Member):
         elif length != found.size:  # as in procfs
             place.clear()
         else:
-            place.clear(length)
             self._files.was_read(found, place, is_settled=line.is_settled)
 
     def _end(self, line: _Line, error: FileError) -> None:

@@ -11,14 +11,13 @@ from typing import Final, NamedTuple
 
 import trio
 
-from memory.arena import Buffer
 from protocol import fuse
 from protocol.fuse import version_bytes
 from vuserd.delivery.file_reads import FileReads, is_settled
 from vuserd.delivery.one_version import ATTEMPTS
 from vuserd.delivery.page import ENTRY_BYTES, Page, Place
 from vuserd.device.jobs import DEPTH, Ask, Job, Jobs
-from vuserd.device.request import SMALL_READ, InOrder
+from vuserd.device.request import SMALL_READ, InOrder, Seen
 from vuserd.device.results import MISSING, body_of, length_of
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.filesystem import FileSystem
@@ -28,7 +27,7 @@ from vuserd.fs.tree.search import Tree
 from vuserd.fs.version import TICK
 from vuserd.tasks.turns import SHARER, take_turn
 
-#: Directories that are read at once, each into a payload buffer of its own.
+#: Directories that are read at once, each into its part of a payload buffer.
 READERS: Final = 4
 #: Entries that are found ahead of what the page needs.
 _AHEAD: Final = 128
@@ -36,6 +35,8 @@ _AHEAD: Final = 128
 _AT_ONCE: Final = DEPTH - READERS
 #: Entries that are delivered in one turn while other users want something, too.
 _PORTION: Final = 32
+#: The bits of a mode that tell the type.
+_TYPE: Final = 0o170000
 #: Bytes of a symlink's target.
 _TARGET: Final = fuse.PAGE_SIZE
 #: Bytes for the error of a directory.
@@ -60,7 +61,7 @@ class Filling:
         files: what serves.
         tree: what is delivered.
         page: what is filled.
-        buffers: those that directories are read into.
+        rooms: what directories are read into.
         look_again: whether each file is looked at once more when it was read.
 
     """
@@ -70,7 +71,7 @@ class Filling:
         files: FileSystem,
         tree: Tree,
         page: Page,
-        buffers: list[Buffer],
+        rooms: list[Place],
         *,
         look_again: bool,
     ) -> None:
@@ -79,7 +80,7 @@ class Filling:
         self._files = files
         self._tree = tree
         self._page = page
-        self._buffers = buffers
+        self._rooms: list[Seen] = [*rooms]
         self._look_again = look_again
         self._jobs = Jobs(session.lane)
         self._reads = FileReads(
@@ -156,7 +157,7 @@ class Filling:
             self._jobs.add(self._read_on())
 
     def _read_on(self) -> Job:
-        yield from self._tree.read_on(self._buffers)
+        yield from self._tree.read_on(self._rooms)
         self._readers -= 1
         self._feed()
 
@@ -164,12 +165,8 @@ class Filling:
         """Return whether one more entry may be brought at once."""
         return self._bringing + self._reads.count <= _AT_ONCE
 
-    def _may_begin(self) -> bool:
-        """Return whether an entry that was found may begin in this turn."""
-        if self._is_full or not self._tree.ahead or not self._page.has_room:
-            return False
-        if self._bringing and not self._has_hands():
-            return False
+    def _has_turn(self) -> bool:
+        """Return whether one more entry may begin in this turn."""
         if self._portion <= 0 and (self._sharer is None or self._sharer.is_only_user()):
             self._portion = _PORTION
         return self._portion > 0
@@ -179,29 +176,30 @@ class Filling:
     def next_file(self) -> tuple[Found, Place] | None:
         """Begin entries until one is a small file; None where there is none."""
         tree, page = self._tree, self._page
-        while self._may_begin():
-            found = tree.ahead[0]
+        ahead = tree.ahead
+        while ahead and page.has_room and not self._is_full and self._has_turn():
+            if self._bringing and not self._has_hands():
+                break
+            found = ahead[0]
             mode, size, place = found.mode, found.size, None
-            is_file = stat.S_ISREG(mode) and found.attributes is not None and found.error is None
-            if is_file and size <= self._most:
+            is_known = found.attributes is not None and found.error is None
+            if is_known and mode & _TYPE == stat.S_IFREG and size <= self._most:
                 place = page.place(size + 1)
                 if place is None and page.found:
                     self._is_full = True
-                    return None
-            tree.ahead.popleft()
-            self._portion -= 1
-            page.found.append(found)
-            taken = ENTRY_BYTES + len(found.branch.path) + len(found.name)
-            if len(tree.ahead) < _AHEAD:
+                    break
+            ahead.popleft()
+            if len(ahead) < _AHEAD:
                 self._read_ahead()
+            self._portion -= 1
+            taken = ENTRY_BYTES + len(found.branch.path) + len(found.name)
             if place is not None and size < SMALL_READ and found.node is not None:
-                page.take(taken)
+                page.add(found, taken)
                 return found, place
             target = 0
-            is_unknown = found.attributes is None or stat.S_ISLNK(mode)
-            if is_unknown and found.error is None:
+            if found.error is None and (found.attributes is None or stat.S_ISLNK(mode)):
                 target = _TARGET
-            page.take(taken + target)
+            page.add(found, taken + target)
             if place is not None or target:
                 self._bring(_Begun(found, place, target))
             else:

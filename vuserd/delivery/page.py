@@ -11,7 +11,7 @@ from vuserd.fs.tree.found import Found
 ENTRY_BYTES: Final = 256
 #: Bytes of a page that are kept for the rest of its index, and for its last entry to be too long.
 _MARGIN: Final = 16 << 10
-#: Places begin at multiples of this, where the backend copies fastest.
+#: Places begin at multiples of this, a word of 64 bits, where the backend copies fastest.
 _ALIGNMENT: Final = 8
 
 
@@ -30,6 +30,11 @@ class Place:
         self._view = shared.view
         self._begin = begin
 
+    @property
+    def view(self) -> memoryview:
+        """All of its bytes."""
+        return self._view[self._begin : self._begin + self.size]
+
     def clear(self, begin: int = 0) -> None:
         """Put zeros where no file's bytes are, from ``begin`` on: others' bytes were here."""
         if begin < self.size:
@@ -42,6 +47,7 @@ class _Shared:
     def __init__(self, buffer: Buffer) -> None:
         self.buffer = buffer
         self.address, self.view = buffer.address, buffer.view
+        self.words = buffer.view.cast("Q")
         self._lent = 0
 
     def lend(self) -> None:
@@ -53,6 +59,12 @@ class _Shared:
         self._lent -= 1
         if not self._lent:
             self.buffer.reclaim()
+
+
+def parts_of(buffer: Buffer, count: int) -> list[Place]:
+    """Return a buffer in equal parts; it stays the caller's."""
+    shared, size = _Shared(buffer), len(buffer.view) // count
+    return [Place(shared, begin, begin, size) for begin in range(0, count * size, size)]
 
 
 class Page:
@@ -84,8 +96,13 @@ class Page:
         """Take so many bytes of the index; the last entry of a page may take more than are left."""
         self._left -= size
 
+    def add(self, found: Found, size: int) -> None:
+        """Add an entry, which takes so many bytes of the index."""
+        self.found.append(found)
+        self._left -= size
+
     def place(self, length: int) -> Place | None:
-        """Return room for so many bytes; None where there is none."""
+        """Return room for so many bytes, with zeros in its last word; None where there is none."""
         taken = length + -length % _ALIGNMENT
         if taken > self._left:
             return None
@@ -94,6 +111,8 @@ class Page:
             if begin + taken <= len(shared.view):
                 self._ends[self._filling] = begin + taken
                 self._left -= taken
+                # Behind the file's last byte, which is in that word, others' bytes were.
+                shared.words[(begin + taken) // _ALIGNMENT - 1] = 0
                 return Place(shared, self._before + begin, begin, taken)
             if self._filling + 1 == len(self._shared):
                 return None

@@ -11,7 +11,7 @@ import trio
 
 from vuserd.delivery.filling import READERS, Filling
 from vuserd.delivery.inline import FileContent
-from vuserd.delivery.page import Page
+from vuserd.delivery.page import Page, parts_of
 from vuserd.device.payloads import given_back
 from vuserd.errors import VuserdError
 from vuserd.fs.filesystem import FileSystem
@@ -94,9 +94,9 @@ class TreePages(Kept):
         try:
             await self._tree.enter(files)
             count = max(1, size // files.session.payloads.size)
-            with given_back(await files.session.payloads.take(count + READERS)) as buffers:
-                page = Page(buffers[READERS:], size, limit)
-                readers = buffers[:READERS]
+            with given_back(await files.session.payloads.take(count + 1)) as buffers:
+                page = Page(buffers[1:], size, limit)
+                readers = parts_of(buffers[0], READERS)
                 filling = Filling(files, self._tree, page, readers, look_again=look_again)
                 await filling.run()
                 return TreePage(page.found, filling.problems, page.take_content(buffers))

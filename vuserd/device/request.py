@@ -1,9 +1,8 @@
 """A FUSE request: where its reply goes, who waits for it, what is undone if nobody does."""
 
 from collections.abc import Callable
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
-from memory.arena import Buffer
 from protocol import fuse
 from vuserd.device.layout import REQUEST_ROOM
 from vuserd.device.results import Result
@@ -34,6 +33,15 @@ class Target(Protocol):
 
     def reclaim(self) -> None:
         """Mark it as returned: the device is done with it."""
+
+
+@runtime_checkable
+class Seen(Target, Protocol):
+    """A destination whose bytes can be looked at."""
+
+    @property
+    def view(self) -> memoryview:
+        """All of it."""
 
 
 class Rest:
@@ -145,5 +153,5 @@ def brought(target: Target | None, found: bytes | int) -> bytes:
     """
     if isinstance(found, bytes):
         return found
-    assert isinstance(target, Buffer)
+    assert isinstance(target, Seen)
     return bytes(target.view[:found])

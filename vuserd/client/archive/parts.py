@@ -16,7 +16,7 @@ from vuserd.client.archive.members import Member
 from vuserd.client.calls import RemotePath
 from vuserd.client.core.procedure import Emit, Finish, Procedure, Running, Stream, Wait
 from vuserd.client.errors import RemoteError
-from vuserd.client.files.tree_page import PAGE_BYTES, TreeEntry
+from vuserd.client.files.tree_page import TreeEntry
 from vuserd.client.records import Stat
 from vuserd.errors import ErrorCode
 
@@ -27,8 +27,10 @@ Subtree: TypeAlias = Callable[..., Stream[TreeEntry]]
 SMALL: Final = 1 << 20
 #: Bytes of small files in a part.
 _HELD: Final = 16 << 20
+#: Bytes of a page, with its index.
+_PAGE: Final = 2 << 20
 #: Pages of a part whose files stay where they were received; those of more are copied.
-_LASTING: Final = _HELD // PAGE_BYTES
+_LASTING: Final = _HELD // _PAGE
 #: Buffers that are kept for the next part.
 _SPARE: Final = 4
 
@@ -201,7 +203,7 @@ class _Part:
     def _room(self) -> memoryview:
         """Return where the next page is received."""
         if len(self._buffers) < _LASTING + 2:
-            new = self._spare.pop() if self._spare else memoryview(mmap.mmap(-1, PAGE_BYTES))
+            new = self._spare.pop() if self._spare else memoryview(mmap.mmap(-1, _PAGE))
             self._buffers.append(new)
         else:  # in turns
             self._buffers[-2:] = reversed(self._buffers[-2:])

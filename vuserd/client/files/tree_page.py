@@ -15,8 +15,8 @@ from vuserd.client.records import PageToken, Stat, require_possible, to_name
 from vuserd.errors import in_a_sentence
 from vuserd.wire.codec import decode_value
 
-#: Bytes of a page, with its index.
-PAGE_BYTES: Final = 2 << 20
+#: Bytes of a page, with its index: between two pages the backend has nothing to do for a moment.
+PAGE_BYTES: Final = 4 << 20
 
 _HEAD: Final = struct.Struct(">I")
 #: The types of what each column may hold; all that are not named here are numbers.

@@ -47,7 +47,7 @@ class Direct(Exchange):
             BackendError: the backend is lost.
 
         """
-        ring, by_head, observer, who = self._ring, self._by_head, self._observer, self._who
+        add, by_head, observer, who = self._ring.add, self._by_head, self._observer, self._who
         if self._watch.is_parked:
             self._watch.wake()
         deadline = self._due if self.requests.is_reaping else self._deadline()
@@ -56,24 +56,20 @@ class Direct(Exchange):
             self._backlog.heard(asker)
         room = 0 if self._failure is not None or self._held_back else self._room()
         unique = self._unique
-        for place, (encode, reply, is_awaited), node, handle, size, target in requests:
-            if not room:
-                self._unique = unique
-                self._send_later(bulk, place, deadline if is_awaited else 0.0)
-                unique, room = self._unique, 0
-                continue
-            room -= 1
+        for place, (encode, reply, is_awaited), node, handle, size, target in requests[:room]:
             unique += 2
             message = encode(unique, who, node, handle, size)
             if target is None:
-                head = ring.add(message, reply)
+                head = add(message, reply)
             else:
                 target.lend()
-                head = ring.add(message, reply, target.address, size)
+                head = add(message, reply, target.address, size)
             by_head[head] = unique, bulk, place, deadline if is_awaited else 0.0, target
             if observer is not None:
                 observer.sent(unique, bulk.asked_at(place)[0])
         self._unique = unique
+        for place, form, *_ in requests[room:]:
+            self._send_later(bulk, place, deadline if form.is_awaited else 0.0)
 
     def _send_later(self, bulk: Bulk, place: int, deadline: float) -> None:
         """Have a request wait as others do, if it may be sent."""

@@ -261,7 +261,7 @@ class Exchange:
     def _answered(self, used: Iterator[Used]) -> None:
         """Take used chains of the request queue: check the replies, let their callers go on."""
         slots, observer, attribution = self._slots, self._observer, self._watch.attribution
-        by_head, decode = slots.by_head, fuse.decode_reply_header
+        by_head, unpack, latest = slots.by_head, fuse.unpack_out_header, slots.latest
         self._due = self.requests.now + self._timeout
         if attribution is not None and not attribution.is_listening:
             attribution = None
@@ -270,11 +270,12 @@ class Exchange:
             for head, length, reply in used:
                 one = by_head[head]
                 assert one is not None
-                unique = one[0]
-                error = decode(reply, unique, length)
+                unique, error = one[0], 0
+                if length < _HEADER or unpack(reply) != (length, 0, unique):  # few of them
+                    error = fuse.decode_reply_header(reply, unique, length)
                 by_head[head] = None
-                if unique > slots.latest:
-                    slots.latest = unique
+                if unique > latest:
+                    slots.latest = latest = unique
                 if observer is not None:
                     observer.ended(unique, error, length - _HEADER)
                 if attribution is not None:

@@ -6,13 +6,12 @@ import stat
 from collections.abc import Generator, Sequence
 from typing import Final, TypeAlias, TypeVar
 
-from memory.arena import Buffer
 from protocol import fuse
 from protocol.dirent_columns import DirectoryColumns, decode_directory_columns
 from protocol.fuse import Entry, NodeId
 from vuserd.device.jobs import Ask
 from vuserd.device.lane.lane import Lane
-from vuserd.device.request import Asked
+from vuserd.device.request import Asked, Seen
 from vuserd.device.results import Result, body_of, length_of
 from vuserd.errors import FileError
 from vuserd.fs.directories.offsets import Offsets
@@ -79,7 +78,7 @@ def open_directory(lane: Lane, branch: Branch) -> Part[None]:
 
 
 def read_entries(
-    files: FileSystem, branch: Branch, buffer: Buffer
+    files: FileSystem, branch: Branch, room: Seen
 ) -> Part[tuple[DirectoryColumns, int | None]]:
     """Return entries, each node of which has a lookup count to give back, and where to go on.
 
@@ -96,7 +95,7 @@ def read_entries(
         nodes.forget_each(decode(body, plus=True)[0].nodes)
 
     request = fuse.readdirplus(node, handle, branch.position, _BATCH_SIZE)
-    [read] = yield [Ask(request, buffer, undo)]
+    [read] = yield [Ask(request, room, undo)]
     plus = True
     try:
         length = length_of(read)
@@ -105,8 +104,8 @@ def read_entries(
             raise
         plus = False
         request = fuse.readdir(node, handle, branch.position, _BATCH_SIZE)
-        [read] = yield [Ask(request, buffer)]
+        [read] = yield [Ask(request, room)]
         length = length_of(read)
-    body = bytes(buffer.view[:length])
+    body = bytes(room.view[:length])
     entries, following = lane.decoded(functools.partial(decode, plus=plus), body)
     return entries if plus else entries.without_nodes(), following

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from typing import Final
 
-from memory.arena import Buffer
 from protocol import fuse
 from protocol.dirent_columns import AttributeColumns, DirectoryColumns
 from protocol.fuse import (
@@ -23,6 +22,7 @@ from protocol.fuse import (
     encode_attributes,
 )
 from vuserd.device.jobs import Job
+from vuserd.device.request import Seen
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.directories.offsets import no_end
 from vuserd.fs.filesystem import FileSystem
@@ -183,17 +183,17 @@ class Tree:
 
     # -- jobs --------------------------------------------------------------------------------------
 
-    def read_on(self, buffers: list[Buffer]) -> Job:
-        """Read a batch of the directory that was found last; a buffer is borrowed for that."""
-        if not self._waiting or not buffers:
+    def read_on(self, rooms: list[Seen]) -> Job:
+        """Read a batch of the directory that was found last; a room is borrowed for that."""
+        if not self._waiting or not rooms:
             return
-        branch, buffer = self._waiting.pop(), buffers.pop()
+        branch, room = self._waiting.pop(), rooms.pop()
         place = len(self._waiting)
         self._reading.add(branch)
         try:
-            finished = yield from self._read_batch(branch, buffer)
+            finished = yield from self._read_batch(branch, room)
             while not finished and self._opened > _MOST_OPEN and len(self.ahead) < _MOST_NODES:
-                finished = yield from self._read_batch(branch, buffer)
+                finished = yield from self._read_batch(branch, room)
         except FileError as error:
             if error.is_exhaustion:
                 self._refused.append((branch, error))
@@ -211,7 +211,7 @@ class Tree:
                 self._waiting.insert(place, branch)  # the directories in it come first
         finally:
             self._reading.discard(branch)
-            buffers.append(buffer)
+            rooms.append(room)
 
     def find(self, found: Found) -> Part[None]:
         """Look an entry up that has no node.
@@ -238,7 +238,7 @@ class Tree:
         assert self._top.node is not None
         return go(self._in_use, self._top.node, path)
 
-    def _read_batch(self, branch: Branch, buffer: Buffer) -> Part[bool]:
+    def _read_batch(self, branch: Branch, room: Seen) -> Part[bool]:
         """Read a batch of a directory; return whether it was the last one."""
         if branch.node is None:
             entry = yield from self._go(branch.path)
@@ -251,7 +251,7 @@ class Tree:
         if branch.handle is None:
             yield from open_directory(self._in_use.session.lane, branch)
             self._opened += 1
-        entries, following = yield from read_entries(self._in_use, branch, buffer)
+        entries, following = yield from read_entries(self._in_use, branch, room)
         if following is None:
             self._add(branch, entries)
             return True

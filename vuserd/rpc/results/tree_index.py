@@ -1,5 +1,6 @@
 """The index of a tree's page as it goes over the wire: a list for each field."""
 
+import operator
 import stat
 import struct
 from typing import Any, Final
@@ -15,6 +16,10 @@ from vuserd.wire.codec import encode_values, wire_name
 
 #: What stands where nothing is known of an entry: of no type that there is.
 _NOTHING: Final = bytes(ATTRIBUTES_SIZE)
+_TARGET: Final = operator.attrgetter("target")
+_PLACE: Final = operator.attrgetter("place")
+_LENGTH: Final = operator.attrgetter("length")
+_ERROR: Final = operator.attrgetter("error")
 #: What names a file that has several names: its mount, and its inode number there.
 _LINK: Final = struct.Struct(">IQ")
 #: Before the index: how many bytes it has.
@@ -52,7 +57,7 @@ def _columns(
 ) -> dict[str, list[Any]]:
     if not found:
         return {}
-    attributes = AttributeColumns(each.attributes or _NOTHING for each in found)
+    attributes = AttributeColumns([each.attributes or _NOTHING for each in found])
     columns: dict[str, list[Any]] = {
         "path": wire_names([each.branch.above + each.name for each in found]),
         "type": [NAMES_BY_TYPE[each.mode >> 12 & 15] for each in found],
@@ -60,17 +65,23 @@ def _columns(
         "submount": [False] * len(found),
     }
     columns.update(stat_columns(attributes, owners, split_times=split_times))
-    columns["target"] = [None if (t := each.target) is None else wire_name(t) for each in found]
+    columns["target"] = targets = [*map(_TARGET, found)]
+    if any(targets):
+        columns["target"] = [None if target is None else wire_name(target) for target in targets]
     columns["link"] = _links(found, columns["nlink"], columns["ino"])
-    columns["offset"] = [each.place for each in found]
-    columns["length"] = [each.length for each in found]
-    columns["error"] = [None if (e := each.error) is None else str(e.code) for each in found]
+    columns["offset"] = [*map(_PLACE, found)]
+    columns["length"] = [*map(_LENGTH, found)]
+    columns["error"] = errors = [*map(_ERROR, found)]
+    if any(errors):
+        columns["error"] = [None if error is None else str(error.code) for error in errors]
     return columns
 
 
 def _links(found: list[Found], counts: list[int], inos: list[int]) -> list[bytes | None]:
     """Return what all names of a file have in common; None where it has one, or is not known."""
     links: list[bytes | None] = [None] * len(found)
+    if max(counts) <= 1:
+        return links
     for place, count in enumerate(counts):
         each = found[place]
         # A directory's links are its own "." and its directories' "..".
