@@ -1,6 +1,7 @@
 """Many small files read at once: what waits, what is refused, what never comes, and who is told."""
 
 import errno
+import random
 from collections.abc import AsyncIterator, Iterator, Sized
 from contextlib import ExitStack
 
@@ -298,6 +299,72 @@ async def test_a_page_that_is_cancelled_leaves_nothing(
         backend.reply(each, answered)
     await wait_all_tasks_blocked()
     require_all(backend, await page_of(pages, files))
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_comes_when_and_in_whichever_order(
+    backend: FakeBackend, files: FileSystem, pages: TreePages, session: Session, seed: int
+) -> None:
+    """Each file that has bytes in a page has those of the version that is named beside them."""
+    dice = random.Random(seed)
+    session.answers_in_order = bool(seed % 2)
+    held: list[tuple[FuseRequest, Answer]] = []
+    holding = ExitStack()
+    versions = {name: [file.content] for name, file in backend.files.items()}
+
+    def change(node: int) -> None:
+        name = b"%d" % (node - 2)
+        file = backend.files[name]
+        content = bytes([dice.randrange(256)]) * dice.choice([len(file.content), 5, 700])
+        backend.files[name] = file._replace(content=content, mtime=file.mtime + 1)
+        versions[name].append(content)
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode not in OF_A_FILE or request.node == fuse.ROOT_ID:
+            return backend.serve_files(request)
+        chance = dice.random()
+        if chance < 0.02 and request.opcode is not Opcode.RELEASE:
+            return Answer(error=errno.EIO)
+        if chance < 0.06:
+            change(request.node)
+        elif chance < 0.07:
+            holding.enter_context(session.lane.held())
+        answered = backend.serve_files(request)
+        assert answered is not None
+        if chance > 0.4:
+            return answered
+        held.append((request, answered))
+        return None
+
+    async def let_go_on() -> None:
+        while True:
+            await wait_all_tasks_blocked()
+            holding.close()
+            dice.shuffle(held)
+            backend_has = [held.pop() for _ in range(dice.randint(0, len(held)))]
+            for request, answered in backend_has:
+                backend.reply(request, answered)
+
+    backend.answer = answer
+    found = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(let_go_on)
+        while not pages.finished:
+            page = await pages.next_page(files, dice.randint(1, 100), 1 << 20)
+            content = b"".join(page.content.views())
+            page.content.give_back()
+            for each in page.found:
+                found += 1
+                if each.place is not None:
+                    assert each.length == each.size
+                    assert content[each.place :][: each.size] in versions[each.name]
+        nursery.cancel_scope.cancel()
+    backend.answer = backend.serve_files
+    for request, answered in held:
+        backend.reply(request, answered)
+    holding.close()
+    await wait_all_tasks_blocked()
+    assert found == COUNT
 
 
 async def test_an_error_of_a_release_is_nobodys(
