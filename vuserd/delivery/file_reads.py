@@ -17,7 +17,7 @@ from protocol.fuse import FileHandle, NodeId, decode_attributes_at, version_byte
 from vuserd.delivery.page import Place
 from vuserd.device.jobs import Jobs, Member
 from vuserd.device.lane.direct import GETATTR, NO_HANDLE, OPEN, READ, RELEASE, Direction
-from vuserd.device.request import Asked, Bulk
+from vuserd.device.request import Asked, Bulk, Taken
 from vuserd.device.results import Failed, Result
 from vuserd.device.session import Session
 from vuserd.errors import FileError
@@ -196,10 +196,11 @@ class FileReads(Bulk, Member):
     def take(self) -> None:
         """Take the replies that have come, and let their files go on."""
         taken, self.taken = self.taken, []
-        took = self._took if self._jobs.go_on else self._took_late
         try:
-            for one in taken:
-                took(*one)
+            if self._jobs.go_on:
+                self._take(taken)
+            else:
+                self._take_late(taken)
             if self._left:
                 self._give_back()
             self.begin()
@@ -242,40 +243,42 @@ class FileReads(Bulk, Member):
 
     # -- from reply to reply -----------------------------------------------------------------------
 
-    def _took(self, place: int, error: int, reply: bytes, length: int) -> None:
-        line, kind = self._lines[place >> 2], place & 3
-        if kind == _READ:
-            line.length = length - _HEADER
-            if error:
-                line.error = FileError(error)
-            if not line.looks:
-                self._look_behind(line)
-        elif kind == _LOOKED:
-            line.looks = False
-            if line.length < 0:
-                return  # it may have been done before the READ
-            if line.error is not None or error:
-                self._end(line, line.error or FileError(error))
-            elif not line.looks_behind and not self._session.answers_in_order:
-                self._look_behind(line)
-            else:
-                self._check(line, fuse.attributes_of(reply[_HEADER:]))
-        elif kind == _OPENED:
-            if error:
+    def _take(self, taken: list[Taken]) -> None:
+        lines = self._lines
+        for place, error, reply, length in taken:
+            line, kind = lines[place >> 2], place & 3
+            if kind == _READ:
+                line.length = length - _HEADER
+                if error:
+                    line.error = FileError(error)
+                if not line.looks:
+                    self._look_behind(line)
+            elif kind == _LOOKED:
+                line.looks = False
+                if line.length < 0:
+                    continue  # it may have been done before the READ
+                if line.error is not None or error:
+                    self._end(line, line.error or FileError(error))
+                elif not line.looks_behind and not self._session.answers_in_order:
+                    self._look_behind(line)
+                else:
+                    self._check(line, fuse.attributes_of(reply[_HEADER:]))
+            elif kind == _RELEASED:
+                self._was_released(line)
+            elif error:
                 self._end(line, FileError(error))
             else:
                 line.handle = fuse.decode_open(reply[_HEADER:])
                 self._read(line, line.handle)
-        else:
-            self._was_released(line)
 
-    def _took_late(self, place: int, error: int, reply: bytes, _: int) -> None:
-        """Take a reply when all is about to be closed."""
-        line, kind = self._lines[place >> 2], place & 3
-        if kind == _OPENED and not error:
-            line.handle = fuse.decode_open(reply[_HEADER:])
-        elif kind == _RELEASED:
-            self._was_released(line)
+    def _take_late(self, taken: list[Taken]) -> None:
+        """Take replies when all is about to be closed."""
+        for place, error, reply, _ in taken:
+            line, kind = self._lines[place >> 2], place & 3
+            if kind == _OPENED and not error:
+                line.handle = fuse.decode_open(reply[_HEADER:])
+            elif kind == _RELEASED:
+                self._was_released(line)
 
     def _read(self, line: _Line, handle: FileHandle) -> None:
         """Ask for a file's bytes, and for what it is then."""
@@ -368,8 +371,7 @@ class FileReads(Bulk, Member):
                 self._lane.send(self, requests)
                 if self.taken:
                     taken, self.taken = self.taken, []
-                    for one in taken:
-                        self._took(*one)
+                    self._take(taken)
                     self.begin()
         finally:
             self._is_sending = False

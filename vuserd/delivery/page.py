@@ -86,20 +86,18 @@ class Page:
         self._before = 0
         self._left = size - _MARGIN
         self._limit = limit
-
-    @property
-    def has_room(self) -> bool:
-        """Whether one more entry may have room."""
-        return self._left > 0 and len(self.found) < self._limit
+        #: Whether one more entry may have room.
+        self.has_room = self._left > 0 and limit > 0
 
     def take(self, size: int) -> None:
         """Take so many bytes of the index; the last entry of a page may take more than are left."""
         self._left -= size
+        self.has_room = self._left > 0 and len(self.found) < self._limit
 
     def add(self, found: Found, size: int) -> None:
         """Add an entry, which takes so many bytes of the index."""
         self.found.append(found)
-        self._left -= size
+        self.take(size)
 
     def place(self, length: int) -> Place | None:
         """Return room for so many bytes, with zeros in its last word; None where there is none."""
