@@ -25,6 +25,7 @@ _DIRENT = struct.Struct("=QQII")
 _DIRENT_PLUS = struct.Struct(f"=Q32x{ATTRIBUTES_SIZE}sQQII")
 _PLUS_SIZE: Final = ENTRY_SIZE + DIRENT_SIZE
 _DOTS: Final = frozenset({b".", b".."})
+_LONGER: Final = 3  #: bytes
 
 #: Where each field of ``struct fuse_attr`` begins, in units of its format, and how many it has.
 _VIEWS: Final = {
@@ -114,13 +115,41 @@ def decode_directory_columns(
     following = (_cut_plus if plus else _cut)(buffer, columns, after)
     if not buffer:
         return columns, None
-    # A NUL before, between and behind the names, so that each is found by those around it.
-    joined = b"\0%b\0" % b"\0".join(columns.names)
-    if b"/" in joined or b"\0\0" in joined or joined.count(0) != len(columns.names) + 1:
-        raise _name_error(columns.names)
-    if b"\0.\0" in joined or b"\0..\0" in joined:
-        columns = _without_dots(columns)
+    _require_possible(columns.names)
     return columns, following
+
+
+def decode_directories(buffers: Sequence[bytes]) -> tuple[DirectoryColumns, list[int], list[int]]:
+    """Decode replies to READDIRPLUS of several directories, each from its beginning, all at once.
+
+    Returns:
+        The entries of all, as :func:`decode_directory_columns` has them; before which place those
+        of each end; and the offset to go on from in each: 0 where there was nothing.
+
+    Raises:
+        MalformedError: as that.
+
+    """
+    columns = DirectoryColumns.empty()
+    ends, offsets = list[int](), list[int]()
+    for buffer in buffers:
+        offsets.append(_cut_plus(buffer, columns, 0))
+        ends.append(len(columns.names))
+    _require_possible(columns.names)
+    return columns, ends, offsets
+
+
+def _require_possible(names: list[bytes]) -> None:
+    """Refuse names of which one is empty, or has a slash or a NUL.
+
+    Raises:
+        MalformedError: one is.
+
+    """
+    # A NUL before, between and behind the names: two of them have an empty name between them.
+    joined = b"\0%b\0" % b"\0".join(names)
+    if names and (b"/" in joined or b"\0\0" in joined or joined.count(0) != len(names) + 1):
+        raise _name_error(names)
 
 
 def _cut(buffer: bytes, columns: DirectoryColumns, offset: int) -> int:
@@ -136,7 +165,10 @@ def _cut(buffer: bytes, columns: DirectoryColumns, offset: int) -> int:
                 raise _length_error(length)
             start = position + head
             position = start + (length + 7 & -8)
-            add_name(buffer[start : start + length])
+            name = buffer[start : start + length]
+            if length < _LONGER and name in _DOTS:
+                continue
+            add_name(name)
             add_ino(ino)
             add_type(kind)
             add_offset(offset)
@@ -161,7 +193,12 @@ def _cut_plus(buffer: bytes, columns: DirectoryColumns, offset: int) -> int:
                 raise _length_error(length)
             start = position + head
             position = start + (length + 7 & -8)
-            add_name(buffer[start : start + length])
+            name = buffer[start : start + length]
+            if length < _LONGER and name in _DOTS:
+                if node:
+                    raise MalformedError(f"a node for {name.decode()!r}", Check.DIRECTORY)
+                continue
+            add_name(name)
             add_ino(ino)
             add_type(kind)
             add_offset(offset)
@@ -172,13 +209,6 @@ def _cut_plus(buffer: bytes, columns: DirectoryColumns, offset: int) -> int:
     if position != end:
         raise _end_error()
     return offset
-
-
-def _without_dots(columns: DirectoryColumns) -> DirectoryColumns:
-    for name, node in zip(columns.names, columns.nodes, strict=False):
-        if node and name in _DOTS:
-            raise MalformedError(f"a node for {name.decode()!r}", Check.DIRECTORY)
-    return columns.chosen([name not in _DOTS for name in columns.names])
 
 
 def _short_error(left: int) -> MalformedError:

@@ -24,6 +24,7 @@ from memory.guest import GuestMemory
 from memory.region import Region
 from memory.virtqueue import Rooms, Virtqueue
 from protocol import MalformedError, dirent, fuse, vhost_user
+from protocol.dirent_columns import decode_directories, decode_directory_columns
 from protocol.fuse import Entry, NodeId
 from protocol.virtio_ring import RingLayout
 from tests.fake.bare_daemon import Bare, bare_methods
@@ -472,6 +473,19 @@ def dirent_columns(data: bytes) -> None:
         with contextlib.suppress(MalformedError):
             found = decode_by_columns(data[8:], plus=plus, after=after)
         assert found == plain
+    _two_directories(data[8:])
+
+
+def _two_directories(reply: bytes) -> None:
+    """Decode the same directory twice at once: it has twice what it has, or both are refused."""
+    plain = found = None
+    with contextlib.suppress(MalformedError):
+        plain, _ = decode_directory_columns(reply, plus=True, after=0)
+    with contextlib.suppress(MalformedError):
+        found, [middle, _], _ = decode_directories([reply, reply])
+        assert found.part(0, middle) == found.part(middle, 2 * middle)
+        found = found.part(0, middle)
+    assert found == plain
 
 
 # -- paths -----------------------------------------------------------------------------------------

@@ -2,7 +2,15 @@
 
 import struct
 
-from protocol.dirent_columns import AttributeColumns, DirectoryColumns
+import pytest
+
+from protocol import MalformedError
+from protocol.dirent_columns import (
+    AttributeColumns,
+    DirectoryColumns,
+    decode_directories,
+    decode_directory_columns,
+)
 from protocol.fuse import Attributes, NodeId
 
 #: Sixteen values that differ, those of times negative.
@@ -81,3 +89,40 @@ class TestColumns:
         found = columns(b"a", b"b", plus=False)
         for made in (found.part(0, 1), found.chosen([True, False])):
             assert made == ([b"a"], [11], [21], [31], [], [])
+
+
+def reply(*names: bytes, first: int = 1) -> bytes:
+    """Write a reply to READDIRPLUS, whose numbers count up from the first one."""
+    return b"".join(
+        struct.pack("=Q32x88sQQII", 40 + number, b"%088d" % number, number, number, len(name), 8)
+        + name
+        + bytes(-len(name) % 8)
+        for number, name in enumerate(names, first)
+    )
+
+
+class TestDirectories:
+    def test_all_at_once_have_what_each_has(self) -> None:
+        replies = [reply(b"a", b"b"), reply(b"c", first=3), b"", reply(b"d" * 17, first=4)]
+        entries, ends, offsets = decode_directories(replies)
+        assert ends == [2, 3, 3, 4]
+        assert offsets == [2, 3, 0, 4]
+        begin = 0
+        for one, end in zip(replies, ends, strict=True):
+            assert decode_directory_columns(one, plus=True, after=0)[0] == entries.part(begin, end)
+            begin = end
+
+    def test_none(self) -> None:
+        assert decode_directories([]) == (DirectoryColumns.empty(), [], [])
+
+    @pytest.mark.parametrize("name", [b"", b"a/b", b"a\0b", b"/", b"\0"])
+    @pytest.mark.parametrize("place", [0, 1, 2])
+    def test_one_impossible_name_among_them(self, name: bytes, place: int) -> None:
+        replies = [reply(b"a"), reply(b"b"), reply(b"c")]
+        replies[place] = reply(name)
+        with pytest.raises(MalformedError):
+            decode_directories(replies)
+
+    def test_one_that_leaves_its_buffer_takes_nothing_of_the_next(self) -> None:
+        with pytest.raises(MalformedError):
+            decode_directories([reply(b"abcdefghi")[:-8], reply(b"a")])

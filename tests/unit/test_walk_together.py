@@ -13,9 +13,11 @@ from protocol.dirent import LONGEST_RECORD
 from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
 from tests.fake.files import ROOT, directory_record
+from vuserd.device.lane.lane import Lane
 from vuserd.errors import BackendTimeout, FileError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.walk import TreeWalk, WalkProblem
+from vuserd.fs.walking.small import GROUP
 from vuserd.tasks.turns import SHARER
 
 FOLDER = File(mode=stat.S_IFDIR | 0o755)
@@ -99,6 +101,50 @@ async def test_they_are_opened_once_and_read_twice() -> None:
     assert len(forest.backend.named(Opcode.OPENDIR)) == 21
     assert len(forest.backend.named(Opcode.READDIRPLUS)) == 2 * 21
     assert forest.backend.named(Opcode.LOOKUP) == []
+
+
+async def test_the_backend_has_one_group_while_another_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "tests.unit.test_walk_together.FOLDERS", [b"folder-%02d" % n for n in range(40)]
+    )
+    forest = Forest()
+    found, _ = await forest.walked()
+    assert len(found) == 40 * 4
+    asked = [one.opcode for one in forest.backend.requests if one.node > ROOT]
+    begun = [Opcode.OPENDIR] * 2 * GROUP
+    assert [one for one in asked if one is not Opcode.BATCH_FORGET][: len(begun)] == begun
+
+
+async def test_a_group_is_small_while_others_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lane, "is_shared", property(lambda _: True))
+    forest = Forest()
+    found, _ = await forest.walked()
+    assert sorted(found) == PATHS
+    asked = [one.opcode for one in forest.backend.requests if one.node > ROOT]
+    assert asked[:8].count(Opcode.OPENDIR) == 8
+    assert Opcode.READDIRPLUS in asked[8:12]
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_interrupted_between_pages_it_gives_each_entry_once(*, dies: bool) -> None:
+    forest = Forest()
+    walk = TreeWalk(b"", attributes=True)
+    found: list[bytes] = []
+    while walk.remembered:
+        async with forest.backend.session() as session:
+            files = FileSystem(session, idle_nodes=100)
+            while not walk.finished:
+                found += (await walk.next_page(files, 7))[0].names
+                if dies:
+                    forest.backend.die()
+                    await session.wait_lost()
+                    break
+                walk.lapse()
+            if not dies:
+                await forest.owes_nothing(walk, files)
+    assert sorted(found) == PATHS
 
 
 @pytest.mark.parametrize(("count", "again"), [(45, LONGEST_RECORD), (50, 8 << 10)])
@@ -274,12 +320,10 @@ class Leaver:
             await trio.sleep_forever()
 
 
-@pytest.mark.parametrize("turns", [3, 10])
+@pytest.mark.parametrize("turns", [1, 2, 3, 4])
 async def test_cancelled_while_others_have_their_turn_it_owes_nothing(
-    turns: int, monkeypatch: pytest.MonkeyPatch
+    turns: int,
 ) -> None:
-    """Replies that were not looked at by then are given back, and those directories read again."""
-    monkeypatch.setattr("vuserd.fs.directories.entries._AT_ONCE_ALONE", 1)
     forest, leaver = Forest(), Leaver(turns)
     async with forest.backend.session() as session:
         files = FileSystem(session, idle_nodes=100)

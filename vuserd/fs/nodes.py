@@ -152,6 +152,15 @@ class NodeTable:
         self._loans += 1
         self._borrowed[node] = directory, name
 
+    def borrow_directory(self, entry: Entry, above: Node, name: bytes) -> Node | None:
+        """Borrow a directory, unless the backend may take it for another one; return its node."""
+        elsewhere = above.elsewhere or bool(entry.attributes.flags & _SUBMOUNT)
+        node = Node(entry, elsewhere=elsewhere)
+        if entry.node in (0, fuse.ROOT_ID, above.id) or not node.is_identified:
+            return None
+        self.borrow(entry.node, above.id, name)
+        return node
+
     def give_back(self, node: NodeId) -> None:
         """End a :meth:`borrow`."""
         self.give_back_each((node,))

@@ -11,6 +11,7 @@ from typing import Final
 
 from protocol.dirent_columns import DirectoryColumns
 from protocol.fuse import FileHandle
+from vuserd.fs.directories.entries import Below
 from vuserd.fs.directories.offsets import Offsets, no_end
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Node
@@ -61,7 +62,7 @@ class DirectoryReader:
         files: FileSystem,
         node: Node,
         limit: int,
-        below: dict[bytes, Node] | None = None,
+        below: Below | None = None,
     ) -> DirectoryColumns:
         """Return up to ``limit`` entries, and at least one unless it is ``finished`` then.
 
@@ -69,7 +70,7 @@ class DirectoryReader:
             files: where the directory is.
             node: the directory, which stays in use until :meth:`close`, or until another is given.
             limit: the most entries.
-            below: gets the nodes of the directories that READDIRPLUS looked up, by their names.
+            below: gets nodes of directories that READDIRPLUS looked up, which are the caller's.
 
         Raises:
             FileError: what the backend says.
@@ -92,13 +93,6 @@ class DirectoryReader:
         self._files, self._node, self._handle, self._position = files, node, handle, 0
         self._offsets = Offsets()
         self._ahead = set(self._given)
-
-    @property
-    def place(self) -> tuple[Node, FileHandle, int]:
-        """The directory, its opening, and the offset to go on from."""
-        assert self._node is not None
-        assert self._handle is not None
-        return self._node, self._handle, self._position
 
     def take(self, found: DirectoryColumns, following: int | None) -> DirectoryColumns:
         """Take what was read from its place, and where it goes on; return what is new of it.

@@ -9,30 +9,31 @@ from typing import Final, NamedTuple
 import trio
 
 from protocol.dirent_columns import DirectoryColumns
-from vuserd.errors import BackendError, CallError, ErrorCode, FileError, VuserdError
-from vuserd.fs.directories.entries import Portion
+from vuserd.device.payloads import given_back
+from vuserd.errors import BackendError, CallError, FileError, VuserdError
+from vuserd.fs.directories.entries import Below
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.kept import Kept
 from vuserd.fs.nodes import Hold, Node
 from vuserd.fs.paths import PATH_MAX
 from vuserd.fs.reader import DirectoryReader
+from vuserd.fs.walking.directory import Directory
+from vuserd.fs.walking.small import GROUP, GROUPS, MAY_BE_DIRECTORY, Part, SmallDirectories
 from vuserd.tasks.gather import gather
 from vuserd.tasks.turns import take_turn
 
-#: Directories that are read at once.
+#: Directories that are read at once and are not small.
 _READERS: Final = 16
 #: Entries that one reader takes from a directory before others have their turn.
 _PORTION: Final = 2000
+#: Nodes of directories that stay in use while they wait; others are given back.
+_MOST_NODES: Final = 1024
 #: Directories that may be open and wait for their turn; over that one is read to its end, unless
 #: its entries take so many bytes.
 _MOST_OPEN: Final = 64
 _MOST_HELD: Final = 8 << 20
-#: Types of entries to look into, DT_DIR and DT_UNKNOWN of dirent.h: some file systems do not say
-#: what their entries are.
-_MAY_BE_DIRECTORY: Final = frozenset({stat.S_IFDIR >> 12, 0})
-#: Bytes that an entry takes which was read and not given, and a directory that is not done.
+#: Bytes that an entry takes which was read and not given.
 _ENTRY: Final = 1024
-_DIRECTORY_BYTES: Final = 1024
 #: What a directory that goes away, or becomes something else, while it is walked gives.
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 
@@ -42,57 +43,6 @@ class WalkProblem(NamedTuple):
 
     path: bytes
     error: VuserdError
-
-
-class _Directory:
-    """A directory to be read, or read on; it keeps its node in use until all below it is done.
-
-    Its node may have come with the entry above, by the look-up that READDIRPLUS is. That one is not
-    in use: the backend may be asked to forget it before the directory has its turn.
-    """
-
-    def __init__(
-        self,
-        path: bytes,
-        parent: "_Directory | None",
-        brought: Node | None = None,
-        *,
-        attributes: bool,
-    ) -> None:
-        self.path = path
-        self.parent = parent
-        self.brought = brought
-        self.reader = DirectoryReader(attributes=attributes)
-        self.hold: Hold | None = None
-        self.node: Node | None = None
-        #: What it was when it was found first.
-        self.ino: int | None = None
-        #: Itself while it is not read to its end, and the directories below it.
-        self.unfinished = 1
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory that it takes, without its reader's."""
-        return _DIRECTORY_BYTES + len(self.path)
-
-    @property
-    def is_brought(self) -> bool:
-        """Whether the node that came with its entry is still known, and tells what it is."""
-        node = self.brought
-        return node is not None and node.lookups > 0 and node.is_identified
-
-    def found(self, node: Node) -> None:
-        """Take the directory's node.
-
-        Raises:
-            CallError: CHANGED: it is another directory than the one that a part was read of, or
-                that is not known.
-
-        """
-        if self.reader.has_begun and (node.elsewhere or node.attributes.ino != self.ino):
-            raise CallError(ErrorCode.CHANGED, "the directory was replaced while it was read")
-        self.ino = node.attributes.ino
-        self.node = node
 
 
 class TreeWalk(Kept):
@@ -107,17 +57,21 @@ class TreeWalk(Kept):
         self._path = path
         self._attributes = attributes
         self._files: FileSystem | None = None
-        self._top = _Directory(b"", None, attributes=attributes)
+        self._top = Directory(b"", None)
         #: Directories whose node is in use, and those to be read.
-        self._entered: set[_Directory] = set()
+        self._entered: set[Directory] = set()
         self._waiting = [self._top]
+        #: Those that have to be read otherwise than small ones, as many as are read at once.
+        self._aside: list[Directory] = []
         self._returning = trio.Lock()
         self._entries = DirectoryColumns.empty()  # by their paths from where the walk began
         self._problems: list[WalkProblem] = []
         self._given = 0
         #: Bytes of those entries, and of the directories that are not done and their readers.
         self._entries_size = 0
-        self._directories_size = self._top.size
+        self._directories_size = self._top.remembered
+        #: Entries of the page in the making, and groups of small directories that are read at once.
+        self._limit = self._groups = 0
 
     @property
     def remembered(self) -> int:
@@ -161,12 +115,20 @@ class TreeWalk(Kept):
     ) -> tuple[DirectoryColumns, list[WalkProblem]]:
         if self._top.node is None and self._top.unfinished:
             await self._enter_top(files)
+        self._limit = limit
         while self._waiting and self._unsaid() < limit:
-            batch = self._waiting[-_READERS:]
-            del self._waiting[-_READERS:]
             await take_turn()
-            batch = await self._read_together(files, batch)
-            await gather([functools.partial(self._read, files, directory) for directory in batch])
+            self._groups = min(GROUPS, 1 + len(self._waiting) // GROUP)
+            try:
+                if self.has_small():
+                    with given_back(await files.session.payloads.take(1)) as [buffer]:
+                        await SmallDirectories(files, self, buffer).run(self._groups)
+                if self._unsaid() < limit:
+                    others, self._aside = self._aside, []
+                    await gather([functools.partial(self._read, files, each) for each in others])
+            finally:
+                self._waiting += reversed(self._aside)
+                self._aside.clear()
         page = self._entries.part(self._given, self._given + limit)
         self._given += len(page.names)
         if self._given == len(self._entries.names):
@@ -191,36 +153,88 @@ class TreeWalk(Kept):
         self._waiting.clear()
         self._leave_all()
 
-    async def _read_together(self, files: FileSystem, batch: list[_Directory]) -> list[_Directory]:
-        """Read small directories, whose nodes READDIRPLUS brought, all at once; return the rest."""
-        going = [each for each in batch if each.is_brought]
-        try:
-            nodes = [self._enter_brought(files, directory) for directory in going]
-            handles = await files.operations.open_directories(nodes)
-            for directory, node, handle in zip(going, nodes, handles, strict=True):
-                if isinstance(handle, int):
-                    directory.reader.begin(files, node, handle)
-            _raise_lost(handles)
-            going = [directory for directory in going if directory.reader.is_open]
-            places = [directory.reader.place for directory in going]
-            take = functools.partial(self._take, going)
-            _raise_lost(await files.directories.read_together(places, take))
-        except BaseException:
-            self._waiting += [each for each in batch if not each.reader.finished]
-            raise
-        return [each for each in batch if not each.reader.finished]
+    # -- small directories -------------------------------------------------------------------------
 
-    def _take(self, directories: list[_Directory], place: int, portion: Portion) -> None:
-        directory = directories[place]
-        reader = directory.reader
-        before = reader.remembered
-        entries = reader.take(portion.entries, portion.following)
-        self._directories_size += reader.remembered - before
-        self._add(directory, entries, portion.below)
-        if reader.finished:
-            self._finish(directory)
+    def has_small(self) -> bool:
+        """Return whether a directory comes next that may be small; set those aside that are not."""
+        waiting, aside = self._waiting, self._aside
+        while waiting and len(aside) < _READERS and self._unsaid() < self._limit:
+            directory = waiting[-1]
+            if self._attributes and directory.node is not None and directory.reader is None:
+                # Where one group is read at once, and there is enough for more, more are.
+                return self._groups == GROUPS or len(waiting) <= GROUP
+            aside.append(waiting.pop())
+        return False
 
-    async def _read(self, files: FileSystem, directory: _Directory) -> None:
+    def next_small(self) -> Directory | None:
+        """Return the one that comes next."""
+        return self._waiting.pop() if self.has_small() else None
+
+    def room(self) -> int:
+        """Return how many more directories may have their nodes borrowed."""
+        return _MOST_NODES - len(self._entered)
+
+    def take(
+        self, directory: Directory, entries: DirectoryColumns, below: dict[bytes, Node]
+    ) -> None:
+        """Take entries; directories among them have their turn before the rest of this one.
+
+        Args:
+            directory: where they were found.
+            entries: what was.
+            below: borrowed nodes of directories among them, by their names.
+
+        """
+        prefix = directory.path + b"/" if directory.path else b""
+        paths = [prefix + name for name in entries.names] if prefix else entries.names
+        self._add(paths, entries)
+        if MAY_BE_DIRECTORY.isdisjoint(entries.types):
+            return
+        for path, name, kind in zip(paths, entries.names, entries.types, strict=True):
+            if kind not in MAY_BE_DIRECTORY:
+                continue
+            if len(path) >= PATH_MAX:  # nothing in it could be asked for by its path
+                self._problems.append(WalkProblem(path, FileError(errno.ENAMETOOLONG)))
+                continue
+            directory.unfinished += 1
+            found = Directory(path, directory, below.pop(name, None))
+            self._waiting.append(found)
+            self._directories_size += found.remembered
+            if found.node is not None:
+                self._entered.add(found)
+        self._give_back(below)
+
+    def take_files(self, parts: Iterable[Part], entries: DirectoryColumns) -> None:
+        """Take entries of several directories, none of which is a directory."""
+        names, paths = entries.names, list[bytes]()
+        for part in parts:
+            found = names[part.begin : part.end]
+            prefix = part.directory.path
+            paths += [b"%b/%b" % (prefix, name) for name in found] if prefix else found
+        self._add(paths, entries)
+
+    def _add(self, paths: list[bytes], entries: DirectoryColumns) -> None:
+        """Have entries given by their paths."""
+        self._entries.extend(entries._replace(names=paths))
+        self._entries_size += sum(map(len, paths)) + _ENTRY * len(paths)
+
+    def set_aside(self, directory: Directory) -> None:
+        """Have a directory read by itself."""
+        self._remember_reader(directory)
+        self._aside.append(directory)
+
+    def put_back(self, directory: Directory) -> None:
+        """Have a directory wait again."""
+        self._remember_reader(directory)
+        self._waiting.append(directory)
+
+    def _remember_reader(self, directory: Directory) -> None:
+        if directory.reader is not None:
+            self._directories_size += directory.reader.remembered
+
+    # -- other directories -------------------------------------------------------------------------
+
+    async def _read(self, files: FileSystem, directory: Directory) -> None:
         """Read a portion of a directory; the rest of it and its directories wait for their turn."""
         try:
             await self._read_portion(files, directory, await self._entered_node(files, directory))
@@ -229,19 +243,19 @@ class TreeWalk(Kept):
                 raise
             if error.number not in _GONE:
                 self._problems.append(WalkProblem(directory.path, error))
-            self._finish(directory)
+            self.finish(directory)
         except CallError as error:
             self._problems.append(WalkProblem(directory.path, error))
-            self._finish(directory)
+            self.finish(directory)
         except (BackendError, trio.Cancelled):
             self._waiting.append(directory)
             raise
         else:
-            if directory.reader.finished:
-                self._finish(directory)
+            if directory.reader is not None and directory.reader.finished:
+                self.finish(directory)
 
     async def _is_out_of_descriptors(
-        self, files: FileSystem, directory: _Directory, error: FileError
+        self, files: FileSystem, directory: Directory, error: FileError
     ) -> bool:
         """Return whether a directory waits for descriptors, of which there may be more soon."""
         self._waiting.append(directory)
@@ -257,25 +271,23 @@ class TreeWalk(Kept):
         node = await files.directory(self._path, hold)
         self._top.found(node)
 
-    async def _entered_node(self, files: FileSystem, directory: _Directory) -> Node:
+    async def _entered_node(self, files: FileSystem, directory: Directory) -> Node:
         if directory.node is not None:
             return directory.node
         if directory.ino is None:  # nobody but its reader knows of it yet
             return await self._enter(files, directory)
         return await self._enter_again(files, directory)
 
-    async def _enter(self, files: FileSystem, directory: _Directory) -> Node:
+    async def _enter(self, files: FileSystem, directory: Directory) -> Node:
         above = directory.parent
         assert above is not None
         node_above = above.node or await self._enter_again(files, above)
         return await self._enter_from(files, node_above, directory)
 
-    async def _enter_from(self, files: FileSystem, above: Node, directory: _Directory) -> Node:
+    async def _enter_from(self, files: FileSystem, above: Node, directory: Directory) -> Node:
         self._leave(directory)  # what an attempt took that did not come through
         hold = directory.hold = Hold(files.nodes)
         self._entered.add(directory)
-        if directory.is_brought:
-            return self._enter_brought(files, directory)
         name = directory.path.rpartition(b"/")[2]
         node = await files.operations.look_up(above, name, hold)
         if not stat.S_ISDIR(node.attributes.mode):
@@ -283,22 +295,11 @@ class TreeWalk(Kept):
         directory.found(node)
         return node
 
-    def _enter_brought(self, files: FileSystem, directory: _Directory) -> Node:
-        """Enter a directory by the node that came with its entry."""
-        brought, directory.brought = directory.brought, None
-        assert brought is not None
-        if directory.hold is None:
-            directory.hold = Hold(files.nodes)
-            self._entered.add(directory)
-        directory.hold.join(brought)
-        directory.found(brought)
-        return brought
-
-    async def _enter_again(self, files: FileSystem, directory: _Directory) -> Node:
+    async def _enter_again(self, files: FileSystem, directory: Directory) -> Node:
         """Enter a directory and those above it that were left; readers below want it, too."""
         async with self._returning:
-            way: list[_Directory] = []
-            here: _Directory | None = directory
+            way: list[Directory] = []
+            here: Directory | None = directory
             while here is not None and here.node is None:
                 way.append(here)
                 here = here.parent
@@ -309,13 +310,18 @@ class TreeWalk(Kept):
             assert directory.node is not None
             return directory.node
 
-    async def _read_portion(self, files: FileSystem, directory: _Directory, node: Node) -> None:
+    async def _read_portion(self, files: FileSystem, directory: Directory, node: Node) -> None:
         reader = directory.reader
+        if reader is None:
+            reader = directory.reader = DirectoryReader(attributes=self._attributes)
         while True:
             before = reader.remembered
-            below: dict[bytes, Node] = {}
+            below = Below({}, self.room())
             try:
                 entries = await reader.read(files, node, _PORTION, below)
+            except BaseException:
+                self._give_back(below.nodes)
+                raise
             finally:
                 self._directories_size += reader.remembered - before
             waits = not reader.finished and (
@@ -323,62 +329,35 @@ class TreeWalk(Kept):
             )
             if waits:
                 self._waiting.append(directory)
-            self._add(directory, entries, below)
+            self.take(directory, entries, below.nodes)
             if waits or reader.finished:
                 return
 
     def _open_directories(self) -> int:
-        return sum(directory.reader.is_open for directory in self._entered)
+        return sum(directory.is_open for directory in self._entered)
 
-    def _add(
-        self, directory: _Directory, entries: DirectoryColumns, below: dict[bytes, Node]
-    ) -> None:
-        """Take what was read; directories among it have their turn before the rest of this one."""
-        prefix = directory.path + b"/" if directory.path else b""
-        paths = [prefix + name for name in entries.names] if prefix else entries.names
-        self._entries.extend(entries._replace(names=paths))
-        self._entries_size += sum(map(len, paths)) + _ENTRY * len(paths)
-        if _MAY_BE_DIRECTORY.isdisjoint(entries.types):
-            return
-        for path, name, kind in zip(paths, entries.names, entries.types, strict=True):
-            if kind not in _MAY_BE_DIRECTORY:
-                continue
-            if len(path) >= PATH_MAX:  # nothing in it could be asked for by its path
-                self._problems.append(WalkProblem(path, FileError(errno.ENAMETOOLONG)))
-                continue
-            directory.unfinished += 1
-            found = _Directory(path, directory, below.get(name), attributes=self._attributes)
-            self._waiting.append(found)
-            self._directories_size += found.size
+    def _give_back(self, borrowed: dict[bytes, Node]) -> None:
+        """Give back nodes of directories that no directory has."""
+        assert self._files is not None
+        for node in borrowed.values():
+            self._files.nodes.give_back(node.id)
 
-    def _finish(self, directory: _Directory) -> None:
+    def finish(self, directory: Directory) -> None:
         """Note that a directory was read to its end; leave those below which nothing is left."""
-        done: _Directory | None = directory
+        done: Directory | None = directory
         while done is not None:
             done.unfinished -= 1
             if done.unfinished:
                 return
             self._leave(done)
-            self._directories_size -= done.size + done.reader.remembered
+            self._directories_size -= done.remembered
             done = done.parent
 
     def _leave_all(self) -> None:
-        for directory in self._waiting:
-            directory.brought = None
         for directory in list(self._entered):
             self._leave(directory)
 
-    def _leave(self, directory: _Directory) -> None:
-        directory.reader.close()
-        hold, directory.hold = directory.hold, None
-        directory.node = None
+    def _leave(self, directory: Directory) -> None:
+        assert self._files is not None
         self._entered.discard(directory)
-        if hold is not None:
-            hold.leave()
-
-
-def _raise_lost(results: Iterable[object]) -> None:
-    """Raise the first error that is not a directory's own: the backend is lost, or answers late."""
-    for result in results:
-        if isinstance(result, BackendError):
-            raise result.again()
+        directory.leave(self._files.nodes)

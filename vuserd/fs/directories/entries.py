@@ -7,11 +7,7 @@ while it reads one.
 import errno
 import functools
 import stat
-from collections import deque
-from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
-
-import trio
 
 from protocol import fuse
 from protocol.dirent import DIRENT_SIZE, LONGEST_RECORD
@@ -21,10 +17,8 @@ from protocol.dirent_columns import (
     decode_directory_columns,
 )
 from protocol.fuse import ENTRY_SIZE, FileHandle, NodeId
-from vuserd.device.jobs import Ask
 from vuserd.device.payloads import given_back
 from vuserd.device.request import Undo
-from vuserd.device.results import Failed, length_of
 from vuserd.device.session import Session
 from vuserd.errors import FileError
 from vuserd.fs.directories.offsets import no_end
@@ -44,23 +38,19 @@ _ALONE: Final = 4
 _USUAL: Final = DIRENT_SIZE + 16
 _USUAL_PLUS: Final = ENTRY_SIZE + _USUAL
 #: Bytes of one with attributes whose name is as long as Linux lets it be.
-_LONG_PLUS: Final = ENTRY_SIZE + DIRENT_SIZE + 256
+LONG_PLUS: Final = ENTRY_SIZE + DIRENT_SIZE + 256
 #: The type of a directory: DT_DIR of dirent.h.
 _DIRECTORY: Final = stat.S_IFDIR >> 12
-#: Bytes of a small directory that is read along with others, and how often it is; and bytes of
-#: those that are decoded at once, while other clients ask, and while none does.
-_TOGETHER_SIZE: Final = 8 << 10
-_TOGETHER: Final = 2
-_AT_ONCE: Final = 32 << 10
-_AT_ONCE_ALONE: Final = 64 << 10
 
 
-class Portion(NamedTuple):
-    """What was read of a directory: entries, where it goes on, and its directories' nodes."""
+class Below(NamedTuple):
+    """Takes nodes of directories that came with attributes, by their names: so many at most.
 
-    entries: DirectoryColumns
-    following: int | None
-    below: dict[bytes, Node]
+    They are borrowed, and whoever has this gives them back.
+    """
+
+    nodes: dict[bytes, Node]
+    most: int
 
 
 class DirectoryEntries:
@@ -80,15 +70,14 @@ class DirectoryEntries:
         limit: int,
         *,
         attributes: bool,
-        below: dict[bytes, Node] | None = None,
+        below: "Below | None" = None,
     ) -> tuple[DirectoryColumns, int | None]:
         """Return up to ``limit`` entries from offset ``start``, and the next offset.
 
         The next offset is None at the end of the directory. With ``attributes`` each entry has
         those of its node, and its inode number and type are theirs. The node's lookup count is
         given back already: they are for display only. An entry whose attributes cannot be read has
-        node 0. ``below`` gets the nodes of directories that came with attributes, by name: the
-        table knows them, and no call uses them.
+        node 0.
 
         Raises:
             FileError: what the backend says, and EIO for a directory whose offsets lead back.
@@ -155,81 +144,31 @@ class DirectoryEntries:
             entries = self._settled(node, entries, owed, below)
         return entries, following
 
-    async def read_together(
-        self,
-        opened: Sequence[tuple[Node, FileHandle, int]],
-        take: Callable[[int, Portion], None],
-    ) -> list[Exception | None]:
-        """Read small directories with attributes, each from its offset on, all at once.
+    def decoded(
+        self, node: Node, offset: int, body: bytes, below: "Below"
+    ) -> tuple[DirectoryColumns, int] | None:
+        """Return the entries of a reply to READDIRPLUS that is not empty, and the next offset.
 
-        Each is read twice at most: a small one has entries once, and then ends. ``take`` is given
-        each portion, by the place of its directory: few of them before others have their turn. A
-        directory gets none that :meth:`read_entries` has to read, because an entry needs a look-up
-        of its own, or it does not go on; or for the error that is returned in its place.
+        Args:
+            node: the directory.
+            offset: where the reply begins.
+            body: its bytes.
+            below: gets nodes of directories.
+
+        Returns:
+            None if :meth:`read_entries` has to read it, because an entry needs a look-up of its
+            own, or it does not go on; its lookup counts are given back all the same.
+
+        Raises:
+            BackendBroken: no backend may write that.
+
         """
-        size = min(_TOGETHER_SIZE, self._session.max_read)
-        failed: list[Exception | None] = [None] * len(opened)
-        going = {place: _Opened(*each, size) for place, each in enumerate(opened)}
-        for _ in range(_TOGETHER):
-            if going:
-                going = await self._read_on(going, take, failed)
-        return failed
-
-    async def _read_on(
-        self,
-        going: dict[int, "_Opened"],
-        take: Callable[[int, Portion], None],
-        failed: list[Exception | None],
-    ) -> dict[int, "_Opened"]:
-        """Read a portion of each directory; return those that go on, all by their places."""
-        left = deque[tuple[int, bytes]]()
-        with given_back(await self._session.payloads.take(len(going))) as buffers:
-            asked = [
-                Ask(
-                    fuse.readdirplus(each.node.id, each.handle, each.offset, each.size),
-                    buffer,
-                    self._undo_read(each.offset),
-                )
-                for each, buffer in zip(going.values(), buffers, strict=True)
-            ]
-            replies = await self._lane.ask_all(asked)
-            for place, buffer, reply in zip(going, buffers, replies, strict=True):
-                if isinstance(reply, Failed):
-                    failed[place] = reply.error
-                else:
-                    left.append((place, bytes(buffer.view[: length_of(reply)])))
-        size = 0
-        further: dict[int, _Opened] = {}
-        try:
-            while left:
-                place, body = left[0]
-                size += len(body)
-                if size > (_AT_ONCE if self._lane.is_shared else _AT_ONCE_ALONE):
-                    size = len(body)
-                    await trio.lowlevel.checkpoint()
-                    await take_turn()
-                left.popleft()
-                each = going[place]
-                portion = self._portion(each.node, each.offset, body)
-                if portion is None:
-                    continue
-                take(place, portion)
-                if portion.following is not None:
-                    further[place] = each.behind(portion.following, len(body))
-        except BaseException:
-            for place, body in left:  # they are read again, and their lookups are owed
-                self._lane.decoded(self._undo_read(going[place].offset), body)
-            raise
-        return further
-
-    def _portion(self, node: Node, offset: int, body: bytes) -> Portion | None:
         decode = functools.partial(decode_directory_columns, plus=True, after=offset)
         entries, following = self._lane.decoded(decode, body)
-        if 0 in entries.nodes or following == offset:
+        if 0 in entries.nodes or following is None or following == offset:
             self._nodes.forget_each(entries.nodes)
             return None
-        below: dict[bytes, Node] = {}
-        return Portion(self._settled(node, entries, entries.nodes, below), following, below)
+        return self._settled(node, entries, entries.nodes, below), following
 
     def _undo_read(self, offset: int) -> Undo:
         def undo(body: bytes) -> None:
@@ -243,32 +182,36 @@ class DirectoryEntries:
         node: Node,
         entries: DirectoryColumns,
         owed: list[NodeId],
-        below: dict[bytes, Node] | None,
+        below: "Below | None",
     ) -> DirectoryColumns:
         """Return entries of READDIRPLUS, whose nodes ``owed`` is, once those are given back."""
-        entries = _as_looked_up(entries)
-        if below is not None and _DIRECTORY in entries.types:
-            owed = self._keep_directories(node, entries, owed, below)
+        entries = as_looked_up(entries)
+        if below is not None:
+            owed = self.borrow_directories(node, entries, owed, below)
         self._nodes.forget_each(owed)
         return entries
 
-    def _keep_directories(
+    def borrow_directories(
         self,
         node: Node,
         entries: DirectoryColumns,
         owed: list[NodeId],
-        below: dict[bytes, Node],
+        below: "Below",
     ) -> list[NodeId]:
-        """Have the table take over the counts of directories; return the nodes of all others."""
+        """Borrow the nodes of directories; return those of all others."""
+        if _DIRECTORY not in entries.types:
+            return owed
         owed = [*owed]
         for place, kind in enumerate(entries.types):
-            found = owed[place]
-            if kind == _DIRECTORY and found not in (0, fuse.ROOT_ID, node.id):
-                name = entries.names[place]
-                entry = fuse.Entry(found, entries.node_attributes(place))
-                with Hold(self._nodes) as hold:
-                    below[name] = hold.add(entry, node, name)
-                owed[place] = NodeId(0)
+            if kind != _DIRECTORY or len(below.nodes) >= below.most:
+                continue
+            name = entries.names[place]
+            if name not in below.nodes:
+                entry = fuse.Entry(owed[place], entries.node_attributes(place))
+                borrowed = self._nodes.borrow_directory(entry, node, name)
+                if borrowed is not None:
+                    below.nodes[name] = borrowed
+                    owed[place] = NodeId(0)
         return owed
 
     async def _with_attributes(self, node: Node, entries: DirectoryColumns) -> DirectoryColumns:
@@ -292,25 +235,7 @@ class DirectoryEntries:
                     continue
                 entries.nodes[place] = found.id
                 entries.attributes[place] = fuse.encode_attributes(found.attributes)
-        return _as_looked_up(entries.chosen(is_there))
-
-
-class _Opened(NamedTuple):
-    """An open directory that is read along with others: from where, and how many bytes at most."""
-
-    node: Node
-    handle: FileHandle
-    offset: int
-    size: int
-
-    def behind(self, following: int, length: int) -> "_Opened":
-        """Return where it goes on after so many bytes.
-
-        Where there was room for another entry, it most likely ends, and less is asked for: how much
-        that is decides how many of its kind the backend has at once.
-        """
-        ends = length + _LONG_PLUS <= self.size
-        return self._replace(offset=following, size=LONGEST_RECORD if ends else self.size)
+        return as_looked_up(entries.chosen(is_there))
 
 
 class _Wish(NamedTuple):
@@ -320,10 +245,10 @@ class _Wish(NamedTuple):
     handle: FileHandle
     offset: int
     limit: int
-    below: dict[bytes, Node] | None
+    below: "Below | None"
 
 
-def _as_looked_up(entries: DirectoryColumns) -> DirectoryColumns:
+def as_looked_up(entries: DirectoryColumns) -> DirectoryColumns:
     """Return entries with the types and inode numbers of their nodes, where they have one."""
     attributes = AttributeColumns(entries.attributes)
     inos = attributes.column("ino")
