@@ -347,6 +347,16 @@ def batch_forget(forgets: Sequence[tuple[NodeId, int]]) -> Request:
     return Request(Opcode.BATCH_FORGET, NodeId(0), body, None)
 
 
+def batch_forget_each(nodes: Sequence[NodeId]) -> Request:
+    """BATCH_FORGET of one lookup count of each node."""
+    if 0 in nodes or ROOT_ID in nodes:
+        raise ValueError(f"FORGET of node {0 if 0 in nodes else ROOT_ID}")
+    numbers = [1] * (2 * len(nodes))
+    numbers[0::2] = nodes
+    body = _BATCH_FORGET_HEAD.pack(len(nodes), 0) + struct.pack(f"={len(numbers)}Q", *numbers)
+    return Request(Opcode.BATCH_FORGET, NodeId(0), body, None)
+
+
 def batch_forget_capacity(size: int) -> int:
     """How many forgets a BATCH_FORGET of ``size`` bytes holds."""
     return (size - IN_HEADER_SIZE - _BATCH_FORGET_HEAD.size) // _FORGET_SIZE

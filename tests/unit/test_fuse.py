@@ -476,6 +476,16 @@ class TestRequestsThatCannotBe:
         with pytest.raises(ValueError, match=f"FORGET of {lookups} lookups of node {node}"):
             fuse.batch_forget([Forget(NodeId(2), 1), Forget(NodeId(node), lookups)])
 
+    def test_one_lookup_of_each_is_what_it_says(self) -> None:
+        nodes = [NodeId(2), NODE, NodeId(2)]
+        assert fuse.batch_forget_each(nodes) == fuse.batch_forget([(node, 1) for node in nodes])
+        assert fuse.batch_forget_each([]) == fuse.batch_forget([])
+
+    @pytest.mark.parametrize("node", [0, 1])
+    def test_nor_among_those_of_each(self, node: int) -> None:
+        with pytest.raises(ValueError, match=f"FORGET of node {node}"):
+            fuse.batch_forget_each([NodeId(2), NodeId(node)])
+
     @pytest.mark.parametrize(("size", "count"), [(48, 0), (63, 0), (64, 1), (79, 1), (4096, 253)])
     def test_as_many_forgets_as_fit_after_header_and_count(self, size: int, count: int) -> None:
         assert fuse.batch_forget_capacity(size) == count

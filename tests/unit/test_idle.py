@@ -364,3 +364,18 @@ async def test_what_is_kept_after_the_end_lapses_at_once(
     await pass_(mock_clock, 1.1)
     assert backend.open_handles == set()
     assert not +backend.lookups
+
+
+@pytest.mark.parametrize("none", [0, 1])
+async def test_many_counts_are_given_back_at_once(none: int) -> None:
+    """In no more batches than needed; no node, and the root, have none."""
+    posted = Posted(10, 5)
+    nodes = [NodeId(number) for number in range(2, 232)]
+    posted.table.forget_each([*nodes[:150], NodeId(none), *nodes[150:]])
+    assert [len(batch) for batch in posted.batches] == [100, 100, 30]
+    assert dict.fromkeys(nodes, 1) == posted.batches[0] | posted.batches[1] | posted.batches[2]
+    assert posted.table.due() == math.inf
+    posted.table.forget_each([NodeId(5), NodeId(none), NodeId(5)])
+    assert len(posted.batches) == 3
+    posted.table.flush()
+    assert posted.batches[3:] == [{5: 2}]

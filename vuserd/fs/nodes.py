@@ -31,6 +31,8 @@ _DEEPEST: Final = 512
 #: The longest time, in seconds, that lookup counts wait for others to fill a batch.
 _OWED: Final = 1.0
 _SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
+#: What has no lookup counts to give back: no node, and the root.
+_NOT_OWED: Final = (NodeId(0), fuse.ROOT_ID)
 
 #: The root before GETATTR: all that is known is that it is a directory.
 _ROOT: Final = Entry(
@@ -230,14 +232,23 @@ class NodeTable:
         """Give back lookup counts that no node of the table has; :meth:`flush` sends the last."""
         self._owe({node: lookups})
 
-    def forget_each(self, nodes: Iterable[NodeId]) -> None:
-        """Give back one lookup count of each, as :meth:`forget` does; 0 is no node."""
-        self._owe(nodes)
+    def forget_each(self, nodes: Sequence[NodeId]) -> None:
+        """Give back one lookup count of each, as :meth:`forget` does; 0 is no node.
+
+        Many are sent at once.
+        """
+        if len(nodes) < self._batch:
+            self._owe(nodes)
+            return
+        if 0 in nodes or fuse.ROOT_ID in nodes:
+            nodes = [node for node in nodes if node not in _NOT_OWED]
+        for begin in range(0, len(nodes), self._batch_limit):
+            self._post(fuse.batch_forget_each(nodes[begin : begin + self._batch_limit]))
 
     def _owe(self, forgets: Iterable[NodeId] | Mapping[NodeId, int]) -> None:
         was_empty = not self._forgets
         self._forgets.update(forgets)
-        for none in (NodeId(0), fuse.ROOT_ID):
+        for none in _NOT_OWED:
             self._forgets.pop(none, None)
         if was_empty and self._forgets:
             self._owed_since = trio.current_time()

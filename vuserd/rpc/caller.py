@@ -46,6 +46,10 @@ class Caller:
             await self.take_turn()
             yield
 
+    def is_only_user(self) -> bool:
+        """Return whether no other user wants anything."""
+        return self._account.is_only_user()
+
     async def take_turn(self) -> None:
         """Wait for the turn of this client's user to keep the daemon busy."""
         await self._account.take_turn()
