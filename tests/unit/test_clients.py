@@ -2,14 +2,15 @@
 
 import os
 import socket
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, Node
 from tests.unit.faces import Connect
-from vuserd.client import Client, calls
+from vuserd.client import Client, calls, composite
 from vuserd.client.errors import (
     CannotConnect,
     ConnectionLost,
@@ -19,8 +20,39 @@ from vuserd.client.files import transfer
 from vuserd.client.records import Stat
 from vuserd.wire.codec import Request
 
+#: Seconds until a fake daemon must have been asked.
+_SOON: Final = 60.0
+
 
 class TestClient:
+    def test_a_walk_asks_for_the_next_page_ahead(
+        self, fake_daemon: FakeDaemon, client: Client
+    ) -> None:
+        fake_daemon.root.children = {name: Node() for name in (b"a", b"b", b"c")}
+        walk = client.iterwalk("kernels", "")
+        assert next(walk).path == "a"
+        end = time.monotonic() + _SOON
+        while [one.method for one in fake_daemon.requests].count("walk") < 2:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert [entry.path for entry in walk] == ["b", "c"]
+        assert [one.method for one in fake_daemon.requests].count("walk") == 3
+
+    def test_a_caller_takes_its_time_for_each_entry(
+        self, fake_daemon: FakeDaemon, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(composite, "_A_WHILE", -1.0)
+        pages = [["a", "b", "c"], ["d", "e"], [], ["f"]]
+
+        def do_walk(_: object, __: object, options: dict[str, Any]) -> Any:
+            at = int.from_bytes(options["after"] or b"", "big")
+            entries = [{"path": path, "type": "file", "ino": 1} for path in pages[at]]
+            more = (at + 1).to_bytes(8, "big") if at + 1 < len(pages) else None
+            return {"entries": entries, "problems": [], "next": more}
+
+        monkeypatch.setattr(fake_daemon, "do_walk", do_walk, raising=False)
+        assert [entry.path for entry in client.iterwalk("kernels", "")] == [*"abcdef"]
+
     def test_surface(self, client: Client) -> None:
         assert client.api_info().version == "9.9"
         ready, broken = client.exports()

@@ -3,18 +3,20 @@
 What takes whole files is loaded with the first one: most runs of vuserctl take none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import cycle
-from typing import TYPE_CHECKING, TypeVar, Unpack
+from operator import length_hint
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, RemotePath
 from vuserd.client.core.conversation import Talk
 from vuserd.client.core.procedure import Emit, Procedure, Progress, Running, Stream, Wait
 from vuserd.client.core.relisting import Relisting
+from vuserd.client.core.ticket import Ticket
+from vuserd.client.core.walking import walk_raw
 from vuserd.client.errors import NotTaken, RemoteOSError
-from vuserd.client.listing.columns import PAGE_OF_COLUMNS
 from vuserd.client.listing.following import Following
 from vuserd.client.memory import SharedMemory
 from vuserd.client.records import (
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Entries that the caller takes before the next page is received on.
-_TAKEN = 64
+#: Seconds for which the caller takes entries before the next page is received on.
+_A_WHILE = 0.25
 
 
 def readdir(
@@ -147,20 +149,21 @@ def iterwalk(
     """Emit all that is below a directory; raise what could not be read of it in the end."""
     pages, problems = Following(), list[WalkProblem]()
     columns = yield from talk.has_columns(export, path)
-    limit = PAGE_OF_COLUMNS if columns else PAGE_ENTRIES
+    ticket = talk.begin(walk_raw(export, path, None, attrs=attrs, columns=columns))
     try:
         while True:
-            after = pages.after
-            page = yield from talk.ask(
-                calls.walk(export, path, attrs=attrs, limit=limit, after=after, columns=columns)
-            )
-            pages.take(page.next, is_empty=page.is_empty)
+            page = yield from talk.finish(ticket)
+            after = pages.take(page.next, is_empty=page.is_empty)
+            if after is not None:
+                call = walk_raw(export, path, after, attrs=attrs, columns=columns)
+                ticket = talk.begin(call, ticket.core)
             problems += page.problems
-            yield Emit(page.entries)
-            if pages.after is None:
+            yield from _emitted(talk, page.decoded().entries, ticket)
+            if after is None:
                 break
     finally:
-        talk.link.core.held.discard(calls.walk_going_on(pages.after))
+        talk.abandon(ticket)
+        ticket.core.held.discard(calls.walk_going_on(pages.after))
     if problems:
         raise problems[0].error
 
@@ -190,10 +193,7 @@ def tree(
             if after is not None:  # the daemon goes on while these are taken
                 call = calls.tree(export, path, room(), decode, after=after, **options)
                 ticket = talk.begin(call, ticket.core)
-            for begin in range(0, len(page.entries), _TAKEN):
-                yield Emit(page.entries[begin : begin + _TAKEN])
-                if after is not None:  # a daemon drops clients that do not read
-                    yield Wait(ticket, 0.0)
+            yield from _emitted(talk, page.entries, ticket)
             if after is None:
                 return
     finally:
@@ -288,3 +288,25 @@ def archive(
     from vuserd.client.archive.archiving import archive as archived
 
     return archived(talk, export, path, to, options, partial(tree, talk, export))
+
+
+def _emitted(talk: Talk, entries: list[T], ticket: Ticket[Any]) -> Stream[T]:
+    """Emit a page's entries, and receive now and then what has come of the next page.
+
+    A daemon drops clients that do not read, and the caller may take its time for each entry.
+    """
+    left = iter(entries)
+
+    def for_a_while() -> Iterator[T]:
+        end = talk.now() + _A_WHILE
+        for entry in left:
+            yield entry
+            if talk.now() > end:
+                return
+
+    while length_hint(left):
+        if ticket.done:
+            yield Emit(left)
+        else:
+            yield Emit(for_a_while())
+            yield Wait(ticket, 0.0)

@@ -7,13 +7,13 @@ from operator import not_
 from typing import TypeAlias
 
 from vuserd.client import calls
-from vuserd.client.calls import Call, RemotePath
+from vuserd.client.calls import RemotePath
 from vuserd.client.core.conversation import Talk
 from vuserd.client.core.procedure import Procedure
+from vuserd.client.core.walking import walk_raw
 from vuserd.client.errors import BadReply, RemoteError
-from vuserd.client.listing.columns import PAGE_OF_COLUMNS, RawWalkPage
 from vuserd.client.listing.following import Following
-from vuserd.client.records import PageToken, Stat
+from vuserd.client.records import Stat
 
 #: Attributes by path, from the tree's root.
 Tree: TypeAlias = dict[bytes, Stat]
@@ -127,13 +127,14 @@ def _look(
     problems: list[RemoteError] = []
     pages = Following()
     columns = yield from talk.has_columns(export, path)
-    ticket = talk.begin(_page(export, path, None, columns=columns))
+    ticket = talk.begin(walk_raw(export, path, None, attrs=True, columns=columns))
     try:
         while True:
             page = yield from talk.finish(ticket)
             after = pages.take(page.next, is_empty=page.is_empty)
             if after is not None:
-                ticket = talk.begin(_page(export, path, after, columns=columns), ticket.core)
+                call = walk_raw(export, path, after, attrs=True, columns=columns)
+                ticket = talk.begin(call, ticket.core)
             entries = page.decoded().entries
             names = names_of([entry.path for entry in entries])
             stats = [entry.stat for entry in entries]
@@ -157,23 +158,6 @@ def _look(
     finally:
         talk.abandon(ticket)
         ticket.core.held.discard(calls.walk_going_on(pages.after))
-
-
-def _page(
-    export: str, path: RemotePath, after: PageToken | None, *, columns: bool
-) -> Call[RawWalkPage]:
-    """Ask for one page, whose entries are made into records later."""
-    limit = PAGE_OF_COLUMNS if columns else calls.PAGE_ENTRIES
-    call = calls.walk(export, path, attrs=True, limit=limit, after=after, columns=columns)
-    return Call(
-        call.method,
-        call.params,
-        RawWalkPage.from_wire,
-        holds=lambda page: calls.walk_going_on(page.next),
-        needs=call.needs,
-        ends=call.ends,
-        path_at=call.path_at,
-    )
 
 
 def names_of(paths: list[str]) -> list[bytes]:
