@@ -24,6 +24,7 @@ from vuserd.wire.codec import (
     Notification,
     Request,
     Response,
+    encode_column,
     encode_listing_response_head,
     encode_notification,
     encode_request,
@@ -314,6 +315,22 @@ class TestListing:
             "94 01 01 c0 81 a7 65 6e 74 72 69 65 73 dc 00 14"
         )
         assert encode_values([1, "a", None]).hex(" ") == "01 a1 61 c0"
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            [],
+            [7],
+            [33188] * 300,
+            ["file"] * 20,
+            [None] * 3,
+            [1, 2, 1],
+            [None, 5, None],
+            [*range(300), 0],
+        ],
+    )
+    def test_columns(self, values: list[object]) -> None:
+        assert encode_column(values) == encode_values(values)
 
 
 class TestQuickWay:

@@ -162,6 +162,13 @@ def encode_values(values: Iterable[object]) -> bytes:
     return packed[len(_LISTS.pack_array_header(len(whole))) :]
 
 
+def encode_column(values: list[Any]) -> bytes:
+    """Encode values of one type, as :func:`encode_values` does; faster if all are equal."""
+    if values and values[0] == values[-1] and values.count(values[0]) == len(values):
+        return _pack(values[0]) * len(values)
+    return encode_values(values)
+
+
 def encode_list_head(name: str, count: int) -> bytes:
     """Encode a map's key, and the head of its value: an array of ``count`` elements."""
     return b"".join((_LISTS.pack(name), _LISTS.pack_array_header(count)))

@@ -15,6 +15,7 @@ from vuserd.rpc.outbox import Reply
 from vuserd.rpc.results.maps import Field, entry_maps, fetched_map
 from vuserd.wire.bin_head import encode_bin_response_head
 from vuserd.wire.codec import (
+    encode_column,
     encode_list_head,
     encode_listing_response_head,
     encode_response,
@@ -74,7 +75,7 @@ async def pack_listing(
         sizes[begin] = end - begin
         if columns:
             for name, values in part:
-                lists.setdefault(name, {})[begin] = encode_values(values)
+                lists.setdefault(name, {})[begin] = encode_column(values)
         else:
             maps.append(encode_values(entry_maps(part)))
         if end == count:
@@ -89,7 +90,7 @@ async def pack_listing(
         packed.append(encode_list_head(name, count))
         for begin, size in sizes.items():
             # What one part alone has, such as submounts, none of another part's entries is.
-            packed.append(parts.get(begin) or encode_values([False] * size))
+            packed.append(parts.get(begin) or encode_column([False] * size))
     return Listing(len(lists), packed, others, columns)
 
 
