@@ -185,8 +185,8 @@ class TreeWalk(Kept):
             below: borrowed nodes of directories among them, by their names.
 
         """
-        prefix = directory.path + b"/" if directory.path else b""
-        paths = [prefix + name for name in entries.names] if prefix else entries.names
+        above = directory.above
+        paths = [above + name for name in entries.names] if above else entries.names
         self._add(paths, entries)
         if MAY_BE_DIRECTORY.isdisjoint(entries.types):
             return
@@ -209,8 +209,8 @@ class TreeWalk(Kept):
         names, paths = entries.names, list[bytes]()
         for part in parts:
             found = names[part.begin : part.end]
-            prefix = part.directory.path
-            paths += [b"%b/%b" % (prefix, name) for name in found] if prefix else found
+            above = part.directory.above
+            paths += [above + name for name in found] if above else found
         self._add(paths, entries)
 
     def _add(self, paths: list[bytes], entries: DirectoryColumns) -> None:

@@ -29,13 +29,18 @@ class Sharer(Protocol):
 SHARER: Final[ContextVar[Sharer | None]] = ContextVar("SHARER", default=None)
 
 
+def is_only_user() -> bool:
+    """Return whether no user but the one on whose behalf this task works wants anything."""
+    sharer = SHARER.get()
+    return sharer is None or sharer.is_only_user()
+
+
 async def take_turn() -> bool:
     """Wait for a turn of the user on whose behalf this task works; return whether it is alone."""
     sharer = SHARER.get()
-    if sharer is None:
-        return True
-    await sharer.take_turn()
-    return sharer.is_only_user()
+    if sharer is not None:
+        await sharer.take_turn()
+    return is_only_user()
 
 
 class Turns:

@@ -38,6 +38,11 @@ class Directory:
         self.unfinished = 1
 
     @property
+    def above(self) -> bytes:
+        """What stands before the names in it."""
+        return self.path + b"/" if self.path else b""
+
+    @property
     def remembered(self) -> int:
         """Bytes of memory that it takes."""
         of_reader = 0 if self.reader is None else self.reader.remembered

@@ -25,7 +25,7 @@ from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Node
 from vuserd.fs.walking.directory import Directory
 from vuserd.tasks.gather import gather
-from vuserd.tasks.turns import take_turn
+from vuserd.tasks.turns import is_only_user, take_turn
 
 #: Bytes that a small directory is read in.
 _SIZE: Final = 8 << 10
@@ -145,7 +145,8 @@ class SmallDirectories:
 
     async def _read_groups(self, targets: list[BufferPart]) -> None:
         while True:
-            await take_turn()
+            if not is_only_user():
+                await take_turn()
             size = _GROUP_SHARED if self._lane.is_shared else GROUP
             directories = [*islice(iter(self._walk.next_small, None), size)]
             if not directories:
