@@ -180,16 +180,23 @@ async def test_readdirplus_is_the_look_up_of_directories(backend: FakeBackend) -
 
 
 async def test_directories_that_had_to_be_forgotten_are_looked_up_again(
-    monkeypatch: pytest.MonkeyPatch, backend: FakeBackend
+    backend: FakeBackend,
 ) -> None:
-    """Of a wide directory the backend keeps few descriptors."""
-    monkeypatch.setattr(walk_module, "_MOST_NODES", 9)  # the top's is one
+    """Of a wide directory the backend keeps few descriptors, whoever walks."""
     backend.files = {b"%03d" % number: FOLDER for number in range(40)}
     with_attributes(backend)
     async with backend.session() as session:
-        files = FileSystem(session, idle_nodes=100)
+        files = FileSystem(session, idle_nodes=8)
+        other = TreeWalk(b"", attributes=True)
+        assert await other.next_page(files, 1)
+        assert files.nodes.room == 0
+        assert len(backend.named(Opcode.LOOKUP)) == 0
         assert await walked(files, attributes=True) == [*backend.files]
-        assert len(backend.named(Opcode.LOOKUP)) == 40 - 8
+        assert len(backend.named(Opcode.LOOKUP)) == 40
+        other.close()
+        assert files.nodes.room == 8
+        assert await walked(files, attributes=True) == [*backend.files]
+        assert len(backend.named(Opcode.LOOKUP)) == 2 * 40 - 8
         files.close()
         await wait_all_tasks_blocked()
         assert +backend.lookups == {}

@@ -119,6 +119,11 @@ class NodeTable:
         """Lookup counts that are still to be given back, without those of forgets in flight."""
         return self._loans + sum(node.lookups for node in self._nodes.values())
 
+    @property
+    def room(self) -> int:
+        """How many more nodes may be borrowed for later: in all as many as may be idle."""
+        return self._idle_limit - self._loans
+
     def child(self, directory: NodeId, name: bytes) -> Node | None:
         """Return the node last found as ``name`` there, if it is known; it may have moved."""
         return self._children.get((directory, name))

@@ -26,8 +26,6 @@ from vuserd.tasks.turns import take_turn
 _READERS: Final = 16
 #: Entries that one reader takes from a directory before others have their turn.
 _PORTION: Final = 2000
-#: Nodes of directories that stay in use while they wait; others are given back.
-_MOST_NODES: Final = 1024
 #: Directories that may be open and wait for their turn; over that one is read to its end, unless
 #: its entries take so many bytes.
 _MOST_OPEN: Final = 64
@@ -172,7 +170,8 @@ class TreeWalk(Kept):
 
     def room(self) -> int:
         """Return how many more directories may have their nodes borrowed."""
-        return _MOST_NODES - len(self._entered)
+        assert self._files is not None
+        return self._files.nodes.room
 
     def take(
         self, directory: Directory, entries: DirectoryColumns, below: dict[bytes, Node]
