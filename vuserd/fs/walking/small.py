@@ -145,8 +145,7 @@ class SmallDirectories:
 
     async def _read_groups(self, targets: list[BufferPart]) -> None:
         while True:
-            if not is_only_user():
-                await take_turn()
+            await _let_others()
             size = _GROUP_SHARED if self._lane.is_shared else GROUP
             directories = [*islice(iter(self._walk.next_small, None), size)]
             if not directories:
@@ -159,6 +158,7 @@ class SmallDirectories:
             opened = [part for part in parts if part.handle is not None]
             await self._read(opened, targets, self._take_first)
             begun = [part for part in opened if part.entries is not None]
+            await _let_others()
             await self._read(begun, targets, self._take_more)
         except BaseException:
             for part in parts:
@@ -260,3 +260,9 @@ class SmallDirectories:
     def _undo_read(self, body: bytes) -> None:
         entries, _ = decode_directory_columns(body, plus=True, after=0)
         self._nodes.forget_each(entries.nodes)
+
+
+async def _let_others() -> None:
+    """Wait for a turn if another user wants something; each step waits for the backend anyway."""
+    if not is_only_user():
+        await take_turn()
