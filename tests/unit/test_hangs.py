@@ -10,10 +10,15 @@ from trio.testing import MockClock
 from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from tests.faults.harness import entries, read
+from vuserd.config.model import ExportConfig
 from vuserd.device.session import Session
 from vuserd.errors import BackendError, BackendTimeout, CallError, HeldBack
+from vuserd.exports.calls import Calls
 from vuserd.exports.hangs import Backoff, Hangs, NodeGate, Place
+from vuserd.exports.life import Life
+from vuserd.exports.serving import Serving
 from vuserd.fs.filesystem import FileSystem
+from vuserd.tracing.tap import Tracing
 from vuserd.users.asker import ASKER, Asker
 
 #: The session's, in seconds; what hangs is first held back for three times as long.
@@ -204,6 +209,25 @@ async def test_a_user_has_two_hangs_free(
     ASKER.set(MALLORY)
     await trio.sleep(3 * TIMEOUT)
     hangs.require_asker()
+
+
+async def test_what_one_user_hung_gives_no_call_of_another_a_task(session: Session) -> None:
+    """Only who is held back has to be told so; that is remembered long after it is over."""
+    hangs = Hangs("files")
+    calls = Calls(Life("files", lambda: None), hangs, lambda: None)
+    calls.serving = serving = Serving(ExportConfig("files", socket="unused"), None, (), Tracing())
+    serving.session, serving.files = session, FileSystem(session, idle_nodes=10)
+    for _ in range(3):
+        hangs.note(None, MALLORY, TIMEOUT)
+
+    def errand(asker: Asker | None) -> object:
+        return calls.errand(
+            asker, lambda files: files.attributes(b"", follow=True), lambda *_: None
+        )
+
+    assert errand(MALLORY) is None
+    assert errand(Asker(1001, None)) is not None
+    assert errand(None) is not None
 
 
 async def test_hangs_are_forgotten_and_never_too_many(autojump_clock: MockClock) -> None:

@@ -117,7 +117,7 @@ class Calls:
         do that from the beginning.
         """
         serving = self.serving
-        if self.trials.are_on or self._hangs.askers.held:
+        if self.trials.are_on or asker in self._hangs.askers.held:
             return None
         if serving is None or serving.session is None or not serving.is_serving():
             return None
