@@ -18,6 +18,8 @@ from tests.faults.system_calls import FILE, daemon_on, is_served
 from vuserd.client import TrioClient, calls
 from vuserd.client.calls import Call
 from vuserd.client.errors import RemoteError
+from vuserd.fs.filesystem import FileSystem
+from vuserd.rpc.access import VisibleExports
 
 CALLS = [("stat", [FILE, "Image"]), ("read", [FILE, "Image", 0, 100])]
 
@@ -170,3 +172,20 @@ async def test_reads_without_a_free_buffer_are_not_begun_in_vain(
                 for _ in range(100):
                     nursery.start_soon(client.read, FILE, "Image", 0, len(CONTENT))
         assert len(backend.named(Opcode.LOOKUP)) - looked_up < 130
+
+
+async def test_a_fault_of_the_daemons_ends_the_call_alone(
+    backend: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise LookupError
+
+    async with daemon_on(backend, str(tmp_path)) as address, TrioClient.connect(address) as client:
+        await is_served(address, CONTENT)
+        for owner, name in ((VisibleExports, "find"), (FileSystem, "attributes")):
+            with monkeypatch.context() as patched:
+                patched.setattr(owner, name, broken)
+                with trio.fail_after(FOR_EVER), pytest.raises(RemoteError) as failed:
+                    await client.stat(FILE, "Image")
+            assert failed.value.code == "INTERNAL"
+        await is_served(address, CONTENT)

@@ -166,8 +166,8 @@ class Calls:
                 return False
             wanted = min(method.weight(arguments, options), payload.total)
             short = method.short(self._caller, *arguments, **options)
-        except VuserdError:
-            return False  # the task says what is wrong
+        except Exception:  # the task says what is wrong, be it the daemon's own fault
+            return False
         if short is None or (wanted and not payload.try_take(wanted)):
             return False
         call = _ShortCall(request, method, wanted, began)
