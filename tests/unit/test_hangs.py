@@ -1,16 +1,18 @@
 # ruff: noqa: ARG001 - the clock is asked for so that deadlines pass at once
 """A request that hung a backend is held back, longer each time, and no other request is."""
 
+import math
 from collections.abc import AsyncIterator
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from protocol.fuse import Opcode
+from protocol.fuse import Attributes, Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from tests.faults.harness import entries, read
 from vuserd.config.model import ExportConfig
+from vuserd.device.procedure import Procedure
 from vuserd.device.session import Session
 from vuserd.errors import BackendError, BackendTimeout, CallError, HeldBack
 from vuserd.exports.calls import Calls
@@ -221,9 +223,10 @@ async def test_what_one_user_hung_gives_no_call_of_another_a_task(session: Sessi
         hangs.note(None, MALLORY, TIMEOUT)
 
     def errand(asker: Asker | None) -> object:
-        return calls.errand(
-            asker, lambda files: files.attributes(b"", follow=True), lambda *_: None
-        )
+        def stat(files: FileSystem) -> Procedure[Attributes]:
+            return files.attributes(b"", follow=True)
+
+        return calls.errand(asker, stat, lambda *_: None, math.inf)
 
     assert errand(MALLORY) is None
     assert errand(Asker(1001, None)) is not None

@@ -10,14 +10,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from protocol.fuse import Opcode
+from protocol.fuse import Attributes, Opcode
 from tests.fake.backend import FakeBackend
 from tests.fake.files import Answer, FuseRequest
-from tests.faults.harness import CONTENT, FOR_EVER
+from tests.faults.harness import CONTENT, FOR_EVER, exported
 from tests.faults.system_calls import FILE, daemon_on, is_served
 from vuserd.client import TrioClient, calls
 from vuserd.client.calls import Call
 from vuserd.client.errors import RemoteError
+from vuserd.device.procedure import Procedure
+from vuserd.errors import BackendDown
+from vuserd.exports.calls import PAST, Lost
 from vuserd.fs.filesystem import FileSystem
 from vuserd.rpc.access import VisibleExports
 
@@ -189,3 +192,31 @@ async def test_a_fault_of_the_daemons_ends_the_call_alone(
                     await client.stat(FILE, "Image")
             assert failed.value.code == "INTERNAL"
         await is_served(address, CONTENT)
+
+
+async def test_a_lost_backend_gives_it_no_more_time(
+    backend: FakeBackend, held: list[FuseRequest], tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """It waits in its task for the next one as long as it would have without having lost one."""
+    autojump_clock.autojump_threshold = 0.1
+    ended: list[Exception | None] = []
+
+    def stat(files: FileSystem) -> Procedure[Attributes]:
+        return files.attributes(b"Image", follow=True)
+
+    async with exported(backend, str(tmp_path / "backend.sock")) as export:
+        began = trio.current_time()
+        errand = export.errand(None, stat, lambda _, failure: ended.append(failure))
+        assert errand is not None
+        errand.resume()
+        await until(lambda: held)
+        await trio.sleep_until(began + 6)
+        backend.on_connect = backend.die  # and comes back no more
+        backend.die()
+        await until(lambda: ended)
+        [lost] = ended
+        assert isinstance(lost, Lost)
+        PAST.set(lost.past)
+        with pytest.raises(BackendDown):
+            await export.call(lambda files: files.stat(b"Image", follow=True))
+        assert trio.current_time() == pytest.approx(began + export.config.session.timeout, abs=1)

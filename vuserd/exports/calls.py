@@ -1,8 +1,9 @@
 """Calls on an export's files: put to the backend that serves now, and again when it is lost."""
 
+import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 import trio
 
@@ -27,27 +28,40 @@ Result = TypeVar("Result")
 Procedures: TypeAlias = Callable[[FileSystem], Procedure[Found]]
 
 
+class Past(NamedTuple):
+    """What a call has behind it when it is given a task."""
+
+    #: Backends that it may have killed.
+    losses: int = 0
+    #: Until when it waits for another, by trio's clock.
+    deadline: float = math.inf
+
+
 class Lost(NeedsTask):
     """A backend was lost while it had a call, which has to be put to another.
 
     Args:
         error: how.
         serving: what was lost.
+        deadline: until when the call waits for another.
 
     """
 
-    def __init__(self, error: BackendError, serving: Serving) -> None:
+    def __init__(self, error: BackendError, serving: Serving, deadline: float) -> None:
         super().__init__(str(error))
         self.error = error
         #: Whether it had no other call then.
         self.alone = serving.had_one_call
-        #: 1 where the call may be to blame. It is not where another backend takes its place; and
-        #: what hung one is held back by now: of other calls nothing is to be feared.
-        self.counts = int(not (serving.is_retired or error.cause is LossCause.SILENT))
+        #: With 1 loss where the call may be to blame. It is not where another backend takes its
+        #: place; and what hung one is held back by now: of other calls nothing is to be feared.
+        losses = int(not (serving.is_retired or error.cause is LossCause.SILENT))
+        self.past = Past(losses, deadline)
 
 
-#: How many backends this task's call had lost before it had a task.
-LOSSES: Final[ContextVar[int]] = ContextVar("LOSSES", default=0)
+#: That of a call which is put to a backend for the first time.
+NO_PAST: Final = Past()
+#: What this task's call has behind it.
+PAST: Final[ContextVar[Past]] = ContextVar("PAST", default=NO_PAST)
 
 
 class Calls:
@@ -84,7 +98,8 @@ class Calls:
             VuserdError: what the operation raises.
 
         """
-        losses = LOSSES.get()
+        losses, latest = PAST.get()
+        deadline = min(deadline, latest)
         if self.trials.are_on:
             await self.trials.wait(deadline)
         while True:
@@ -96,7 +111,7 @@ class Calls:
                 async with self.trials.turn(deadline):
                     return await self._ask(operation, deadline, self.trials.begin)
             except Lost as lost:
-                losses += lost.counts
+                losses += lost.past.losses
                 if (losses > 1 and lost.alone) or losses > _MOST_LOSSES:
                     raise BackendDown(
                         f"the call lost {losses} backends, and is put to no other: {lost.error}"
@@ -109,29 +124,32 @@ class Calls:
         asker: Asker | None,
         procedure: Procedures[Found],
         done: Done[Found],
+        deadline: float,
     ) -> Errand[Found] | None:
         """Return an errand that carries a procedure out on the files of the backend that serves.
 
         It fails with what :meth:`call` raises; or with NeedsTask, where :meth:`call` has to do all
-        of it: what a :class:`Lost` ``counts`` is the value of :data:`LOSSES` then. None: it has to
-        do that from the beginning.
+        of it: the ``past`` of a :class:`Lost` is the value of :data:`PAST` then. None: it has to do
+        that from the beginning. After ``deadline`` a lost backend is what it fails with.
         """
         serving = self.serving
         if self.trials.are_on or asker in self._hangs.askers.held:
             return None
         if serving is None or serving.session is None or not serving.is_serving():
             return None
-        return Errand(serving.session.lane, asker, self._put(serving, procedure), done)
+        return Errand(serving.session.lane, asker, self._put(serving, procedure, deadline), done)
 
-    def _put(self, serving: Serving, procedure: Procedures[Found]) -> Procedure[Found]:
+    def _put(
+        self, serving: Serving, procedure: Procedures[Found], deadline: float
+    ) -> Procedure[Found]:
         """Do what :meth:`_ask` does, as far as a procedure can."""
         try:
             with serving as files:
                 found = yield from procedure(files)
         except BackendError as error:
-            if serving.is_serving():
+            if serving.is_serving() or trio.current_time() >= deadline:
                 raise
-            raise Lost(error, serving) from None
+            raise Lost(error, serving, deadline) from None
         except HeldBack:
             raise
         except FileError as error:
@@ -168,7 +186,7 @@ class Calls:
             except BackendError as error:
                 if serving.is_serving():
                     raise
-                raise Lost(error, serving) from None
+                raise Lost(error, serving, deadline) from None
             except HeldBack:
                 raise
             except FileError as error:

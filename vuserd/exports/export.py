@@ -122,7 +122,10 @@ class Export:
         self, asker: Asker | None, procedure: Procedures[Found], done: Done[Found]
     ) -> Errand[Found] | None:
         """Return an errand on the files: see :meth:`~vuserd.exports.calls.Calls.errand`."""
-        return None if self._has_to_look() else self._calls.errand(asker, procedure, done)
+        if self._has_to_look():
+            return None
+        deadline = trio.current_time() + self.config.session.timeout
+        return self._calls.errand(asker, procedure, done, deadline)
 
     async def look(self) -> None:
         """Look where the path leads to, unless that was done a moment ago.

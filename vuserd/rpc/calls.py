@@ -17,7 +17,7 @@ from vuserd.config.model import ClientLimits
 from vuserd.delivery.memory_table import MemoryTable
 from vuserd.device.procedure import Errand, NeedsTask
 from vuserd.errors import CallError, ErrorCode, VuserdError, os_reason
-from vuserd.exports.calls import LOSSES, Lost
+from vuserd.exports.calls import NO_PAST, PAST, Lost, Past
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Rights
@@ -148,9 +148,9 @@ class Calls:
         if descriptor is not None or not self._start_short(request):
             self._start_task(request, descriptor)
 
-    def _start_task(self, request: Request, descriptor: int | None, losses: int = 0) -> None:
-        """Answer a request in a task, where the call has lost so many backends already."""
-        answer = functools.partial(self._answer, request, descriptor, losses)
+    def _start_task(self, request: Request, descriptor: int | None, past: Past = NO_PAST) -> None:
+        """Answer a request in a task, of which the call may have lost a backend already."""
+        answer = functools.partial(self._answer, request, descriptor, past)
         self._workers.start(answer, self._running)
 
     def _start_short(self, request: Request) -> bool:
@@ -188,7 +188,7 @@ class Calls:
         if isinstance(failure, NeedsTask):
             if reserved:
                 self.allowance.payload.give_back(reserved)
-            self._start_task(request, None, failure.counts if isinstance(failure, Lost) else 0)
+            self._start_task(request, None, failure.past if isinstance(failure, Lost) else NO_PAST)
             return
         end = OK
         try:
@@ -262,9 +262,9 @@ class Calls:
             ASKER.set(self._asker)
             SHARER.set(self._account)
 
-    async def _answer(self, request: Request, descriptor: int | None, losses: int) -> None:
+    async def _answer(self, request: Request, descriptor: int | None, past: Past) -> None:
         self._act_for_user()
-        LOSSES.set(losses)
+        PAST.set(past)
         reserved = 0
         name, end, began = NO_METHOD, OK, time.perf_counter()
         try:
