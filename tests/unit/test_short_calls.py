@@ -23,6 +23,7 @@ from vuserd.errors import BackendDown
 from vuserd.exports.calls import PAST, Lost
 from vuserd.fs.filesystem import FileSystem
 from vuserd.rpc.access import VisibleExports
+from vuserd.tasks.turns import SHARER, Sharer
 
 CALLS = [("stat", [FILE, "Image"]), ("read", [FILE, "Image", 0, 100])]
 
@@ -220,3 +221,29 @@ async def test_a_lost_backend_gives_it_no_more_time(
         with pytest.raises(BackendDown):
             await export.call(lambda files: files.stat(b"Image", follow=True))
         assert trio.current_time() == pytest.approx(began + export.config.session.timeout, abs=1)
+
+
+async def test_a_call_whose_backend_another_one_loses_takes_turns_in_its_task(
+    backend: FakeBackend,
+    held: list[FuseRequest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What ends the first call, a lie, ends the session, and with it the second one."""
+    sharers: list[Sharer | None] = []
+    stat = FileSystem.stat
+
+    async def stat_in_a_task(files: FileSystem, path: bytes, *, follow: bool) -> Attributes:
+        sharers.append(SHARER.get())
+        return await stat(files, path, follow=follow)
+
+    monkeypatch.setattr(FileSystem, "stat", stat_in_a_task)
+    async with daemon_on(backend, str(tmp_path)) as address, TrioClient.connect(address) as client:
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(client.stat, FILE, "Image")
+            await until(lambda: len(held) == 2)
+            backend.answer = backend.serve_files
+            backend.reply(held[0], Answer(b"is no entry"))
+        assert len(sharers) == 2
+        assert None not in sharers

@@ -258,7 +258,7 @@ class Calls:
 
     def _act_for_user(self) -> None:
         """Let what this task does from now on be done for the client and its user."""
-        if ASKER.get() is not self._asker:
+        if ASKER.get() is not self._asker or SHARER.get() is not self._account:
             ASKER.set(self._asker)
             SHARER.set(self._account)
 
