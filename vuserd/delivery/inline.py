@@ -75,57 +75,49 @@ def read_small(path: bytes, offset: int, length: int, files: FileSystem) -> Proc
         FileError: as there.
 
     """
-    payloads = files.session.payloads
-    if not payloads.admit():
+    lookups, session = files.lookups, files.session
+    # Taken first, or a read for which there is none would have looked its file up in vain.
+    buffer = session.payloads.try_take()
+    if buffer is None:
         raise NeedsTask
     try:
-        return (yield from _read_small(path, offset, length, files))
+        with Hold(files.nodes) as hold:
+            node, handle = yield from lookups.resolve_and_open(path, hold)
+            try:
+                before = node.attributes
+                require_regular(before)
+                version = Version.of(before)
+                there = max(version.size - offset, 0)
+                wanted = min(length, session.max_read)
+                # One byte more than there is, if the caller wants it: a short answer shows the end.
+                if min(length, there + 1) > wanted or not version.size:
+                    raise NeedsTask
+                if time_to_settle(version):
+                    raise NeedsTask
+                if handle is None:
+                    handle = yield from lookups.open(node)
+                read = Ask(fuse.read(node.id, handle, offset, wanted), buffer)
+                look = Ask(fuse.getattr(node.id))
+                # A backend with one thread has done the GETATTR after the READ if it says so.
+                looked: Result = MISSING
+                if session.answers_in_order:
+                    done, looked = yield InOrder((read, look))
+                else:
+                    [done] = yield [read]
+                count = length_of(done)
+                if isinstance(looked, Failed) or not session.answers_in_order:
+                    [looked] = yield [look]
+                after = session.lane.decoded(fuse.decode_attributes, body_of(looked))
+                if count != min(length, there) or not is_version(after, version):
+                    raise NeedsTask
+                content, buffer = FileContent([buffer], [count]), None
+                return content
+            finally:
+                if handle is not None:
+                    lookups.release(node, handle)
     finally:
-        payloads.leave()
-
-
-def _read_small(path: bytes, offset: int, length: int, files: FileSystem) -> Procedure[FileContent]:
-    lookups, session = files.lookups, files.session
-    buffer = None
-    with Hold(files.nodes) as hold:
-        node, handle = yield from lookups.resolve_and_open(path, hold)
-        try:
-            before = node.attributes
-            require_regular(before)
-            version = Version.of(before)
-            there = max(version.size - offset, 0)
-            wanted = min(length, session.max_read)
-            # One byte more than there is, if the caller wants it: a short answer shows the end.
-            if min(length, there + 1) > wanted or not version.size:
-                raise NeedsTask
-            if time_to_settle(version):
-                raise NeedsTask
-            if handle is None:
-                handle = yield from lookups.open(node)
-            buffer = session.payloads.try_take()
-            if buffer is None:
-                raise NeedsTask
-            read = Ask(fuse.read(node.id, handle, offset, wanted), buffer)
-            look = Ask(fuse.getattr(node.id))
-            # A backend with one thread has done the GETATTR after the READ if it says so.
-            looked: Result = MISSING
-            if session.answers_in_order:
-                done, looked = yield InOrder((read, look))
-            else:
-                [done] = yield [read]
-            count = length_of(done)
-            if isinstance(looked, Failed) or not session.answers_in_order:
-                [looked] = yield [look]
-            after = session.lane.decoded(fuse.decode_attributes, body_of(looked))
-            if count != min(length, there) or not is_version(after, version):
-                raise NeedsTask
-            content, buffer = FileContent([buffer], [count]), None
-            return content
-        finally:
-            if buffer is not None:
-                buffer.give_back()
-            if handle is not None:
-                lookups.release(node, handle)
+        if buffer is not None:
+            buffer.give_back()
 
 
 async def read_open(file: OpenFile, offset: int, length: int) -> FileContent:

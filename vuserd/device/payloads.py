@@ -25,8 +25,6 @@ class PayloadPool:
         self._timeout = timeout
         self._lost = lost
         self._budget = Budget(pool.count)
-        #: Callers that cannot wait, from :meth:`admit` to :meth:`leave`.
-        self._admitted = 0
         pool.on_free = self._freed
 
     @property
@@ -54,21 +52,6 @@ class PayloadPool:
                 self._find_kept(count)
                 raise BackendTimeout(f"too few payload buffers were free for {self._timeout:g} s")
         return [self._pool.take() for _ in range(count)]
-
-    def admit(self) -> bool:
-        """Admit a caller that cannot wait, where there should be a buffer when it wants one.
-
-        So nothing is asked for in vain: of a thousand callers most have to wait. It has to
-        :meth:`leave`.
-        """
-        if self._admitted == self._pool.count or not self._budget.has(1):
-            return False
-        self._admitted += 1
-        return True
-
-    def leave(self) -> None:
-        """End an :meth:`admit`."""
-        self._admitted -= 1
 
     def try_take(self) -> Buffer | None:
         """Take a buffer if one is free and no caller waits; the caller gives it back."""

@@ -22,14 +22,10 @@ class Budget:
 
     def try_take(self, amount: int) -> bool:
         """Take ``amount`` units if they are free and no task waits; return whether it did."""
-        if not self.has(amount):
+        if self._waiting or amount > self.available or self._end is not None:
             return False
         self.available -= amount
         return True
-
-    def has(self, amount: int) -> bool:
-        """Return whether ``amount`` units are free and no task waits."""
-        return not (self._waiting or amount > self.available or self._end is not None)
 
     async def take(self, amount: int) -> None:
         """Take ``amount`` units, all at once: no task holds some while it waits for more.
