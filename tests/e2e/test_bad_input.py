@@ -71,11 +71,10 @@ def test_a_lost_framing_ends_the_connection_with_a_word(
 ) -> None:
     with raw(running) as connection:
         connection.sendall(sent)
-        first = receive(connection)
-        messages = []
-        while first is not None:
-            messages.append(first)
-            first = receive(connection)
+        unpacker = msgpack.Unpacker(max_buffer_size=16 << 20)
+        while received := connection.recv(1 << 16):
+            unpacker.feed(received)
+        messages = [*unpacker]
         [(_, method, [error])] = [message for message in messages if message[0] == 2]
         assert (method, error["code"]) == ("error", code)
 

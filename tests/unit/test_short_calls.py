@@ -22,7 +22,8 @@ from vuserd.device.procedure import Procedure
 from vuserd.errors import BackendDown
 from vuserd.exports.calls import PAST, Lost
 from vuserd.fs.filesystem import FileSystem
-from vuserd.rpc.access import VisibleExports
+from vuserd.rpc.access import Rights, VisibleExports
+from vuserd.rpc.peer_log import PeerLog
 from vuserd.tasks.turns import SHARER, Sharer
 
 CALLS = [("stat", [FILE, "Image"]), ("read", [FILE, "Image", 0, 100])]
@@ -247,3 +248,21 @@ async def test_a_call_whose_backend_another_one_loses_takes_turns_in_its_task(
             backend.reply(held[0], Answer(b"is no entry"))
         assert len(sharers) == 2
         assert None not in sharers
+
+
+@pytest.mark.parametrize(("method", "params"), CALLS)
+async def test_a_refusal_is_noted_once(
+    backend: FakeBackend,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    params: list[Any],
+) -> None:
+    noted: list[str] = []
+    monkeypatch.setattr(PeerLog, "note", lambda _, __, what: noted.append(what))
+    monkeypatch.setattr(Rights, "sees", lambda *_: False)
+    async with daemon_on(backend, str(tmp_path)) as address, TrioClient.connect(address) as client:
+        with trio.fail_after(FOR_EVER), pytest.raises(RemoteError) as refused:
+            await client.call(Call(method, params, dict))
+    assert refused.value.code == "UNKNOWN_EXPORT"
+    assert noted == [f"export {FILE}"]

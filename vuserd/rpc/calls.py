@@ -154,7 +154,7 @@ class Calls:
         self._workers.start(answer, self._running)
 
     def _start_short(self, request: Request) -> bool:
-        """Begin the call if it is a short one; return whether it is."""
+        """Begin the call, or refuse it, if it is a short one; return whether it is."""
         method = self._methods.table.get(request.method)
         if method is None or method.short is None:
             return False
@@ -166,7 +166,12 @@ class Calls:
                 return False
             wanted = min(method.weight(arguments, options), payload.total)
             short = method.short(self._caller, *arguments, **options)
-        except Exception:  # the task says what is wrong, be it the daemon's own fault
+        except VuserdError as error:
+            end = self._fail(request, method.name, error, 0)
+            self._counters.count(method.name, end, time.perf_counter() - began)
+            self._told()
+            return True
+        except Exception:  # a fault of the daemon's, which the task logs
             return False
         if short is None or (wanted and not payload.try_take(wanted)):
             return False
