@@ -11,10 +11,11 @@ from vuserd.device.shared_buffer import SharedBuffer
 
 
 @pytest.fixture
-def buffer() -> Iterator[Buffer]:
+def pool() -> Iterator[Pool]:
+    """One buffer; a test that takes it lets go of it, and so the region's mapping can go."""
     region = Region(4096)
     pool = Pool(region.view, GuestMemory().add(region), 0, 4096, 1)
-    yield pool.take()
+    yield pool
     pool.close()
     region.close()
 
@@ -23,7 +24,8 @@ def state_of(buffer: Buffer) -> BufferState:
     return buffer.state
 
 
-def test_its_parts_follow_each_other(buffer: Buffer) -> None:
+def test_its_parts_follow_each_other(pool: Pool) -> None:
+    buffer = pool.take()
     first, second, third = SharedBuffer(buffer).parts(1200)
     assert first.address == buffer.address
     assert second.address == buffer.address + 1200
@@ -31,7 +33,8 @@ def test_its_parts_follow_each_other(buffer: Buffer) -> None:
     assert bytes(buffer.view[2400:3600]) == b"3" * 1200
 
 
-def test_it_is_lent_while_any_part_is(buffer: Buffer) -> None:
+def test_it_is_lent_while_any_part_is(pool: Pool) -> None:
+    buffer = pool.take()
     first, second = SharedBuffer(buffer).parts(2048)
     first.lend()
     second.lend()
@@ -46,7 +49,8 @@ def test_it_is_lent_while_any_part_is(buffer: Buffer) -> None:
     assert state_of(buffer) is BufferState.FREE
 
 
-def test_given_up_it_is_not_free_before_the_last_part_is_back(buffer: Buffer) -> None:
+def test_given_up_it_is_not_free_before_the_last_part_is_back(pool: Pool) -> None:
+    buffer = pool.take()
     first, second = SharedBuffer(buffer).parts(2048)
     first.lend()
     second.lend()
