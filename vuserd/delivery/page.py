@@ -5,6 +5,7 @@ from typing import Final
 
 from memory.arena import Buffer
 from vuserd.delivery.inline import FileContent
+from vuserd.device.shared_buffer import SharedBuffer
 from vuserd.fs.tree.found import Found
 
 #: The most bytes of an entry in a page's index, without its path and a symlink's target.
@@ -41,24 +42,12 @@ class Place:
             self._view[self._begin + begin : self._begin + self.size] = bytes(self.size - begin)
 
 
-class _Shared:
-    """A payload buffer that many requests write to at once: lent as long as one of them is."""
+class _Shared(SharedBuffer):
+    """A payload buffer that many files have their places in."""
 
     def __init__(self, buffer: Buffer) -> None:
-        self.buffer = buffer
-        self.address, self.view = buffer.address, buffer.view
+        super().__init__(buffer)
         self.words = buffer.view.cast("Q")
-        self._lent = 0
-
-    def lend(self) -> None:
-        if not self._lent:
-            self.buffer.lend()
-        self._lent += 1
-
-    def reclaim(self) -> None:
-        self._lent -= 1
-        if not self._lent:
-            self.buffer.reclaim()
 
 
 def parts_of(buffer: Buffer, count: int) -> list[Place]:

@@ -8,6 +8,7 @@ class SharedBuffer:
 
     def __init__(self, buffer: Buffer) -> None:
         self.buffer = buffer
+        self.address, self.view = buffer.address, buffer.view
         self._lent = 0
 
     def parts(self, size: int) -> list["BufferPart"]:
@@ -35,7 +36,7 @@ class BufferPart:
     __slots__ = ("address", "lend", "reclaim", "view")
 
     def __init__(self, shared: SharedBuffer, begin: int, size: int) -> None:
-        self.address = shared.buffer.address + begin
-        self.view = shared.buffer.view[begin : begin + size]
+        self.address = shared.address + begin
+        self.view = shared.view[begin : begin + size]
         self.lend = shared.lend
         self.reclaim = shared.reclaim
