@@ -266,3 +266,27 @@ async def test_a_refusal_is_noted_once(
             await client.call(Call(method, params, dict))
     assert refused.value.code == "UNKNOWN_EXPORT"
     assert noted == [f"export {FILE}"]
+
+
+async def test_reads_that_hang_leave_others_their_buffers(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
+    """More of them than there are buffers, of a file that is not even found yet."""
+    kept: list[FuseRequest] = []
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.body != b"poison\0":
+            return backend.serve_files(request)
+        kept.append(request)
+        return None
+
+    backend.answer = answer
+    async with daemon_on(backend, str(tmp_path)) as address:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(address)
+            hanging = [[0, place, "read", [FILE, "poison", 0, 1]] for place in range(40)]
+            client.sendall(b"".join(map(msgpack.packb, hanging)))
+            await until(lambda: len(kept) == len(hanging))
+            await is_served(address, CONTENT)
+            assert not backend.named(Opcode.INTERRUPT)  # they hang still
+            let_go(backend, kept)

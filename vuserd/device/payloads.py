@@ -54,8 +54,14 @@ class PayloadPool:
         return [self._pool.take() for _ in range(count)]
 
     def try_take(self) -> Buffer | None:
-        """Take a buffer if one is free and no caller waits; the caller gives it back."""
-        return self._pool.take() if self._budget.try_take(1) else None
+        """Take a buffer if more than half are free; the caller gives it back.
+
+        The caller may hold it before it needs one: if what it asks for first hangs, half of the
+        buffers are left to others.
+        """
+        if self._budget.available <= self._pool.count // 2 or not self._budget.try_take(1):
+            return None
+        return self._pool.take()
 
     def fail(self, reason: BackendError) -> None:
         """Fail current and future waiters: the backend is lost, with the buffers that it has."""
