@@ -1,8 +1,9 @@
 """A plugin beside pytest-cov: only some tests are traced, no others are slowed down.
 
 A tracer makes a test take twice as long, and the hundredth set of parameters reaches what others
-have reached before: of a test function that is marked as ``alike`` only some sets are traced. What
-runs with each virtiofsd in turn is traced with the Rust one.
+have reached before: of a test function that is marked as ``alike`` only some sets are traced, eight
+of them, or as many as the mark says: none where what others reach is done again a thousand times.
+What runs with each virtiofsd in turn is traced with the Rust one.
 """
 
 import os
@@ -15,7 +16,7 @@ import coverage
 import pytest
 
 _ENVIRONMENT: Final = "COVERAGE_PROCESS_CONFIG"
-#: So many sets, taken by the checksums of their names: of all kinds, and the same in each run.
+#: So many sets as a rule, by the checksums of their names: of all kinds, the same in each run.
 _SETS: Final = 8
 
 
@@ -31,17 +32,18 @@ class Covering:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Choose the tests that count."""
-        alike: defaultdict[str, list[str]] = defaultdict(list)
+        alike: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
         for item in session.items:
             if not str(item.path).startswith(self._paths) or _has_c_virtiofsd(item):
                 continue
-            if item.get_closest_marker("alike") is None:
+            if (mark := item.get_closest_marker("alike")) is None:
                 self._counting.add(item.nodeid)
             else:
-                alike[item.nodeid.partition("[")[0]].append(item.nodeid)
-        for names in alike.values():
+                [sets] = mark.args or [_SETS]
+                alike[item.nodeid.partition("[")[0], sets].append(item.nodeid)
+        for (_, sets), names in alike.items():
             names.sort(key=lambda name: zlib.crc32(name.encode()))
-            self._counting.update(names[:_SETS])
+            self._counting.update(names[:sets])
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:

@@ -163,6 +163,7 @@ SESSION = [
 
 
 @pytest.mark.parametrize(("call", "number"), SESSION)
+@pytest.mark.alike
 async def test_a_session(
     backend: FakeBackend,
     tmp_path: Path,
@@ -239,6 +240,7 @@ FETCH = [
 
 
 @pytest.mark.parametrize(("call", "number"), FETCH)
+@pytest.mark.alike
 async def test_a_fetch(
     backend: FakeBackend,
     tmp_path: Path,
@@ -601,6 +603,7 @@ async def test_a_first_start(
 
 
 @pytest.mark.parametrize(("call", "number"), START)
+@pytest.mark.alike
 async def test_a_restart(
     shared: Path,
     monkeypatch: pytest.MonkeyPatch,

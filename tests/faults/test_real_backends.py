@@ -117,6 +117,7 @@ async def test_a_backend_that_is_stopped_is_replaced(virtiofsd: str, shared: Pat
 
 
 @EXHAUSTED
+@pytest.mark.alike(0)
 async def test_a_backend_with_few_descriptors(virtiofsd: str, shared: Path) -> None:
     names = [b"file-%d" % number for number in range(MANY_FILES)]
     for name in names:

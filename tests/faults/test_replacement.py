@@ -533,6 +533,7 @@ async def test_a_call_that_kills_does_not_take_others_with_it(backends: Backends
     must="The export never fails: other clients are served meanwhile, and when the backends that"
     " were lost in a row are three times what `restarts` permits of failed starts.",
 )
+@pytest.mark.alike(0)
 async def test_no_call_brings_an_export_to_failed(backends: Backends) -> None:
     backends.prepare = dies_of_statfs
     backends.start_at_once()

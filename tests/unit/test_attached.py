@@ -211,6 +211,7 @@ async def test_a_file_that_does_not_fit_is_not_loaded(session: Session) -> None:
     await table.close()
 
 
+@pytest.mark.alike(0)
 async def test_a_file_of_untrue_size_is_loaded_to_its_end(
     backend: FakeBackend, session: Session
 ) -> None:

@@ -45,6 +45,7 @@ class TestRestarts:
     @pytest.mark.parametrize(
         "ends_at", [["0000"], ["0999"], ["0100", "1100"], ["3400"], NAMES[::900]]
     )
+    @pytest.mark.alike(3)
     def test_each_name_comes_once(
         self, long_directory: FakeDaemon, list_all: Lister, ends_at: list[str]
     ) -> None:

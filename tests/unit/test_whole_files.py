@@ -128,6 +128,7 @@ def stamp(request: pytest.FixtureRequest) -> int:
         pytest.param(5, 2**62, id="larger than all memory"),
     ],
 )
+@pytest.mark.alike
 async def test_it_is_what_reads_give_up_to_the_end(
     backend: FakeBackend, files: FileSystem, way: Way, length: int, size: int, stamp: int
 ) -> None:
@@ -290,6 +291,7 @@ async def test_an_error_after_the_first_reading_leaves_nothing(
         (5, 0),
     ],
 )
+@pytest.mark.alike
 async def test_a_part_is_that_of_the_whole(
     backend: FakeBackend,
     files: FileSystem,
