@@ -12,7 +12,7 @@ import os
 import pstats
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -20,8 +20,9 @@ import trio
 from protocol import fuse
 from vuserd.backend.find import find_program
 from vuserd.backend.process import BackendOptions, sandboxes, start_backend
-from vuserd.delivery.inline import read_inline
+from vuserd.delivery.inline import read_small
 from vuserd.device.jobs import DEPTH, Ask, Job, Jobs
+from vuserd.device.procedure import Errand, Procedure
 from vuserd.device.session import Session, SessionOptions, open_session
 from vuserd.fs.filesystem import FileSystem
 
@@ -33,7 +34,7 @@ _FUNCTIONS: Final = 25
 _ROUNDS: Final = 5
 _REQUESTS: Final = 300  #: of each job
 
-Operation = Callable[[FileSystem], Awaitable[object]]
+Operation = Callable[[FileSystem], Procedure[object]]
 
 
 class _Passes(trio.abc.Instrument):
@@ -46,27 +47,53 @@ class _Passes(trio.abc.Instrument):
         self.count += 1
 
 
-async def _read(files: FileSystem) -> None:
-    (await read_inline(files, _DEEP, 0, 1 << 20)).give_back()
+def _read(files: FileSystem) -> Procedure[None]:
+    content = yield from read_small(_DEEP, 0, 1 << 20, files)
+    content.give_back()
 
 
 _OPERATIONS: Final[dict[str, Operation]] = {
-    "stat in the root": lambda files: files.stat(_SHALLOW, follow=True),
-    "stat, depth 4": lambda files: files.stat(_DEEP, follow=True),
+    "stat in the root": lambda files: files.attributes(_SHALLOW, follow=True),
+    "stat, depth 4": lambda files: files.attributes(_DEEP, follow=True),
     "read of 20 kB, depth 4": _read,
 }
 
 
-async def _all_calls(files: FileSystem, operation: Operation, in_flight: int) -> None:
-    left = iter(range(_CALLS))
+class _Calls:
+    """Calls, some in flight all the time, each an errand, as a short call of the daemon is."""
 
-    async def some() -> None:
-        for _ in left:
-            await operation(files)
+    def __init__(self, files: FileSystem, operation: Operation) -> None:
+        self._files, self._operation = files, operation
+        self._left = iter(range(_CALLS))
+        self._in_flight = 0
+        self._failure: Exception | None = None
+        self._over = trio.Event()
 
-    async with trio.open_nursery() as nursery:
+    async def run(self, in_flight: int) -> None:
+        """Make them all, so many at once."""
+        self._in_flight = in_flight
         for _ in range(in_flight):
-            nursery.start_soon(some)
+            self._begin()
+        await self._over.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def _begin(self) -> None:
+        if self._failure is None and next(self._left, None) is not None:
+            procedure = self._operation(self._files)
+            Errand(self._files.session.lane, None, procedure, self._ended).resume()
+            return
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._over.set()
+
+    def _ended(self, _: object, failure: Exception | None) -> None:
+        self._failure = self._failure or failure
+        self._begin()
+
+
+async def _all_calls(files: FileSystem, operation: Operation, in_flight: int) -> None:
+    await _Calls(files, operation).run(in_flight)
 
 
 def _getattrs() -> Job:
@@ -121,7 +148,7 @@ async def _measure(directory: str, backend: str | None, *, profile: bool) -> Non
             print("| call | in flight | calls/s | CPU, µs | FUSE requests | scheduler passes |")
             print("|---|---:|---:|---:|---:|---:|")
             for name, operation in _OPERATIONS.items():
-                for in_flight in (1, 32):
+                for in_flight in (1, 16):
                     await _all_calls(files, operation, in_flight)  # warm
                     passes, requests = _Passes(), session.lane.submitted
                     trio.lowlevel.add_instrument(passes)
@@ -137,7 +164,7 @@ async def _measure(directory: str, backend: str | None, *, profile: bool) -> Non
             await _measure_jobs(session)
             if profile:
                 with cProfile.Profile() as profiler:
-                    await _all_calls(files, _OPERATIONS["read of 20 kB, depth 4"], 32)
+                    await _all_calls(files, _OPERATIONS["read of 20 kB, depth 4"], 16)
                 pstats.Stats(profiler).sort_stats("tottime").print_stats(_FUNCTIONS)
             files.close()
         process.expect_end()
