@@ -5,17 +5,13 @@ import operator
 from typing import Final
 
 from memory.arena import Buffer
-from protocol import fuse
 from protocol.fuse import Attributes
 from vuserd.delivery.one_version import Delivery, deliver_whole
-from vuserd.device.jobs import Ask
 from vuserd.device.payloads import given_back
 from vuserd.device.procedure import NeedsTask, Procedure
-from vuserd.device.request import InOrder
-from vuserd.device.results import MISSING, Failed, Result, body_of, length_of
 from vuserd.fs.filesystem import FileSystem, require_regular
 from vuserd.fs.nodes import Hold
-from vuserd.fs.openfile import OpenFile, is_version
+from vuserd.fs.openfile import OpenFile, is_version, read_and_look
 from vuserd.fs.version import Version, time_to_settle
 
 #: The most bytes that one read returns.
@@ -96,18 +92,11 @@ def read_small(path: bytes, offset: int, length: int, files: FileSystem) -> Proc
                     raise NeedsTask
                 if handle is None:
                     handle = yield from lookups.open(node)
-                read = Ask(fuse.read(node.id, handle, offset, wanted), buffer)
-                look = Ask(fuse.getattr(node.id))
-                # A backend with one thread has done the GETATTR after the READ if it says so.
-                looked: Result = MISSING
-                if session.answers_in_order:
-                    done, looked = yield InOrder((read, look))
-                else:
-                    [done] = yield [read]
-                count = length_of(done)
-                if isinstance(looked, Failed) or not session.answers_in_order:
-                    [looked] = yield [look]
-                after = session.lane.decoded(fuse.decode_attributes, body_of(looked))
+                count, after = yield from read_and_look(
+                    session, node, handle, buffer, offset, wanted
+                )
+                if after is None:
+                    after = yield from lookups.getattr(node)
                 if count != min(length, there) or not is_version(after, version):
                     raise NeedsTask
                 content, buffer = FileContent([buffer], [count]), None

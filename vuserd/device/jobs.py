@@ -18,8 +18,8 @@ import trio
 
 from protocol import fuse
 from vuserd.device.lane.lane import Lane
-from vuserd.device.request import Asked, Batch, InOrder, Target, Undo
-from vuserd.device.results import MISSING, Result
+from vuserd.device.request import Asked, Batch, Target, Undo
+from vuserd.device.results import Result
 from vuserd.users.asker import ASKER, Asker
 
 #: Jobs that are begun at once, if nothing else is said: more brings no more speed.
@@ -177,8 +177,6 @@ class _Begun(Member):
         send, submit = self.job.send, self._lane.submit
         try:
             while not self.missing:
-                if type(self.asked) is InOrder and self.last != len(self.results) - 1:
-                    self.results[-1] = MISSING
                 self.asked = ()
                 self.asked = asked = send(self._next)
                 submit(self, asked)

@@ -15,8 +15,8 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from vuserd.device.lane.lane import Lane
-from vuserd.device.request import Asked, Batch, InOrder
-from vuserd.device.results import MISSING, Result
+from vuserd.device.request import Asked, Batch
+from vuserd.device.results import Result
 from vuserd.errors import BackendError
 from vuserd.users.asker import ASKER, Asker
 
@@ -86,8 +86,6 @@ class Errand(Batch, Generic[Found]):
         token = ASKER.set(self.asker)
         try:
             while not self.missing:
-                if type(self._asked) is InOrder and self.last != len(self.results) - 1:
-                    self.results[-1] = MISSING
                 self._asked = ()
                 self._asked = asked = send(self._next)
                 lane.submit(self, asked)

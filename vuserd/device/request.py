@@ -5,7 +5,7 @@ from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from protocol import fuse
 from vuserd.device.layout import REQUEST_ROOM
-from vuserd.device.results import Result
+from vuserd.device.results import MISSING, Result
 from vuserd.users.asker import Asker
 
 #: Called with the body of a successful reply that no caller waits for any more.
@@ -77,7 +77,7 @@ Asked: TypeAlias = "tuple[fuse.Request, Target | None, Undo | None]"
 class InOrder(list[Asked]):
     """Requests that are sent at once, the last of which counts only if the device has used it last.
 
-    Else its result is ``MISSING``.
+    Else its result is ``MISSING``: it must bring nothing that is to be undone.
     """
 
 
@@ -87,7 +87,7 @@ class Batch:
     A request that is given up leaves the batch, and is an orphan from then on.
     """
 
-    __slots__ = ("asker", "last", "missing", "results", "tickets")
+    __slots__ = ("asker", "is_in_order", "missing", "results", "tickets")
 
     #: Whether it is one of many of the same job.
     is_bulk = False
@@ -97,8 +97,8 @@ class Batch:
         self.asker = asker
         self.results: list[Result] = []
         self.missing = 0
-        #: The place of the result that came last.
-        self.last = -1
+        #: Whether they are those of :class:`InOrder`.
+        self.is_in_order = False
         #: The tickets of those that had to wait in the backlog.
         self.tickets: list[int] = []
 
@@ -107,7 +107,8 @@ class Batch:
         self.results[place] = result
         self.missing -= 1
         if not self.missing:
-            self.last = place
+            if self.is_in_order and place != len(self.results) - 1:
+                self.results[-1] = MISSING
             self.resume()
 
     def resume(self) -> None:

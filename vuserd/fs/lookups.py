@@ -28,8 +28,6 @@ _Answers: TypeAlias = dict[tuple[NodeId, bytes], Result]
 _RACED: Final = frozenset({errno.EAGAIN, errno.EXDEV})
 #: How often such a lookup is tried.
 ATTEMPTS: Final = 10
-
-
 #: Components of a path that no directory is asked for.
 _ODD: Final = frozenset({b"", b".", b".."})
 

@@ -7,6 +7,8 @@ from typing import Final, NamedTuple
 
 from protocol import fuse
 from protocol.fuse import Attributes, FileHandle, Whence
+from vuserd.device.jobs import Ask
+from vuserd.device.procedure import Procedure, carry_out
 from vuserd.device.request import InOrder, Rest, Target
 from vuserd.device.results import Failed, body_of, length_of
 from vuserd.device.session import Session
@@ -29,6 +31,29 @@ class Extent(NamedTuple):
 def is_version(attributes: Attributes, version: Version) -> bool:
     """Return whether a file with these attributes is a regular one, and of this version."""
     return stat.S_ISREG(attributes.mode) and Version.of(attributes) == version
+
+
+def read_and_look(
+    session: Session, node: Node, handle: FileHandle, target: Target, offset: int, length: int
+) -> Procedure[tuple[int, Attributes | None]]:
+    """Read part of a file into ``target``, and look at it right after, if that can be had at once.
+
+    A backend with one thread does one request after the other, so a GETATTR that it used after the
+    READ of the same batch was done after it, too.
+
+    Returns:
+        How many bytes were read, and the attributes that the file had then; None to look again.
+
+    """
+    read = Ask(fuse.read(node.id, handle, offset, length), target)
+    if not session.answers_in_order:
+        [done] = yield [read]
+        return length_of(done), None
+    done, looked = yield InOrder((read, Ask(fuse.getattr(node.id))))
+    count = length_of(done)
+    if isinstance(looked, Failed) or not session.answers_in_order:
+        return count, None
+    return count, session.lane.decoded(fuse.decode_attributes, body_of(looked))
 
 
 class OpenFile:
@@ -86,30 +111,9 @@ class OpenFile:
     async def read_and_look_into(
         self, target: Target, offset: int, length: int
     ) -> tuple[int, Attributes | None]:
-        """Run :meth:`read_into`, and look at the file right after it, if that can be had at once.
-
-        A backend with one thread does one request after the other, so a GETATTR that it used after
-        the READ of the same batch was done after it, too.
-
-        Returns:
-            How many bytes it wrote, and the attributes that the file had then; None to look again.
-
-        """
-        session = self.session
-        if not session.answers_in_order:
-            return await self.read_into(target, offset, length), None
-        [read, looked] = await session.lane.ask_all(
-            InOrder(
-                [
-                    (fuse.read(self.node.id, self._handle, offset, length), target, None),
-                    (fuse.getattr(self.node.id), None, None),
-                ]
-            )
-        )
-        count = length_of(read)
-        if isinstance(looked, Failed) or not session.answers_in_order:
-            return count, None
-        return count, session.lane.decoded(fuse.decode_attributes, body_of(looked))
+        """Run :meth:`read_into`, and look at the file: see :func:`read_and_look`."""
+        reading = read_and_look(self.session, self.node, self._handle, target, offset, length)
+        return await carry_out(self.session.lane, reading)
 
     async def read_on_into(self, target: Target, offset: int, length: int) -> int:
         """Repeat :meth:`read_into` until all bytes are there or a read returns nothing.

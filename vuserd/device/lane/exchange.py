@@ -25,7 +25,7 @@ from vuserd.device.lane.watch import Watch
 from vuserd.device.layout import PAYLOAD_SIZE, REPLY_ROOM, SharedLayout
 from vuserd.device.observer import Observer
 from vuserd.device.queue import NotifiedQueue
-from vuserd.device.request import Asked, Batch, Bulk, brought, require_room, work_of
+from vuserd.device.request import Asked, Batch, Bulk, InOrder, brought, require_room, work_of
 from vuserd.device.results import MISSING, Failed, Result
 from vuserd.errors import (
     BackendBroken,
@@ -128,7 +128,7 @@ class Exchange:
         count = len(asked)
         batch.results = [MISSING] * count
         batch.missing = count
-        batch.last = -1
+        batch.is_in_order = type(asked) is InOrder
         if batch.tickets:
             batch.tickets.clear()
         if self._watch.is_parked:

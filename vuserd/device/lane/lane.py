@@ -10,8 +10,8 @@ from protocol import MalformedError, fuse
 from vuserd.device.gate import Gate
 from vuserd.device.lane.direct import Direct
 from vuserd.device.lane.hung import Attribution
-from vuserd.device.request import Asked, Batch, InOrder, Target, Undo, brought
-from vuserd.device.results import MISSING, Failed, Result, body_of, length_of
+from vuserd.device.request import Asked, Batch, Target, Undo, brought
+from vuserd.device.results import Failed, Result, body_of, length_of
 from vuserd.users.asker import ASKER
 
 Reply = TypeVar("Reply")
@@ -127,8 +127,6 @@ class Lane(Direct):
         """
         caller = _Caller()
         await self._answered_to(caller, asked)
-        if type(asked) is InOrder and caller.last != len(asked) - 1:
-            caller.results[-1] = MISSING
         return caller.results
 
     async def _answered_to(self, caller: _Caller, asked: Sequence[Asked]) -> None:
