@@ -11,6 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from protocol import fuse
 from protocol.fuse import NodeId, Opcode
+from tests.delivered import tree_delivered
 from tests.fake.backend import Answer, FakeBackend, FuseRequest, cancelled_when
 from vuserd.delivery.pages import TreePage, TreePages
 from vuserd.device.gate import Gate
@@ -70,20 +71,9 @@ def files(session: Session) -> Iterator[FileSystem]:
 
 
 @pytest.fixture
-async def pages(
-    backend: FakeBackend, files: FileSystem, session: Session
-) -> AsyncIterator[TreePages]:
-    """Deliver a tree, of which nothing is left in the end."""
-    pages = TreePages(b"")
-    yield pages
-    pages.close()
-    files.nodes.flush()
-    await wait_all_tasks_blocked()
-    assert +backend.lookups == {}
-    assert not backend.open_handles
-    assert session.payloads.taken == 0
-    assert files.nodes.lookups == 0
-    assert not session.lane.in_flight
+async def pages(backend: FakeBackend, files: FileSystem) -> AsyncIterator[TreePages]:
+    async with tree_delivered(backend, files) as pages:
+        yield pages
 
 
 def require_all(backend: FakeBackend, page: TreePage, *but: bytes) -> None:

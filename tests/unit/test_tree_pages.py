@@ -9,6 +9,7 @@ import pytest
 from trio.testing import wait_all_tasks_blocked
 
 from protocol.fuse import Attributes, NodeId, Opcode, decode_attributes_at
+from tests.delivered import tree_delivered
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest, cancelled_when
 from tests.fake.files import ROOT, coarse_now, directory_record
 from vuserd.delivery.page import Page
@@ -43,19 +44,9 @@ def files(session: Session) -> Iterator[FileSystem]:
 
 
 @pytest.fixture
-async def pages(
-    backend: FakeBackend, files: FileSystem, session: Session
-) -> AsyncIterator[TreePages]:
-    """Deliver a tree, of which nothing is left in the end."""
-    pages = TreePages(b"")
-    yield pages
-    pages.close()
-    files.nodes.flush()
-    await wait_all_tasks_blocked()
-    assert +backend.lookups == {}
-    assert not backend.open_handles
-    assert session.payloads.taken == 0
-    assert files.nodes.lookups == 0
+async def pages(backend: FakeBackend, files: FileSystem) -> AsyncIterator[TreePages]:
+    async with tree_delivered(backend, files) as pages:
+        yield pages
 
 
 def decoded(found: Found) -> Attributes:
