@@ -179,8 +179,8 @@ class NodeTable:
             self._borrowed.pop(node, None)
         self._owe(nodes)
 
-    def _give_back(self, node: NodeId, lookups: int) -> None:
-        """Do what :meth:`forget` does, for the least that it can cost in most cases."""
+    def _forget_in_batch(self, node: NodeId, lookups: int) -> None:
+        """Do what :meth:`forget` does, as cheaply as can be where it only adds to a batch."""
         forgets = self._forgets
         if 0 < len(forgets) < self._batch - 1:
             forgets[node] = forgets.get(node, 0) + lookups
@@ -227,7 +227,7 @@ class NodeTable:
             idle.add(node, now)
             if node.lookups > 1:
                 surplus, node.lookups = node.lookups - 1, 1
-                self._give_back(node.id, surplus)
+                self._forget_in_batch(node.id, surplus)
         if was_empty and idle and self._idle_limit:
             self.on_idle(idle.due())
         while len(idle) > self._idle_limit:
