@@ -128,12 +128,11 @@ def _collect_seldom() -> None:
     """Tune the cycle collector: to run less often, and never over what was loaded, which stays.
 
     What calls leave behind is freed by reference counting. With a thousand requests in flight, the
-    default thresholds would scan the objects of all of them each time a few are answered. But each
-    scan holds up all clients, a millisecond for ten thousand objects. An object that survives a
-    young collection waits for an old one, which a busy daemon runs a few times an hour.
+    default thresholds would scan the objects of all of them each time a few are answered, and each
+    scan holds up all clients: where a listing is packed, for as long as its columns are.
     """
     gc.freeze()
-    gc.set_threshold(10_000, 50, 4)
+    gc.set_threshold(100_000, 20, 4)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -32,14 +32,14 @@ _MOST_READ: Final = 40
 
 
 class User:
-    """A user as a connection's account would be."""
+    """A user with one connection, as its calls know it."""
 
     def __init__(self, uid: int, turns: Turns) -> None:
         self._uid = uid
         self._turns = turns
 
-    def is_only_user(self) -> bool:
-        return self._turns.is_free(self._uid)
+    def is_alone(self) -> bool:
+        return self._turns.is_alone(self)
 
     async def take_turn(self) -> None:
         await self._turns.take(self._uid)

@@ -12,31 +12,31 @@ from vuserd.wire.codec import encode_response
 class Turns:
     """A caller, as far as packing knows it."""
 
-    def __init__(self, *, is_only_user: bool = False) -> None:
+    def __init__(self, *, is_alone: bool = False) -> None:
         self.taken = 0
-        self._is_only_user = is_only_user
+        self._is_alone = is_alone
 
-    def is_only_user(self) -> bool:
-        return self._is_only_user
+    def is_alone(self) -> bool:
+        return self._is_alone
 
     async def take_turn(self) -> None:
         self.taken += 1
 
 
 @pytest.mark.parametrize(
-    ("count", "is_only_user", "fewest", "most"),
+    ("count", "is_alone", "fewest", "most"),
     [(0, False, 0, 0), (10, False, 0, 0), (10_000, False, 3, 20), (10_000, True, 1, 5)],
 )
 @pytest.mark.parametrize("columns", [False, True])
 async def test_a_long_page_lets_others_have_their_turn(
-    count: int, is_only_user: bool, fewest: int, most: int, columns: bool
+    count: int, is_alone: bool, fewest: int, most: int, columns: bool
 ) -> None:
     fields: dict[str, list[Any]] = {
         "name": [str(number) for number in range(count)],
         "type": ["file"] * count,
         "ino": [*range(count)],
     }
-    turns = Turns(is_only_user=is_only_user)
+    turns = Turns(is_alone=is_alone)
 
     def part(begin: int, end: int) -> list[tuple[str, list[Any]]]:
         return [(name, values[begin:end]) for name, values in fields.items()]

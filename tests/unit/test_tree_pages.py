@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from functools import partial
 
 import pytest
+import trio
 from trio.testing import wait_all_tasks_blocked
 
 from protocol.fuse import Attributes, NodeId, Opcode, decode_attributes_at
@@ -18,6 +19,7 @@ from vuserd.device.session import Session
 from vuserd.errors import BackendError, CallError, FileError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.tree.found import Found
+from vuserd.users.asker import ASKER, Asker
 
 SIZE = 1 << 20
 MIB = 1 << 20
@@ -576,6 +578,41 @@ async def test_another_directory_at_its_place_is_not_gone_on_with(
         await pages.next_page(files, 1, SIZE)
     assert refused.value.code == "CHANGED"
     pages.close()
+
+
+@pytest.mark.parametrize(("clients", "most"), [(1, 60), (2, 8)])
+async def test_few_files_are_read_at_once_while_another_client_asks(
+    backend: FakeBackend, files: FileSystem, pages: TreePages, clients: int, most: int
+) -> None:
+    """Whose requests wait behind all that the backend has of them."""
+    backend.files = {b"%d" % number: File(b"x") for number in range(100)}
+    for _ in range(clients):
+        ASKER.set(Asker(1000, None))
+        await files.stat(b"", follow=True)
+    held: list[FuseRequest] = []
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is not Opcode.OPEN:
+            return backend.serve_files(request)
+        held.append(request)
+        return None
+
+    async def all_found() -> None:
+        assert len(await all_of(pages, files)) == len(backend.files)
+
+    backend.answer = answer
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(all_found)
+        with trio.fail_after(60):
+            while len(held) < most:  # noqa: ASYNC110 - nothing tells
+                await trio.sleep(0.001)
+        await wait_all_tasks_blocked()
+        assert len(held) == most
+        backend.answer = backend.serve_files
+        for request in held:
+            opened = backend.serve_files(request)
+            assert opened is not None
+            backend.reply(request, opened)
 
 
 async def test_where_no_directory_is_there_is_no_tree(files: FileSystem) -> None:

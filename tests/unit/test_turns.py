@@ -157,3 +157,18 @@ async def test_who_is_alone_again_waits_for_nobody(
             await trio.lowlevel.checkpoint()
         assert len(log) > 10  # all of them in each pass
         autojump_clock.jump(1.0)
+
+
+async def test_of_several_clients_none_is_alone(
+    turns: Turns, autojump_clock: trio.abc.Clock
+) -> None:
+    del autojump_clock
+    assert turns.is_alone("bulk")
+    turns.hear("bulk")
+    assert turns.is_alone("bulk")
+    for _ in range(3):
+        turns.hear("small")
+        await trio.sleep(0.05)
+        assert not turns.is_alone("bulk")
+    await trio.sleep(0.2)  # who has not asked again is forgotten
+    assert turns.is_alone("bulk")

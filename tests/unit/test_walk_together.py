@@ -304,13 +304,13 @@ async def test_cancelled_among_them_it_owes_nothing(opcode: Opcode) -> None:
 
 
 class Leaver:
-    """A user whose call is cancelled while it waits for a turn, and then has each at once."""
+    """A client whose call is cancelled while it waits for a turn, and then has each at once."""
 
     def __init__(self, turns: int) -> None:
         self.scope = trio.CancelScope()
         self._turns = turns
 
-    def is_only_user(self) -> bool:
+    def is_alone(self) -> bool:
         return False
 
     async def take_turn(self) -> None:

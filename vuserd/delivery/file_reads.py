@@ -32,6 +32,9 @@ _READ: Final = 1
 _LOOKED: Final = 2
 _RELEASED: Final = 3
 _HEADER: Final = fuse.OUT_HEADER_SIZE
+#: Files that are read at once while other clients ask the backend, too: their requests wait behind
+#: all that these have there.
+_SHARED: Final = 8
 #: In place of a length that is not known.
 _NOTHING: Final = -1
 
@@ -160,7 +163,8 @@ class FileReads(Bulk, Member):
         if not self._jobs.go_on:
             return
         idle, next_file, send = self._idle, self._files.next_file, self._requests.append
-        while idle:
+        most = len(self._lines) - _SHARED if self._lane.is_shared else 0
+        while len(idle) > most:
             line = idle.pop()  # what brings files may begin some itself
             one = next_file()
             if one is None:

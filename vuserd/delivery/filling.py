@@ -33,7 +33,7 @@ READERS: Final = 4
 _AHEAD: Final = 128
 #: Entries that are delivered at once.
 _AT_ONCE: Final = DEPTH - READERS
-#: Entries that are delivered in one turn while other users want something, too.
+#: Entries that are delivered in one turn while other clients want something, too.
 _PORTION: Final = 32
 #: The bits of a mode that tell the type.
 _TYPE: Final = 0o170000
@@ -167,7 +167,7 @@ class Filling:
 
     def _has_turn(self) -> bool:
         """Return whether one more entry may begin in this turn."""
-        if self._portion <= 0 and (self._sharer is None or self._sharer.is_only_user()):
+        if self._portion <= 0 and (self._sharer is None or self._sharer.is_alone()):
             self._portion = _PORTION
         return self._portion > 0
 

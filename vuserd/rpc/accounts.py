@@ -34,7 +34,7 @@ class Account:
         self.uid = uid
         self.rig = rig
         self._limits = limits
-        self._turns = turns
+        self.turns = turns
         self.connections = 0
         #: Bytes that were received and are no request yet.
         self.unread = 0
@@ -100,11 +100,11 @@ class Account:
 
     def is_only_user(self) -> bool:
         """Return whether no other user wants anything, so that no turn has to be taken."""
-        return self._turns.is_free(self)
+        return self.turns.is_free(self)
 
     async def take_turn(self) -> None:
         """Wait until it is this user's turn to keep the daemon busy."""
-        await self._turns.take(self)
+        await self.turns.take(self)
 
     def begin_request(self, waiter: Waiter) -> bool:
         """Count one more request, unless there are as many as may be or others wait for that.

@@ -46,9 +46,9 @@ class Caller:
             await self.take_turn()
             yield
 
-    def is_only_user(self) -> bool:
-        """Return whether no other user wants anything."""
-        return self._account.is_only_user()
+    def is_alone(self) -> bool:
+        """Return whether no other client wants anything."""
+        return self._account.turns.is_alone(self)
 
     async def take_turn(self) -> None:
         """Wait for the turn of this client's user to keep the daemon busy."""

@@ -145,6 +145,7 @@ class Calls:
     def start(self, request: Request, descriptor: int | None) -> None:
         """Answer a request that is counted already; take over the descriptor that came with it."""
         self.counters.count_request()
+        self._account.turns.hear(self._caller)
         if descriptor is not None or not self._start_short(request):
             self._start_task(request, descriptor)
 
@@ -263,9 +264,9 @@ class Calls:
 
     def _act_for_user(self) -> None:
         """Let what this task does from now on be done for the client and its user."""
-        if ASKER.get() is not self._asker or SHARER.get() is not self._account:
+        if ASKER.get() is not self._asker or SHARER.get() is not self._caller:
             ASKER.set(self._asker)
-            SHARER.set(self._account)
+            SHARER.set(self._caller)
 
     async def _answer(self, request: Request, descriptor: int | None, past: Past) -> None:
         self._act_for_user()

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-#: Seconds without a request after which a user no longer counts as sharing the daemon.
+#: Seconds without a request after which a user or client no longer counts as sharing the daemon.
 _MEMORY: Final = 0.1
 #: Processor time that a pass of the scheduler should not exceed, seconds; and the most turns of it.
 _PASS: Final = 0.0003
@@ -16,31 +16,30 @@ _MOST: Final = 16
 
 
 class Sharer(Protocol):
-    """A user who shares the daemon with others."""
+    """A client that shares the daemon with others."""
 
-    def is_only_user(self) -> bool:
-        """Return whether no other user wants anything."""
+    def is_alone(self) -> bool:
+        """Return whether no other client wants anything, as :meth:`Turns.is_alone` does."""
 
     async def take_turn(self) -> None:
-        """Wait for a turn, as :meth:`Turns.take` does."""
+        """Wait for a turn of its user's, as :meth:`Turns.take` does."""
 
 
 #: On whose turns a task works; set once for each connection, None for what the daemon does itself.
 SHARER: Final[ContextVar[Sharer | None]] = ContextVar("SHARER", default=None)
 
 
-def is_only_user() -> bool:
-    """Return whether no user but the one on whose behalf this task works wants anything."""
+def is_alone() -> bool:
+    """Return whether no client but the one on whose behalf this task works wants anything."""
     sharer = SHARER.get()
-    return sharer is None or sharer.is_only_user()
+    return sharer is None or sharer.is_alone()
 
 
-async def take_turn() -> bool:
-    """Wait for a turn of the user on whose behalf this task works; return whether it is alone."""
+async def take_turn() -> None:
+    """Wait for a turn of the user on whose behalf this task works."""
     sharer = SHARER.get()
     if sharer is not None:
         await sharer.take_turn()
-    return is_only_user()
 
 
 class Turns:
@@ -50,6 +49,9 @@ class Turns:
     long work, a short request would wait for all of these steps, and that in each pass that it
     needs. So a pass has as many turns as it lately had time for, but one at least; and while
     several holders want any, each has one at most. :meth:`run` has to run.
+
+    Holders are the users. Of one user's clients none has a turn before the others, but each is to
+    know whether it is alone: then nobody waits for its steps, and they may be long.
 
     Args:
         clock: the processor time of this thread in seconds, which is what a pass takes of others.
@@ -68,6 +70,21 @@ class Turns:
         #: Whether several holders have wanted turns lately, and when the turn last changed hands.
         self._shared = False
         self._switched = 0.0
+        #: The client that asked last, and from when on it counts as being alone.
+        self._asking: object = None
+        self._alone_from = 0.0
+
+    def hear(self, client: object) -> None:
+        """Count ``client`` among those who want something now."""
+        if client is not self._asking:
+            if self._asking is not None:
+                self._alone_from = trio.current_time() + _MEMORY
+            self._asking = client
+
+    def is_alone(self, client: object) -> bool:
+        """Return whether no other client than ``client``, which asks now, has asked lately."""
+        self.hear(client)
+        return trio.current_time() >= self._alone_from
 
     def is_free(self, holder: object) -> bool:
         """Return whether ``holder`` is alone and may go on without :meth:`take`."""

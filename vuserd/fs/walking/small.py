@@ -25,7 +25,7 @@ from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Node
 from vuserd.fs.walking.directory import Directory
 from vuserd.tasks.gather import gather
-from vuserd.tasks.turns import is_only_user, take_turn
+from vuserd.tasks.turns import is_alone, take_turn
 
 #: Bytes that a small directory is read in.
 _SIZE: Final = 8 << 10
@@ -263,6 +263,6 @@ class SmallDirectories:
 
 
 async def _let_others() -> None:
-    """Wait for a turn if another user wants something; each step waits for the backend anyway."""
-    if not is_only_user():
+    """Wait for a turn if another client wants something; each step waits for the backend anyway."""
+    if not is_alone():
         await take_turn()

@@ -23,8 +23,8 @@ from vuserd.wire.codec import (
 )
 
 #: Values that are made and packed before others have their turn: a third of a millisecond's work.
-#: While no other user wants anything they are four times as many. With how many fields they come is
-#: known after the first few entries.
+#: For a client that is alone they are four times as many. With how many fields they come is known
+#: after the first few entries.
 _VALUES: Final = 4096
 _ALONE: Final = 4
 _FEW: Final = 256
@@ -80,7 +80,7 @@ async def pack_listing(
             maps.append(encode_values(entry_maps(part)))
         if end == count:
             break
-        most = _VALUES * _ALONE if caller.is_only_user() else _VALUES
+        most = _VALUES * _ALONE if caller.is_alone() else _VALUES
         begin, end = end, min(count, end + most // len(part))
         await _let_others(caller)
     if not columns:
