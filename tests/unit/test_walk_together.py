@@ -338,3 +338,23 @@ async def test_cancelled_while_others_have_their_turn_it_owes_nothing(
         SHARER.reset(token)
         assert sorted(found) == PATHS
         await forest.owes_nothing(walk, files)
+
+
+async def test_directories_that_come_again_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is opened anew lists those that were given, and after them nothing but files."""
+    files_after = [b"more-%03d" % number for number in range(100)]
+    monkeypatch.setattr("tests.unit.test_walk_together.FOLDERS", FOLDERS + files_after)
+    forest = Forest()
+    forest.backend.files |= dict.fromkeys(files_after, File(b"x"))
+    walk = TreeWalk(b"", attributes=True)
+    found: list[bytes] = []
+    async with forest.backend.session() as session:
+        files = FileSystem(session, idle_nodes=100)
+        room = files.nodes.room
+        found += (await walk.next_page(files, 1))[0].names
+        walk.lapse()
+        while not walk.finished:
+            found += (await walk.next_page(files, 1000))[0].names
+        assert sorted(found) == sorted(PATHS + files_after)
+        assert files.nodes.room == room
+        await forest.owes_nothing(walk, files)

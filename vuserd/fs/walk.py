@@ -181,13 +181,14 @@ class TreeWalk(Kept):
         Args:
             directory: where they were found.
             entries: what was.
-            below: borrowed nodes of directories among them, by their names.
+            below: borrowed nodes of directories, by their names: of some among them, and of some
+                that were given by an opening before.
 
         """
         above = directory.above
         paths = [above + name for name in entries.names] if above else entries.names
         self._add(paths, entries)
-        if MAY_BE_DIRECTORY.isdisjoint(entries.types):
+        if not below and MAY_BE_DIRECTORY.isdisjoint(entries.types):
             return
         for path, name, kind in zip(paths, entries.names, entries.types, strict=True):
             if kind not in MAY_BE_DIRECTORY:
