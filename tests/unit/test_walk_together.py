@@ -14,7 +14,7 @@ from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
 from tests.fake.files import ROOT, directory_record
 from vuserd.device.lane.lane import Lane
-from vuserd.errors import BackendTimeout, FileError
+from vuserd.errors import BackendTimeout, CallError, FileError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.walk import TreeWalk, WalkProblem
 from vuserd.fs.walking.small import GROUP
@@ -358,3 +358,25 @@ async def test_directories_that_come_again_are_not_kept(monkeypatch: pytest.Monk
         assert sorted(found) == sorted(PATHS + files_after)
         assert files.nodes.room == room
         await forest.owes_nothing(walk, files)
+
+
+@pytest.mark.parametrize("attributes", [False, True])
+async def test_another_file_system_at_its_place_is_not_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, *, attributes: bool
+) -> None:
+    """Whether its top was read to the end or not, and though all inode numbers are the same."""
+    monkeypatch.setattr("vuserd.fs.walk._PORTION", 3)  # of those that are not small
+    forest = Forest()
+    walk = TreeWalk(b"", attributes=attributes)
+    for device in range(2):
+        async with forest.backend.session() as session:
+            files = FileSystem(session, idle_nodes=100, device=(0, device))
+            if not device:
+                assert len((await walk.next_page(files, 1))[0].names) == 1
+            else:
+                with pytest.raises(CallError) as refused:
+                    await walk.next_page(files, 1000)
+                assert refused.value.code == "CHANGED"
+                await forest.owes_nothing(walk, files)
+            forest.backend.die()
+            await session.wait_lost()

@@ -17,7 +17,7 @@ from vuserd.fs.kept import Kept
 from vuserd.fs.nodes import Hold, Node
 from vuserd.fs.paths import PATH_MAX
 from vuserd.fs.reader import DirectoryReader
-from vuserd.fs.walking.directory import Directory
+from vuserd.fs.walking.directory import Directory, replaced
 from vuserd.fs.walking.small import GROUP, GROUPS, MAY_BE_DIRECTORY, Part, SmallDirectories
 from vuserd.tasks.gather import gather
 from vuserd.tasks.turns import take_turn
@@ -56,6 +56,8 @@ class TreeWalk(Kept):
         self._attributes = attributes
         self._files: FileSystem | None = None
         self._top = Directory(b"", None)
+        #: The file system of the export's root, as FileSystem has it, when it was read from first.
+        self._device: tuple[int, int] | None = None
         #: Directories whose node is in use, and those to be read.
         self._entered: set[Directory] = set()
         self._waiting = [self._top]
@@ -265,6 +267,10 @@ class TreeWalk(Kept):
         return is_exhausted
 
     async def _enter_top(self, files: FileSystem) -> None:
+        has_begun = self._top not in self._waiting or self._top.has_begun
+        if has_begun and files.device != self._device:  # where inode numbers name other files
+            raise replaced()
+        self._device = files.device
         self._leave(self._top)  # what the way there took that did not come through
         hold = self._top.hold = Hold(files.nodes)
         self._entered.add(self._top)

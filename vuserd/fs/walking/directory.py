@@ -53,6 +53,11 @@ class Directory:
         """Whether the backend has it open for its reader."""
         return self.reader is not None and self.reader.is_open
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part was read, and there is more."""
+        return self.reader is not None and self.reader.has_begun
+
     def found(self, node: Node) -> None:
         """Take the directory's node.
 
@@ -61,9 +66,8 @@ class Directory:
                 that is not known.
 
         """
-        has_begun = self.reader is not None and self.reader.has_begun
-        if has_begun and (node.elsewhere or node.attributes.ino != self.ino):
-            raise CallError(ErrorCode.CHANGED, "the directory was replaced while it was read")
+        if self.has_begun and (node.elsewhere or node.attributes.ino != self.ino):
+            raise replaced()
         self.ino = node.attributes.ino
         self.node = node
 
@@ -90,3 +94,8 @@ class Directory:
             hold.leave()
         elif node is not None:
             nodes.give_back(node.id)
+
+
+def replaced() -> CallError:
+    """Return the error of a directory that is another one than before."""
+    return CallError(ErrorCode.CHANGED, "the directory was replaced while it was read")
