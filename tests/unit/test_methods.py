@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,29 @@ from tests.fake.backend import CONFIGURE_MEM_SLOTS, MAX_PAGES, Answer, FakeBacke
 from tests.fake.bare_daemon import NoManager
 from tests.fake.files import ROOT, FuseRequest, coarse_now
 from tests.faults.harness import exported
+from tests.unit.test_owners import proc
 from vuserd.config.model import ClientLimits
 from vuserd.delivery.attached import Loaded
 from vuserd.delivery.images import ImageStore
 from vuserd.delivery.inline import FileContent
 from vuserd.delivery.memory_table import MemoryTable
+from vuserd.device.procedure import carry_out
 from vuserd.errors import CallError, FileError
+from vuserd.exports.export import Export
+from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable
+from vuserd.fs.owners import owners_of
 from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.accounts import Account
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.file_methods import EXTENTS_MAX
 from vuserd.rpc.methods import API_COMPATIBLE, API_LEVEL, Methods
-from vuserd.rpc.results.answers import Listing
+from vuserd.rpc.results.answers import Listing, Tree
 from vuserd.rpc.signature import TIMEOUT
 from vuserd.tasks.turns import Turns
 from vuserd.tracing.trace import TraceTable
-from vuserd.wire.codec import MessageDecoder, Response
+from vuserd.wire.codec import MessageDecoder, Response, decode_value
 
 CONTENT = bytes(range(251)) * 40
 NAMES = [f"file-{number}" for number in range(20)]
@@ -649,3 +654,57 @@ async def test_a_page_that_failed_keeps_nothing_that_counts(
     assert holdings.count == 1
     await client.caller.close()
     assert (holdings.count, holdings.size) == (0, 0)
+
+
+# --- owners ---------------------------------------------------------------------------------------
+
+
+def owners_in(result: Any) -> Any:
+    """Return the owner's id in a stat, or those of a listing's or a tree's entries."""
+    if isinstance(result, Tree):
+        result.content.give_back()
+        index = decode_value(result.head[4:])
+        return index["entries"]["uid"]
+    return result["entries"]["uid"] if "entries" in result else [result["uid"]]
+
+
+@pytest.mark.parametrize("method", ["stat", "open", "readdir", "walk", "tree"])
+async def test_owners_are_as_the_backend_sees_them_that_answered(
+    client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str
+) -> None:
+    """Which may be lost, or replaced by one in another sandbox, when the call ends."""
+    root_is_1000 = owners_of(7, proc(tmp_path, "0 1000 1", "0 1000 1"))
+    call = Export.call
+
+    async def lost_after(export: Export, operation: Callable[[FileSystem], Awaitable[Any]]) -> Any:
+        def begin(files: FileSystem) -> Awaitable[Any]:
+            files.owners = root_is_1000
+            return operation(files)
+
+        result = await call(export, begin)
+        calls = vars(export)["_calls"]
+        undo.setattr(calls, "serving", None)
+        return result
+
+    options = {"attrs": True, "columns": True} if method in ("readdir", "walk") else {}
+    path = "" if method in ("readdir", "walk", "tree") else "Image"
+    with monkeypatch.context() as undo:
+        undo.setattr(Export, "call", lost_after)
+        owners = owners_in(await client.call(method, "files", path, options))
+    assert {*owners} == {1000}
+
+
+async def test_owners_of_a_short_call_are_as_its_backend_sees_them(
+    client: Client, methods: Methods, tmp_path: Path
+) -> None:
+    options = {"follow": True, "file": None, "split_times": False}
+    short = methods.find("stat").short
+    assert short is not None
+    begun = short(client.caller, "files", b"Image", **options)
+    assert begun is not None
+
+    async def carried_out(files: FileSystem) -> Any:
+        files.owners = owners_of(7, proc(tmp_path, "0 1000 1", "0 1000 1"))
+        return await carry_out(files.session.lane, begun.procedure(files))
+
+    assert (await begun.export.call(carried_out))["uid"] == 1000

@@ -22,7 +22,6 @@ from vuserd.exports.serving import Serving, Usage
 from vuserd.exports.starting import DirectoryGone, Plan, Starter
 from vuserd.exports.states import Event, ExportState
 from vuserd.fs.filesystem import FileSystem
-from vuserd.fs.owners import Owners
 from vuserd.service.journal import about_export
 from vuserd.tasks.pauses import pauses
 from vuserd.tracing.tap import Tracing
@@ -156,11 +155,6 @@ class Export:
         usage = self.usage()
         described = self.describe() | {"source": self.config.source} | self.losses.describe()
         return described | (usage._asdict() if usage is not None else {})
-
-    @property
-    def owners(self) -> Owners | None:
-        """How the backend sees the owners of files; None where it sees what the host has."""
-        return None if self._calls.serving is None else self._calls.serving.owners
 
     def usage(self) -> Usage | None:
         """Return what the present session uses; None where there is none."""

@@ -21,7 +21,7 @@ from vuserd.exports.hangs import Hangs, NodeGate
 from vuserd.exports.losses import cause_of
 from vuserd.exports.tenancy import Tenancy, let_in
 from vuserd.fs.filesystem import FileSystem
-from vuserd.fs.owners import Owners, owners_of
+from vuserd.fs.owners import owners_of
 from vuserd.service.journal import about_export
 from vuserd.tracing.tap import Tap, Tracing
 
@@ -75,8 +75,6 @@ class Serving:
         self.fault = ""
         #: Set when nothing of it is left.
         self.over = trio.Event()
-        #: How its backend sees the owners of files; None where it sees what the host has.
-        self.owners: Owners | None = None
         #: Which directory stood at the export's path when it was started.
         self.standing: Standing | None = None
         #: The sandbox that it runs in.
@@ -276,11 +274,12 @@ class Serving:
     def _note_backend(self) -> None:
         """Note how a started backend maps ids, and whether it does one request after the other."""
         assert self.session is not None
+        assert self.files is not None
         has_one_thread = self._program is not None and not self._config.options.thread_pool
         self.session.answers_in_order = has_one_thread
         pid = None if self.backend is None else self.backend.pid
         known = self._program is not None and self.mode == "namespace" and pid is not None
-        self.owners = owners_of(pid) if known and pid is not None else None
+        self.files.owners = owners_of(pid) if known and pid is not None else None
 
     def _note_failure(self, error: VuserdError) -> None:
         words = self.backend.last_words() if self.backend is not None else ""

@@ -23,6 +23,7 @@ from vuserd.fs.kept import Kept
 from vuserd.fs.nodes import Hold, Node, NodeTable
 from vuserd.fs.openfile import OpenFile
 from vuserd.fs.operations import NodeOperations
+from vuserd.fs.owners import Owners
 from vuserd.fs.version import TICK, Version, time_to_settle
 from vuserd.users.asker import Asker
 
@@ -63,6 +64,8 @@ class FileSystem:
         device: tuple[int, int] | None = None,
     ) -> None:
         self.device = device
+        #: How the backend sees the owners of files; None where it sees what the host has.
+        self.owners: Owners | None = None
         self.session = session
         self._lane = session.lane
         capacity = fuse.batch_forget_capacity(REQUEST_ROOM)

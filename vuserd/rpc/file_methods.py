@@ -1,6 +1,7 @@
 """The methods about files: from checked parameters to what the export that serves now does."""
 
 import functools
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from vuserd.delivery.attached import Loaded
@@ -13,6 +14,7 @@ from vuserd.fs.heldfile import HeldFile
 from vuserd.fs.listings import ContinuationTable
 from vuserd.fs.listings import Listing as DirectoryListing
 from vuserd.fs.openfile import OpenFile
+from vuserd.fs.owners import Owners
 from vuserd.fs.walk import TreeWalk
 from vuserd.rpc import short
 from vuserd.rpc.access import VisibleExports
@@ -92,10 +94,11 @@ class FileMethods:
         found = self.exports.find(caller.rights, export)
         if file is not None:
             held = caller.files.find(file, export)
-            attributes = await found.call(lambda files: held.use(files, OpenFile.look_again))
+            look = functools.partial(held.use, operation=OpenFile.look_again)
         else:
-            attributes = await found.call(lambda files: files.stat(path, follow=follow))
-        return (split_stat_map if split_times else stat_map)(attributes, found.owners)
+            look = functools.partial(FileSystem.stat, path=path, follow=follow)
+        attributes, owners = await found.call(functools.partial(_with_owners, look))
+        return (split_stat_map if split_times else stat_map)(attributes, owners)
 
     @method(_FILE, _TIMED, "str or bin")
     async def readlink(self, caller: Caller, export: str, path: bytes) -> str | bytes:
@@ -131,7 +134,9 @@ class FileMethods:
         else:
             listing = caller.listings.take(after, begun)
         try:
-            entries = await found.call(lambda files: listing.next_page(files, limit))
+            entries, owners = await found.call(
+                functools.partial(_with_owners, lambda files: listing.next_page(files, limit))
+            )
         except BaseException as error:
             if after is not None and isinstance(error, BackendError | FileError):
                 caller.listings.keep(listing, begun, after)  # it can be asked again
@@ -141,7 +146,7 @@ class FileMethods:
         return await pack_listing(
             caller,
             len(entries.names),
-            entry_parts(entries, "name", found.owners, attributes=attrs, split_times=split_times),
+            entry_parts(entries, "name", owners, attributes=attrs, split_times=split_times),
             columns=columns,
             next=_next_token(caller.listings, listing, begun),
         )
@@ -173,14 +178,16 @@ class FileMethods:
         else:
             walk = caller.walks.take(after, begun)
         try:
-            entries, problems = await found.call(lambda files: walk.next_page(files, limit))
+            (entries, problems), owners = await found.call(
+                functools.partial(_with_owners, lambda files: walk.next_page(files, limit))
+            )
         except BaseException:
             caller.walks.end(walk)
             raise
         return await pack_listing(
             caller,
             len(entries.names),
-            entry_parts(entries, "path", found.owners, attributes=attrs, split_times=split_times),
+            entry_parts(entries, "path", owners, attributes=attrs, split_times=split_times),
             columns=columns,
             problems=[
                 {"path": wire_name(problem.path), **problem.error.to_wire()} for problem in problems
@@ -220,9 +227,8 @@ class FileMethods:
         begun = (export, path)
         pages = TreePages(path) if after is None else caller.trees.take(after, begun)
         try:
-            page = await found.call(
-                lambda files: pages.next_page(files, limit, size, look_again=look_again)
-            )
+            fill = functools.partial(pages.next_page, limit=limit, size=size, look_again=look_again)
+            page, owners = await found.call(functools.partial(_with_owners, fill))
         except BaseException as error:
             if after is not None and isinstance(error, BackendError | FileError):
                 caller.trees.keep(pages, begun, after)  # it can be asked again
@@ -231,7 +237,7 @@ class FileMethods:
             raise
         try:
             following = _next_token(caller.trees, pages, begun)
-            head = encode_index(page, found.owners, following, split_times=split_times)
+            head = encode_index(page, owners, following, split_times=split_times)
             return answers.Tree(head, page.content)
         except BaseException:
             page.content.give_back()
@@ -248,8 +254,8 @@ class FileMethods:
         async def opened(files: FileSystem) -> HeldFile:
             return HeldFile(path, await files.open(path), files)
 
-        held = await found.call(opened)
-        return (split_stat_map if split_times else stat_map)(held.attributes, found.owners) | {
+        held, owners = await found.call(functools.partial(_with_owners, opened))
+        return (split_stat_map if split_times else stat_map)(held.attributes, owners) | {
             "file": caller.files.add(held, export),
             "settled": held.settled,
             "by_attributes": held.is_known_by_attributes,
@@ -360,6 +366,16 @@ class FileMethods:
     async def detach(self, caller: Caller, memory: int) -> None:
         """Let go of attached memory, once loads into it have ended."""
         await caller.memories.detach(memory)
+
+
+_Result = TypeVar("_Result")
+
+
+async def _with_owners(
+    operation: Callable[[FileSystem], Awaitable[_Result]], files: FileSystem
+) -> tuple[_Result, Owners | None]:
+    """Do an operation on the files; return how the backend that answered sees their owners, too."""
+    return await operation(files), files.owners
 
 
 _Paged = TypeVar("_Paged", DirectoryListing, TreeWalk, TreePages)

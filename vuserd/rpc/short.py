@@ -55,18 +55,17 @@ def stat(
         return None
     found = owner.exports.find(caller.rights, export)
     show = split_stat_map if split_times else stat_map
-    return Short(found, functools.partial(_shown, found, path, follow, show))
+    return Short(found, functools.partial(_shown, path, follow, show))
 
 
 def _shown(
-    export: Export,
     path: bytes,
     follow: bool,  # noqa: FBT001 - of a partial
     show: Callable[[Attributes, Owners | None], dict[str, Any]],
     files: FileSystem,
 ) -> Procedure[dict[str, Any]]:
     attributes = yield from files.attributes(path, follow=follow)
-    return show(attributes, export.owners)
+    return show(attributes, files.owners)
 
 
 def read(
