@@ -12,15 +12,16 @@ from typing import Final, NamedTuple
 import trio
 
 from protocol import fuse
-from protocol.fuse import version_bytes
+from protocol.fuse import FileHandle, NodeId, version_bytes
 from vuserd.delivery.file_reads import FileReads, is_settled
 from vuserd.delivery.one_version import ATTEMPTS
 from vuserd.delivery.page import ENTRY_BYTES, Page, Place
 from vuserd.device.jobs import DEPTH, Ask, Job, Jobs
-from vuserd.device.request import SMALL_READ, InOrder, Seen
-from vuserd.device.results import MISSING, body_of, length_of
+from vuserd.device.request import SMALL_READ, Seen
+from vuserd.device.results import body_of, length_of
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.openfile import read_and_look
 from vuserd.fs.tree.asking import Part
 from vuserd.fs.tree.found import Found
 from vuserd.fs.tree.search import Tree
@@ -279,8 +280,7 @@ class Filling:
             CallError: CHANGED: it changed in every attempt.
 
         """
-        node, session = found.node, self._files.session
-        lane = session.lane
+        node, lane = found.node, self._files.session.lane
         assert node is not None
 
         def undo(body: bytes) -> None:
@@ -298,20 +298,11 @@ class Filling:
                         return
                     settled = found.is_old or is_settled(before)
                     # One byte more than there is shows that its size is true.
-                    read = fuse.read(node, handle, 0, size + 1), place, None
-                    look = fuse.getattr(node), None, None
-                    # A backend with one thread has done the GETATTR after the READ if it says so.
-                    looked = MISSING
-                    if session.answers_in_order and self._look_again:
-                        done, looked = yield InOrder((read, look))
-                    else:
-                        [done] = yield [read]
-                    length = length_of(done)
-                    now = before
                     if self._look_again:
-                        if looked is MISSING or not session.answers_in_order:
-                            [looked] = yield [look]
-                        now = lane.decoded(fuse.attributes_of, body_of(looked))
+                        length, now = yield from self._read_and_look(node, handle, place, size + 1)
+                    else:
+                        [done] = yield [Ask(fuse.read(node, handle, 0, size + 1), place)]
+                        length, now = length_of(done), before
                     if now == before or version_bytes(now) == version_bytes(before):
                         if length != size:  # as in procfs
                             return
@@ -329,3 +320,14 @@ class Filling:
         finally:
             place.clear(filled)
         raise CallError(ErrorCode.CHANGED, f"the file changed in each of {ATTEMPTS} attempts")
+
+    def _read_and_look(
+        self, node: NodeId, handle: FileHandle, place: Place, size: int
+    ) -> Part[tuple[int, bytes]]:
+        """Read a file into its place; return its length, and the attributes that it has then."""
+        session = self._files.session
+        length, looked = yield from read_and_look(session, node, handle, place, 0, size)
+        if looked is not None:
+            return length, fuse.encode_attributes(looked)
+        [answer] = yield [Ask(fuse.getattr(node))]
+        return length, session.lane.decoded(fuse.attributes_of, body_of(answer))

@@ -93,7 +93,7 @@ def read_small(path: bytes, offset: int, length: int, files: FileSystem) -> Proc
                 if handle is None:
                     handle = yield from lookups.open(node)
                 count, after = yield from read_and_look(
-                    session, node, handle, buffer, offset, wanted
+                    session, node.id, handle, buffer, offset, wanted
                 )
                 if after is None:
                     after = yield from lookups.getattr(node)

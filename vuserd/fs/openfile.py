@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from protocol import fuse
-from protocol.fuse import Attributes, FileHandle, Whence
+from protocol.fuse import Attributes, FileHandle, NodeId, Whence
 from vuserd.device.jobs import Ask
 from vuserd.device.procedure import Procedure, carry_out
 from vuserd.device.request import InOrder, Rest, Target
@@ -34,7 +34,7 @@ def is_version(attributes: Attributes, version: Version) -> bool:
 
 
 def read_and_look(
-    session: Session, node: Node, handle: FileHandle, target: Target, offset: int, length: int
+    session: Session, node: NodeId, handle: FileHandle, target: Target, offset: int, length: int
 ) -> Procedure[tuple[int, Attributes | None]]:
     """Read part of a file into ``target``, and look at it right after, if that can be had at once.
 
@@ -45,11 +45,11 @@ def read_and_look(
         How many bytes were read, and the attributes that the file had then; None to look again.
 
     """
-    read = Ask(fuse.read(node.id, handle, offset, length), target)
+    read = Ask(fuse.read(node, handle, offset, length), target)
     if not session.answers_in_order:
         [done] = yield [read]
         return length_of(done), None
-    done, looked = yield InOrder((read, Ask(fuse.getattr(node.id))))
+    done, looked = yield InOrder((read, Ask(fuse.getattr(node))))
     count = length_of(done)
     if isinstance(looked, Failed) or not session.answers_in_order:
         return count, None
@@ -112,7 +112,7 @@ class OpenFile:
         self, target: Target, offset: int, length: int
     ) -> tuple[int, Attributes | None]:
         """Run :meth:`read_into`, and look at the file: see :func:`read_and_look`."""
-        reading = read_and_look(self.session, self.node, self._handle, target, offset, length)
+        reading = read_and_look(self.session, self.node.id, self._handle, target, offset, length)
         return await carry_out(self.session.lane, reading)
 
     async def read_on_into(self, target: Target, offset: int, length: int) -> int:
