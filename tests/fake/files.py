@@ -21,6 +21,8 @@ ROOT: Final = 1
 MAX_PAGES: Final = 1 << 22
 SUBMOUNTS: Final = 1 << 27
 _FIRST_HANDLE: Final = 100
+#: The content of a file, for tests that need any.
+IMAGE: Final = bytes(range(256)) * 16
 
 
 class FuseRequest(NamedTuple):

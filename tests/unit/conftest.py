@@ -1,24 +1,40 @@
-"""Fixtures for the tests of the clients and of vuserctl: a small tree behind the fake daemon."""
+"""Fixtures: a session with a fake backend; and, for clients and vuserctl, a fake daemon."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
 
+from tests.fake import files
+from tests.fake.backend import FakeBackend
 from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
 from tests.loops import LOOPS, Loop
 from tests.unit.faces import KINDS, Connect, Taker, connecting
 from vuserd.client import Client
 from vuserd.client.files import transfer
 from vuserd.ctl import main
+from vuserd.device.session import Session
 
 Run = Callable[..., tuple[int, str, str]]
 Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    """Return a backend with one file; many tests have one of their own in its place."""
+    return FakeBackend({b"Image": files.IMAGE})
+
+
+@pytest.fixture
+async def session(backend: FakeBackend) -> AsyncIterator[Session]:
+    """Yield the front-end's session with the backend."""
+    async with backend.session() as session:
+        yield session
 
 
 @pytest.fixture

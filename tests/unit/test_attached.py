@@ -1,7 +1,7 @@
 """Memory of clients: which slot gives way when none is left, and which load waits for which."""
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 import trio
@@ -44,12 +44,6 @@ def backend() -> FakeBackend:
     backend = FakeBackend({b"Image": CONTENT})
     backend.protocol_features |= CONFIGURE_MEM_SLOTS
     return backend
-
-
-@pytest.fixture
-async def session(backend: FakeBackend) -> AsyncIterator[Session]:
-    async with backend.session() as session:
-        yield session
 
 
 def answer_all(backend: FakeBackend, opcode: Opcode) -> None:

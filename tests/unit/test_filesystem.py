@@ -2,7 +2,6 @@
 
 import stat
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -24,12 +23,6 @@ CONTENT = bytes(range(256)) * 8192  # 2 MiB: three READs of 1 MiB show that it e
 def backend() -> FakeBackend:
     files: dict[bytes, File | bytes] = {b"file-%d" % number: b"%d" % number for number in range(50)}
     return FakeBackend({b"Image": CONTENT, **files})
-
-
-@pytest.fixture
-async def session(backend: FakeBackend) -> AsyncIterator[Session]:
-    async with backend.session() as session:
-        yield session
 
 
 @pytest.fixture

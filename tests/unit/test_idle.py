@@ -221,12 +221,6 @@ def backend() -> FakeBackend:
 
 
 @pytest.fixture
-async def session(backend: FakeBackend) -> AsyncIterator[Session]:
-    async with backend.session() as session:
-        yield session
-
-
-@pytest.fixture
 async def files(session: Session) -> AsyncIterator[FileSystem]:
     """Yield a file system whose idle things end in time."""
     files = FileSystem(session, idle_nodes=10, idle_time=5)

@@ -1,6 +1,6 @@
 """Jobs as generators: all at once, few begun at once, and none left behind."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 import trio
@@ -9,6 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 from protocol import MalformedError, fuse
 from protocol.fuse import FileHandle, NodeId, Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
+from tests.fake.files import IMAGE
 from vuserd.device.jobs import Ask, Job, Jobs
 from vuserd.device.payloads import given_back
 from vuserd.device.request import InOrder
@@ -17,18 +18,6 @@ from vuserd.device.session import Session
 from vuserd.errors import BackendBroken, BackendDown, FileError
 
 ROOT = fuse.ROOT_ID
-IMAGE = bytes(range(256)) * 16
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend({b"Image": IMAGE})
-
-
-@pytest.fixture
-async def session(backend: FakeBackend) -> AsyncIterator[Session]:
-    async with backend.session() as session:
-        yield session
 
 
 def lookup(name: bytes) -> fuse.Request:

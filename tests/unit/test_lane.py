@@ -2,7 +2,7 @@
 
 import math
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -22,17 +22,6 @@ from vuserd.errors import BackendBroken, BackendDown, BackendTimeout, FileError
 from vuserd.users.asker import ASKER, Asker
 
 ROOT = fuse.ROOT_ID
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend({b"Image": bytes(range(256)) * 16})
-
-
-@pytest.fixture
-async def session(backend: FakeBackend) -> AsyncIterator[Session]:
-    async with backend.session() as session:
-        yield session
 
 
 class Withheld:

@@ -1,6 +1,6 @@
 """Procedures: carried out by a task, or by an errand that has none, to the same end."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 from protocol import fuse
 from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
+from tests.fake.files import IMAGE
 from vuserd.device.jobs import Ask
 from vuserd.device.procedure import Errand, Procedure, carry_out
 from vuserd.device.request import InOrder
@@ -19,22 +20,10 @@ from vuserd.errors import BackendBroken, BackendDown, FileError
 from vuserd.users.asker import ASKER, Asker
 
 ROOT = fuse.ROOT_ID
-IMAGE = bytes(range(256)) * 16
 SOMEBODY = Asker(4711, None)
 
 #: Carries a procedure out on a session's lane.
 Way = Callable[[Session, Procedure[Any]], Awaitable[Any]]
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend({b"Image": IMAGE})
-
-
-@pytest.fixture
-async def session(backend: FakeBackend) -> AsyncIterator[Session]:
-    async with backend.session() as session:
-        yield session
 
 
 class Outcome:

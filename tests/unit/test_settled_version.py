@@ -1,7 +1,6 @@
 """A file is opened once its timestamps are old enough that any later change would move them."""
 
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -51,12 +50,6 @@ class Touched:
 @pytest.fixture
 def backend() -> FakeBackend:
     return FakeBackend({b"file": b"content"})
-
-
-@pytest.fixture
-async def session(backend: FakeBackend) -> AsyncIterator[Session]:
-    async with backend.session() as session:
-        yield session
 
 
 @pytest.mark.parametrize("changes", [0, 1, 2])

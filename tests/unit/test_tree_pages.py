@@ -34,12 +34,6 @@ def backend() -> FakeBackend:
 
 
 @pytest.fixture
-async def session(backend: FakeBackend) -> AsyncIterator[Session]:
-    async with backend.session() as session:
-        yield session
-
-
-@pytest.fixture
 def files(session: Session) -> Iterator[FileSystem]:
     files = FileSystem(session, idle_nodes=0)
     yield files

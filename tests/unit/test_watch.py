@@ -1,7 +1,5 @@
 """Deadlines and signs of life: dead rings are always found, and slow ones are left alone."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -22,12 +20,6 @@ TIMEOUT = 10.0
 @pytest.fixture
 def backend() -> FakeBackend:
     return FakeBackend()
-
-
-@pytest.fixture
-async def session(backend: FakeBackend) -> AsyncIterator[Session]:
-    async with backend.session() as session:
-        yield session
 
 
 async def overdue(session: Session) -> None:

@@ -37,12 +37,6 @@ def backend() -> FakeBackend:
 
 
 @pytest.fixture
-async def session(backend: FakeBackend) -> AsyncIterator[Session]:
-    async with backend.session() as session:
-        yield session
-
-
-@pytest.fixture
 async def files(session: Session, backend: FakeBackend) -> AsyncIterator[FileSystem]:
     """Yield a file system, and check that nothing is left of it."""
     files = FileSystem(session, idle_nodes=10)
