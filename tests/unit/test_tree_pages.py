@@ -335,6 +335,49 @@ async def test_an_entry_that_vanishes_takes_no_other_with_it(
     }
 
 
+async def test_a_directory_is_known_to_the_backend_as_long_as_a_name_is_looked_up_in_it(
+    backend: FakeBackend, files: FileSystem, pages: TreePages
+) -> None:
+    """Though it was read to its end: forgets go on a queue of their own, and may come first."""
+    backend.files = {b"folder": FOLDER, b"odd": File(b"odd"), b"one": File(b"1")}
+    folder, one = 2, 4
+    looked_up: list[FuseRequest] = []
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.LOOKUP:
+            looked_up.append(request)
+            return None
+        if request.opcode is not Opcode.READDIRPLUS:
+            return backend.serve_files(request)
+        if int.from_bytes(request.body[8:16], "little"):
+            return Answer()
+        if request.node == ROOT:
+            backend.lookups[folder] += 1
+            return Answer(backend.entry(folder) + directory_record(b"folder", 1))
+        backend.lookups[one] += 1
+        found = bytes(128) + directory_record(b"odd", 1)
+        return Answer(found + backend.entry(one) + directory_record(b"one", 2))
+
+    backend.answer = answer
+    found: Shown = {}
+
+    async def deliver() -> None:
+        found.update(await all_of(pages, files))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(deliver)
+        await wait_all_tasks_blocked()
+        files.nodes.flush()  # as where there are more to forget
+        await wait_all_tasks_blocked()
+        [request] = looked_up
+        assert len(backend.named(Opcode.RELEASEDIR)) == 2
+        assert backend.lookups[request.node] == 1
+        answered = backend.serve_files(request)
+        assert answered is not None
+        backend.reply(request, answered)
+    assert found == {b"folder": None, b"folder/odd": b"odd", b"folder/one": b"1"}
+
+
 async def test_files_without_a_number_of_their_own_are_not_read(
     backend: FakeBackend, files: FileSystem, pages: TreePages
 ) -> None:

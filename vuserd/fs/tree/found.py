@@ -26,6 +26,9 @@ class Branch:
         #: What it was when it was found.
         self.ino = ino
         self.node: NodeId | None = None
+        #: How many names are looked up in it, and whether its node is given back after the last.
+        self.lookups = 0
+        self.is_left = False
         self.handle: FileHandle | None = None
         self.position = 0
         self.barren = 0

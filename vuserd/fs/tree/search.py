@@ -222,7 +222,13 @@ class Tree:
         """
         branch = found.branch
         if branch.node is not None:
-            entry = yield from look_up(self._in_use, branch.node, found.name)
+            branch.lookups += 1
+            try:
+                entry = yield from look_up(self._in_use, branch.node, found.name)
+            finally:
+                branch.lookups -= 1
+                if branch.is_left:
+                    self._leave(branch)
         else:
             entry = yield from self._go(branch.below(found.name))
         found.node = entry.node
@@ -335,9 +341,14 @@ class Tree:
         self._leave(branch)
 
     def _leave(self, branch: Branch) -> None:
-        """Close a directory and give its node back, unless that is where the tree begins."""
+        """Close a directory and give its node back, unless that is where the tree begins.
+
+        While names are looked up in it the backend has to know it: it may be told to forget it
+        before it comes to them.
+        """
         self._close(branch)
-        if branch is not self._top and branch.node is not None:
+        branch.is_left = branch.lookups > 0
+        if branch is not self._top and branch.node is not None and not branch.is_left:
             self._in_use.nodes.give_back(branch.node)
             branch.node = None
 
