@@ -7,7 +7,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from protocol import fuse
 from protocol.fuse import Forget, NodeId, Opcode
 from protocol.virtio_fs import HIPRIO_QUEUE, REQUEST_QUEUE
-from tests.fake.backend import Answer, FakeBackend
+from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from tests.faults.catalogue import fault
 from vuserd.device.session import Session, SessionOptions
 from vuserd.errors import BackendTimeout
@@ -229,3 +229,41 @@ async def test_deadlines_hold_while_the_hiprio_queue_is_in_doubt(
         begun = autojump_clock.current_time()
         await overdue(session)
         assert autojump_clock.current_time() - begun == pytest.approx(seconds, abs=0.05)
+
+
+@fault(
+    "daemon-stands-still",
+    done="the daemon, or its whole machine, is stopped for longer than a reply may take, and goes"
+    " on: the backend had answered before, or answers then",
+    must="The caller gets the reply, and no request is said to hang the backend.",
+)
+@pytest.mark.parametrize(
+    ("is_answered", "seconds"),  # longer than a reply may take
+    [(True, 0.5), (True, 60.0), (False, 60.0)],
+)
+async def test_a_daemon_that_stood_still_takes_replies_before_it_looks_at_the_time(
+    backend: FakeBackend, mock_clock: MockClock, *, is_answered: bool, seconds: float
+) -> None:
+    """Many times: trio runs those that are due in any order."""
+    withheld: list[FuseRequest] = []
+    backend.answer_to(Opcode.STATFS, withheld.append)
+    for _ in range(8):
+        async with (
+            backend.session(SessionOptions(TIMEOUT)) as session,
+            trio.open_nursery() as calls,
+        ):
+            calls.start_soon(session.lane.call, fuse.statfs(ROOT), fuse.decode_statfs)
+            await wait_all_tasks_blocked()
+            request = withheld.pop()
+            if is_answered:
+                answer(backend, request)
+            mock_clock.jump(TIMEOUT + seconds)
+            if not is_answered:  # it stood still, too
+                await wait_all_tasks_blocked()
+                answer(backend, request)
+
+
+def answer(backend: FakeBackend, request: FuseRequest) -> None:
+    honest = backend.serve_files(request)
+    assert honest is not None
+    backend.reply(request, honest)

@@ -90,7 +90,9 @@ class Watch:
                 self.is_parked = True
                 await self._something.park()
                 continue
-            await trio.sleep_until(min(due, trio.current_time() + self._timeout))
+            due = min(due, trio.current_time() + self._timeout)
+            await trio.sleep_until(due)
+            await self._take_replies(due)
             now = trio.current_time()
             if self.attribution is not None:
                 self.attribution.find(self._slots, now, heard=self._requests.heard)
@@ -109,6 +111,16 @@ class Watch:
                 self._ask(now + PROBE_TIME, probe)
             elif (unheard := self._unheard_at()) is not None and unheard <= now:
                 self._ask(now + self._timeout, probe)
+
+    async def _take_replies(self, due: float) -> None:
+        """Have replies taken that came before it is looked at what was due by then.
+
+        Where this process stood still (stopped, or its machine was) the backend may have, too.
+        """
+        if trio.current_time() > due + PROBE_TIME:
+            await trio.sleep(PROBE_TIME)
+        else:
+            await trio.lowlevel.checkpoint()
 
     def makes_progress(self) -> bool:
         """Return whether :meth:`run` has its turns: what is overdue is ended, or only just so."""
