@@ -4,10 +4,10 @@
 
 Every command finds the same: its source in the page cache, no target, no byte of a former one yet
 to be written, and what a run of the same command has left, since each is run twice and the second
-run counts. What it is made after would count else: a virtual machine gives memory that was freed in
-large pieces back to its host, and a command that takes it first waits for the host, for as long as
-the whole copy takes; but only ``vuserctl get`` frees and takes large pieces (``cp`` hands small
-ones to its file), so that one that came after ``cp`` was slow, and one after its own kind was not.
+run counts. What came before would count else: a virtual machine gives free memory back to its host,
+and whoever takes it first waits for the host, for as long as the whole copy takes. ``vuserctl get``
+takes and frees larger pieces than ``cp``, so that what the one leaves is not what the other takes:
+one ``get`` that came after ``cp`` was slow, and another one after that was not.
 
 Each round runs every command, in an order that moves on by one. The time is that until the command
 has ended, when most of the file is yet to be written to the disk, whoever made it. Every copy is
