@@ -7,6 +7,7 @@ import os
 import pty
 import runpy
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -880,6 +881,36 @@ class TestCompletion:
             ["bash", "-c", "\n".join(lines)], capture_output=True, check=True, cwd=os.getcwd()
         )
         assert shell.stdout == b"<boot/a><boot/b>"
+
+    @pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish here")
+    def test_in_fish(self, here: Path, fake_daemon: FakeDaemon) -> None:
+        fake_daemon.root.children[b"it's (1)"] = Node()
+        (here / "a file").touch()
+        code = "from vuserd.ctl.main import main; main()"
+        lines = [
+            script("fish"),
+            f"function vuserctl; {sys.executable} -c '{code}' $argv; end",
+            'for line in $argv; complete -C "vuserctl $line"; echo =; end',
+        ]
+        typed = [
+            "ls kernels:boot/",
+            r"ls kernels:it\'",
+            "ls \"kernels:it's (",
+            r"get kernels:x ./a\ ",
+        ]
+        shell = subprocess.run(
+            ["fish", "--no-config", "-c", "\n".join(lines), *typed],
+            capture_output=True,
+            check=True,
+            env={**os.environ, "VUSERD_SOCKET": fake_daemon.address, "HOME": str(here)},
+        )
+        assert shell.stdout.decode().split("=\n") == [
+            "kernels:boot/a\nkernels:boot/b\n",
+            "kernels:it's (1)\n",
+            "kernels:it's (1)\n",
+            "./a file\n",
+            "",
+        ]
 
 
 class TestOutput:
