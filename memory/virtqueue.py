@@ -8,6 +8,8 @@ are::
     head + 2    | a target    |  a span that the request names, behind the reply
 
 So a request writes its bytes and a few words: how long each part is, and where the target lies.
+Of requests of one :class:`~memory.form.Form`, which differ in some words only, a slot keeps the
+others, too, and the chain: as long as no other request needs it, it serves requests of its form.
 
 Source: VIRTIO 1.2, sections 2.7.13 (supplying buffers) and 2.7.14 (receiving used buffers). What
 the device can write is never trusted: lengths and the free list are kept privately, a used element
@@ -17,10 +19,12 @@ flags 0 and unread): a kick for every batch costs less than the fence that suppr
 """
 
 import mmap
+from array import array
 from collections.abc import Iterator
 from typing import Final, NamedTuple, TypeAlias
 
 from memory.fence import own_fence
+from memory.form import Form
 from memory.guest import GuestRegion
 from protocol import Check, MalformedError
 from protocol.virtio_ring import DescriptorFlag, RingLayout
@@ -33,6 +37,8 @@ _FOLLOWING: Final = 48
 _NEXT: Final = DescriptorFlag.NEXT << _FLAGS
 _WRITE: Final = DescriptorFlag.WRITE << _FLAGS
 _CHAIN: Final = 3
+#: Bytes of a word of a room.
+_WORD: Final = 8
 
 #: A slot, by the head of its chain; the bytes written to its chain; those in its own reply room.
 Used: TypeAlias = tuple[int, int, bytes]
@@ -77,6 +83,7 @@ class Virtqueue:
 
     Raises:
         NoFenceError: the machine has no memory fence.
+        ValueError: the rooms do not begin at words of 64 bits.
 
     """
 
@@ -92,6 +99,8 @@ class Virtqueue:
         count = rooms.count(layout)
         placed.guest_address(offset, layout.size)
         address = placed.guest_address(rooms.offset, count * rooms.size)
+        if rooms.offset % _WORD or rooms.size % _WORD:
+            raise ValueError(f"rooms of {rooms.size} bytes from {rooms.offset} on")
         self.layout = layout
         #: Descriptors of each slot, which has the number of the first.
         self.chain = rooms.chain
@@ -108,11 +117,21 @@ class Virtqueue:
             self._available = ring[layout.available : layout.used].cast("H")
             self._used_words = ring[layout.used :].cast("H")
             self._elements = ring[elements : elements + 8 * layout.num].cast("I")
+            #: All rooms, as words.
+            self.words = whole[rooms.offset : rooms.offset + count * rooms.size].cast("Q")
         heads = range(0, count * rooms.chain, rooms.chain)
+        #: How many slots there are, free ones without a form, and the forms that were laid.
+        self._slots = count
         self._free = [*reversed(heads)]
-        #: By head: whether the device has the chain, and how many bytes it may write there; where
-        #: the slot's request and reply lie in the region, and how much of the latter is used.
-        self._is_out = [False] * layout.num
+        self._forms: list[Form] = []
+        #: The chains that the device has, and whether one that it has used is looked at.
+        self._out: set[int] = set()
+        self._looked_at = 0
+        #: By head: where its slot is when it is free; at which word its request begins; how many
+        #: bytes the device may write there; where the slot's request and reply lie in the region,
+        #: and how much of the latter is used.
+        self._homes = [self._free] * layout.num
+        self.first_words = [0] * layout.num
         self._writable = [0] * layout.num
         self._requests = [0] * layout.num
         self._replies = [0] * layout.num
@@ -124,15 +143,13 @@ class Virtqueue:
         self._laid: list[tuple[int, int, int]] = []
         for number, head in enumerate(heads):
             room = number * rooms.size
+            self.first_words[head] = room // _WORD
             self._requests[head] = rooms.offset + room
             self._replies[head] = rooms.offset + room + rooms.request
             self._laid.append((head, address + room, address + room + rooms.request))
         #: Heads of the chains that wait for publish(), in order.
         self._unpublished: list[int] = []
-        #: How many chains the device has.
-        self._out = 0
         self._published = base
-        self._reaped = base
         # The device reads used.idx when it gets the ring's addresses, and goes on from there.
         self._available[1] = base
         self._used_words[1] = base
@@ -149,12 +166,12 @@ class Virtqueue:
     @property
     def free(self) -> int:
         """How many slots are free."""
-        return len(self._free)
+        return self._slots - self._looked_at - len(self._out) - len(self._unpublished)
 
     @property
     def outstanding(self) -> int:
         """Requests added and not yet reaped."""
-        return self._out + len(self._unpublished)
+        return len(self._out) + len(self._unpublished)
 
     @property
     def is_idle(self) -> bool:
@@ -164,7 +181,7 @@ class Virtqueue:
     @property
     def reaped(self) -> int:
         """How many chains were reaped, modulo 65536."""
-        return self._reaped
+        return (self._published - len(self._out)) % WRAP
 
     def add(self, message: bytes, reply: int, target: int = 0, length: int = 0) -> int:
         """Write a request into a free slot; the device sees it after the next :meth:`publish`.
@@ -187,7 +204,7 @@ class Virtqueue:
         if not 0 < size <= self._longest_request or not 0 <= reply <= self._longest_reply:
             raise ValueError(f"a request of {size} bytes with a reply of {reply} bytes")
         if not self._free:
-            raise RingFullError("no slot is free")
+            self._take_back()
         head = self._free[-1]
         descriptors = self._descriptors
         place = 2 * head + 1
@@ -210,17 +227,76 @@ class Virtqueue:
         self._unpublished.append(head)
         return self._free.pop()
 
+    def take(self, form: Form) -> int:
+        """Return a slot that has a form's request in it; the device sees it after :meth:`publish`.
+
+        Until then the caller writes what differs into :attr:`words`, from the slot's one of
+        :attr:`first_words` on, and has :meth:`aim` tell of a target, if the form has one.
+
+        Raises:
+            RingFullError: no slot is free; nothing has changed.
+            ValueError: as :meth:`add`, of the form.
+
+        """
+        free = form.free
+        if not free:
+            self._lay_form(form)
+        head = free.pop()
+        self._unpublished.append(head)
+        return head
+
+    def aim(self, head: int, target: int, length: int) -> None:
+        """Have ``length`` bytes of the reply of a slot just taken go to a guest-physical address.
+
+        Raises:
+            ValueError: no such length is possible.
+
+        """
+        if length <= 0 or length >> 32:
+            raise ValueError(f"a target of {length} bytes")
+        place = 2 * head + 4
+        self._descriptors[place] = target
+        self._descriptors[place + 1] = length | _WRITE
+        self._writable[head] = self._own[head] + length
+
+    def _lay_form(self, form: Form) -> None:
+        """Have a free slot keep a form's request; where a target lies is still to be told."""
+        head = self.add(form.message, form.reply, length=int(form.has_target))
+        self._unpublished.pop()
+        if form not in self._forms:
+            self._forms.append(form)
+        self._homes[head] = form.free
+        form.free.append(head)
+
+    def _take_back(self) -> None:
+        """Have a free slot of any form keep none.
+
+        Raises:
+            RingFullError: no slot is free.
+
+        """
+        for form in self._forms:
+            if form.free:
+                head = form.free.pop()
+                self._homes[head] = self._free
+                self._free.append(head)
+                return
+        raise RingFullError("no slot is free")
+
     def publish(self) -> bool:
         """Offer all requests added since the last call; return whether there are any: then kick."""
         heads = self._unpublished
         if not heads:
             return False
         published = self._published
-        for head in heads:
-            self._is_out[head] = True
-            self._available[2 + (published & self._mask)] = head
-            published += 1
-        self._out += len(heads)
+        entries = array("H", heads)
+        begin, last = published & self._mask, self.layout.num
+        if begin + len(entries) > last:
+            entries, over = entries[: last - begin], entries[last - begin :]
+            self._available[2 : 2 + len(over)] = over
+        self._available[2 + begin : 2 + begin + len(entries)] = entries
+        published += len(heads)
+        self._out.update(heads)
         heads.clear()
         # Pairs with the device's read fence after it reads avail.idx: chains first, then the index.
         self._fence()
@@ -241,22 +317,23 @@ class Virtqueue:
         used = self._used_words[1]
         # Pairs with the device's write fence before used.idx: the index first, then the elements.
         self._fence()
-        step = (used - self._reaped) % WRAP
-        if step > self._out:
+        out, reaped = self._out, self.reaped
+        step = (used - reaped) % WRAP
+        if step > len(out):
             raise MalformedError(
-                f"used.idx moved by {step} with {self._out} outstanding", Check.USED_INDEX
+                f"used.idx moved by {step} with {len(out)} outstanding", Check.USED_INDEX
             )
-        begin = 2 * (self._reaped & self._mask)
+        begin = 2 * (reaped & self._mask)
         end = begin + 2 * min(step, most)
         # Copied out at once: what is checked is what is used.
         numbers = self._elements[begin:end].tolist()
         if end > 2 * self.layout.num:
             numbers += self._elements[: end - 2 * self.layout.num].tolist()
-        is_out, writable, replies, owns = self._is_out, self._writable, self._replies, self._own
-        mapping, free, last = self._mapping, self._free, self._mask
+        writable, replies, owns = self._writable, self._replies, self._own
+        mapping, homes, remove = self._mapping, self._homes, out.remove
         pairs = iter(numbers)
         for head, length in zip(pairs, pairs, strict=True):
-            if head > last or not is_out[head]:
+            if head not in out:
                 raise MalformedError(
                     f"used id {head} is not the head of an outstanding chain", Check.USED_ID
                 )
@@ -264,15 +341,15 @@ class Virtqueue:
                 raise MalformedError(
                     f"used length {length} of {writable[head]} writable bytes", Check.USED_LENGTH
                 )
-            is_out[head] = False
-            self._out -= 1
-            self._reaped = (self._reaped + 1) % WRAP
+            remove(head)
+            self._looked_at = 1
             begin = replies[head]
             own = owns[head]
             # No min() here: it takes twice as long.
             end = begin + (length if length < own else own)  # noqa: FURB136
             yield head, length, mapping[begin:end]
-            free.append(head)
+            homes[head].append(head)
+            self._looked_at = 0
 
     def hand_over(self) -> int:
         """Return the index at which a device begins, or another one goes on, for SET_VRING_BASE.
@@ -287,17 +364,22 @@ class Virtqueue:
         if self.outstanding:
             raise ValueError(f"a ring with {self.outstanding} chains outstanding")
         self._lay()
-        self._used_words[1] = self._reaped
-        return self._reaped
+        for form in self._forms:
+            while form.free:
+                self._take_back()
+        self._used_words[1] = self.reaped
+        return self.reaped
 
     def abandon(self) -> None:
         """Give up all that is outstanding: the device is gone for good."""
-        self._is_out[:] = [False] * self.layout.num
-        self._out = 0
+        self._slots -= self.outstanding
+        self._published -= len(self._out)
+        self._out.clear()
         self._unpublished.clear()
 
     def close(self) -> None:
         """Release the ring's memory."""
-        for view in (self._descriptors, self._available, self._used_words, self._elements):
+        views = self._descriptors, self._available, self._used_words, self._elements, self.words
+        for view in views:
             view.release()
         vars(self).pop("_mapping", None)

@@ -460,54 +460,15 @@ def releasedir(node: NodeId, handle: FileHandle) -> Request:
     return Request(Opcode.RELEASEDIR, node, _RELEASE_IN.pack(handle, 0, 0, 0), 0)
 
 
-# Requests that are sent for each of very many small files, encoded as Request.encode() does, but at
-# once and so in a third of the time.
+# Words of 64 bits in an encoded request: all that differs between two OPENs, or two READs of a file
+# from its beginning, or two of GETATTR or RELEASE.
 
-_SHORT_MESSAGE = struct.Struct(_IN_HEADER.format + "II")
-_GETATTR_MESSAGE = struct.Struct(_IN_HEADER.format + "QQ")
-_READ_MESSAGE = struct.Struct(_IN_HEADER.format + _READ_IN.format[1:])
-_RELEASE_MESSAGE = struct.Struct(_IN_HEADER.format + "QQQ")
-_OPEN_SIZE: Final = _SHORT_MESSAGE.size
-_GETATTR_SIZE: Final = _GETATTR_MESSAGE.size
-_READ_SIZE: Final = _READ_MESSAGE.size
-_RELEASE_SIZE: Final = _RELEASE_MESSAGE.size
-
-
-def encode_open(
-    unique: int, who: Credentials, node: NodeId, _handle: FileHandle, _size: int
-) -> bytes:
-    """Encode OPEN of a regular file: there is no handle yet, nor a size."""
-    uid, gid, pid = who
-    return _SHORT_MESSAGE.pack(_OPEN_SIZE, _OPEN, unique, node, uid, gid, pid, 0, 0, 0)
-
-
-def encode_read(
-    unique: int, who: Credentials, node: NodeId, handle: FileHandle, size: int
-) -> bytes:
-    """Encode READ of ``size`` bytes from the file's beginning."""
-    uid, gid, pid = who
-    return _READ_MESSAGE.pack(
-        _READ_SIZE, _READ, unique, node, uid, gid, pid, 0, handle, 0, size, 0, 0, 0, 0
-    )
-
-
-def encode_getattr(
-    unique: int, who: Credentials, node: NodeId, _handle: FileHandle, _size: int
-) -> bytes:
-    """Encode GETATTR of a node, whatever handle and size are."""
-    uid, gid, pid = who
-    return _GETATTR_MESSAGE.pack(_GETATTR_SIZE, _GETATTR, unique, node, uid, gid, pid, 0, 0, 0)
-
-
-def encode_release(
-    unique: int, who: Credentials, node: NodeId, handle: FileHandle, _size: int
-) -> bytes:
-    """Encode RELEASE of a file, whatever its size is."""
-    uid, gid, pid = who
-    return _RELEASE_MESSAGE.pack(
-        _RELEASE_SIZE, _RELEASE, unique, node, uid, gid, pid, 0, handle, 0, 0
-    )
-
+UNIQUE_WORD: Final = 1
+NODE_WORD: Final = 2
+#: The handle of READ and RELEASE.
+HANDLE_WORD: Final = 5
+#: How many bytes READ is to read, with its flags, of which there are none.
+READ_SIZE_WORD: Final = 7
 
 _LSEEK_IN = struct.Struct("=QQII")
 _LSEEK_OUT = struct.Struct("=Q")

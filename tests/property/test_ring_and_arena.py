@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from memory.arena import ArenaExhaustedError, Buffer, BufferState, Pool
+from memory.form import Form
 from memory.guest import GuestMemory
 from memory.region import Region
 from memory.virtqueue import RingFullError, Rooms, Virtqueue
@@ -114,6 +115,12 @@ class RingAndArena(RuleBasedStateMachine):
         self.base = base
         self.buffers = buffers
         self.popped = 0
+        reply = self.shared.rooms.reply
+        self.forms = [
+            Form(b"a form's request of 32 bytes: xx", reply),
+            Form(b"xx" * 13, reply // 3),
+        ]
+        self.aimed = Form(b"one with a target, if any", reply, has_target=reply > 0)
 
     @property
     def ring(self) -> SharedRing:
@@ -177,6 +184,33 @@ class RingAndArena(RuleBasedStateMachine):
             self.states[target] = BufferState.LENT
         request.head = queue.add(message, reply, address, request.length)
         assert request.head not in {one.head for one in self.outstanding}
+        self.added.append(request)
+
+    @rule(number=st.integers(0, 2), words=st.lists(st.integers(0, (1 << 64) - 1), max_size=3))
+    def take_form(self, number: int, words: list[int]) -> None:
+        queue, owned = self.ring.queue, self.in_state(BufferState.OWNED)
+        form = [*self.forms, self.aimed][number]
+        if form.has_target and not owned:
+            return
+        target = owned[-1] if form.has_target else None
+        if not queue.free:
+            with pytest.raises(RingFullError):
+                queue.take(form)
+            assert queue.free == 0
+            return
+        request = Request(form.message, form.reply, target, 1 + len(words) if target else 0)
+        request.head = queue.take(form)
+        assert request.head not in {one.head for one in self.outstanding}
+        if target is not None:
+            target.lend()
+            self.states[target] = BufferState.LENT
+            queue.aim(request.head, target.address, request.length)
+        # What was written before is another request's: all that differs is written each time.
+        begin, changed = queue.first_words[request.head], bytearray(form.message)
+        for place, word in enumerate([*words, 0, 0, 0][:3]):
+            queue.words[begin + place] = word
+            changed[8 * place : 8 * place + 8] = word.to_bytes(8, "little")
+        request.message = bytes(changed)
         self.added.append(request)
 
     @rule()

@@ -847,12 +847,22 @@ class TestMalformedReplies:
             fuse.decode_entry_at(ENTRY, offset)
 
 
-def test_requests_for_many_files_are_encoded_as_others_are() -> None:
-    node, handle, who = NodeId((1 << 64) - 2), FileHandle((1 << 63) + 1), Credentials(1, 2, 3)
-    for encode, request in (
-        (fuse.encode_open, fuse.open(node)),
-        (fuse.encode_read, fuse.read(node, handle, 0, 9000)),
-        (fuse.encode_getattr, fuse.getattr(node)),
-        (fuse.encode_release, fuse.release(node, handle)),
+def test_requests_for_many_files_differ_in_some_words_only() -> None:
+    who, unique, node = Credentials(1, 2, 3), 1 << 63, NodeId((1 << 64) - 2)
+    none, handle, size = FileHandle(0), FileHandle((1 << 63) + 1), 9000
+    common = {fuse.UNIQUE_WORD: unique, fuse.NODE_WORD: node}
+    with_handle = {**common, fuse.HANDLE_WORD: handle}
+    for one, other, differing in (
+        (fuse.open(fuse.ROOT_ID), fuse.open(node), common),
+        (fuse.getattr(fuse.ROOT_ID), fuse.getattr(node), common),
+        (fuse.release(fuse.ROOT_ID, none), fuse.release(node, handle), with_handle),
+        (
+            fuse.read(fuse.ROOT_ID, none, 0, 0),
+            fuse.read(node, handle, 0, size),
+            {**with_handle, fuse.READ_SIZE_WORD: size},
+        ),
     ):
-        assert encode(1 << 63, who, node, handle, 9000) == request.encode(1 << 63, who)
+        words = memoryview(bytearray(one.encode(0, who))).cast("Q")
+        for place, word in differing.items():
+            words[place] = word
+        assert words.tobytes() == other.encode(unique, who)

@@ -15,6 +15,7 @@ from typing import Final
 
 import pytest
 
+from memory.form import Form
 from memory.guest import GuestRegion
 from memory.virtqueue import RingFullError, Rooms, Used, Virtqueue
 from protocol import MalformedError
@@ -445,6 +446,134 @@ class TestReap:
         assert taken == heads
         assert added == heads[:-1]
         assert (ring.queue.free, ring.queue.outstanding) == (1, 4)
+
+
+class TestForms:
+    """Slots that keep a request of which some words change."""
+
+    def test_slot_has_the_request_and_its_chain(self) -> None:
+        ring = Ring()
+        head = ring.queue.take(Form(b"sixteen bytes...", 24))
+        assert ring.memory[ROOMS : ROOMS + 16] == b"sixteen bytes..."
+        assert [record[16:] for record in ring.chain(head)] == [
+            "1000000001000100",
+            "1800000002000000",
+        ]
+        assert (ring.queue.free, ring.queue.outstanding) == (SLOTS - 1, 1)
+
+    def test_target_is_told_of_each_request(self) -> None:
+        ring, form = Ring(), Form(b"sixteen bytes...", 16, has_target=True)
+        for turn, length in enumerate((1, 77, 0xFFFF_FFFF)):
+            head = ring.queue.take(form)
+            assert head == 0
+            ring.queue.aim(head, TARGET + turn, length)
+            assert ring.chain(head)[1][16:] == "1000000003000200"
+            target = (TARGET + turn).to_bytes(8, "little") + length.to_bytes(4, "little")
+            assert ring.chain(head)[2] == target.hex() + "02000000"
+            ring.queue.publish()
+            used = min(length + 16, 0xFFFF_FFFF)
+            ring.use(turn, head, used, index=turn + 1)
+            assert [each[:2] for each in ring.reap()] == [(head, used)]
+
+    def test_used_length_is_checked_against_the_target_of_now(self) -> None:
+        ring, form = Ring(), Form(b"read", 16, has_target=True)
+        for turn, length in enumerate((40, 20)):
+            head = ring.queue.take(form)
+            ring.queue.aim(head, TARGET, length)
+            ring.queue.publish()
+            ring.use(turn, head, 16 + 40, index=turn + 1)
+            if turn:
+                with pytest.raises(MalformedError, match="used length 56 of 36"):
+                    ring.reap()
+            else:
+                assert len(ring.reap()) == 1
+
+    @pytest.mark.parametrize("length", [-1, 0, 1 << 32])
+    def test_target_of_no_possible_length_is_refused(self, length: int) -> None:
+        ring = Ring()
+        head = ring.queue.take(Form(b"read", 16, has_target=True))
+        with pytest.raises(ValueError, match=f"a target of {length} bytes"):
+            ring.queue.aim(head, TARGET, length)
+
+    def test_slot_serves_its_form_again_and_the_request_is_not_written_anew(self) -> None:
+        ring, form = Ring(), Form(b"sixteen bytes...", 16)
+        for turn in range(20):
+            head = ring.queue.take(form)
+            assert head == 0
+            begin = ring.queue.first_words[head]
+            if turn:
+                assert ring.queue.words[begin + 1] == turn - 1
+            ring.queue.words[begin + 1] = turn
+            assert ring.memory[ROOMS : ROOMS + 8] == b"sixteen "
+            ring.queue.publish()
+            ring.use(turn % 16, head, length=16, index=turn + 1)
+            assert [used[:2] for used in ring.reap()] == [(head, 16)]
+            assert ring.queue.free == SLOTS
+
+    def test_words_of_a_slot_are_its_request(self) -> None:
+        ring, form = Ring(), Form(b"sixteen bytes...", 16)
+        heads = [ring.queue.take(form) for _ in range(SLOTS)]
+        for head in heads:
+            ring.queue.words[ring.queue.first_words[head]] = int.from_bytes(
+                b"of %05d" % head, "little"
+            )
+        for head in heads:
+            room = ROOMS + 112 * (head // 3)
+            assert ring.memory[room : room + 16] == b"of %05dbytes..." % head
+
+    def test_other_requests_take_the_slots_that_they_need(self) -> None:
+        ring = Ring()
+        first, second = Form(b"first", 16), Form(b"second", 16)
+        heads = [ring.queue.take(first) for _ in range(SLOTS - 1)]
+        heads.append(ring.queue.take(second))
+        for form in (first, second):
+            with pytest.raises(RingFullError):
+                ring.queue.take(form)
+        with pytest.raises(RingFullError):
+            ring.add()
+        assert (ring.queue.free, ring.queue.outstanding) == (0, SLOTS)
+        ring.queue.publish()
+        for position, head in enumerate(heads):
+            ring.use(position, head, 16, index=position + 1)
+        ring.reap()
+        assert ring.queue.free == SLOTS
+        plain = [ring.add(b"other") for _ in range(2)]
+        again = [ring.queue.take(second) for _ in range(3)]
+        assert sorted(plain + again) == sorted(heads)
+        for head in again:
+            room = ROOMS + 112 * (head // 3)
+            assert ring.memory[room : room + 6] == b"second"
+        assert ring.queue.free == 0
+
+    @pytest.mark.parametrize("form", [Form(b"", 16), Form(b"x" * 65, 16), Form(b"x", 49)])
+    def test_form_that_fits_no_slot_is_refused(self, form: Form) -> None:
+        ring = Ring()
+        with pytest.raises(ValueError, match="a request of"):
+            ring.queue.take(form)
+        assert (ring.queue.free, ring.queue.outstanding) == (SLOTS, 0)
+
+    def test_next_device_finds_all_of_it_laid_anew(self) -> None:
+        """The one before may have written over anything."""
+        ring, form = Ring(), Form(b"sixteen bytes...", 24)
+        head = ring.queue.take(form)
+        ring.queue.publish()
+        ring.use(0, head, 16, index=1)
+        ring.reap()
+        ring.write(0, b"\xff" * 256)
+        ring.memory[ROOMS : ROOMS + 64] = b"\xff" * 64
+        ring.queue.hand_over()
+        assert ring.queue.take(form) == head
+        assert ring.memory[ROOMS : ROOMS + 16] == b"sixteen bytes..."
+        assert [record[16:] for record in ring.chain(head)] == [
+            "1000000001000100",
+            "1800000002000000",
+        ]
+
+    def test_rooms_begin_at_words(self) -> None:
+        placed, layout = GuestRegion(Shared(), GUEST), RingLayout.for_size(16)
+        for rooms in (Rooms(ROOMS + 4, 64, 48), Rooms(ROOMS, 64, 44)):
+            with pytest.raises(ValueError, match=f"rooms of {rooms.size} bytes"):
+                Virtqueue(mmap.mmap(-1, mmap.PAGESIZE), placed, RING, layout, rooms)
 
 
 class TestFences:

@@ -1,42 +1,62 @@
 """Requests of work in bulk: sent many at once, with the least that each can cost."""
 
-from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, TypeAlias
+import functools
+from collections.abc import Sequence
+from typing import Final, TypeAlias
 
+from memory.form import Form
 from protocol import fuse
-from protocol.fuse import Credentials, FileHandle, NodeId
+from protocol.fuse import (
+    HANDLE_WORD,
+    NODE_WORD,
+    READ_SIZE_WORD,
+    ROOT_ID,
+    UNIQUE_WORD,
+    FileHandle,
+    NodeId,
+)
 from vuserd.device.lane.exchange import Exchange
 from vuserd.device.lane.slots import Waiting
 from vuserd.device.request import Bulk, Target
 from vuserd.device.results import Failed
 from vuserd.errors import FileError
 
-_Encode: TypeAlias = Callable[[int, Credentials, NodeId, FileHandle, int], bytes]
 #: What there is to fill in where a request has no handle.
 NO_HANDLE: Final = FileHandle(0)
 
+#: The requests that can be sent so; those from READ on have a handle.
+OPEN: Final = 0
+GETATTR: Final = 1
+READ: Final = 2
+RELEASE: Final = 3
+#: One of each, by these numbers.
+_REQUESTS: Final = (
+    fuse.open(ROOT_ID),
+    fuse.getattr(ROOT_ID),
+    fuse.read(ROOT_ID, NO_HANDLE, 0, 0),
+    fuse.release(ROOT_ID, NO_HANDLE),
+)
 
-class Form(NamedTuple):
-    """One of the requests that can be sent so."""
-
-    encode: _Encode
-    reply: int  #: bytes of the reply in the slot's own room, with its header
-    is_awaited: bool = True  #: whether it has a deadline, and is given up with its bulk
-
-
-OPEN: Final = Form(fuse.encode_open, fuse.OUT_HEADER_SIZE + fuse.OPEN_REPLY)
-READ: Final = Form(fuse.encode_read, fuse.OUT_HEADER_SIZE)
-GETATTR: Final = Form(fuse.encode_getattr, fuse.OUT_HEADER_SIZE + fuse.GETATTR_REPLY)
-RELEASE: Final = Form(fuse.encode_release, fuse.OUT_HEADER_SIZE, is_awaited=False)
-
-#: A request: its place in the bulk, where it stays the same until it is answered; its form; a
+#: A request: its place in the bulk, where it stays the same until it is answered; which it is; a
 #: file's node and handle; bytes of a READ, no more than :data:`~vuserd.device.request.SMALL_READ`,
 #: and where they go.
-Direction: TypeAlias = tuple[int, Form, NodeId, FileHandle, int, Target | None]
+Direction: TypeAlias = tuple[int, int, NodeId, FileHandle, int, Target | None]
 
 
 class Direct(Exchange):
     """An exchange that sends a bulk's requests without keeping more of each than its place."""
+
+    @functools.cached_property
+    def _forms(self) -> list[Form]:
+        """What slots keep of requests, by their numbers here."""
+        forms = []
+        for kind, request in enumerate(_REQUESTS):
+            message, body = request.encode(0, self._who), request.reply_size or 0
+            if kind == READ:
+                forms.append(Form(message, fuse.OUT_HEADER_SIZE, has_target=True))
+            else:
+                forms.append(Form(message, fuse.OUT_HEADER_SIZE + body))
+        return forms
 
     def send(self, bulk: Bulk, requests: Sequence[Direction]) -> None:
         """Send requests, or have them wait as others do; the caller publishes them.
@@ -47,7 +67,8 @@ class Direct(Exchange):
             BackendError: the backend is lost.
 
         """
-        add, by_head, observer, who = self._ring.add, self._by_head, self._observer, self._who
+        ring, by_head, observer, forms = self._ring, self._by_head, self._observer, self._forms
+        take, words, first_words = ring.take, ring.words, ring.first_words
         if self._watch.is_parked:
             self._watch.wake()
         deadline = self._due if self.requests.is_reaping else self._deadline()
@@ -56,20 +77,24 @@ class Direct(Exchange):
             self._backlog.heard(asker)
         room = 0 if self._failure is not None or self._held_back else self._room()
         unique = self._unique
-        for place, (encode, reply, is_awaited), node, handle, size, target in requests[:room]:
+        for place, kind, node, handle, size, target in requests[:room]:
             unique += 2
-            message = encode(unique, who, node, handle, size)
-            if target is None:
-                head = add(message, reply)
-            else:
+            head = take(forms[kind])
+            begin = first_words[head]
+            words[begin + UNIQUE_WORD] = unique
+            words[begin + NODE_WORD] = node
+            if kind > GETATTR:
+                words[begin + HANDLE_WORD] = handle
+            if target is not None:
+                words[begin + READ_SIZE_WORD] = size
                 target.lend()
-                head = add(message, reply, target.address, size)
-            by_head[head] = unique, bulk, place, deadline if is_awaited else 0.0, target
+                ring.aim(head, target.address, size)
+            by_head[head] = unique, bulk, place, deadline if kind != RELEASE else 0.0, target
             if observer is not None:
                 observer.sent(unique, bulk.asked_at(place)[0])
         self._unique = unique
-        for place, form, *_ in requests[room:]:
-            self._send_later(bulk, place, deadline if form.is_awaited else 0.0)
+        for place, kind, *_ in requests[room:]:
+            self._send_later(bulk, place, deadline if kind != RELEASE else 0.0)
 
     def _send_later(self, bulk: Bulk, place: int, deadline: float) -> None:
         """Have a request wait as others do, if it may be sent."""
