@@ -26,6 +26,7 @@ _DIRENT_PLUS = struct.Struct(f"=Q32x{ATTRIBUTES_SIZE}sQQII")
 _PLUS_SIZE: Final = ENTRY_SIZE + DIRENT_SIZE
 _DOTS: Final = frozenset({b".", b".."})
 _LONGER: Final = 3  #: bytes
+_MOST_ROOM: Final = NAME_MAX + 7 & -8  #: bytes of the longest name, with the zeros behind it
 
 #: Where each field of ``struct fuse_attr`` begins, in units of its format, and how many it has.
 _VIEWS: Final = {
@@ -137,6 +138,23 @@ def decode_directories(buffers: Sequence[bytes]) -> tuple[DirectoryColumns, list
         ends.append(len(columns.names))
     _require_possible(columns.names)
     return columns, ends, offsets
+
+
+def last_offset(buffer: bytes, *, plus: bool) -> int | None:
+    """Return where a reply to READDIR or READDIRPLUS goes on, without a look at all of it.
+
+    It is the last record's offset: that one has its length where only a name of such a length would
+    end with the reply, as no name has a NUL. Of a reply that :func:`decode_directory_columns`
+    refuses it may be any; of an empty one, and of some of those, it is None.
+    """
+    end = len(buffer)
+    head = DIRENT_SIZE + (ENTRY_SIZE if plus else 0)
+    for room in range(8, min(_MOST_ROOM, end - head) + 1, 8):
+        start = end - room - DIRENT_SIZE
+        _, offset, length, _ = _DIRENT.unpack_from(buffer, start)
+        if room - 8 < length <= room:
+            return int(offset)
+    return None
 
 
 def _require_possible(names: list[bytes]) -> None:

@@ -1,7 +1,7 @@
 """Directories as the tests list them: a page, or all pages from one listing."""
 
 from protocol.dirent import DirectoryEntry
-from protocol.dirent_columns import DirectoryColumns, decode_directory_columns
+from protocol.dirent_columns import DirectoryColumns, decode_directory_columns, last_offset
 from protocol.fuse import Entry
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.listings import Listing
@@ -54,7 +54,9 @@ def decode_by_columns(
     buffer: bytes, *, plus: bool, after: int
 ) -> tuple[list[DirectoryEntry], int | None]:
     """Decode a reply into columns; return it as the plain decoder does."""
+    ahead = last_offset(buffer, plus=plus)
     columns, following = decode_directory_columns(buffer, plus=plus, after=after)
+    assert ahead == following
     of_nodes = len(columns.names) if plus else 0
     assert [len(column) for column in columns] == [len(columns.names)] * 4 + [of_nodes] * 2
     return entries_of(columns), following

@@ -17,7 +17,6 @@ from vuserd.client.calls import read_into
 from vuserd.client.files.transfer import CHUNK_BYTES, WINDOW
 from vuserd.client.records import Entry, WalkEntry
 
-_PAGE_ENTRIES: Final = 10_000
 _SMALL_IN_FLIGHT: Final = 32
 
 
@@ -131,22 +130,11 @@ class Vuserd(Contender):
 
     def names(self) -> list[Entry]:
         """List the export's root."""
-        return self._list(attributes=False)
+        return [*self.client.iterdir(EXPORT, "/")]
 
     def attributes(self) -> list[Entry]:
         """List the export's root with attributes."""
-        return self._list(attributes=True)
-
-    def _list(self, *, attributes: bool) -> list[Entry]:
-        entries: list[Entry] = []
-        after = None
-        while True:
-            page = self.client.readdir(
-                EXPORT, "/", attrs=attributes, limit=_PAGE_ENTRIES, after=after
-            )
-            entries += page.entries
-            if (after := page.next) is None:
-                return entries
+        return [*self.client.iterdir(EXPORT, "/", attrs=True)]
 
     def walk(self) -> list[WalkEntry]:
         """Walk the export with attributes."""

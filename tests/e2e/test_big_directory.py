@@ -51,3 +51,25 @@ def test_it_is_listed_whole_and_leaves_nothing_in_the_backend(
             assert set(names) == expected
 
         assert_owes_no_more(client, before)
+
+
+def test_a_client_that_goes_away_in_the_middle_leaves_nothing(
+    virtiofsd: str, tmp_path: Path
+) -> None:
+    """What was read ahead for its next page is given back with all else."""
+    directory = tmp_path / "wide"
+    directory.mkdir()
+    descriptor = os.open(directory, os.O_RDONLY)
+    for number in range(5000):
+        os.mknod(f"entry-{number}", dir_fd=descriptor)
+    os.close(descriptor)
+    with (
+        RunningDaemon({"wide": directory}, tmp_path / "s", virtiofsd) as daemon,
+        Client.connect(daemon.socket) as watching,
+    ):
+        before = held_at_rest(watching)
+        for attributes in (False, True):
+            with Client.connect(daemon.socket) as client:
+                assert next(client.iterdir("wide", "/", attrs=attributes)).name
+            assert_owes_no_more(watching, before)
+            assert len([*watching.iterdir("wide", "/", attrs=attributes)]) == 5000

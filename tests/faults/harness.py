@@ -66,6 +66,7 @@ class Front(NamedTuple):
     async def is_over(self) -> None:
         """Check that a lost session serves no call and that no caller owns a buffer of it."""
         assert self.session.lost
+        await wait_all_tasks_blocked()  # it may have been asked for something more by then
         sent = len(self.backend.requests)
         with trio.fail_after(FOR_EVER), pytest.raises(BackendError):
             await self.files.statfs()

@@ -118,7 +118,7 @@ async def client(methods: Methods, backend: FakeBackend) -> AsyncIterator[Client
 
 async def test_what_is_new_says_since_when(client: Client) -> None:
     info = await client.call("api_info")
-    assert (info["api_level"], info["api_compatible"]) == (API_LEVEL, API_COMPATIBLE) == (4, 1)
+    assert (info["api_level"], info["api_compatible"]) == (API_LEVEL, API_COMPATIBLE) == (5, 1)
     methods = {method["name"]: method for method in info["methods"]}
     since_2 = {name for name, method in methods.items() if method["since"] == 2}
     assert since_2 == {"open", "close", "extents"}

@@ -138,7 +138,7 @@ def names_of(listing: Relisting) -> list[str]:
 
 class TestRelisting:
     def test_a_listing_that_was_just_begun_is_not_begun_again(self) -> None:
-        listing = Relisting("kernels", "", attrs=False, columns=False)
+        listing = Relisting("kernels", "", attrs=False, level=1)
         assert not listing.begin_again()
         listing.take(page(7, "a"))
         assert listing.begin_again()
@@ -147,7 +147,7 @@ class TestRelisting:
 
     def test_what_was_given_is_left_out_however_often_it_comes(self) -> None:
         """One name twice is what no file system should have, and some have it."""
-        listing = Relisting("kernels", "", attrs=False, columns=False)
+        listing = Relisting("kernels", "", attrs=False, level=1)
         assert listing.take(page(7, "a", "b", "b"))
         assert names_of(listing) == ["a", "b", "b"]
         assert listing.begin_again()

@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from vuserd.client.descriptors import require_image
 from vuserd.client.image import Image
-from vuserd.client.listing.columns import PAGE_OF_COLUMNS, RawPage, directory_page, walk_page
+from vuserd.client.listing.columns import directory_page, walk_page
 from vuserd.client.records import (
     ApiInfo,
     DirectoryPage,
@@ -145,21 +145,6 @@ def readdir(
         "readdir",
         [_wire(export), _wire(path), options],
         directory_page,
-        needs=listing_going_on(after),
-        path_at=0,
-    )
-
-
-def readdir_raw(
-    export: str, path: RemotePath, *, attrs: bool, after: PageToken | None, columns: bool
-) -> Call[RawPage]:
-    """Ask for one page of a directory, whose entries are made into records later."""
-    limit = PAGE_OF_COLUMNS if columns else PAGE_ENTRIES
-    options = _page_options(attrs=attrs, limit=limit, after=after, columns=columns)
-    return Call(
-        "readdir",
-        [_wire(export), _wire(path), options],
-        RawPage.from_wire,
         needs=listing_going_on(after),
         path_at=0,
     )

@@ -74,8 +74,8 @@ def walk(
 
 def iterdir(talk: Talk, export: str, path: RemotePath, *, attrs: bool = False) -> Stream[Entry]:
     """Emit all entries of a directory; a listing outlives its connection."""
-    columns = yield from talk.has_columns(export, path)
-    listing = Relisting(export, path, attrs=attrs, columns=columns)
+    level = yield from talk.level(export, path)
+    listing = Relisting(export, path, attrs=attrs, level=level)
     ticket = talk.begin(listing.next_call())
     try:
         while True:
@@ -84,7 +84,7 @@ def iterdir(talk: Talk, export: str, path: RemotePath, *, attrs: bool = False) -
             except NotTaken:
                 if not (listing.begin_again() and talk.goes_on):
                     raise
-                listing.columns = yield from talk.has_columns(export, path)
+                listing.level = yield from talk.level(export, path)
                 ticket = talk.begin(listing.next_call())
                 continue
             if listing.take(page):  # the daemon reads on while these are taken

@@ -137,8 +137,12 @@ class Listing(Kept):
         """Bytes of memory that it takes to go on where it was."""
         return self._reader.remembered
 
-    async def next_page(self, files: FileSystem, limit: int) -> DirectoryColumns:
+    async def next_page(
+        self, files: FileSystem, limit: int, *, goes_on: bool = False
+    ) -> DirectoryColumns:
         """Return up to ``limit`` entries.
+
+        Where the client ``goes_on`` at once, the next ones may be read ahead.
 
         Raises:
             FileError: ENOTDIR and what the backend says.
@@ -154,7 +158,7 @@ class Listing(Kept):
         try:
             node = await files.directory(self._path, hold)
             self._require_same(files, node)
-            entries = await self._reader.read(files, node, limit)
+            entries = await self._reader.read(files, node, limit, goes_on=goes_on)
         except BaseException:
             if self._hold is None:  # opened anew, and not read: nobody would close that in time
                 self._reader.close()

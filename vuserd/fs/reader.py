@@ -13,6 +13,7 @@ from protocol.dirent_columns import DirectoryColumns
 from protocol.fuse import FileHandle
 from vuserd.fs.directories.entries import Below
 from vuserd.fs.directories.offsets import Offsets, no_end
+from vuserd.fs.directories.opened import OpenDirectory
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Node
 
@@ -33,8 +34,7 @@ class DirectoryReader:
         self.finished = False
         self._attributes = attributes
         self._files: FileSystem | None = None
-        self._node: Node | None = None
-        self._handle: FileHandle | None = None
+        self._directory: OpenDirectory | None = None
         self._position = 0
         self._offsets = Offsets()
         #: Hashes of the names that were given: 8 bytes each, where a set of names would have 100.
@@ -45,7 +45,7 @@ class DirectoryReader:
     @property
     def is_open(self) -> bool:
         """Whether the backend has the directory open."""
-        return self._handle is not None
+        return self._directory is not None
 
     @property
     def remembered(self) -> int:
@@ -63,6 +63,8 @@ class DirectoryReader:
         node: Node,
         limit: int,
         below: Below | None = None,
+        *,
+        goes_on: bool = False,
     ) -> DirectoryColumns:
         """Return up to ``limit`` entries, and at least one unless it is ``finished`` then.
 
@@ -71,28 +73,36 @@ class DirectoryReader:
             node: the directory, which stays in use until :meth:`close`, or until another is given.
             limit: the most entries.
             below: gets nodes of directories that READDIRPLUS looked up, which are the caller's.
+            goes_on: whether this is called again at once: what follows may be read ahead.
 
         Raises:
             FileError: what the backend says.
 
         """
-        if self._node is None or self._files is not files or self._node.id != node.id:
+        directory = self._directory
+        if directory is None or self._files is not files or directory.node.id != node.id:
             self.close()
-            self.begin(files, node, await files.operations.open_directory(node))
+            directory = self.begin(files, node, await files.operations.open_directory(node))
         entries = DirectoryColumns.empty()
-        assert self._handle is not None
         while not entries.names and not self.finished:
             found, following = await files.directories.read_entries(
-                node, self._handle, self._position, limit, attributes=self._attributes, below=below
+                directory,
+                self._position,
+                limit,
+                attributes=self._attributes,
+                below=below,
+                goes_on=goes_on,
             )
             entries = self.take(found, following)
         return entries
 
-    def begin(self, files: FileSystem, node: Node, handle: FileHandle) -> None:
-        """Read from a new opening of the directory, which is this reader's to close."""
-        self._files, self._node, self._handle, self._position = files, node, handle, 0
+    def begin(self, files: FileSystem, node: Node, handle: FileHandle) -> OpenDirectory:
+        """Read from a new opening of the directory, which is this reader's to close; return it."""
+        self._files, self._position = files, 0
+        self._directory = directory = files.directories.opened(node, handle)
         self._offsets = Offsets()
         self._ahead = set(self._given)
+        return directory
 
     def take(self, found: DirectoryColumns, following: int | None) -> DirectoryColumns:
         """Take what was read from its place, and where it goes on; return what is new of it.
@@ -113,10 +123,10 @@ class DirectoryReader:
 
     def close(self) -> None:
         """Close the directory in the backend; reading goes on from a new opening."""
-        handle, self._handle = self._handle, None
-        if handle is not None and self._files is not None and self._node is not None:
-            self._files.operations.release_directory(self._node, handle)
-        self._files = self._node = None
+        directory, self._directory = self._directory, None
+        if directory is not None:
+            directory.close()
+        self._files = None
 
     def _new(self, entries: DirectoryColumns) -> DirectoryColumns:
         """Return those that were not given before."""

@@ -109,7 +109,7 @@ class FileMethods:
 
     @method(
         _FILE,
-        _PAGE | _TIMED,
+        _PAGE | {"ahead": Option(FLAG, default=False)} | _TIMED,
         "map of entries (with columns: a map of lists), next",
         answer=answers.listing,
         weight=listing_weight,
@@ -125,6 +125,7 @@ class FileMethods:
         after: bytes | None,
         columns: bool,
         split_times: bool,
+        ahead: bool,
     ) -> Listing:
         """Return a page of a directory; a listing that goes on stays this connection's."""
         found = self.exports.find(caller.rights, export)
@@ -135,7 +136,9 @@ class FileMethods:
             listing = caller.listings.take(after, begun)
         try:
             entries, owners = await found.call(
-                functools.partial(_with_owners, lambda files: listing.next_page(files, limit))
+                functools.partial(
+                    _with_owners, lambda files: listing.next_page(files, limit, goes_on=ahead)
+                )
             )
         except BaseException as error:
             if after is not None and isinstance(error, BackendError | FileError):

@@ -17,7 +17,7 @@ from vuserd.rpc.peer_log import PeerLog
 from vuserd.rpc.signature import TEXT, Method, method, methods_of
 
 #: Goes up with each addition; a client that needs level N works with every daemon of N or more...
-API_LEVEL: Final = 4
+API_LEVEL: Final = 5
 #: ... that is compatible with N: the oldest level whose clients this daemon still serves.
 API_COMPATIBLE: Final = 1
 #: A map of code, message and more; and what clients of Neovim show, [0, "CODE: message"].

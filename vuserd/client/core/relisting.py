@@ -2,8 +2,9 @@
 
 from array import array
 
-from vuserd.client.calls import Call, RemotePath, readdir_raw
-from vuserd.client.listing.columns import RawPage
+from vuserd.client import calls
+from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath
+from vuserd.client.listing.columns import AHEAD_LEVEL, COLUMNS_LEVEL, PAGE_OF_COLUMNS, RawPage
 from vuserd.client.listing.following import Following
 from vuserd.client.records import Entry
 
@@ -11,10 +12,10 @@ from vuserd.client.records import Entry
 class Relisting:
     """The pages of one directory; where they cannot go on they begin again, without repeating."""
 
-    def __init__(self, export: str, path: RemotePath, *, attrs: bool, columns: bool) -> None:
+    def __init__(self, export: str, path: RemotePath, *, attrs: bool, level: int) -> None:
         self._export, self._path, self._attrs = export, path, attrs
-        #: Whether the daemon that is asked next gives columns.
-        self.columns = columns
+        #: The API level of the daemon that is asked next.
+        self.level = level
         self._following = Following()
         self._page = RawPage([], None)
         #: Hashes of the names that were given: 8 bytes each, where a set of names would have 100.
@@ -28,13 +29,24 @@ class Relisting:
         return self._page.next is None
 
     def next_call(self) -> Call[RawPage]:
-        """Return the call for the next page."""
-        return readdir_raw(
-            self._export,
-            self._path,
-            attrs=self._attrs,
-            after=self._following.after,
-            columns=self.columns,
+        """Return the call for the next page, whose entries are made into records later.
+
+        The one after it is asked for as soon as it has come, so the daemon may read ahead for that.
+        """
+        after = self._following.after
+        columns = self.level >= COLUMNS_LEVEL
+        limit = PAGE_OF_COLUMNS if columns else PAGE_ENTRIES
+        call = calls.readdir(
+            self._export, self._path, attrs=self._attrs, limit=limit, after=after, columns=columns
+        )
+        if self.level >= AHEAD_LEVEL:
+            call.params[-1]["ahead"] = True
+        return Call(
+            call.method,
+            call.params,
+            RawPage.from_wire,
+            needs=call.needs,
+            path_at=call.path_at,
         )
 
     def begin_again(self) -> bool:

@@ -28,6 +28,8 @@ from vuserd.client.records import (
 
 #: The daemon's API level from which on it gives columns.
 COLUMNS_LEVEL: Final = 3
+#: That from which on it reads ahead for who asks for all pages.
+AHEAD_LEVEL: Final = 5
 
 # Records of values that were checked by their columns.
 _new_stat: Callable[[Iterable[Any]], Stat] = partial(tuple.__new__, Stat)

@@ -1,7 +1,7 @@
 """Read open directories: READDIR and READDIRPLUS, in columns, in portions that leave others room.
 
-No other task runs while a portion is decoded, and a backend with one thread serves no other request
-while it reads one.
+While a portion is decoded the backend reads the next one, unless another client wants something: no
+other task runs meanwhile, and a backend with one thread serves no other request.
 """
 
 import errno
@@ -10,33 +10,26 @@ import stat
 from typing import Final, NamedTuple
 
 from protocol import fuse
-from protocol.dirent import DIRENT_SIZE, LONGEST_RECORD
+from protocol.dirent import DIRENT_SIZE
 from protocol.dirent_columns import (
     AttributeColumns,
     DirectoryColumns,
     decode_directory_columns,
+    last_offset,
 )
 from protocol.fuse import ENTRY_SIZE, FileHandle, NodeId
-from vuserd.device.payloads import given_back
-from vuserd.device.request import Undo
 from vuserd.device.session import Session
 from vuserd.errors import FileError
 from vuserd.fs.directories.offsets import no_end
+from vuserd.fs.directories.opened import OpenDirectory
 from vuserd.fs.nodes import Hold, Node, NodeTable
 from vuserd.fs.operations import NodeOperations
 from vuserd.tasks.turns import take_turn
 
 #: The most replies in a row without an entry to show: "." and ".." may have one each.
 _MOST_BARREN: Final = 16
-#: Bytes of a directory that are read at once, without and with attributes: no other task runs while
-#: they are decoded, and a backend with one thread serves no other request while it reads them.
-_BATCH_SIZE: Final = 64 << 10
-_BATCH_SIZE_PLUS: Final = 32 << 10
-#: How many times as much is read while no other client asks.
-_ALONE: Final = 4
-#: Bytes of an entry whose name is not long, without and with its attributes.
-_USUAL: Final = DIRENT_SIZE + 16
-_USUAL_PLUS: Final = ENTRY_SIZE + _USUAL
+#: What part of a page is too few to be asked for, where the next page is wanted at once.
+_FEW: Final = 8
 #: Bytes of one with attributes whose name is as long as Linux lets it be.
 LONG_PLUS: Final = ENTRY_SIZE + DIRENT_SIZE + 256
 #: The type of a directory: DT_DIR of dirent.h.
@@ -61,18 +54,27 @@ class DirectoryEntries:
         self._lane = session.lane
         self._nodes = nodes
         self._operations = operations
+        #: The directory of which something was read ahead that no call wants yet.
+        self._kept: OpenDirectory | None = None
+
+    def opened(self, node: Node, handle: FileHandle) -> OpenDirectory:
+        """Return a directory to read that was opened; whoever has it closes it."""
+        return OpenDirectory(self._session, self._nodes, node, handle)
 
     async def read_entries(
         self,
-        node: Node,
-        handle: FileHandle,
+        directory: OpenDirectory,
         start: int,
         limit: int,
         *,
         attributes: bool,
         below: "Below | None" = None,
+        goes_on: bool = False,
     ) -> tuple[DirectoryColumns, int | None]:
         """Return up to ``limit`` entries from offset ``start``, and the next offset.
+
+        Where the caller ``goes_on`` at once, the backend is asked already for what follows, and
+        fewer entries are returned rather than to ask for the last few.
 
         The next offset is None at the end of the directory. With ``attributes`` each entry has
         those of its node, and its inode number and type are theirs. The node's lookup count is
@@ -87,18 +89,35 @@ class DirectoryEntries:
         barren = 0
         position: int | None = start
         passed: set[int | None] = {start}
-        while position is not None and len(entries.names) < limit:
-            wish = _Wish(node, handle, position, limit - len(entries.names), below)
-            batch, position = await self._read_batch(wish, plus=attributes)
-            count = len(batch.names)
-            if attributes:
-                batch = await self._with_attributes(node, batch)
-            entries.extend(batch)
-            barren = 0 if count or position is None else barren + 1
-            if position in passed or barren > _MOST_BARREN:
-                raise no_end()
-            passed.add(position)
+        page = limit if goes_on else 0
+        is_done = False
+        try:
+            while position is not None and len(entries.names) < limit - page // _FEW:
+                left = limit - len(entries.names)
+                wish = _Wish(directory, position, left, below, page)
+                batch, position = await self._read_batch(wish, plus=attributes)
+                count = len(batch.names)
+                if attributes:
+                    batch = await self._with_attributes(directory.node, batch)
+                entries.extend(batch)
+                barren = 0 if count or position is None else barren + 1
+                if position in passed or barren > _MOST_BARREN:
+                    raise no_end()
+                passed.add(position)
+            is_done = True
+        finally:
+            if not (goes_on and is_done):
+                directory.drop_ahead()
+        if goes_on and position is not None:
+            directory.read_ahead(position, limit - limit // _FEW // 2, plus=attributes)
+            self._keep_ahead(directory)
         return entries, position
+
+    def _keep_ahead(self, directory: OpenDirectory) -> None:
+        """Keep what was read ahead for a next page, of one directory only."""
+        kept, self._kept = self._kept, directory
+        if kept is not None and kept is not directory:
+            kept.drop_ahead()
 
     async def _read_batch(
         self, wish: "_Wish", *, plus: bool
@@ -110,38 +129,35 @@ class DirectoryEntries:
         entry's or the directory's own.
         """
         try:
-            return await self._read_buffer(wish, plus=plus)
+            return await self._read_reply(wish, plus=plus, reads_on=True)
         except FileError as error:
             if not plus or await self._operations.is_exhausted(error):
                 raise
-        entries, following = await self._read_buffer(wish, plus=False)
+        entries, following = await self._read_reply(wish, plus=False, reads_on=False)
         return entries.without_nodes(), following
 
-    async def _read_buffer(
-        self, wish: "_Wish", *, plus: bool
+    async def _read_reply(
+        self, wish: "_Wish", *, plus: bool, reads_on: bool
     ) -> tuple[DirectoryColumns, int | None]:
         await take_turn()
-        # Room for as many entries as are wanted, with names of up to 16 bytes, and few more: each
-        # further one is read in vain, and with READDIRPLUS costs a descriptor in the backend.
-        node, handle, offset, limit, below = wish
-        size = max(LONGEST_RECORD, limit * (_USUAL_PLUS if plus else _USUAL))
-        most = _BATCH_SIZE_PLUS if plus else _BATCH_SIZE
-        if not self._lane.is_shared:
-            most *= _ALONE
-        size = min(size, self._session.max_read, most)
-        request = (fuse.readdirplus if plus else fuse.readdir)(node.id, handle, offset, size)
+        directory, offset, limit, below, page = wish
+        few = page // _FEW
+        body = await directory.read(offset, limit - few // 2, plus=plus)
+        left = limit - directory.count_in(body, plus=plus)
+        if reads_on and body and left >= 0:  # else it goes on before the reply's end
+            left = page if left <= few else left
+            ahead = last_offset(body, plus=plus)
+            if left and ahead is not None:
+                directory.read_ahead(ahead, left - few // 2, plus=plus)
         decode = functools.partial(decode_directory_columns, plus=plus, after=offset)
-        undo = self._undo_read(offset) if plus else None
-        with given_back(await self._session.payloads.take(1)) as buffers:
-            length = await self._lane.call_into(request, buffers[0], undo)
-            body = bytes(buffers[0].view[:length])
         entries, following = self._lane.decoded(decode, body)
+        directory.counted(body, len(entries.names), plus=plus)
         owed = entries.nodes
         if len(entries.names) > limit:
             entries = entries.part(0, limit)
             following = entries.offsets[-1]
         if plus:
-            entries = self._settled(node, entries, owed, below)
+            entries = self._settled(directory.node, entries, owed, below)
         return entries, following
 
     def decoded(
@@ -169,13 +185,6 @@ class DirectoryEntries:
             self._nodes.forget_each(entries.nodes)
             return None
         return self._settled(node, entries, entries.nodes, below), following
-
-    def _undo_read(self, offset: int) -> Undo:
-        def undo(body: bytes) -> None:
-            entries, _ = decode_directory_columns(body, plus=True, after=offset)
-            self._nodes.forget_each(entries.nodes)
-
-        return undo
 
     def _settled(
         self,
@@ -241,11 +250,11 @@ class DirectoryEntries:
 class _Wish(NamedTuple):
     """A batch of entries to be read: of which directory, from where, how many of them."""
 
-    node: Node
-    handle: FileHandle
+    directory: OpenDirectory
     offset: int
     limit: int
     below: "Below | None"
+    page: int  #: entries of the next page, if that is wanted at once
 
 
 def as_looked_up(entries: DirectoryColumns) -> DirectoryColumns:

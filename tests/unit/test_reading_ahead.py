@@ -1,0 +1,229 @@
+"""Listings that are read ahead: nothing is lost of what no page wants any more."""
+
+import errno
+import struct
+from collections.abc import AsyncIterator
+from itertools import pairwise
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from protocol.fuse import Opcode
+from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
+from vuserd.device.session import Session
+from vuserd.errors import BackendError
+from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.listings import Listing
+from vuserd.users.asker import ASKER, Asker
+
+ENTRIES = 50
+PAGE = 16
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    files: dict[bytes, File | bytes] = {b"f%03d" % number: b"" for number in range(ENTRIES)}
+    return FakeBackend(files)
+
+
+@pytest.fixture
+async def session(backend: FakeBackend) -> AsyncIterator[Session]:
+    async with backend.session() as session:
+        yield session
+
+
+@pytest.fixture
+def files(session: Session) -> FileSystem:
+    return FileSystem(session, idle_nodes=10)
+
+
+def opcode(attributes: bool) -> Opcode:
+    return Opcode.READDIRPLUS if attributes else Opcode.READDIR
+
+
+def offsets(backend: FakeBackend, attributes: bool) -> list[int]:
+    """Return where each reply that was asked for begins."""
+    asked = backend.named(opcode(attributes))
+    return [struct.unpack_from("=QQ", request.body)[1] for request in asked]
+
+
+async def owes_nothing(backend: FakeBackend, files: FileSystem) -> None:
+    files.close()
+    with trio.fail_after(60):
+        await files.session.lane.drained()
+    await wait_all_tasks_blocked()
+    assert backend.open_handles == set()
+    assert not +backend.lookups
+    assert files.session.payloads.taken == 0
+
+
+@pytest.mark.parametrize("attributes", [False, True])
+@pytest.mark.parametrize("limit", [1, 7, 20, 1000])
+async def test_every_entry_is_listed_once(
+    files: FileSystem, backend: FakeBackend, attributes: bool, limit: int
+) -> None:
+    listing = Listing(b"", attributes=attributes)
+    found: list[bytes] = []
+    while not listing.finished:
+        page = await listing.next_page(files, limit, goes_on=True)
+        assert len(page.names) <= limit
+        found += page.names
+    assert found == [*backend.files]
+    await owes_nothing(backend, files)
+
+
+@pytest.mark.parametrize("attributes", [False, True])
+async def test_the_next_page_is_asked_for_before_it_is_wanted(
+    files: FileSystem, backend: FakeBackend, attributes: bool
+) -> None:
+    listing = Listing(b"", attributes=attributes)
+    page = await listing.next_page(files, PAGE, goes_on=True)
+    await wait_all_tasks_blocked()
+    asked = offsets(backend, attributes)
+    assert asked[-1] == page.offsets[-1]
+    assert files.session.payloads.taken == 1
+    await listing.next_page(files, PAGE, goes_on=True)
+    later = offsets(backend, attributes)
+    assert later[: len(asked)] == asked
+    assert all(before < after for before, after in pairwise(later))  # none is asked for twice
+    listing.close()
+    await owes_nothing(backend, files)
+
+
+async def test_a_page_alone_has_nothing_read_ahead(files: FileSystem, backend: FakeBackend) -> None:
+    listing = Listing(b"", attributes=True)
+    page = await listing.next_page(files, PAGE)
+    await wait_all_tasks_blocked()
+    assert max(offsets(backend, attributes=True)) < page.offsets[-1]
+    assert files.session.payloads.taken == 0
+    listing.close()
+    await owes_nothing(backend, files)
+
+
+async def test_nothing_is_read_ahead_while_another_client_asks(
+    files: FileSystem, backend: FakeBackend
+) -> None:
+    for uid in (1, 2):
+        ASKER.set(Asker(uid, None))
+        await files.stat(b"f001", follow=True)
+    listing = Listing(b"", attributes=True)
+    page = await listing.next_page(files, PAGE, goes_on=True)
+    assert max(offsets(backend, attributes=True)) < page.offsets[-1]
+    listing.close()
+    await owes_nothing(backend, files)
+
+
+@pytest.mark.parametrize("attributes", [False, True])
+@pytest.mark.parametrize("end", [Listing.close, Listing.lapse])
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_what_no_page_wants_is_given_back(
+    files: FileSystem, backend: FakeBackend, attributes: bool, end: object, is_late: bool
+) -> None:
+    """Whether the backend has answered by then or not."""
+    listing = Listing(b"", attributes=attributes)
+    held = _hold(backend, attributes) if is_late else []
+    await listing.next_page(files, PAGE, goes_on=True)
+    await wait_all_tasks_blocked()
+    assert files.session.payloads.taken == 1
+    assert callable(end)
+    end(listing)
+    if is_late:
+        _let_go(backend, held)
+    await owes_nothing(backend, files)
+
+
+async def test_a_caller_that_waits_for_it_may_give_up(
+    files: FileSystem, backend: FakeBackend
+) -> None:
+    listing = Listing(b"", attributes=True)
+    held = _hold(backend, attributes=True)
+    first = await listing.next_page(files, PAGE, goes_on=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listing.next_page, files, PAGE)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    _let_go(backend, held)
+    found = first.names
+    while not listing.finished:
+        found += (await listing.next_page(files, PAGE, goes_on=True)).names
+    assert found == [*backend.files]
+    await owes_nothing(backend, files)
+
+
+async def test_one_listing_at_a_time_is_read_ahead(files: FileSystem, backend: FakeBackend) -> None:
+    listings = [Listing(b"", attributes=True) for _ in range(3)]
+    for listing in listings:
+        await listing.next_page(files, PAGE, goes_on=True)
+    await wait_all_tasks_blocked()
+    assert files.session.payloads.taken == 1
+    for listing in listings:
+        found = (await listing.next_page(files, PAGE)).names
+        assert found[0] == [*backend.files][PAGE]
+        listing.close()
+    await owes_nothing(backend, files)
+
+
+async def test_an_entry_that_vanishes_meanwhile_is_left_out(
+    files: FileSystem, backend: FakeBackend
+) -> None:
+    """One error is READDIRPLUS's; what is there READDIR and LOOKUP tell."""
+    listing = Listing(b"", attributes=True)
+    refused: list[FuseRequest] = []
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if struct.unpack_from("=QQ", request.body)[1] and not refused:
+            refused.append(request)
+            return Answer(error=errno.ENOENT)
+        return backend.serve_files(request)
+
+    backend.answer_to(Opcode.READDIRPLUS, answer)
+    found: list[bytes] = []
+    while not listing.finished:
+        found += (await listing.next_page(files, PAGE, goes_on=True)).names
+    assert found == [*backend.files]
+    await owes_nothing(backend, files)
+
+
+@pytest.mark.parametrize("attributes", [False, True])
+async def test_the_next_backend_is_asked_anew(backend: FakeBackend, attributes: bool) -> None:
+    listing = Listing(b"", attributes=attributes)
+    async with backend.session() as session:
+        files = FileSystem(session, idle_nodes=10)
+        _hold(backend, attributes)
+        found = (await listing.next_page(files, PAGE, goes_on=True)).names
+        backend.die()
+        await session.wait_lost()
+        with pytest.raises(BackendError):
+            await listing.next_page(files, PAGE, goes_on=True)
+        files.close()
+    backend.answer = backend.serve_files
+    async with backend.session() as session:
+        files = FileSystem(session, idle_nodes=10)
+        while not listing.finished:
+            found += (await listing.next_page(files, PAGE, goes_on=True)).names
+        assert found == [*backend.files]
+        await owes_nothing(backend, files)
+
+
+def _hold(backend: FakeBackend, attributes: bool) -> list[FuseRequest]:
+    """Have the backend answer no reply of a listing but the first."""
+    held: list[FuseRequest] = []
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if not struct.unpack_from("=QQ", request.body)[1]:
+            return backend.serve_files(request)
+        held.append(request)
+        return None
+
+    backend.answer_to(opcode(attributes), answer)
+    return held
+
+
+def _let_go(backend: FakeBackend, held: list[FuseRequest]) -> None:
+    """Answer what was held."""
+    backend.answer = backend.serve_files
+    for request in held:
+        answer = backend.serve_files(request)
+        assert answer is not None
+        backend.reply(request, answer)
