@@ -1,9 +1,12 @@
 """W7: a thousand clients that make the same call, and one small call beside much work.
 
 The clients of a storm are plain sockets in two processes: each sends the same encoded ``stat``
-again as soon as the answer is there, and an answer is right when it is the bytes of the first one,
-which was decoded. The small clients beside a bulk reader ask on a schedule, and their time counts
-from when they should have asked; so does the one beside a tree, a walk and a listing.
+again as soon as the answer is there, and an answer is right when it is the bytes of its first one,
+which was decoded. All ask for one file, as rigs do that wait for a kernel, and the daemon asks the
+backend once for those that come together; in one storm each client has a file of its own.
+
+The small clients beside a bulk reader ask on a schedule, and their time counts from when they
+should have asked; so does the one beside a tree, a walk and a listing.
 """
 
 import itertools
@@ -13,7 +16,7 @@ import select
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
@@ -67,8 +70,11 @@ def crowds(bench: Bench) -> Iterator[Group]:
         content = make_dtb(directory)
         bulk = make_big_file(directory, "bulk.bin", 64 * MIB)
         with all_served(bench, directory) as daemons:
-            yield _storms(bench, daemons, "W7, storm", bulk.name, bulk.size)
-            yield _storms(bench, daemons, "W7, deep storm", DTB_PATH, DTB_SIZE)
+            clients = bench.profile.connections
+            yield _storms(bench, daemons, "W7, storm", [bulk.name] * clients, bulk.size)
+            yield _storms(bench, daemons, "W7, deep storm", [DTB_PATH] * clients, DTB_SIZE)
+            own = _make_own_files(directory, clients)
+            yield _storms(bench, daemons, "W7, storm of own files", own, DTB_SIZE)
             yield _mixes(bench, daemons, bulk, content)
     with folder(bench, "jobs") as directory:
         profile = bench.profile
@@ -83,11 +89,24 @@ def crowds(bench: Bench) -> Iterator[Group]:
             yield _beside_jobs(bench, daemons, counts)
 
 
-def _storms(bench: Bench, daemons: list[Served], key: str, path: str, size: int) -> Group:
-    connections, seconds = bench.profile.connections, bench.profile.storm
-    depth = path.strip("/").count("/") + 1
+def _make_own_files(directory: str, count: int) -> list[str]:
+    """Make a file for each client; return their paths."""
+    paths = [f"own/{number}" for number in range(count)]
+    os.mkdir(os.path.join(directory, "own"))
+    for path in paths:
+        with open(os.path.join(directory, path), "wb") as file:
+            file.truncate(DTB_SIZE)
+    return paths
+
+
+def _storms(
+    bench: Bench, daemons: list[Served], key: str, paths: Sequence[str], size: int
+) -> Group:
+    seconds = bench.profile.storm
+    depth = paths[0].strip("/").count("/") + 1
     title = (
-        f"{connections:,} clients in {_PROCESSES} processes, a stat in flight each, depth {depth}"
+        f"{len(paths):,} clients in {_PROCESSES} processes, a stat in flight each of"
+        f" {'one file' if paths[0] == paths[-1] else 'a file of its own'}, depth {depth}"
     )
     group = Group(key, title, plain=True)
     say(f"  {group.key}: {group.title}")
@@ -101,9 +120,9 @@ def _storms(bench: Bench, daemons: list[Served], key: str, path: str, size: int)
                 [
                     (
                         _storm_clients,
-                        (served.socket, path, size, connections // _PROCESSES, seconds),
+                        (served.socket, paths[first::_PROCESSES], size, seconds),
                     )
-                    for _ in range(_PROCESSES)
+                    for first in range(_PROCESSES)
                 ],
                 seconds,
             )
@@ -207,28 +226,30 @@ def _start_together(pipe: Connection) -> None:
 
 
 def _storm_clients(
-    pipe: Connection, socket: str, path: str, size: int, count: int, seconds: float
+    pipe: Connection, socket: str, paths: Sequence[str], size: int, seconds: float
 ) -> None:
     """Send how many answers each client had, and the CPU time of them all."""
-    request = msgpack.packb([0, _MESSAGE, "stat", [EXPORT, path]])
-    clients = {client.fileno(): client for client in (connect(socket) for _ in range(count))}
-    counts = dict.fromkeys(clients, 0)
+    clients: dict[int, tuple[Any, bytes, bytes]] = {}
     poll = select.epoll()
-    for client in clients.values():
+    for path in paths:
+        client = connect(socket)
+        request = msgpack.packb([0, _MESSAGE, "stat", [EXPORT, path]])
+        client.send(request)
+        answer = client.recv(4096)
+        _, message, error, result = msgpack.unpackb(answer)
+        if message != _MESSAGE or error is not None or result["size"] != size:
+            raise WrongBytesError(f"{error or result}")
+        clients[client.fileno()] = client, request, answer
         poll.register(client, select.EPOLLIN)
-    client.send(request)
-    answer = client.recv(4096)
-    _, message, error, result = msgpack.unpackb(answer)
-    if message != _MESSAGE or error is not None or result["size"] != size:
-        raise WrongBytesError(f"{error or result}")
+    counts = dict.fromkeys(clients, 0)
     _start_together(pipe)
     before = time.process_time()
-    for client in clients.values():
+    for client, request, _ in clients.values():
         client.send(request)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for number, _ in poll.poll(0.1):
-            client = clients[number]
+            client, request, answer = clients[number]
             if client.recv(len(answer) + 1) != answer:
                 raise WrongBytesError("another answer to the same question")
             counts[number] += 1

@@ -66,7 +66,7 @@ def _verdict(verdict: Verdict) -> tuple[str, ...]:
         verdict.group,
         verdict.backend,
         line.words,
-        f"{sign} {_with_unit(line.limit, line.unit)}",
+        f"{sign} {_with_unit(verdict.limit, line.unit)}",
         "not measured" if value is None else _with_unit(value, line.unit, more=1),
         "yes" if verdict.reached else "**no**",
     )

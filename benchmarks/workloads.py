@@ -50,6 +50,7 @@ SSHD: Final = "sshd's sftp, pipelined"
 DIOD: Final = "diod (9P over a unix socket)"
 _COPIED: Final = "{} to tmpfs, then read"
 SFTP_COPIED: Final = _COPIED.format(SFTP)
+SCANDIR: Final = "os.scandir"
 SCANDIR_STAT: Final = "os.scandir and stat"
 
 #: What W3 reads: 20 kB, three directories down.
@@ -329,7 +330,7 @@ def wide_directory(bench: Bench) -> Iterator[Group]:
                     for one in map(Vuserd, daemons)
                 ),
                 *(Entries(RING_ONLY, one, listing, one.names, ring.tally_names) for one in rings),
-                Entries("os.scandir", here, listing, here.scandir, host.tally_names),
+                Entries(SCANDIR, here, listing, here.scandir, host.tally_names),
                 Entries("ls", here, listing, here.ls, host.tally_lines),
                 Entries(
                     SFTP, command, listing, partial(command.names, directory), sftp.tally_names
