@@ -8,6 +8,7 @@ from typing import Any
 import trio
 
 from vuserd.config.model import ClientLimits
+from vuserd.exports.together import Together
 from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.accounts import Account
 from vuserd.rpc.connection import Connection
@@ -65,7 +66,8 @@ class Bare:
         rights = Rights(Peer(os.getpid(), os.geteuid(), frozenset()))
         turns = Turns()
         account = Account(os.geteuid(), None, limits, turns)
-        hub = Hub(turns)
+        together = Together()
+        hub = Hub(turns, together.begin)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(turns.run)
@@ -81,6 +83,7 @@ class Bare:
                         rights,
                         hub,
                         workers,
+                        together,
                         lambda _: self._is_gone.set(),
                     )
                     hub.add(self.connection)

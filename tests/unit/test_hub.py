@@ -58,6 +58,10 @@ class Client:
     late: float | None = None
 
     @property
+    def sharer(self) -> object:
+        return self
+
+    @property
     def descriptor(self) -> int:
         return self.sock.fileno()
 
@@ -86,11 +90,11 @@ class Crowd:
         self.hub = hub
         #: Seconds of the processor that a step takes.
         self.cost = 0.0
-        self._turns = turns
+        self.turns = turns
         self._stack = stack
 
     def add(self, count: int, user: User | None = None) -> list[tuple[Client, socket.socket]]:
-        user = user or User(self._turns)
+        user = user or User(self.turns)
         made = []
         for _ in range(count):
             ours, theirs = socket.socketpair()
@@ -123,7 +127,7 @@ class Spent:
 async def crowd(nursery: trio.Nursery) -> AsyncIterator[Crowd]:
     turns = Turns()
     spent = Spent()
-    hub = Hub(turns, spent)
+    hub = Hub(turns, lambda: None, spent)
     with ExitStack() as stack:
         made = spent.crowd = Crowd(hub, turns, stack)
         nursery.start_soon(turns.run)
@@ -143,6 +147,17 @@ async def test_a_user_alone_goes_on_in_large_turns(crowd: Crowd) -> None:
     await wait_all_tasks_blocked()
     assert all(client.read == b"a" for client, _ in clients)
     assert max(map(len, crowd.passes.went_on)) == ALONE.steps
+
+
+async def test_clients_of_one_user_are_told_apart(crowd: Crowd) -> None:
+    [(one, ours), (other, others)] = crowd.add(2)
+    ours.send(b"a")
+    await wait_all_tasks_blocked()
+    assert crowd.turns.is_alone(one)
+    others.send(b"a")
+    await wait_all_tasks_blocked()
+    assert not crowd.turns.is_alone(one)
+    assert not crowd.turns.is_alone(other)
 
 
 @threat(

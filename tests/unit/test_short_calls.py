@@ -241,8 +241,8 @@ async def test_a_call_whose_backend_another_one_loses_takes_turns_in_its_task(
     monkeypatch.setattr(FileSystem, "stat", stat_in_a_task)
     async with daemon_on(backend, str(tmp_path)) as address, TrioClient.connect(address) as client:
         async with trio.open_nursery() as nursery:
-            for _ in range(2):
-                nursery.start_soon(client.stat, FILE, "Image")
+            for path in ("Image", "poison"):
+                nursery.start_soon(client.stat, FILE, path)
             await until(lambda: len(held) == 2)
             backend.answer = backend.serve_files
             backend.reply(held[0], Answer(b"is no entry"))

@@ -15,9 +15,10 @@ import trio
 
 from vuserd.config.model import ClientLimits
 from vuserd.delivery.memory_table import MemoryTable
-from vuserd.device.procedure import Errand, NeedsTask
+from vuserd.device.procedure import NeedsTask
 from vuserd.errors import CallError, ErrorCode, VuserdError, os_reason
 from vuserd.exports.calls import NO_PAST, PAST, Lost, Past
+from vuserd.exports.together import Joint, Together
 from vuserd.fs.heldfile import FileTable
 from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Rights
@@ -27,7 +28,7 @@ from vuserd.rpc.counters import GONE, NO_METHOD, OK, ClientCounters, Counters
 from vuserd.rpc.methods import Methods
 from vuserd.rpc.outbox import Outbox, Reply
 from vuserd.rpc.results.answers import Asked
-from vuserd.rpc.signature import TIMEOUT, Method
+from vuserd.rpc.signature import TIMEOUT, Method, weightless
 from vuserd.tasks.turns import SHARER
 from vuserd.tasks.workers import Worker, Workers
 from vuserd.tracing.trace import TraceTable
@@ -70,14 +71,21 @@ def _nobody() -> None:
 class _ShortCall:
     """A call without a task."""
 
-    __slots__ = ("began", "method", "request", "reserved")
+    __slots__ = ("_calls", "began", "method", "request", "reserved")
 
-    def __init__(self, request: Request, method: Method, reserved: int, began: float) -> None:
+    def __init__(
+        self, calls: "Calls", request: Request, method: Method, reserved: int, began: float
+    ) -> None:
+        self._calls = calls
         self.request = request
         self.method = method
         #: Bytes of the client's payload budget that are taken for the reply.
         self.reserved = reserved
         self.began = began
+
+    def end(self, found: Any, failure: Exception | None) -> None:
+        """Take what was found."""
+        self._calls.end_short(self, found, failure)
 
 
 class Calls:
@@ -91,6 +99,7 @@ class Calls:
         account: of its user.
         rights: of the client.
         workers: run the calls.
+        together: begins those that need none.
         told: is called when replies of a task's have left, and when a task has ended.
 
     """
@@ -104,6 +113,7 @@ class Calls:
         account: Account,
         rights: Rights,
         workers: Workers,
+        together: Together,
         told: Callable[[], None],
     ) -> None:
         self.counters = ClientCounters(counters)
@@ -119,7 +129,8 @@ class Calls:
         self._asker = Asker(account.uid, account.rig)
         self._stall = limits.stall
         self._outbox = Outbox(sock, self.allowance)
-        self._caller = Caller(
+        #: The client, as its calls see it.
+        self.caller = Caller(
             rights,
             account,
             MemoryTable(limits.memories, limits.memory, account.foreign, account.holdings),
@@ -130,9 +141,10 @@ class Calls:
             TraceTable(_MOST_TRACES, account.holdings),
         )
         self._workers = workers
+        self._together = together
         self._told = told
-        #: Calls without a task.
-        self._short: dict[_ShortCall, Errand[Any]] = {}
+        #: Calls without a task, and what each waits for.
+        self._short: dict[_ShortCall, Joint] = {}
         #: The workers that run calls or write replies.
         self._running: set[Worker] = set()
         self._is_writing = False
@@ -145,7 +157,6 @@ class Calls:
     def start(self, request: Request, descriptor: int | None) -> None:
         """Answer a request that is counted already; take over the descriptor that came with it."""
         self.counters.count_request()
-        self._account.turns.hear(self._caller)
         if descriptor is not None or not self._start_short(request):
             self._start_task(request, descriptor)
 
@@ -165,8 +176,10 @@ class Calls:
             arguments, options = method.bind(request.params)
             if options.pop(TIMEOUT, None) is not None:
                 return False
-            wanted = min(method.weight(arguments, options), payload.total)
-            short = method.short(self._caller, *arguments, **options)
+            wanted = 0
+            if method.weight is not weightless:
+                wanted = min(method.weight(arguments, options), payload.total)
+            short = method.short(self.caller, *arguments, **options)
         except VuserdError as error:
             end = self._fail(request, method.name, error, 0)
             self._counters.count(method.name, end, time.perf_counter() - began)
@@ -176,18 +189,20 @@ class Calls:
             return False
         if short is None or (wanted and not payload.try_take(wanted)):
             return False
-        call = _ShortCall(request, method, wanted, began)
-        done = functools.partial(self._end_short, call)
-        errand = short.export.errand(self._asker, short.procedure, done)
-        if errand is None:
+        call = _ShortCall(self, request, method, wanted, began)
+        export, procedure, asks = short
+        key = call if asks is None else (export, self._asker, asks)
+        joint = self._together.join(
+            key, call, lambda done: export.errand(self._asker, procedure, done)
+        )
+        if joint is None:
             if wanted:
                 payload.give_back(wanted)
             return False
-        self._short[call] = errand
-        errand.resume()
+        self._short[call] = joint
         return True
 
-    def _end_short(self, call: "_ShortCall", found: Any, failure: Exception | None) -> None:
+    def end_short(self, call: _ShortCall, found: Any, failure: Exception | None) -> None:
         """Answer a short call, or go on with it in a task."""
         del self._short[call]
         request, reserved, name = call.request, call.reserved, call.method.name
@@ -200,7 +215,7 @@ class Calls:
         try:
             if failure is not None:
                 raise failure
-            asked = Asked(request.msgid, reserved, self.counters, self._caller.show_error)
+            asked = Asked(request.msgid, reserved, self.counters, self.caller.show_error)
             self._send(call.method.answer(found, asked))
         except Exception as error:
             end = self._fail(request, name, error, reserved)
@@ -212,15 +227,15 @@ class Calls:
     def _drop_short(self) -> None:
         """End the short calls: nobody waits for them any more."""
         while self._short:
-            call, errand = self._short.popitem()
+            call, joint = self._short.popitem()
             self._counters.count(call.method.name, GONE, time.perf_counter() - call.began)
-            errand.abandon()
+            joint.leave(call)
 
     def cut_off(self) -> None:
         """End the short calls, as they take too long; the others are cancelled."""
         while self._short and self.farewell is not None:
-            call, errand = self._short.popitem()
-            errand.abandon()
+            call, joint = self._short.popitem()
+            joint.leave(call)
             end = self._fail(call.request, call.method.name, self.farewell, call.reserved)
             self._counters.count(call.method.name, end, time.perf_counter() - call.began)
 
@@ -243,7 +258,7 @@ class Calls:
 
     def hurry(self) -> None:
         """End the calls that only wait for something to happen."""
-        self._caller.hurry()
+        self.caller.hurry()
 
     def cancel(self) -> None:
         """Cancel all calls."""
@@ -260,13 +275,13 @@ class Calls:
         self.allowance.close()
         self._act_for_user()
         with trio.CancelScope(shield=True):  # no backend keeps memory longer than it may
-            await self._caller.close()
+            await self.caller.close()
 
     def _act_for_user(self) -> None:
         """Let what this task does from now on be done for the client and its user."""
-        if ASKER.get() is not self._asker or SHARER.get() is not self._caller:
+        if ASKER.get() is not self._asker or SHARER.get() is not self.caller:
             ASKER.set(self._asker)
-            SHARER.set(self._caller)
+            SHARER.set(self.caller)
 
     async def _answer(self, request: Request, descriptor: int | None, past: Past) -> None:
         self._act_for_user()
@@ -296,9 +311,9 @@ class Calls:
                             f"{method.name} takes a descriptor, and none came",
                         )
                     options["descriptor"], descriptor = descriptor, None
-                result = await method.handler(self._caller, *arguments, **options)
+                result = await method.handler(self.caller, *arguments, **options)
             reply = method.answer(
-                result, Asked(request.msgid, reserved, self.counters, self._caller.show_error)
+                result, Asked(request.msgid, reserved, self.counters, self.caller.show_error)
             )
         except Exception as error:
             end = self._fail(request, name, error, reserved)
@@ -325,12 +340,12 @@ class Calls:
         return error.code
 
     def _answer_error(self, msgid: int, error: VuserdError, reserved: int = 0) -> None:
-        shown = self._caller.show_error(error)
+        shown = self.caller.show_error(error)
         self._send(Reply([encode_response(msgid, shown, None)], payload=reserved))
 
     def _notify(self, error: CallError) -> None:
         """Send a notification about the connection itself, rather than one of its requests."""
-        self._send(Reply([encode_notification("error", [self._caller.show_error(error)])]))
+        self._send(Reply([encode_notification("error", [self.caller.show_error(error)])]))
 
     def _send(self, reply: Reply) -> None:
         """Send a reply, or leave it to a task of its own where the client has to read first."""

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from vuserd.config.model import ClientLimits
 from vuserd.errors import CallError, ErrorCode
+from vuserd.exports.together import Together
 from vuserd.rpc.access import Rights
 from vuserd.rpc.accounts import Account
 from vuserd.rpc.calls import Calls
@@ -81,6 +82,7 @@ class Connection:
         rights: of the client.
         hub: lets it go on.
         workers: run its calls.
+        together: begins those that need no worker.
         gone: is called when nothing is left of it.
 
     """
@@ -95,6 +97,7 @@ class Connection:
         rights: Rights,
         hub: Hub,
         workers: Workers,
+        together: Together,
         gone: Callable[["Connection"], None],
     ) -> None:
         self.rights = rights
@@ -109,7 +112,7 @@ class Connection:
         self._stall = limits.stall
         self._foreign = account.foreign
         self._calls = Calls(
-            sock, methods, limits, counters, account, rights, workers, self._on_reply
+            sock, methods, limits, counters, account, rights, workers, together, self._on_reply
         )
         self._allowance = self._calls.allowance
         self._intake = Intake(limits, self._allowance, account.foreign)
@@ -118,6 +121,7 @@ class Connection:
         self._gone = gone
         # For the hub.
         self.user = account
+        self.sharer = self._calls.caller
         self.descriptor = sock.fileno()
         self.has_more = False
         self.is_queued = False

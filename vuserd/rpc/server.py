@@ -13,6 +13,7 @@ import trio
 
 from vuserd.config.model import ClientLimits
 from vuserd.errors import CallError, ConfigurationError, ErrorCode, os_reason
+from vuserd.exports.together import Together
 from vuserd.rpc.access import Origin, Peer, Rights, netns_cookie
 from vuserd.rpc.accounts import Account, Accounts
 from vuserd.rpc.connection import Connection
@@ -67,6 +68,7 @@ class Server:
         self._methods = methods
         self._accounts = Accounts()
         self._hub: Hub | None = None
+        self._together = Together()
         #: For clients of whom not even the user is known.
         self._unknown = ForeignDescriptors(limits.user_descriptors)
         self._connections: dict[Connection, Listener] = {}
@@ -100,7 +102,7 @@ class Server:
 
         """
         try:
-            self._hub = Hub(self._accounts.turns)
+            self._hub = Hub(self._accounts.turns, self._together.begin)
         except OSError as error:
             raise ConfigurationError(
                 f"clients cannot be watched: {os_reason(error)}; see RLIMIT_NOFILE"
@@ -265,6 +267,7 @@ class Server:
             Rights(peer, listener.exports, origin),
             self._hub,
             self._workers,
+            self._together,
             functools.partial(self._forget, account),
         )
         try:

@@ -165,11 +165,11 @@ class Method(NamedTuple):
         if not len(params) <= count <= len(params) + bool(self.options):
             raise self._refused(f"takes {self._usage()}; {count} parameters were given")
         arguments: list[Any] = []
-        for (name, kind), value in zip(params.items(), values, strict=False):
-            try:
+        try:
+            for kind, value in zip(params.values(), values, strict=False):
                 arguments.append(kind.check(value))
-            except (TypeError, ValueError) as error:
-                raise self._refused(f"{name}: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise self._refused(f"{[*params][len(arguments)]}: {error}") from None
         options = {name: option.default for name, option in self.options.items()}
         if count > len(params):
             for name, value in self._given_options(values[-1]).items():

@@ -79,6 +79,10 @@ class Client(Protocol):
         """Whose connection it is."""
 
     @property
+    def sharer(self) -> object:
+        """Who shares the daemon with others by it, as :meth:`Turns.hear` is told."""
+
+    @property
     def descriptor(self) -> int:
         """The number of its socket."""
 
@@ -102,6 +106,7 @@ class Hub:
 
     Args:
         turns: the turns of the users, who have others beside those of the hub.
+        begin: is called at the end of each pass, to begin what clients ask for in it.
         spent: returns the seconds of the processor that this thread has had.
 
     Raises:
@@ -109,8 +114,14 @@ class Hub:
 
     """
 
-    def __init__(self, turns: Turns, spent: Callable[[], float] = time.thread_time) -> None:
+    def __init__(
+        self,
+        turns: Turns,
+        begin: Callable[[], None],
+        spent: Callable[[], float] = time.thread_time,
+    ) -> None:
         self._turns = turns
+        self._begin = begin
         self._spent = spent
         self._alone = ALONE
         #: What was spent when the pass before ended, if it had a turn that was not small.
@@ -203,6 +214,7 @@ class Hub:
             self._spent_then = None
         queues = self._queues
         users = [*itertools.islice(queues, _USERS)]
+        is_large = False
         for user in users:
             self._turns.want(user)
         for user in users:
@@ -210,10 +222,13 @@ class Hub:
             if not user.is_only_user():
                 self._take_turn(queue, SHARED)
             elif self._take_turn(queue, self._alone) >= FEWEST:
-                self._spent_then = self._spent()
+                is_large = True
             del queues[user]
             if queue:
                 queues[user] = queue  # behind the others
+        self._begin()
+        if is_large:
+            self._spent_then = self._spent()
 
     def _fit_turn(self, seconds: float) -> None:
         """Fit turns of a user who is alone to the work that the latest one was."""
@@ -226,6 +241,7 @@ class Hub:
     def _take_turn(self, queue: deque[Client], turn: Turn) -> int:
         """Let a user's connections go on; return how many steps these were."""
         left = turn.steps
+        self._turns.hear(queue[0].sharer)
         while queue and left > 0:
             client = queue.popleft()
             client.is_queued = False
@@ -233,6 +249,7 @@ class Hub:
             if client.has_more and not client.is_queued:
                 client.is_queued = True
                 queue.append(client)
+        self._turns.hear(client.sharer)
         return turn.steps - left
 
     def _enqueue(self, client: Client) -> None:
