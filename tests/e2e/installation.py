@@ -11,9 +11,9 @@ from pathlib import Path
 from tests.running import REPOSITORY
 
 
-def pip(*arguments: str) -> None:
-    """Run pip without an index: all that it needs is on this machine."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+def pip(*arguments: str, python: str = sys.executable) -> None:
+    """Run pip, with an environment's Python, without an index: all that it needs is here."""
+    command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -74,11 +74,11 @@ class Environment:
     def install(self, *wheels: Path) -> None:
         """Install wheels alone; what is run is compiled when it is."""
         options = ("-q", "--no-index", "--no-deps", "--no-compile")
-        pip("--python", self.python, "install", *options, *map(str, wheels))
+        pip("install", *options, *map(str, wheels), python=self.python)
 
     def uninstall(self, *names: str) -> None:
         """Remove distributions."""
-        pip("--python", self.python, "uninstall", "-q", "--yes", *names)
+        pip("uninstall", "-q", "--yes", *names, python=self.python)
 
     def run(
         self, program: str, *arguments: str, path: Path | None = None, folder: Path | None = None
