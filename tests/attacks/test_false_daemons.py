@@ -155,7 +155,7 @@ def test_a_flood_of_descriptors_ends_the_connection(ground: Path, ask: Ask) -> N
         reader = os.pipe()[0]
         begun = b"\x94\x01" + bytes([number]) + b"\xc0\xc6\x01\x00\x00\x00"  # 16 MiB to come
         for _turn in range(1000):
-            socket.send_fds(connection, [begun], [reader] * 100)
+            socket.send_fds(connection, [begun], [reader] * 20)
             begun = b"x"
 
     with false_daemon(ground, answer) as path:

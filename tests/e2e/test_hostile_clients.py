@@ -60,19 +60,19 @@ class Sized(NamedTuple):
 
 
 ATTACKS: Final = (
-    Sized(attacks.malformed_frames, 3000),
-    Sized(attacks.half_sent_frames, 1000, 10_000),
-    Sized(attacks.giant_frames, 500, 1000),
+    Sized(attacks.malformed_frames, 1500),
+    Sized(attacks.half_sent_frames, 500, 10_000),
+    Sized(attacks.giant_frames, 250, 1000),
     Sized(attacks.nested_frames, 100, 2000),
     Sized(attacks.allocation_bombs, 600, 5000),
-    Sized(attacks.pipelined_requests, 6000, worth=100),
+    Sized(attacks.pipelined_requests, 3000, worth=100),
     Sized(attacks.floods_of_nothing, 2, 40),
-    Sized(attacks.descriptors_of_wrong_kinds, 1000, 5000),
-    Sized(attacks.descriptors_where_none_are_taken, 500, 5000),
+    Sized(attacks.descriptors_of_wrong_kinds, 500, 5000),
+    Sized(attacks.descriptors_where_none_are_taken, 250, 5000),
     Sized(attacks.memory_that_is_cut_afterwards, 150, 1000),
-    Sized(attacks.readers_that_stop, 24, 500),
-    Sized(attacks.trees_that_nobody_reads, 16, 500),
-    Sized(attacks.peers_gone_in_mid_transfer, 400, 1000),
+    Sized(attacks.readers_that_stop, 16, 500),
+    Sized(attacks.trees_that_nobody_reads, 8, 500),
+    Sized(attacks.peers_gone_in_mid_transfer, 200, 1000),
     Sized(attacks.slow_senders, 200, 500),
     Sized(attacks.many_connections, 2000, 2000),
 )
