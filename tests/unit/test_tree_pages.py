@@ -378,16 +378,29 @@ async def test_a_directory_is_known_to_the_backend_as_long_as_a_name_is_looked_u
     assert found == {b"folder": None, b"folder/odd": b"odd", b"folder/one": b"1"}
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])  # before the page that they come with
 async def test_files_without_a_number_of_their_own_are_not_read(
-    backend: FakeBackend, files: FileSystem, pages: TreePages
+    backend: FakeBackend, files: FileSystem, pages: TreePages, *, is_cancelled: bool
 ) -> None:
     backend.files[b"two"] = File(b"22", ino=0)
     backend.files[b"folder"] = FOLDER._replace(ino=0)
+    backend.files[b"pipe"] = File(mode=stat.S_IFIFO | 0o644, ino=0)
+    backend.files[b"link"] = File(b"target", LINK, ino=0)
+    if is_cancelled:
+        backend.answer_to(Opcode.READ, None)
+        await cancelled_when(
+            lambda: bool(backend.named(Opcode.READ)), partial(pages.next_page, files, 1000, SIZE)
+        )
+        backend.answer = backend.serve_files
+        for request in backend.named(Opcode.READ):
+            backend.reply(request, Answer())
     assert await all_of(pages, files) == {
         b"one": b"1",
         b"two": "EIO",
         b"none": b"",
         b"folder": "EIO",
+        b"pipe": "EIO",
+        b"link": "EIO",
     }
 
 

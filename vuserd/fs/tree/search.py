@@ -160,8 +160,8 @@ class Tree:
         """Have entries wait again that were not delivered after all."""
         for found in entries:
             found.target = found.place = found.length = None
-            # A directory's error stays: it is the entry's own, and no request would show it again.
-            if not stat.S_ISDIR(found.mode):
+            # Others than these are asked for nothing that would show the error again.
+            if found.attributes is None or stat.S_ISREG(found.mode) or stat.S_ISLNK(found.mode):
                 found.error = None
         self.ahead.extendleft(reversed(entries))
 
