@@ -1,7 +1,7 @@
 """Files that no sound file system has: one of each kind, and any mixture for hypothesis."""
 
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -95,6 +95,35 @@ KINDS: Final[Mapping[str, list[Entry]]] = {
     },
 }
 
+#: Inode numbers that every node may have: of none, and of the mount's root. The others are drawn as
+#: one of these, and get numbers of their own.
+_SHARED: Final = (0, 1)
+_MIDDLE: Final = 1 << 32
+_LARGEST: Final = (1 << 64) - 1
+
+
+def told_apart(entries: tuple[Entry, ...], fresh: Iterator[int]) -> tuple[Entry, ...]:
+    """Return the entries with inode numbers that no other file has, nor had in a tree before.
+
+    A backend takes files of one number for one file as long as it knows either of them.
+
+    Args:
+        entries: what is in a directory.
+        fresh: integers from 1 on, each once for a mount.
+
+    """
+
+    def renumbered(node: Node) -> Node:
+        below = told_apart(node.entries, fresh)
+        if node.ino is None or node.ino in _SHARED:
+            return replace(node, entries=below)
+        number = next(fresh)
+        ino = _LARGEST - number if node.ino == _LARGEST else _MIDDLE + number
+        return replace(node, ino=ino, entries=below)
+
+    return tuple(entry._replace(node=renumbered(entry.node)) for entry in entries)
+
+
 _perms = st.integers(0, 0o7777)
 _times = st.builds(
     Time,
@@ -129,7 +158,7 @@ def _nodes(types: tuple[int, ...], content: st.SearchStrategy[bytes]) -> st.Sear
         mode=st.builds(int.__or__, st.sampled_from(types), _perms),
         content=content,
         size=st.one_of(st.none(), st.none(), st.integers(0, 100), st.sampled_from(_SIZES)),
-        ino=st.one_of(st.none(), st.sampled_from([0, 1, 1 << 32, (1 << 64) - 1])),
+        ino=st.one_of(st.none(), st.sampled_from([*_SHARED, _MIDDLE, _LARGEST])),
         times=st.tuples(_times, _times, _times),
         nlink=st.sampled_from([1, 1, 0, 2, (1 << 32) - 1]),
         owner=st.tuples(*[st.sampled_from([0, 1000, 65534, (1 << 32) - 1])] * 2),
