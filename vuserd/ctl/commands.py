@@ -12,7 +12,7 @@ from vuserd.ctl.operands import for_each, report
 from vuserd.ctl.output import complain, emit, local_fault, shown
 from vuserd.ctl.parser import parse
 from vuserd.ctl.target import Target
-from vuserd.ctl.waiting import connect, where_to_look
+from vuserd.ctl.waiting import connect, hint
 
 
 def execute(options: Namespace | None, arguments: list[str]) -> int:
@@ -29,12 +29,12 @@ def execute(options: Namespace | None, arguments: list[str]) -> int:
             code = _dispatch(options)
         sys.stdout.flush()
     except ClientError as error:
-        hint = ""
+        more = ""
         socket, timeout = (options.socket, options.timeout) if options else (None, None)
-        is_silent = isinstance(error, ConnectionLost | TimedOut) and timeout
-        if is_silent or (isinstance(error, CannotConnect) and error.is_silent):
-            hint = f"; see {where_to_look(socket)}"
-        code = complain(f"{error.words}{hint}")
+        if isinstance(error, ConnectionLost | TimedOut | CannotConnect):
+            is_silent = error.is_silent if isinstance(error, CannotConnect) else timeout
+            more = hint(socket, of_failure=not is_silent)
+        code = complain(f"{error.words}{more}")
     except BrokenPipeError:
         raise
     except OSError as error:

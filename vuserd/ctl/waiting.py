@@ -19,6 +19,7 @@ from vuserd.client.core.ticket import Ticket
 from vuserd.client.records import Entry
 from vuserd.client.sync_client import Client
 from vuserd.ctl.output import printable
+from vuserd.wire.address import SYSTEM_SOCKET
 
 T = TypeVar("T")
 
@@ -26,21 +27,86 @@ T = TypeVar("T")
 SILENCE: Final = 2.0
 
 
+#: Seconds for what systemd and its journal have to say.
+_PATIENCE: Final = 2.0
+
+
 def where_to_look(socket: str | None) -> str:
     """Return the commands that tell of the daemon at a socket; None is the default one."""
-    named = socket or os.environ.get("VUSERD_SOCKET")
+    user = " --user" if _is_own(socket) else ""
+    return f"'systemctl{user} status vuserd' and 'journalctl{user} -u vuserd'"
+
+
+def hint(socket: str | None, *, of_failure: bool = False) -> str:
+    """Return what to add to words on a daemon that does not answer.
+
+    With ``of_failure`` that is nothing where its service has no part in it, as far as is known.
+    """
+    state = state_of_service(socket)
+    if of_failure and not state:
+        return ""
+    return (f"; {state}" if state else "") + f"; see {where_to_look(socket)}"
+
+
+def state_of_service(socket: str | None) -> str:
+    """Return what systemd says of a daemon that is not up, and what that said last.
+
+    Empty where it is up, or is no service that systemd knows. Not every user may read the journal.
+    """
+    is_own = _is_own(socket)
+    if not is_own and _named(socket) not in (None, SYSTEM_SOCKET):
+        return ""
+    user, kind = (["--user"], "USER_") if is_own else ([], "")
+    asked = ["show", "--property=LoadState,ActiveState,Result", "vuserd.service"]
+    lines = _said("systemctl", *user, *asked).splitlines()
+    found = {name: value for name, _, value in (line.partition("=") for line in lines)}
+    state, result = found.get("ActiveState"), found.get("Result", "success")
+    if found.get("LoadState") != "loaded" or state in ("active", "reloading"):
+        return ""
+    if (state, result) == ("inactive", "success"):  # nobody has started it
+        return ""
+    why = "" if result == "success" else f" ({result})"
+    unit = f"_SYSTEMD_{kind}UNIT=vuserd.service"
+    last = _said("journalctl", *user, "--quiet", "--output=cat", "--lines=1", unit).strip()
+    return f"vuserd.service is {state}{why}" + (f" and said last: {last}" if last else "")
+
+
+def _is_own(socket: str | None) -> bool:
+    """Return whether the daemon at a socket would be a service of the user's own."""
+    named = _named(socket)
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     own = os.path.join(runtime, "vuserd.sock") if runtime else None
-    is_own = own is not None and (named == own if named else os.path.exists(own))
-    user = " --user" if is_own else ""
-    return f"'systemctl{user} status vuserd' and 'journalctl{user} -u vuserd'"
+    return own is not None and (named == own if named else os.path.exists(own))
+
+
+def _named(socket: str | None) -> str | None:
+    return socket or os.environ.get("VUSERD_SOCKET")
+
+
+def _said(*command: str) -> str:
+    """Return what a command prints; nothing where there is none, or where it fails or hangs."""
+    import subprocess  # which nobody needs who is answered
+
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_PATIENCE,
+            errors="replace",
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout
 
 
 class Notice:
     """Watches how long this process has waited for an answer."""
 
-    def __init__(self, words: str) -> None:
-        self._words = words
+    def __init__(self, command: str, socket: str | None) -> None:
+        self._command, self._socket = command, socket
         self._since: float | None = None
         if sys.stderr.isatty():
             _thread.start_new_thread(self._watch, ())
@@ -58,10 +124,17 @@ class Notice:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main one's
         while True:
             time.sleep(SILENCE / 2)
-            since = self._since
-            if since is not None and time.monotonic() - since >= SILENCE:
-                os.write(2, f"\r\x1b[Kvuserctl: {printable(self._words)}\n".encode())
+            if not self._is_silent():
+                continue
+            words = f"still waiting for the daemon's answer to '{self._command}'"
+            words += hint(self._socket)
+            if self._is_silent():  # still
+                os.write(2, f"\r\x1b[Kvuserctl: {printable(words)}\n".encode())
                 return
+
+    def _is_silent(self) -> bool:
+        since = self._since
+        return since is not None and time.monotonic() - since >= SILENCE
 
 
 class PatientClient(Client):
@@ -98,9 +171,7 @@ def connect(
         CannotConnect: no daemon was reached.
 
     """
-    notice = Notice(
-        f"still waiting for the daemon's answer to '{command}'; see {where_to_look(socket)}"
-    )
+    notice = Notice(command, socket)
     if timeout is not None:
         reconnect = min(reconnect, timeout)
     with notice.waiting():
