@@ -8,10 +8,12 @@ run counts. Each round runs every command, in an order that moves on by one. The
 the command has ended, when most of the file is yet to be written to the disk, whoever made it.
 Every copy is compared with the source, outside the measured time.
 
-What remains, in a virtual machine, is its host: that takes memory back which is free for a while,
-and whoever takes such memory first waits for the host, up to as long as the whole copy takes. That
-makes single runs slow, and more often those of a command that takes memory in larger pieces. So the
-table has the fastest runs beside each other, too.
+That is memory above all. The host of a virtual machine takes back what is free for some seconds,
+in large pieces, and whoever takes that next waits for the host, for longer than the whole copy
+takes. ``cp`` finds the small pieces again that it had before, however long ago; ``vuserctl get``
+would wait each time for the large ones that it had. A run that follows one of its own at once finds
+what that had, whichever command it is. Some are slow nevertheless, so the table has the fastest
+ones beside each other, too.
 """
 
 import argparse
