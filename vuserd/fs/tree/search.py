@@ -277,8 +277,6 @@ class Tree:
         assert directory is not None
         columns = AttributeColumns(entries.attributes)
         modes, sizes, inos = (columns.column(name) for name in ("mode", "size", "ino"))
-        changes = map(max, columns.column("mtime"), columns.column("ctime"))
-        recent = time.time() - _LONG_SETTLED
         rows = zip(
             entries.names,
             entries.nodes,
@@ -286,21 +284,24 @@ class Tree:
             modes,
             sizes,
             inos,
-            changes,
+            _are_old(columns),
             strict=True,
         )
-        new = []
+        was_opened = bool(branch.ahead)
+        if not was_opened:
+            branch.given.extend(map(hash, entries.names))
         again = fuse.ROOT_ID, directory
         ahead, borrow = self.ahead, nodes.borrow
-        for name, node, attributes, mode, size, ino, changed in rows:
-            if branch.ahead and not branch.is_new(name):
-                nodes.forget(node)
-                continue
-            new.append(hash(name))
+        for name, node, attributes, mode, size, ino, is_old in rows:
+            if was_opened:
+                if not branch.is_new(name):
+                    nodes.forget(node)
+                    continue
+                branch.given.append(hash(name))
             if not node:
                 ahead.append(Found(branch, name))
                 continue
-            found = Found(branch, name, node, attributes, mode, size, changed < recent)
+            found = Found(branch, name, node, attributes, mode, size, is_old)
             ahead.append(found)
             if node in again:
                 nodes.forget(node)
@@ -314,7 +315,6 @@ class Tree:
                 self._add_branch(found)
             elif len(ahead) > _MOST_NODES:
                 self.leave(found)
-        branch.given.extend(new)
 
     def _add_branch(self, found: Found) -> None:
         """Have a directory read that was found; its node is the branch's from here on."""
@@ -368,6 +368,15 @@ class Tree:
     def _require_same(branch: Branch, attributes: Attributes, *, elsewhere: bool) -> None:
         if branch.given and (elsewhere or attributes.ino != branch.ino):
             raise CallError(ErrorCode.CHANGED, "the directory was replaced while it was read")
+
+
+def _are_old(columns: AttributeColumns) -> list[bool]:
+    """Return of each entry whether it has not changed for so long that its version is settled."""
+    modified, changed = columns.column("mtime"), columns.column("ctime")
+    recent = time.time() - _LONG_SETTLED
+    if max(modified, default=0) < recent and max(changed, default=0) < recent:
+        return [True] * len(changed)
+    return [max(times) < recent for times in zip(modified, changed, strict=True)]
 
 
 def _is_told_apart(attributes: Attributes) -> bool:
