@@ -17,7 +17,7 @@ from vuserd.device.lane.lane import Lane
 from vuserd.errors import BackendTimeout, CallError, FileError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.walk import TreeWalk, WalkProblem
-from vuserd.fs.walking.small import GROUP
+from vuserd.fs.walking.small import GROUP, GROUPS
 from vuserd.tasks.turns import SHARER
 
 FOLDER = File(mode=stat.S_IFDIR | 0o755)
@@ -125,6 +125,17 @@ async def test_a_group_is_small_while_others_ask(monkeypatch: pytest.MonkeyPatch
     asked = [one.opcode for one in forest.backend.requests if one.node > ROOT]
     assert asked[:8].count(Opcode.OPENDIR) == 8
     assert Opcode.READDIRPLUS in asked[8:12]
+
+
+@pytest.mark.parametrize("count", [1, GROUP, GROUP + 1, 2 * GROUP + 1, GROUPS * GROUP + 1])
+async def test_any_number_of_them_is_read(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    folders = [b"folder-%02d" % number for number in range(count)]
+    monkeypatch.setattr("tests.unit.test_walk_together.FOLDERS", folders)
+    monkeypatch.setattr("tests.unit.test_walk_together.ODD", folders[0])
+    with trio.fail_after(60):
+        found, problems = await Forest().walked()
+    assert len(found) == len({*found}) == count * (1 + len(INSIDE))
+    assert problems == []
 
 
 @pytest.mark.parametrize("dies", [False, True])

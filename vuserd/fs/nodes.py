@@ -170,7 +170,9 @@ class NodeTable:
 
     def give_back(self, node: NodeId) -> None:
         """End a :meth:`borrow`."""
-        self.give_back_each((node,))
+        self._loans -= 1
+        self._borrowed.pop(node, None)
+        self._forget_in_batch(node, 1)
 
     def give_back_each(self, nodes: Sequence[NodeId]) -> None:
         """End a :meth:`borrow` of each, which costs less than one at a time."""

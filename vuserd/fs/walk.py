@@ -161,8 +161,8 @@ class TreeWalk(Kept):
         while waiting and len(aside) < _READERS and self._unsaid() < self._limit:
             directory = waiting[-1]
             if self._attributes and directory.node is not None and directory.reader is None:
-                # Where one group is read at once, and there is enough for more, more are.
-                return self._groups == GROUPS or len(waiting) <= GROUP
+                # Where there is enough for more groups than are read at once, more are.
+                return self._groups == GROUPS or len(waiting) < GROUP * self._groups
             aside.append(waiting.pop())
         return False
 

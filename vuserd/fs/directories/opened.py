@@ -14,6 +14,7 @@ from vuserd.device.request import Undo
 from vuserd.device.results import length_of
 from vuserd.device.session import Session
 from vuserd.fs.nodes import Node, NodeTable
+from vuserd.tasks.turns import is_alone
 
 #: Bytes of a directory that are read at once, without and with attributes: no other task runs while
 #: they are decoded, and a backend with one thread serves no other request while it reads them.
@@ -76,7 +77,7 @@ class OpenDirectory:
         if self._ahead is not None and self._ahead.offset == offset:
             return
         self.drop_ahead()
-        if self._lane.is_shared:
+        if self._lane.is_shared or not is_alone():
             return
         buffer = self._session.payloads.try_take()
         if buffer is not None:
