@@ -17,7 +17,7 @@ from vuserd.device.lane.lane import Lane
 from vuserd.errors import BackendTimeout, CallError, FileError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.walk import TreeWalk, WalkProblem
-from vuserd.fs.walking.small import GROUP, GROUPS
+from vuserd.fs.walking.small import GROUP, GROUPS, GROUPS_SHARED
 from vuserd.tasks.turns import SHARER
 
 FOLDER = File(mode=stat.S_IFDIR | 0o755)
@@ -103,18 +103,31 @@ async def test_they_are_opened_once_and_read_twice() -> None:
     assert forest.backend.named(Opcode.LOOKUP) == []
 
 
-async def test_the_backend_has_one_group_while_another_is_taken(
-    monkeypatch: pytest.MonkeyPatch,
+class Shared:
+    """One who is never alone, and has a turn whenever it wants one."""
+
+    def is_alone(self) -> bool:
+        return False
+
+    async def take_turn(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(("sharer", "groups"), [(None, GROUPS), (Shared(), GROUPS_SHARED)])
+async def test_the_backend_has_some_groups_while_another_is_taken(
+    monkeypatch: pytest.MonkeyPatch, sharer: Shared | None, groups: int
 ) -> None:
+    count = (GROUPS + 1) * GROUP
     monkeypatch.setattr(
-        "tests.unit.test_walk_together.FOLDERS", [b"folder-%02d" % n for n in range(40)]
+        "tests.unit.test_walk_together.FOLDERS", [b"folder-%02d" % n for n in range(count)]
     )
+    SHARER.set(sharer)
     forest = Forest()
     found, _ = await forest.walked()
-    assert len(found) == 40 * 4
+    assert len(found) == count * 4
     asked = [one.opcode for one in forest.backend.requests if one.node > ROOT]
-    begun = [Opcode.OPENDIR] * 2 * GROUP
-    assert [one for one in asked if one is not Opcode.BATCH_FORGET][: len(begun)] == begun
+    begun = [one for one in asked if one is not Opcode.BATCH_FORGET].index(Opcode.READDIRPLUS)
+    assert begun == groups * GROUP
 
 
 async def test_a_group_is_small_while_others_ask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,16 @@ from vuserd.fs.nodes import Hold, Node
 from vuserd.fs.paths import PATH_MAX
 from vuserd.fs.reader import DirectoryReader
 from vuserd.fs.walking.directory import Directory, replaced
-from vuserd.fs.walking.small import GROUP, GROUPS, MAY_BE_DIRECTORY, Part, SmallDirectories
+from vuserd.fs.walking.small import (
+    GROUP,
+    GROUPS,
+    GROUPS_SHARED,
+    MAY_BE_DIRECTORY,
+    Part,
+    SmallDirectories,
+)
 from vuserd.tasks.gather import gather
-from vuserd.tasks.turns import take_turn
+from vuserd.tasks.turns import is_alone, take_turn
 
 #: Directories that are read at once and are not small.
 _READERS: Final = 16
@@ -70,8 +77,9 @@ class TreeWalk(Kept):
         #: Bytes of those entries, and of the directories that are not done and their readers.
         self._entries_size = 0
         self._directories_size = self._top.remembered
-        #: Entries of the page in the making, and groups of small directories that are read at once.
-        self._limit = self._groups = 0
+        #: Entries of the page in the making; groups of small directories that are read at once, and
+        #: that may be.
+        self._limit = self._groups = self._most_groups = 0
 
     @property
     def remembered(self) -> int:
@@ -118,7 +126,8 @@ class TreeWalk(Kept):
         self._limit = limit
         while self._waiting and self._unsaid() < limit:
             await take_turn()
-            self._groups = min(GROUPS, 1 + len(self._waiting) // GROUP)
+            self._most_groups = GROUPS if is_alone() else GROUPS_SHARED
+            self._groups = min(self._most_groups, 1 + len(self._waiting) // GROUP)
             try:
                 if self.has_small():
                     with given_back(await files.session.payloads.take(1)) as [buffer]:
@@ -162,7 +171,8 @@ class TreeWalk(Kept):
             directory = waiting[-1]
             if self._attributes and directory.node is not None and directory.reader is None:
                 # Where there is enough for more groups than are read at once, more are.
-                return self._groups == GROUPS or len(waiting) < GROUP * self._groups
+                has_all = self._groups == self._most_groups
+                return has_all or len(waiting) < GROUP * self._groups
             aside.append(waiting.pop())
         return False
 

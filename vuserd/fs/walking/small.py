@@ -29,10 +29,11 @@ from vuserd.tasks.turns import is_alone, take_turn
 
 #: Bytes that a small directory is read in.
 _SIZE: Final = 8 << 10
-#: Directories of a group, while no other client asks and while others do, and how many groups.
+#: Directories of a group, and how many groups: while no other client asks, and while others do.
 GROUP: Final = 16
 _GROUP_SHARED: Final = 4
 GROUPS: Final = 3
+GROUPS_SHARED: Final = 2
 #: Types of entries to look into, DT_DIR and DT_UNKNOWN of dirent.h: some file systems do not say
 #: what their entries are.
 MAY_BE_DIRECTORY: Final = frozenset({stat.S_IFDIR >> 12, 0})
