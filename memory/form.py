@@ -1,4 +1,4 @@
-"""What a virtqueue's slots keep of requests that are much alike."""
+"""Forms of requests that are much alike: what a virtqueue's slots keep of them."""
 
 
 class Form:

@@ -231,7 +231,7 @@ class Virtqueue:
         """Return a slot that has a form's request in it; the device sees it after :meth:`publish`.
 
         Until then the caller writes what differs into :attr:`words`, from the slot's one of
-        :attr:`first_words` on, and has :meth:`aim` tell of a target, if the form has one.
+        :attr:`first_words` on, and calls :meth:`aim` if the form has a target.
 
         Raises:
             RingFullError: no slot is free; nothing has changed.
@@ -246,7 +246,7 @@ class Virtqueue:
         return head
 
     def aim(self, head: int, target: int, length: int) -> None:
-        """Have ``length`` bytes of the reply of a slot just taken go to a guest-physical address.
+        """Direct the reply of a slot just taken to ``length`` bytes at a guest-physical address.
 
         Raises:
             ValueError: no such length is possible.
@@ -260,7 +260,7 @@ class Virtqueue:
         self._writable[head] = self._own[head] + length
 
     def _lay_form(self, form: Form) -> None:
-        """Have a free slot keep a form's request; where a target lies is still to be told."""
+        """Write a form's request into a free slot, which keeps it; :meth:`aim` adds a target."""
         head = self.add(form.message, form.reply, length=int(form.has_target))
         self._unpublished.pop()
         if form not in self._forms:
@@ -269,7 +269,7 @@ class Virtqueue:
         form.free.append(head)
 
     def _take_back(self) -> None:
-        """Have a free slot of any form keep none.
+        """Take a free slot back from any form.
 
         Raises:
             RingFullError: no slot is free.

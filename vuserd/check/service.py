@@ -85,7 +85,7 @@ class Service(NamedTuple):
         return self.service.get("AmbientCapabilities", "").lower().split()
 
     def become(self) -> None:
-        """Be its user from now on, with its groups, capabilities and limit of open files.
+        """Become the service's user, with its groups, capabilities and limit of open files.
 
         Raises:
             ConfigurationError: the user does not exist.

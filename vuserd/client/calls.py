@@ -1,6 +1,6 @@
 """The methods of the daemon: how each call is written and its answer read.
 
-Every function here gives a :class:`Call`; the clients only carry it there and back.
+Every function here returns a :class:`Call`; the clients only carry it there and back.
 """
 
 import os
@@ -58,7 +58,7 @@ class Call(NamedTuple, Generic[T]):
     in the daemon.
 
     What a connection carries, and what ends with it, are attached memory, open files, and listings
-    and walks that go on: ``holds`` gives what of this comes with a result, if anything, and
+    and walks that go on: ``holds`` returns what of this comes with a result, if anything, and
     ``needs`` is what the call is about. Such a call is of no use on another connection.
     """
 
@@ -336,7 +336,7 @@ def load(
     length: int | None = None,
     file: int | None = None,
 ) -> Call[int]:
-    """Have a file's bytes written at ``address`` of attached memory; give how many they are."""
+    """Have a file's bytes written at ``address`` of attached memory; the result is their number."""
     options = {"offset": offset, "length": length}
     if file is not None:
         options["file"] = file

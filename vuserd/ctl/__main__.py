@@ -4,8 +4,8 @@ import gc
 import sys
 from typing import Final
 
-#: So many objects that are new make the collector of cycles look at them. Starting makes fewer,
-#: which are modules mostly, and stay.
+#: How many new objects start the cycle collector. Starting makes fewer, which are modules mostly,
+#: and stay.
 _NEW_OBJECTS: Final = 50_000
 
 
@@ -17,7 +17,7 @@ def main() -> int:
     try:
         return run()
     finally:
-        gc.freeze()  # what is left ends with the process, and need not be looked through for that
+        gc.freeze()  # what is left ends with the process: no need to look for cycles in it
 
 
 if __name__ == "__main__":

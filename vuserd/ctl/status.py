@@ -49,7 +49,7 @@ def reached(origin: Mapping[str, Any]) -> str:
 
 
 def note_namespace(origin: object) -> None:
-    """Tell on standard error where the host's socket was reached from another namespace."""
+    """Say on standard error if the host's socket was reached from another namespace."""
     if isinstance(origin, Mapping) and origin.get("rig") is None:
         note = _NOTES.get(str(origin.get("namespace")))
         if note is not None:

@@ -127,7 +127,7 @@ class Jobs:
         self._lane.requests.publish()
 
     def ended(self, begun: Member, failure: Exception | None) -> None:
-        """Go on without a member that has ended, or failed."""
+        """Remove a member that has ended, or end all if it has failed."""
         if failure is None:
             self._begun.discard(begun)
             self._begin()

@@ -62,7 +62,7 @@ class MemorySlots:
         self._lenders = trio.lowlevel.ParkingLot()
 
     async def share(self, connection: VhostUserConnection) -> None:
-        """Have a backend that was just connected to map all regions.
+        """Let a backend, to which the session has just connected, map all regions.
 
         Raises:
             BackendError: it refused, or is lost.

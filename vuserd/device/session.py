@@ -162,7 +162,7 @@ class Session:
         task_status.started()
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
-        """Do what goes on beside the requests, until cancelled."""
+        """Run what goes on beside the requests, until cancelled."""
         async with trio.open_nursery() as self._tasks:
             self._tasks.start_soon(self._watch, self._connection)
             self._tasks.start_soon(self.lane.watch_deadlines)
@@ -235,7 +235,7 @@ class Session:
     async def _switch(
         self, successor: VhostUserConnection, check: Callable[[], Awaitable[object]]
     ) -> None:
-        """Have the successor serve the rings, which nothing is put on meanwhile."""
+        """Let the successor serve the rings, on which nothing is put meanwhile."""
         former = self._connection
         deadline = trio.current_time() + _PAUSE
         with trio.move_on_at(deadline) as patience:

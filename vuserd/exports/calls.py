@@ -128,9 +128,9 @@ class Calls:
     ) -> Errand[Found] | None:
         """Return an errand that carries a procedure out on the files of the backend that serves.
 
-        It fails with what :meth:`call` raises; or with NeedsTask, where :meth:`call` has to do all
-        of it: the ``past`` of a :class:`Lost` is the value of :data:`PAST` then. None: it has to do
-        that from the beginning. After ``deadline`` a lost backend is what it fails with.
+        It fails with what :meth:`call` raises; or with NeedsTask, and then :meth:`call` has to do
+        all of it, with :data:`PAST` set to the ``past`` of a :class:`Lost`. If the backend is lost
+        after ``deadline``, it fails with that. None: :meth:`call` has to do it from the beginning.
         """
         serving = self.serving
         if self.trials.are_on or asker in self._hangs.askers.held:

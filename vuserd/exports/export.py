@@ -337,7 +337,7 @@ class Export:
         self._log.warning("export %s is gone: %s", self.config.name, reason)
 
     async def _fail(self, reason: str) -> None:
-        """Have failed, and pause until it is time to see whether that is mended."""
+        """Become ``FAILED``, and pause until it is time to see whether that is mended."""
         if self.state is not ExportState.FAILED:
             self._mending = pauses()
         if self._life.happen(Event.GIVE_UP, reason):

@@ -46,7 +46,7 @@ class Trials:
 
     @asynccontextmanager
     async def turn(self, deadline: float) -> AsyncIterator[None]:
-        """Have others wait for the block's time; :meth:`begin` limits how long.
+        """Make other calls wait during the block; :meth:`begin` limits how long.
 
         Raises:
             BackendTimeout: other calls had their turns until the deadline.

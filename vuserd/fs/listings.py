@@ -196,7 +196,7 @@ class Listing(Kept):
             raise _replaced()
 
     def _keep_on(self) -> None:
-        """Have what is open lapse unless it is used; let go of the way there where nothing is."""
+        """Let what is open lapse unless it is used; leave its nodes if nothing is open."""
         if self._reader.is_open and self._files is not None:
             self._files.keep(self)
         else:

@@ -23,7 +23,7 @@ _AHEAD: Final = 96
 
 
 class DirectoryReader:
-    """Gives what is in a directory, each name that is there all the time once.
+    """Returns the entries of a directory; a name that is there all the time comes once.
 
     Args:
         attributes: whether each entry comes with its node's attributes.

@@ -226,17 +226,17 @@ class TreeWalk(Kept):
         self._add(paths, entries)
 
     def _add(self, paths: list[bytes], entries: DirectoryColumns) -> None:
-        """Have entries given by their paths."""
+        """Add entries to the page, by their paths."""
         self._entries.extend(entries._replace(names=paths))
         self._entries_size += sum(map(len, paths)) + _ENTRY * len(paths)
 
     def set_aside(self, directory: Directory) -> None:
-        """Have a directory read by itself."""
+        """Put a directory among those that are read one by one."""
         self._remember_reader(directory)
         self._aside.append(directory)
 
     def put_back(self, directory: Directory) -> None:
-        """Have a directory wait again."""
+        """Put a directory back among those that wait."""
         self._remember_reader(directory)
         self._waiting.append(directory)
 

@@ -127,7 +127,7 @@ class Listeners:
             self._on_change()
 
     async def _try(self, addresses: Iterable[str]) -> list[str]:
-        """Have these sockets as they are wanted, and close others; return the changes made."""
+        """Open or alter these sockets as wanted, and close others; return the changes."""
         done = []
         problems: dict[str, str] = {}
         for address in addresses:

@@ -108,7 +108,7 @@ class Rigs:
         ]
 
     async def apply(self, configs: Sequence[RigConfig]) -> list[str]:
-        """Have these rigs and no others, touching only those that differ; return the changes."""
+        """Serve these rigs and no others, touching only those that differ; return the changes."""
         done = []
         wanted = {(config.path, config.address): config for config in configs}
         for key in [key for key in self._rigs if key not in wanted]:

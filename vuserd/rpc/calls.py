@@ -65,7 +65,7 @@ def _limit(seconds: float) -> Iterator[None]:
 
 
 def _nobody() -> None:
-    """Tell nobody that a reply left."""
+    """Do nothing: the connection is closed."""
 
 
 class _ShortCall:
@@ -151,7 +151,7 @@ class Calls:
 
     @property
     def are_over(self) -> bool:
-        """Whether none is left, and no task."""
+        """Whether no call is left, and no task."""
         return not self._running and not self._short
 
     def start(self, request: Request, descriptor: int | None) -> None:
@@ -161,7 +161,7 @@ class Calls:
             self._start_task(request, descriptor)
 
     def _start_task(self, request: Request, descriptor: int | None, past: Past = NO_PAST) -> None:
-        """Answer a request in a task, of which the call may have lost a backend already."""
+        """Answer a request in a task; ``past`` is what became of it without one."""
         answer = functools.partial(self._answer, request, descriptor, past)
         self._workers.start(answer, self._running)
 
@@ -278,7 +278,7 @@ class Calls:
             await self.caller.close()
 
     def _act_for_user(self) -> None:
-        """Let what this task does from now on be done for the client and its user."""
+        """Make this task work on behalf of the client and its user from now on."""
         if ASKER.get() is not self._asker or SHARER.get() is not self.caller:
             ASKER.set(self._asker)
             SHARER.set(self.caller)
@@ -331,7 +331,7 @@ class Calls:
             self._told()
 
     def _fail(self, request: Request, name: str, error: Exception, reserved: int) -> str:
-        """Answer with an error that is being handled; return as what it is counted."""
+        """Answer with the error that is being handled; return the code that it counts as."""
         if not isinstance(error, VuserdError):
             self._methods.faults.note(self._rights.peer, name, with_traceback=True)
             error = CallError(ErrorCode.INTERNAL, "a fault of the daemon's; its log says more")

@@ -1,4 +1,4 @@
-"""One client: what it sends becomes calls in worker tasks, and their replies go out when ready.
+"""One client: what it sends becomes calls, and their replies go out when they are ready.
 
 A client has a bounded number of requests and of payload bytes in the daemon, counted from the
 moment a request is read until its reply has left; over them, nothing more is read from it. Its
@@ -152,7 +152,7 @@ class Connection:
                 self._socket.shutdown(socket.SHUT_RD)
 
     def cut_off(self) -> None:
-        """Answer those of them that are in progress as the connection's end wants it."""
+        """Answer its short calls in progress with why it ends: they take too long."""
         self._calls.cut_off()
 
     def describe(self) -> dict[str, Any]:

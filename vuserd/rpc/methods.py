@@ -73,7 +73,7 @@ class Methods:
 
     @method({"form": TEXT}, {}, "nil", since=4)
     async def errors_as(self, caller: Caller, form: str) -> None:
-        """Have the errors of this connection in another form, from now on."""
+        """Choose the form in which this connection gets errors from now on."""
         if form not in ERROR_FORMS:
             raise CallError(
                 ErrorCode.BAD_REQUEST, f"form: one of {', '.join(ERROR_FORMS)} is wanted"

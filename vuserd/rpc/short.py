@@ -83,7 +83,7 @@ def read(
 ) -> Short | None:
     """Return ``read`` of a path as a procedure; None of an open file, as for :func:`stat`.
 
-    None, too, where it is to be told what is wrong, or needs to look for nothing.
+    None, too, of no bytes, and of so many that the call is refused.
 
     Raises:
         CallError: UNKNOWN_EXPORT.

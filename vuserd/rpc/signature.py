@@ -129,8 +129,8 @@ class Method(NamedTuple):
     answer: answers.Answer = answers.value
     #: About how many bytes the reply has, by the arguments and options: the client's budget counts.
     weight: Weight = weightless
-    #: Called like the handler: returns the call as a procedure of a few requests, which gives what
-    #: the handler gives; None where the handler has to do it. What it raises, the handler does.
+    #: Called like the handler: returns the call as a procedure of a few requests, which returns
+    #: what the handler does; None where the handler has to do it. What it raises, the handler does.
     short: Callable[..., Short | None] | None = None
 
     def describe(self) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class Hub:
         self._clients[client.descriptor] = client
 
     def remove(self, client: Client) -> None:
-        """Leave a client alone from now on; its socket has to be open still."""
+        """Stop watching a client's socket, which has to be open still."""
         del self._clients[client.descriptor]
         self._epoll.unregister(client.descriptor)
         self._unfinished.pop(client, None)
@@ -168,7 +168,7 @@ class Hub:
             os.eventfd_write(self._bell, 1)
 
     def watch_time(self, client: Client) -> None:
-        """Look at a client's ``finish_by``, or do so no more, as that says."""
+        """Begin to watch a client's ``finish_by``, or stop if it is infinite."""
         if client.finish_by == math.inf:
             self._unfinished.pop(client, None)
         elif client not in self._unfinished:
@@ -185,7 +185,7 @@ class Hub:
         self._is_stopped = True
 
     def close(self) -> None:
-        """Let go of the descriptors; nothing may be woken from now on."""
+        """Close the descriptors; nothing may be woken from now on."""
         self._epoll.close()
         os.close(self._bell)
 
@@ -260,7 +260,7 @@ class Hub:
         queue.append(client)
 
     async def _time_out(self) -> None:
-        """Tell clients whose requests were not whole in time."""
+        """Time out clients whose requests were not whole in time."""
         while True:
             while not self._unfinished:  # one may be whole again by the time that this task runs
                 await self._some_unfinished.park()

@@ -43,7 +43,7 @@ async def take_turn() -> None:
 
 
 class Turns:
-    """Gives turns, each for one step of long work, and to the holders one after the other.
+    """Gives each holder in its order a turn, which is for one step of long work.
 
     In a pass of trio's scheduler every task that is ready runs. Where each of them did a step of
     long work, a short request would wait for all of these steps, and that in each pass that it

@@ -53,7 +53,7 @@ class Workers:
         self._start_jobs: Callable[[], None]
 
     def lead(self, wait: Callable[[], Awaitable[None]], start_jobs: Callable[[], None]) -> None:
-        """Have one of the workers wait for jobs and start them from now on, again and again.
+        """Make one of the workers wait for jobs and start them, again and again.
 
         Args:
             wait: returns when there may be some; it may be cancelled only with all workers.

@@ -196,7 +196,7 @@ class _Kept(StreamSink):
         self.content[offset : offset + len(payload)] = payload
 
     def end(self, size: int) -> None:
-        """Have it end there, within reason."""
+        """Cut or extend it to ``size`` bytes, within reason."""
         if size > _UNTRUE:
             raise unfit("EFBIG", self._path, "it is much longer than its size says")
         del self.content[size:]

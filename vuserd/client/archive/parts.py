@@ -81,7 +81,7 @@ class Parts:
         return _comes_along(self._tree[member.path])
 
     def ask_ahead(self) -> None:
-        """Have the daemon read the next part, unless it does."""
+        """Ask the daemon for the next part, unless that is done."""
         if self._ahead is None and self._is_known:
             part = next(self._following, None)
             if part is not None:
@@ -192,7 +192,7 @@ class _Part:
         return content
 
     def leave(self) -> None:
-        """Have its buffers used for other parts; nothing in them is of interest any more."""
+        """Give its buffers to other parts; what is in them is not needed any more."""
         self._spare += self._buffers
         del self._spare[_SPARE:]
 

@@ -140,7 +140,7 @@ class Conversation(Generic[L]):
         return result
 
     def has_columns(self, export: str, path: RemotePath) -> Procedure[bool]:
-        """Return whether the daemon gives listings in columns, for one of this directory."""
+        """Return whether the daemon sends listings in columns; an error names this directory."""
         return (yield from self.level(export, path)) >= COLUMNS_LEVEL
 
     def level(self, export: str, path: RemotePath) -> Procedure[int]:
@@ -184,7 +184,7 @@ class Conversation(Generic[L]):
         return self.goes_on and not (core.held or core.is_awaited or self.former)
 
     def send_again(self, ticket: Ticket[Any], limit: float | None = None) -> Procedure[None]:
-        """Have a call answered that was not taken, over another connection if there can be one.
+        """Send a call that was not taken again, over another connection if there can be one.
 
         One is looked for in the client's patience, and ``limit`` seconds at most.
         """
@@ -252,7 +252,7 @@ class Conversation(Generic[L]):
                 raise
 
     def _require_daemon(self, seconds: float) -> Procedure[None]:
-        """Have a first call answered, or raise OSError."""
+        """Wait for the answer to a first call, or raise OSError."""
         ticket = self.begin(calls.api_info())
         yield Wait(ticket, seconds)
         if not ticket.done:

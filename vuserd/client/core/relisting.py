@@ -50,7 +50,7 @@ class Relisting:
         )
 
     def begin_again(self) -> bool:
-        """Have the next call begin the listing anew; False where it was just begun."""
+        """Begin the listing anew with the next call; return False where it was just begun."""
         if self._following.after is None:
             return False
         self._following = Following()

@@ -61,7 +61,7 @@ class FileSink:
             write_at(self._fileno, payload, offset)
 
     def end(self, size: int) -> None:
-        """Have it end there."""
+        """Cut or extend it to ``size`` bytes."""
         os.ftruncate(self._fileno, size)
 
     def _write_but_zeros(self, payload: memoryview, offset: int) -> None:
@@ -118,7 +118,7 @@ class MemorySink:
         self._content.write(payload)
 
     def end(self, size: int) -> None:
-        """Have them end there."""
+        """Cut or extend them to ``size`` bytes."""
         end_at(self._content, size)
 
 
@@ -159,7 +159,7 @@ class ObjectSink:
         write_all(self._file, payload)
 
     def end(self, size: int) -> None:
-        """Have it end there, and stand there."""
+        """Cut or extend it to ``size`` bytes, and stand at its end."""
         end_at(self._file, size)
 
 
@@ -171,7 +171,7 @@ def write_all(file: WritableObject, payload: memoryview) -> None:
 
 
 def end_at(file: SeekableObject, size: int) -> None:
-    """Have an object end there; zeros are added where it is shorter."""
+    """Cut or extend an object to ``size`` bytes, with zeros, and stand at its end."""
     if file.seek(0, os.SEEK_END) < size:
         file.seek(size - 1)
         file.write(memoryview(b"\0"))

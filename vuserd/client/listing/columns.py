@@ -26,9 +26,9 @@ from vuserd.client.records import (
     to_name,
 )
 
-#: The daemon's API level from which on it gives columns.
+#: The daemon's API level from which on it sends columns.
 COLUMNS_LEVEL: Final = 3
-#: That from which on it reads ahead for who asks for all pages.
+#: The one from which on it reads ahead for a client that asks for all pages.
 AHEAD_LEVEL: Final = 5
 
 # Records of values that were checked by their columns.
@@ -36,7 +36,7 @@ _new_stat: Callable[[Iterable[Any]], Stat] = partial(tuple.__new__, Stat)
 _new_entry: Callable[[Iterable[Any]], Entry] = partial(tuple.__new__, Entry)
 _new_walk_entry: Callable[[Iterable[Any]], WalkEntry] = partial(tuple.__new__, WalkEntry)
 
-#: Entries of a page, for who asks for all pages: more than of maps, and so fewer calls.
+#: Entries of a page where all pages are asked for: more than of maps, and so fewer calls.
 PAGE_OF_COLUMNS: Final = 4000
 #: The fields of a stat but the first and the last one, which have types of their own.
 _NUMBERS: Final = Stat._fields[1:-1]

@@ -115,7 +115,7 @@ class LocalTree:
     # -- what became of it -------------------------------------------------------------------------
 
     def there(self, target: Callable[[], Target], names: Names, size: int) -> None:
-        """Tell of a file that is in place."""
+        """Report and count a file that is in place."""
         if self.how.verbose:
             self.how.tell(target(), os.path.join(self._local, *names))
         self._files += 1

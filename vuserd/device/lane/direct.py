@@ -1,4 +1,4 @@
-"""Requests of work in bulk: sent many at once, with the least that each can cost."""
+"""Requests of work in bulk: many are sent at once, and each costs as little as possible."""
 
 import functools
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from vuserd.device.request import Bulk, Target
 from vuserd.device.results import Failed
 from vuserd.errors import FileError
 
-#: What there is to fill in where a request has no handle.
+#: In the place of a handle, for a request that has none.
 NO_HANDLE: Final = FileHandle(0)
 
 #: The requests that can be sent so; those from READ on have a handle.
@@ -59,7 +59,7 @@ class Direct(Exchange):
         return forms
 
     def send(self, bulk: Bulk, requests: Sequence[Direction]) -> None:
-        """Send requests, or have them wait as others do; the caller publishes them.
+        """Send requests, or add them to those that wait; the caller publishes them.
 
         What may not be sent is settled with an error at once.
 
@@ -97,7 +97,7 @@ class Direct(Exchange):
             self._send_later(bulk, place, deadline if kind != RELEASE else 0.0)
 
     def _send_later(self, bulk: Bulk, place: int, deadline: float) -> None:
-        """Have a request wait as others do, if it may be sent."""
+        """Add a request to those that wait, if it may be sent."""
         asked = bulk.asked_at(place)
         if not deadline:
             self.post(asked[0])

@@ -209,7 +209,7 @@ class Exchange:
         self.requests.offer()
 
     def _wait(self, waiting: Waiting) -> None:
-        """Let a request wait, in the order in which they came, and submit what may be."""
+        """Add a request behind those that wait, and submit what may be."""
         require_room(waiting.asked[0])
         ticket = self._backlog.add(waiting)
         if waiting.batch is not None:

@@ -113,7 +113,7 @@ class Watch:
                 self._ask(now + self._timeout, probe)
 
     async def _take_replies(self, due: float) -> None:
-        """Have replies taken that came before it is looked at what was due by then.
+        """Let replies that have come be taken before deadlines are looked at.
 
         Where this process stood still (stopped, or its machine was) the backend may have, too.
         """

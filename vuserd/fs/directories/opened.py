@@ -36,7 +36,7 @@ class _Asked(NamedTuple):
     buffer: Buffer
 
     def give_up(self) -> None:
-        """Want it no more."""
+        """Give up the reply, and its buffer."""
         self.begun.give_up()
         self.buffer.give_back()
 

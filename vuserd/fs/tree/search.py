@@ -104,7 +104,7 @@ class Tree:
         return self._hold is not None
 
     async def enter(self, files: FileSystem) -> None:
-        """Have the directory's node in use, in the session that serves now.
+        """Take the directory's node into use, in the session that serves now.
 
         Raises:
             FileError: ENOTDIR and what the backend says.
@@ -157,7 +157,7 @@ class Tree:
             self._in_use.nodes.give_back(node)
 
     def take_back(self, entries: list[Found]) -> None:
-        """Have entries wait again that were not delivered after all."""
+        """Put entries back that were not delivered after all."""
         for found in entries:
             found.target = found.place = found.length = None
             # Others than these are asked for nothing that would show the error again.
@@ -173,7 +173,7 @@ class Tree:
         return self._refused[0][1] if self._refused else None
 
     def settle_refused(self, *, are_problems: bool) -> None:
-        """Have such directories wait again, or take their errors for their own."""
+        """Put such directories back, or take their errors for their own."""
         while self._refused:
             branch, error = self._refused.pop()
             if are_problems:
@@ -317,7 +317,7 @@ class Tree:
                 self.leave(found)
 
     def _add_branch(self, found: Found) -> None:
-        """Have a directory read that was found; its node is the branch's from here on."""
+        """Add a found directory to those to read; its node is the branch's from here on."""
         assert found.attributes is not None
         attributes, path = decode_attributes_at(found.attributes, 0), found.path
         if len(path) >= PATH_MAX:  # nothing in it could be asked for by its path

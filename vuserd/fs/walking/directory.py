@@ -77,7 +77,7 @@ class Directory:
         handle: FileHandle,
         taken: Iterable[tuple[DirectoryColumns, int]],
     ) -> None:
-        """Have a reader go on from what was taken of it, by an opening that is the reader's now."""
+        """Leave the rest to a reader, with what was taken and the opening, now the reader's."""
         assert self.node is not None
         self.reader = DirectoryReader(attributes=True)
         self.reader.begin(files, self.node, handle)

@@ -60,10 +60,10 @@ class Walk(Protocol):
         """Leave a directory that was read to its end, and is closed."""
 
     def set_aside(self, directory: Directory) -> None:
-        """Have a directory read otherwise: it does not end here, or an entry is odd."""
+        """Take a directory to be read by itself: it does not end here, or an entry is odd."""
 
     def put_back(self, directory: Directory) -> None:
-        """Have a directory wait: the backend is lost, or nobody wants it now."""
+        """Take a directory back: the backend is lost, or the page needs no more."""
 
 
 class Part:
@@ -104,12 +104,12 @@ class Part:
 
     @property
     def request(self) -> fuse.Request:
-        """What asks for its next entries."""
+        """The request for its next entries."""
         assert self.handle is not None
         return fuse.readdirplus(self.node.id, self.handle, self.following, self.size)
 
     def read_on(self, files: FileSystem) -> None:
-        """Have a reader go on with it, if it is open."""
+        """Leave the rest of it to a reader, if it is open."""
         if self.handle is None:
             return
         taken = []

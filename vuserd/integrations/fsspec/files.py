@@ -46,7 +46,7 @@ class _InLoop(Version):
         self._file, self._loop = file, loop
 
     def read_into(self, buffer: memoryview, offset: int) -> Procedure[int]:
-        """Have bytes read, and wait for them."""
+        """Read bytes, in the loop's thread, and wait for them."""
         yield from ()
         with os_errors(self._file.name):
             count: int = sync(self._loop, self._read_into, buffer, offset)
@@ -57,7 +57,7 @@ class _InLoop(Version):
         return await self._file.readinto(buffer)
 
     def close(self) -> None:
-        """Have it closed."""
+        """Close it, in the loop's thread."""
         sync(self._loop, self._file.aclose)
 
 
