@@ -20,7 +20,7 @@ from vuserd.fs.lookups import ATTEMPTS, not_told_apart, was_raced
 from vuserd.fs.tree.found import Branch
 
 T = TypeVar("T")
-#: A part of a job that returns something.
+#: A part of a job that returns something: a procedure.
 Part: TypeAlias = Generator[Sequence[Asked], Sequence[Result], T]
 
 #: Bytes of a directory that are read at once: some two hundred entries.
