@@ -9,11 +9,10 @@ the command has ended, when most of the file is yet to be written to the disk, w
 Every copy is compared with the source, outside the measured time.
 
 That is memory above all. The host of a virtual machine takes back what is free for some seconds,
-in large pieces, and whoever takes that next waits for the host, for longer than the whole copy
-takes. ``cp`` finds the small pieces again that it had before, however long ago; ``vuserctl get``
-would wait each time for the large ones that it had. A run that follows one of its own at once finds
-what that had, whichever command it is. Some are slow nevertheless, so the table has the fastest
-ones beside each other, too.
+and whoever takes that next waits for the host, for longer than the whole copy takes. Seen so far:
+after a pause that hits ``vuserctl get`` each time, and ``cp`` never. A run that follows one of its
+own at once finds what that had, whichever command it is. Some are slow nevertheless, so the table
+has the fastest ones beside each other, too.
 """
 
 import argparse
