@@ -10,9 +10,10 @@ Every copy is compared with the source, outside the measured time.
 
 That is memory above all. The host of a virtual machine takes back what is free for some seconds,
 and whoever takes that next waits for the host, for longer than the whole copy takes. Seen so far:
-after a pause that hits ``vuserctl get`` each time, and ``cp`` never. A run that follows one of its
-own at once finds what that had, whichever command it is. Some are slow nevertheless, so the table
-has the fastest ones beside each other, too.
+after a pause that hits whatever writes, as ``vuserctl get`` does, and not ``cp``, which has the
+kernel copy from file to file. A run that follows one of its own at once finds what that had,
+whichever command it is. Some are slow nevertheless, so the table has the fastest ones beside each
+other, too.
 """
 
 import argparse
