@@ -336,7 +336,7 @@ def load(
     length: int | None = None,
     file: int | None = None,
 ) -> Call[int]:
-    """Have a file's bytes written at ``address`` of attached memory; the result is their number."""
+    """Load a file's bytes to ``address`` of attached memory; the result is their number."""
     options = {"offset": offset, "length": length}
     if file is not None:
         options["file"] = file
@@ -355,7 +355,7 @@ def statfs(export: str) -> Call[FsStat]:
 
 
 def reload(export: str | None = None) -> Call[list[str]]:
-    """Have an export's backend replaced, or the configuration read again."""
+    """Replace an export's backend, or let the daemon read the configuration again."""
     return Call("reload", [None if export is None else _wire(export)], to_lines)
 
 

@@ -108,7 +108,7 @@ class AttachedMemory(_Attached):
         length: int | None = None,
         timeout: float | None = None,
     ) -> int:
-        """Have a file's bytes, from ``offset`` on, written at ``address`` in the memory.
+        """Load a file's bytes, from ``offset`` on, to ``address`` in the memory.
 
         Return how many they are: ``length``, or fewer where the file ends.
         """
@@ -164,7 +164,7 @@ class AsyncAttachedMemory(_Attached):
         length: int | None = None,
         timeout: float | None = None,
     ) -> int:
-        """Have a file's bytes, from ``offset`` on, written at ``address`` in the memory.
+        """Load a file's bytes, from ``offset`` on, to ``address`` in the memory.
 
         Return how many they are: ``length``, or fewer where the file ends.
         """

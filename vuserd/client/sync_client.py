@@ -305,7 +305,7 @@ class Client(WholeFiles):
         length: int | None = None,
         timeout: float | None = None,
     ) -> int:
-        """Have a file's bytes, from ``offset`` on, written at ``address`` of attached memory.
+        """Load a file's bytes, from ``offset`` on, to ``address`` of attached memory.
 
         Gives how many they are: ``length``, or fewer where the file ends.
         """

@@ -35,7 +35,7 @@ _cleanups: Final[list[Callable[[], None]]] = []
 
 
 def before_a_signal_ends(cleanup: Callable[[], None]) -> None:
-    """Have a function called before a signal ends the process; it may interrupt any code."""
+    """Call a function before a signal ends the process; it may interrupt any code."""
     _cleanups.append(cleanup)
 
 

@@ -44,7 +44,7 @@ class AttachedMemory:
     async def load(
         self, filesystem: FileSystem, path: bytes, address: int, offset: int, length: int | None
     ) -> int:
-        """Have a file's bytes written to ``address``, an offset in the memory.
+        """Load a file's bytes to ``address``, an offset in the memory.
 
         Args:
             filesystem: where the file is.

@@ -53,7 +53,7 @@ class Window:
         self._placement.lent.add(self)
 
     def reclaim(self) -> None:
-        """Count it there no more: the device has returned it."""
+        """Stop counting it there: the device has returned it."""
         self._placement.lent.remove(self)
         self._placement.session.slots.returned()
 

@@ -73,7 +73,7 @@ class Jobs:
         self._begin()
 
     def hold(self, member: Member) -> None:
-        """Have :meth:`run` wait for a member, too, until it has :meth:`ended`."""
+        """Make :meth:`run` wait for a member, too, until it has :meth:`ended`."""
         self._begun.add(member)
 
     async def run(self, begin: Callable[[], None] = lambda: None) -> None:

@@ -179,7 +179,7 @@ class Lookout:
                 await self._ended.wait()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         self._stopped = True
         self._scope.cancel()
 

@@ -124,7 +124,7 @@ class Account:
         return True
 
     def stop_waiting(self, waiter: Waiter) -> None:
-        """Let a waiter wait no more, and the next one try."""
+        """Remove a waiter, and let the next one try."""
         self._waiting.pop(waiter, None)
         self._wake_next()
 

@@ -285,7 +285,7 @@ class Server:
             connection.shut_down(f"{listener.address} is closed")
 
     def _forget(self, account: Account, connection: Connection) -> None:
-        """Count a client no more, of whom nothing is left."""
+        """Stop counting a client of whom nothing is left."""
         del self._connections[connection]
         account.leave()
         if not self._connections:

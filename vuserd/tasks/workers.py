@@ -76,7 +76,7 @@ class Workers:
         listed.add(self._give(job, listed))
 
     def _give_up_first(self, leader: Worker) -> None:
-        """Have another worker run the job that came first."""
+        """Give the job that came first to another worker."""
         job, listed = leader.job, leader.listed
         leader.job = leader.listed = None
         assert listed is not None
@@ -84,7 +84,7 @@ class Workers:
         listed.add(self._give(job, listed))
 
     def _give(self, job: Job | None, listed: set[Worker] | None) -> Worker:
-        """Have an idle worker or a new one run a job, or lead if there is none."""
+        """Give a job to an idle worker or a new one, which leads if there is none."""
         if self._idle:
             worker = self._idle.pop()
             worker.job, worker.listed = job, listed

@@ -91,7 +91,7 @@ class Lane(Direct):
             self._go_on()
 
     def obey(self, gate: Gate) -> None:
-        """Have ``gate`` decide from now on which requests the backend is given."""
+        """Let ``gate`` decide from now on which requests the backend is given."""
         self.gate = gate
         self._watch.attribution = Attribution(gate, self._timeout)
         self._held_back = gate.held

@@ -162,7 +162,7 @@ class SessionDaemon:
         return next(name for name in names if name not in self._exports)
 
     def _apply(self) -> None:
-        """Have the daemon serve what is wanted now."""
+        """Make the daemon serve what is wanted now."""
         self._write_configuration()
         with self.connect() as client:
             client.reload()
