@@ -304,7 +304,7 @@ class Virtqueue:
         return True
 
     def reap(self, most: int = WRAP) -> Iterator[Used]:
-        """Yield what the device has used, at most so many: a slot, a length, and the reply.
+        """Yield up to ``most`` chains that the device has used: a slot, a length, and the reply.
 
         The length is what was written to the whole chain, the reply what is of it in the slot's own
         room. The slot is free when the next one is asked for.

@@ -297,7 +297,7 @@ class AsyncClient:
         return ticket.result()
 
     async def _wait(self, ticket: Ticket[Any], limit: float | None) -> None:
-        """Wait for an answer, for so many seconds; TimedOut where it does not come."""
+        """Wait for an answer, for ``limit`` seconds; TimedOut where it does not come."""
         wait = partial(self._talk.link_of(ticket).wait, ticket)
         if limit is None:
             await wait()

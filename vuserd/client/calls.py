@@ -91,7 +91,7 @@ def filename_of(export: str, path: RemotePath) -> str:
 
 
 def within(seconds: float, call: Call[T]) -> Call[T]:
-    """Return a call that asks a backend so many seconds, over which it has TIMEOUT.
+    """Return a call that asks a backend for ``seconds``, and then fails with TIMEOUT.
 
     ``client.call(within(0.5, stat("kernels", "Image")))``, with any client. Each answer of the
     backend still has the time that the export's configuration gives it.

@@ -187,7 +187,7 @@ class TimedOut(ClientError, TimeoutError):  # noqa: N818
 
     @classmethod
     def after(cls, seconds: float) -> "TimedOut":
-        """Return the error of a daemon that was silent for so many seconds."""
+        """Return the error of a daemon that was silent for ``seconds``."""
         return cls(f"the daemon did not answer within {seconds:g} s")
 
 

@@ -36,7 +36,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def semaphore(self, count: int) -> AbstractAsyncContextManager[object]:
-        """Return what lets so many tasks in at once."""
+        """Return what lets ``count`` tasks in at once."""
 
     @abstractmethod
     async def checkpoint(self) -> None:
@@ -59,7 +59,7 @@ class Runtime(ABC):
 
     @abstractmethod
     async def within(self, seconds: float, wait: Callable[[], Awaitable[None]]) -> None:
-        """Wait for something, and no longer than so many seconds."""
+        """Wait for something, for ``seconds`` at most."""
 
     @abstractmethod
     async def in_thread(self, function: Callable[[], object]) -> None:

@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
         "--timeout",
         metavar="SECONDS",
         type=seconds_argument,
-        help="give up after so many seconds without an answer",
+        help="give up after SECONDS without an answer",
     )
     common.add_argument("--json", action="store_true", help="print JSON where there is a table")
 

@@ -79,17 +79,17 @@ class Page:
         self.has_room = self._left > 0 and limit > 0
 
     def take(self, size: int) -> None:
-        """Take so many bytes of the index; the last entry of a page may take more than are left."""
+        """Take ``size`` bytes of the index; a page's last entry may take more than are left."""
         self._left -= size
         self.has_room = self._left > 0 and len(self.found) < self._limit
 
     def add(self, found: Found, size: int) -> None:
-        """Add an entry, which takes so many bytes of the index."""
+        """Add an entry, which takes ``size`` bytes of the index."""
         self.found.append(found)
         self.take(size)
 
     def place(self, length: int) -> Place | None:
-        """Return room for so many bytes, with zeros in its last word; None where there is none."""
+        """Return room for ``length`` bytes, zeros in its last word; None where there is none."""
         taken = length + -length % _ALIGNMENT
         if taken > self._left:
             return None

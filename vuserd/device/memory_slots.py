@@ -126,7 +126,7 @@ class MemorySlots:
             self._holders[holder] = None
 
     def end_hold(self, holder: SlotHolder) -> None:
-        """Ask a holder for its slot no more: it gives that back."""
+        """Stop asking a holder for its slot: it gives that back."""
         self._holders.pop(holder, None)
 
     def returned(self) -> None:

@@ -69,7 +69,7 @@ class PayloadPool:
         self._lost = lambda _: None  # the session knows by now; keep no reference to it
 
     def _find_kept(self, wanted: int) -> None:
-        """Give up a backend that keeps so many abandoned buffers that ``wanted`` cannot be had.
+        """Give up a backend that keeps too many abandoned buffers for ``wanted`` to be had.
 
         It may answer everything else, and so would never be found silent.
         """

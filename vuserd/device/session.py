@@ -89,7 +89,7 @@ class Session:
 
     @property
     def lost(self) -> bool:
-        """Whether the session is over: what the backend mapped or holds matters no more."""
+        """Whether the session is over: what the backend mapped or holds does not matter then."""
         return self._reason is not None
 
     @property

@@ -12,7 +12,7 @@ class SharedBuffer:
         self._lent = 0
 
     def parts(self, size: int) -> list["BufferPart"]:
-        """Return as many parts of so many bytes as it has."""
+        """Return it in parts of ``size`` bytes each."""
         return [
             BufferPart(self, begin, size) for begin in range(0, self.buffer.size - size + 1, size)
         ]

@@ -184,7 +184,7 @@ class Lookout:
         self._scope.cancel()
 
     async def see(self, patience: float = _PATIENCE) -> Sight | None:
-        """Look now; None where the file system cannot tell, or not in so many seconds."""
+        """Look now; None where the file system cannot tell, or not in ``patience`` seconds."""
         began = trio.current_time()
         with trio.move_on_after(patience), contextlib.suppress(OSError):
             sight = await self._in_thread()

@@ -100,14 +100,14 @@ class Backoff(Generic[Key]):
         return 0.0 if record is None else max(0.0, record.until - trio.current_time())
 
     def begin_trial(self, key: Key, seconds: float) -> None:
-        """Let one call try what is held back no more; hold it back from others for so long."""
+        """Let one call try what was held back; hold it back from others for ``seconds``."""
         record = self.held.get(key)
         if record is not None:
             record.on_trial = True
             record.until = trio.current_time() + seconds
 
     def end_trial(self, key: Key) -> None:
-        """Hold something back no more that was tried, and did not hang."""
+        """Stop holding something back that was tried, and did not hang."""
         record = self.held.get(key)
         if record is not None and record.on_trial:
             record.on_trial = False

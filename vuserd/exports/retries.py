@@ -30,7 +30,7 @@ class Retries:
         self._failed_starts = 0 if asked else self._failed_starts + 1
 
     def are_over(self, most: int) -> bool:
-        """Return whether more than so many starts in a row have failed."""
+        """Return whether more than ``most`` starts in a row have failed."""
         return self._failed_starts > most
 
     def delay(self, least: float, most: float, *, asked: bool) -> float:

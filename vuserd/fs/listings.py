@@ -96,7 +96,7 @@ class ContinuationTable(Generic[Going]):
         return going
 
     def end(self, going: Going) -> None:
-        """Close one that is not kept, or no more."""
+        """Close one that is not kept, or is not to be any longer."""
         going.close()
         self._uncount(going)
 

@@ -129,7 +129,7 @@ class Account:
         self._wake_next()
 
     def end_requests(self, count: int) -> None:
-        """Count so many requests less."""
+        """Stop counting ``count`` requests."""
         self.requests -= count
         if self._waiting:
             self._wake_next()

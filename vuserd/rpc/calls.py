@@ -49,7 +49,7 @@ _NO_LIMIT: Final = contextlib.nullcontext()
 
 @contextlib.contextmanager
 def _limit(seconds: float) -> Iterator[None]:
-    """Let the block take so long at most.
+    """Let the block take ``seconds`` at most.
 
     Raises:
         CallError: TIMEOUT.

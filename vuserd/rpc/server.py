@@ -148,7 +148,7 @@ class Server:
         self._open.set()
 
     def stop(self, drain: float) -> None:
-        """Accept no more clients and calls; those in progress may take so many seconds."""
+        """Accept no more clients and calls; those in progress may take ``drain`` seconds."""
         self._drain = drain
         self._stopped = True
         self._stop.set()

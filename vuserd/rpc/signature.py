@@ -63,7 +63,7 @@ def integer(least: int = 0, most: int = _MAX_INT) -> Kind:
 
 
 def seconds(most: float) -> Kind:
-    """Return the kind of a time span of up to so many seconds."""
+    """Return the kind of a time span of up to ``most`` seconds."""
 
     def check(value: Any) -> float:
         if type(value) not in (int, float):

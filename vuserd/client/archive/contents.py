@@ -170,7 +170,7 @@ class Contents:
 
 
 class Gone(Exception):  # noqa: N818 - never leaves the clients
-    """A file of the tree is there no more."""
+    """A file of the tree is gone."""
 
     def __init__(self, member: Member) -> None:
         super().__init__(member.path)

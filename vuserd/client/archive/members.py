@@ -95,7 +95,7 @@ class Format(Protocol):
         """Return what stands before the content of a member that fits in."""
 
     def end(self, written: int) -> bytes:
-        """Return what stands after the last member, with so many bytes before it."""
+        """Return what stands after the last member, with ``written`` bytes before it."""
 
 
 class _Names:

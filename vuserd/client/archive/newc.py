@@ -15,7 +15,7 @@ _LENGTH: Final = 6 + 13 * 8
 #: A NUL and what it is padded with, by how many bytes of a block are before it.
 _AFTER_NAME: Final = [bytes(4 - odd) for odd in range(4)]
 _TRAILER: Final = b"TRAILER!!!"
-#: cpio writes blocks of so many bytes.
+#: Bytes of the blocks that cpio writes.
 _BLOCK: Final = 512
 _MOST: Final = 0xFFFF_FFFF
 #: The kernel passes longer names over in silence: PATH_MAX, with the NUL.

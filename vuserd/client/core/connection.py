@@ -185,7 +185,7 @@ class ClientCore:
             self.abandon(self.begin(call))
 
     def sent(self, count: int) -> None:
-        """Remove so many bytes from what is to be sent: the socket took them."""
+        """Remove ``count`` bytes from what is to be sent: the socket took them."""
         self.changing = True
         self.outgoing.sent(count)
         self.changing = False
@@ -238,7 +238,7 @@ class ClientCore:
         return self._received - self._decoder.buffered
 
     def closed_for_requests(self, *, unread: bool = False) -> list[Ticket[Any]]:
-        """Send no more requests, as the daemon takes none (EPIPE); return the calls that fail.
+        """Stop sending requests, as the daemon takes none (EPIPE); return the calls that fail.
 
         It has the others, and their answers will come. ``unread`` is that of :meth:`ended`.
         """

@@ -232,7 +232,7 @@ class Conversation(Generic[L]):
     # -- the first connection ----------------------------------------------------------------------
 
     def _reach(self, candidate: Candidate, connecting: float, answering: float) -> Procedure[None]:
-        """Connect to one address in so many seconds; have it answer in as many, where guessed."""
+        """Connect in ``connecting`` seconds; a guessed address has to answer in ``answering``."""
         deadline = self.now() + connecting
         while True:
             try:

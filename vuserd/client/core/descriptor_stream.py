@@ -52,7 +52,7 @@ class Outgoing:
         return self._bytes[:end], (descriptor,)
 
     def sent(self, count: int) -> None:
-        """Remove what was sent: so many bytes of :meth:`next_piece`, and what was beside them."""
+        """Remove what was sent: ``count`` bytes of :meth:`next_piece`, and what was beside them."""
         if count and self._beside and self._beside[0][0] == self._begin:
             self._close(self._beside.popleft()[1])
         del self._bytes[:count]

@@ -123,7 +123,7 @@ class Ticket(Generic[T]):
             error.filename, error.asked = call.filename, call.method
 
     def timed_out(self, seconds: float) -> TimedOut:
-        """Return the error for it, where it was not answered in so many seconds."""
+        """Return the error for it, where it was not answered in ``seconds``."""
         error = TimedOut.after(seconds)
         self.name(error)
         return error

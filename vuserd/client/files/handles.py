@@ -110,7 +110,7 @@ class AsyncFile:
         self._position = Position(version.size)
 
     async def read(self, size: int | None = -1) -> bytes:
-        """Return so many bytes, fewer only at the end; all that are left for -1."""
+        """Return ``size`` bytes, fewer only at the end; all that are left for -1."""
         left = self._position.left
         wanted = left if size is None or size < 0 else min(size, left)
         content = bytearray(wanted)

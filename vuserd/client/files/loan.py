@@ -51,7 +51,7 @@ class Loan:
 
 
 def lend(file: OpenFile, size: int) -> Procedure[Loan | None]:
-    """Lend memory to the daemon for so many bytes of a file; None where there is no room for it."""
+    """Lend memory to the daemon for ``size`` bytes of a file; None where there is no room."""
     room = lent_size(size)
     if room is None:
         return None

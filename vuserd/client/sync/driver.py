@@ -139,7 +139,7 @@ class Driver:
         return None
 
     def _wait(self, ticket: Ticket[Any], limit: float | None) -> None:
-        """Wait for an answer, for so many seconds; TimedOut where it does not come."""
+        """Wait for an answer, for ``limit`` seconds; TimedOut where it does not come."""
         self._talk.link_of(ticket).wait(ticket, limit)
         if not ticket.done:
             assert limit is not None

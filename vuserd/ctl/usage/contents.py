@@ -44,7 +44,7 @@ def add_contents(command: AddCommand) -> None:
     )
     _add_interval(watch, 2.0)
     watch.add_argument(
-        "-n", dest="count", metavar="COUNT", type=count_argument, help="end after so many changes"
+        "-n", dest="count", metavar="COUNT", type=count_argument, help="end after COUNT changes"
     )
     add_target(watch)
     watch.add_argument("run", metavar=COMMAND, nargs="*", help="is run after changes")
@@ -59,10 +59,14 @@ def _add_part(parser: CommandParser) -> None:
         metavar="LINES",
         type=number_argument,
         default=10,
-        help="so many lines (default: 10)",
+        help="this number of lines (default: 10)",
     )
     parser.add_argument(
-        "-c", dest="bytes", metavar="BYTES", type=number_argument, help="so many bytes instead"
+        "-c",
+        dest="bytes",
+        metavar="BYTES",
+        type=number_argument,
+        help="this number of bytes instead",
     )
     add_targets(parser)
 

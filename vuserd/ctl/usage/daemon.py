@@ -29,7 +29,7 @@ def add_daemon(command: AddCommand) -> None:
         help="pause between updates (default: 2)",
     )
     top.add_argument(
-        "-n", dest="count", metavar="COUNT", type=count_argument, help="end after so many updates"
+        "-n", dest="count", metavar="COUNT", type=count_argument, help="end after COUNT updates"
     )
     command("metrics", "print the daemon's metrics in Prometheus' text format", "metrics")
     trace = command(
@@ -45,7 +45,7 @@ def add_daemon(command: AddCommand) -> None:
         "--read", metavar="FILE", help="print those of a file that was written before"
     )
     trace.add_argument(
-        "-n", dest="count", metavar="COUNT", type=number_argument, help="end after so many requests"
+        "-n", dest="count", metavar="COUNT", type=number_argument, help="end after COUNT requests"
     )
     completion = command(
         "completion",

@@ -14,8 +14,8 @@ from vuserd.device.request import Batch, work_of
 from vuserd.users.asker import Asker
 
 #: Microseconds of work that bulk requests which are in the backend at once are for it: enough to
-#: keep it busy, but the small requests of others do not wait long behind them. Where one client
-#: alone has asked for so many seconds, they are as much as sixteen small directories of a walk.
+#: keep it busy, but the small requests of others do not wait long behind them. Where only one
+#: client has asked for ``_MEMORY`` seconds, as much as sixteen small directories of a walk.
 _MOST_WORK: Final = 1100
 _MOST_WORK_ALONE: Final = 3300
 _MEMORY: Final = 0.1

@@ -37,7 +37,7 @@ _DIRECTORY: Final = stat.S_IFDIR >> 12
 
 
 class Below(NamedTuple):
-    """Takes nodes of directories that came with attributes, by their names: so many at most.
+    """Takes nodes of directories that came with attributes, by their names, up to a number.
 
     They are borrowed, and whoever has this gives them back.
     """

@@ -134,7 +134,7 @@ class SmallDirectories:
         self._targets = SharedBuffer(buffer).parts(_SIZE)
 
     async def run(self, groups: int) -> None:
-        """Read so many groups at once.
+        """Read this number of groups at once.
 
         Raises:
             BackendError: the backend is lost, or answers late.
