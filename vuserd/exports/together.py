@@ -31,7 +31,7 @@ class Joint:
         self.waiters: dict[Waiter, None] = {}
 
     def leave(self, waiter: Waiter) -> None:
-        """Let a call wait no more; the errand is abandoned with the last one."""
+        """Remove a call; the errand is abandoned with the last one."""
         del self.waiters[waiter]
         if not self.waiters and self.errand is not None:
             errand, self.errand = self.errand, None
@@ -54,7 +54,7 @@ class Together:
     def join(
         self, key: Hashable, waiter: Waiter, make: Callable[[Done[Any]], Errand[Any] | None]
     ) -> Joint | None:
-        """Have a call wait for the errand of those with the same key, which begins soon.
+        """Add a call to those with the same key, whose errand begins soon.
 
         Args:
             key: what it asks, and on whose behalf; no other call has it if an answer is one's own.
