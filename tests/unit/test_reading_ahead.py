@@ -2,7 +2,7 @@
 
 import errno
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 
 import pytest
@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
 from vuserd.device.session import Session
-from vuserd.errors import BackendError
+from vuserd.errors import BackendBroken, BackendError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.listings import Listing
 from vuserd.users.asker import ASKER, Asker
@@ -128,6 +128,8 @@ async def test_what_no_page_wants_is_given_back(
     assert files.session.payloads.taken == 1
     assert callable(end)
     end(listing)
+    listing.close()
+    files.close()
     if is_late:
         _let_go(backend, held)
     await owes_nothing(backend, files)
@@ -204,6 +206,31 @@ async def test_the_next_backend_is_asked_anew(backend: FakeBackend, attributes: 
             found += (await listing.next_page(files, PAGE, goes_on=True)).names
         assert found == [*backend.files]
         await owes_nothing(backend, files)
+
+
+@pytest.mark.parametrize("end", [Listing.close, Listing.lapse])
+async def test_a_lie_that_nobody_waits_for_ends_the_session_alone(
+    files: FileSystem,
+    backend: FakeBackend,
+    caplog: pytest.LogCaptureFixture,
+    end: Callable[[Listing], None],
+) -> None:
+    """It shows when the client is gone, or where idle things are ended, which others share."""
+
+    def lie(request: FuseRequest) -> Answer | None:
+        if int.from_bytes(request.body[8:16], "little"):
+            return Answer(b"no directory entry")
+        return backend.serve_files(request)
+
+    backend.answer_to(Opcode.READDIRPLUS, lie)
+    listing = Listing(b"", attributes=True)
+    await listing.next_page(files, PAGE, goes_on=True)
+    await wait_all_tasks_blocked()
+    assert not files.session.lost
+    end(listing)
+    with trio.fail_after(60):
+        assert isinstance(await files.session.wait_lost(), BackendBroken)
+    caplog.clear()  # which keeps the error, and the memory of the session with it
 
 
 def _hold(backend: FakeBackend, attributes: bool) -> list[FuseRequest]:

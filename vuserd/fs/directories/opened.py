@@ -1,5 +1,6 @@
 """An open directory, of which the backend may be asked for more than what is wanted at once."""
 
+import contextlib
 import math
 from typing import Final, NamedTuple
 
@@ -13,6 +14,7 @@ from vuserd.device.payloads import given_back
 from vuserd.device.request import Undo
 from vuserd.device.results import length_of
 from vuserd.device.session import Session
+from vuserd.errors import BackendError
 from vuserd.fs.nodes import Node, NodeTable
 from vuserd.tasks.turns import is_alone
 
@@ -37,7 +39,10 @@ class _Asked(NamedTuple):
 
     def give_up(self) -> None:
         """Give up the reply, and its buffer."""
-        self.begun.give_up()
+        # What came may show only now that the backend broke the protocol: the session knows, and is
+        # lost. Whoever ends a listing is not to blame, and may have others to end.
+        with contextlib.suppress(BackendError):
+            self.begun.give_up()
         self.buffer.give_back()
 
 
