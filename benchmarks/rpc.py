@@ -21,7 +21,7 @@ import trio
 from vuserd.config.model import ClientLimits
 from vuserd.delivery.images import ImageStore
 from vuserd.rpc.access import Rights
-from vuserd.rpc.methods import Methods
+from vuserd.rpc.methods.table import Methods
 from vuserd.rpc.server import Listener, Server
 
 _CALLS: Final = 3200  #: in a round

@@ -30,7 +30,7 @@ from vuserd.listen.rigs import Rigs
 from vuserd.metrics.exporter import Exporter
 from vuserd.metrics.sources import Sources
 from vuserd.rpc.access import Rights
-from vuserd.rpc.methods import Methods
+from vuserd.rpc.methods.table import Methods
 from vuserd.rpc.server import Server
 from vuserd.service.systemd import Notifier
 from vuserd.wire.address import socket_address

@@ -4,12 +4,18 @@ import inspect
 from collections.abc import Iterator
 from typing import Final
 
-from vuserd.rpc.daemon_methods import DaemonMethods
-from vuserd.rpc.file_methods import FileMethods
-from vuserd.rpc.methods import API_LEVEL, Methods
-from vuserd.rpc.signature import Method, methods_of
+from vuserd.rpc.methods.daemon import DaemonMethods
+from vuserd.rpc.methods.files import FileMethods
+from vuserd.rpc.methods.pages import PageMethods
+from vuserd.rpc.methods.signature import Method, methods_of
+from vuserd.rpc.methods.table import API_LEVEL, Methods
 
-OWNERS: Final = {"Files": FileMethods, "The daemon": DaemonMethods, "The connection": Methods}
+OWNERS: Final = {
+    "Files": FileMethods,
+    "Directories": PageMethods,
+    "The daemon": DaemonMethods,
+    "The connection": Methods,
+}
 
 
 def reference() -> str:

@@ -13,7 +13,7 @@ from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.accounts import Account
 from vuserd.rpc.connection import Connection
 from vuserd.rpc.counters import Counters
-from vuserd.rpc.methods import Methods
+from vuserd.rpc.methods.table import Methods
 from vuserd.tasks.hub import Hub
 from vuserd.tasks.turns import Turns
 from vuserd.tasks.workers import Workers

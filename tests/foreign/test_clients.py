@@ -13,7 +13,7 @@ import pytest
 from tests.documents import blocks
 from tests.foreign.interpreters import interpreter
 from tests.running import REPOSITORY, RunningDaemon
-from vuserd.rpc.methods import API_LEVEL
+from vuserd.rpc.methods.table import API_LEVEL
 
 #: npm has packages to get, the first time.
 pytestmark = pytest.mark.timeout(300)

@@ -32,10 +32,10 @@ from vuserd.fs.owners import owners_of
 from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.accounts import Account
 from vuserd.rpc.caller import Caller
-from vuserd.rpc.file_methods import EXTENTS_MAX
-from vuserd.rpc.methods import API_COMPATIBLE, API_LEVEL, Methods
+from vuserd.rpc.methods.files import EXTENTS_MAX
+from vuserd.rpc.methods.signature import TIMEOUT
+from vuserd.rpc.methods.table import API_COMPATIBLE, API_LEVEL, Methods
 from vuserd.rpc.results.answers import Listing, Tree
-from vuserd.rpc.signature import TIMEOUT
 from vuserd.tasks.turns import Turns
 from vuserd.tracing.trace import TraceTable
 from vuserd.wire.codec import MessageDecoder, Response, decode_value

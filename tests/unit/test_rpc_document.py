@@ -5,7 +5,7 @@ from typing import Final
 
 from docs.site import methods
 from tests.running import REPOSITORY
-from vuserd.rpc.signature import Method, methods_of
+from vuserd.rpc.methods.signature import Method, methods_of
 
 DECLARED: Final = [
     method

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vuserd.errors import CallError, ErrorCode
-from vuserd.rpc.signature import (
+from vuserd.rpc.methods.signature import (
     FLAG,
     PATH,
     TEXT,

@@ -25,10 +25,10 @@ from vuserd.rpc.access import Rights
 from vuserd.rpc.accounts import Account, Allowance
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.counters import GONE, NO_METHOD, OK, ClientCounters, Counters
-from vuserd.rpc.methods import Methods
+from vuserd.rpc.methods.signature import TIMEOUT, Method, weightless
+from vuserd.rpc.methods.table import Methods
 from vuserd.rpc.outbox import Outbox, Reply
 from vuserd.rpc.results.answers import Asked
-from vuserd.rpc.signature import TIMEOUT, Method, weightless
 from vuserd.tasks.turns import SHARER
 from vuserd.tasks.workers import Worker, Workers
 from vuserd.tracing.trace import TraceTable

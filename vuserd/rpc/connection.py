@@ -31,7 +31,7 @@ from vuserd.rpc.accounts import Account
 from vuserd.rpc.calls import Calls
 from vuserd.rpc.counters import Counters
 from vuserd.rpc.intake import Intake
-from vuserd.rpc.methods import Methods
+from vuserd.rpc.methods.table import Methods
 from vuserd.tasks.hub import Hub
 from vuserd.tasks.workers import Workers
 from vuserd.users.foreign_descriptors import accept_descriptors_inline

@@ -18,7 +18,7 @@ from vuserd.rpc.access import Origin, Peer, Rights, netns_cookie
 from vuserd.rpc.accounts import Account, Accounts
 from vuserd.rpc.connection import Connection
 from vuserd.rpc.counters import Counters
-from vuserd.rpc.methods import Methods
+from vuserd.rpc.methods.table import Methods
 from vuserd.rpc.peer_log import PeerLog
 from vuserd.tasks.hub import Hub
 from vuserd.tasks.workers import Workers

@@ -11,10 +11,11 @@ from vuserd.errors import CallError, ErrorCode
 from vuserd.exports.export import Export
 from vuserd.rpc.access import VisibleExports
 from vuserd.rpc.caller import Caller
-from vuserd.rpc.daemon_methods import DaemonMethods, Manager
-from vuserd.rpc.file_methods import FileMethods
+from vuserd.rpc.methods.daemon import DaemonMethods, Manager
+from vuserd.rpc.methods.files import FileMethods
+from vuserd.rpc.methods.pages import PageMethods
+from vuserd.rpc.methods.signature import TEXT, Method, method, methods_of
 from vuserd.rpc.peer_log import PeerLog
-from vuserd.rpc.signature import TEXT, Method, method, methods_of
 
 #: Goes up with each addition; a client that needs level N works with every daemon of N or more...
 API_LEVEL: Final = 5
@@ -42,6 +43,7 @@ class Methods:
         self.table: Mapping[str, Method] = {
             **methods_of(self),
             **methods_of(DaemonMethods(visible, manager)),
+            **methods_of(PageMethods(visible)),
             **methods_of(FileMethods(visible, images)),
         }
         self._described = [method.describe() for method in self.table.values()]

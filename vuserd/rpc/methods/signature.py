@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from vuserd.errors import CallError, ErrorCode
+from vuserd.rpc.methods.short import Short
 from vuserd.rpc.results import answers
-from vuserd.rpc.short import Short
 from vuserd.wire.codec import name_bytes
 
 _MAX_INT = (1 << 63) - 1

@@ -4,8 +4,7 @@ from typing import Any, Final, Protocol
 
 from vuserd.rpc.access import Rights, VisibleExports
 from vuserd.rpc.caller import Caller
-from vuserd.rpc.results.maps import event_map
-from vuserd.rpc.signature import (
+from vuserd.rpc.methods.signature import (
     FLAG,
     TEXT,
     Option,
@@ -15,6 +14,7 @@ from vuserd.rpc.signature import (
     optional,
     seconds,
 )
+from vuserd.rpc.results.maps import event_map
 from vuserd.tracing.trace import CAPACITY
 
 #: About the most bytes that a status has: it names clients.

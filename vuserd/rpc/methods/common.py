@@ -1,0 +1,36 @@
+"""What methods about files have in common: parameters, options, and how owners are seen."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.owners import Owners
+from vuserd.rpc.methods.signature import (
+    FLAG,
+    PATH,
+    TEXT,
+    TIMEOUT,
+    Option,
+    integer,
+    optional,
+    seconds,
+)
+
+#: The most seconds that a client may give a call.
+TIMEOUT_MAX: Final = 86_400.0
+
+#: Where a file is.
+FILE: Final = {"export": TEXT, "path": PATH}
+#: How long a call may take, which file is open already, and how times are shown.
+TIMED: Final = {TIMEOUT: Option(optional(seconds(TIMEOUT_MAX)), None)}
+OPENED: Final = {"file": Option(optional(integer()), None)}
+SPLIT: Final = {"split_times": Option(FLAG, default=False)}
+
+_Result = TypeVar("_Result")
+
+
+async def with_owners(
+    operation: Callable[[FileSystem], Awaitable[_Result]], files: FileSystem
+) -> tuple[_Result, Owners | None]:
+    """Do an operation on the files; return how the backend that answered sees their owners, too."""
+    return await operation(files), files.owners

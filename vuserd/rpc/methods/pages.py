@@ -1,0 +1,198 @@
+"""The methods whose results come in pages: listings, walks and trees."""
+
+import functools
+from typing import Final, TypeVar
+
+from vuserd.delivery.inline import READ_MAX
+from vuserd.delivery.pages import TreePages
+from vuserd.errors import BackendError, FileError
+from vuserd.fs.listings import ContinuationTable
+from vuserd.fs.listings import Listing as DirectoryListing
+from vuserd.fs.walk import TreeWalk
+from vuserd.rpc.access import VisibleExports
+from vuserd.rpc.caller import Caller
+from vuserd.rpc.methods.common import FILE, SPLIT, TIMED, with_owners
+from vuserd.rpc.methods.signature import FLAG, TOKEN, Option, integer, listing_weight, method
+from vuserd.rpc.results import answers
+from vuserd.rpc.results.answers import Listing, pack_listing
+from vuserd.rpc.results.maps import entry_parts
+from vuserd.rpc.results.tree_index import encode_index
+from vuserd.wire.codec import wire_name
+
+#: The most entries of one page.
+PAGE_MAX: Final = 10_000
+#: The most entries of one page of a tree, and the bytes that it may be given.
+TREE_PAGE_MAX: Final = 4096
+TREE_SIZES: Final = (128 << 10, READ_MAX)
+
+#: Options of a listing and of a walk.
+_PAGE: Final = {
+    "attrs": Option(FLAG, default=False),
+    "limit": Option(integer(1, PAGE_MAX), 1000),
+    "after": Option(TOKEN, None),
+    "columns": Option(FLAG, default=False),
+} | SPLIT
+
+
+class PageMethods:
+    """What a client can ask of the directories of an export.
+
+    Args:
+        exports: as each client sees them.
+
+    """
+
+    def __init__(self, exports: VisibleExports) -> None:
+        self.exports = exports
+
+    @method(
+        FILE,
+        _PAGE | {"ahead": Option(FLAG, default=False)} | TIMED,
+        "map of entries (with columns: a map of lists), next",
+        answer=answers.listing,
+        weight=listing_weight,
+    )
+    async def readdir(
+        self,
+        caller: Caller,
+        export: str,
+        path: bytes,
+        *,
+        attrs: bool,
+        limit: int,
+        after: bytes | None,
+        columns: bool,
+        split_times: bool,
+        ahead: bool,
+    ) -> Listing:
+        """Return a page of a directory; a listing that goes on stays this connection's."""
+        found = self.exports.find(caller.rights, export)
+        begun = (export, path, attrs)
+        if after is None:
+            listing = DirectoryListing(path, attributes=attrs)
+        else:
+            listing = caller.listings.take(after, begun)
+        try:
+            entries, owners = await found.call(
+                functools.partial(
+                    with_owners, lambda files: listing.next_page(files, limit, goes_on=ahead)
+                )
+            )
+        except BaseException as error:
+            if after is not None and isinstance(error, BackendError | FileError):
+                caller.listings.keep(listing, begun, after)  # it can be asked again
+            else:
+                caller.listings.end(listing)
+            raise
+        return await pack_listing(
+            caller,
+            len(entries.names),
+            entry_parts(entries, "name", owners, attributes=attrs, split_times=split_times),
+            columns=columns,
+            next=_next_token(caller.listings, listing, begun),
+        )
+
+    @method(
+        FILE,
+        _PAGE | TIMED,
+        "map of entries (with columns: a map of lists), problems, next",
+        answer=answers.listing,
+        weight=listing_weight,
+    )
+    async def walk(
+        self,
+        caller: Caller,
+        export: str,
+        path: bytes,
+        *,
+        attrs: bool,
+        limit: int,
+        after: bytes | None,
+        columns: bool,
+        split_times: bool,
+    ) -> Listing:
+        """Return a page of the tree below a directory; the walk stays this connection's."""
+        found = self.exports.find(caller.rights, export)
+        begun = (export, path)
+        if after is None:
+            walk = TreeWalk(path, attributes=attrs)
+        else:
+            walk = caller.walks.take(after, begun)
+        try:
+            (entries, problems), owners = await found.call(
+                functools.partial(with_owners, lambda files: walk.next_page(files, limit))
+            )
+        except BaseException:
+            caller.walks.end(walk)
+            raise
+        return await pack_listing(
+            caller,
+            len(entries.names),
+            entry_parts(entries, "path", owners, attributes=attrs, split_times=split_times),
+            columns=columns,
+            problems=[
+                {"path": wire_name(problem.path), **problem.error.to_wire()} for problem in problems
+            ],
+            next=_next_token(caller.walks, walk, begun),
+        )
+
+    @method(
+        FILE,
+        {
+            "limit": Option(integer(1, TREE_PAGE_MAX), TREE_PAGE_MAX),
+            "size": Option(integer(*TREE_SIZES), 2 << 20),
+            "after": Option(TOKEN, None),
+            "look_again": Option(FLAG, default=True),
+        }
+        | SPLIT
+        | TIMED,
+        "bin of index and bytes",
+        since=3,
+        answer=answers.tree,
+        weight=lambda _, options: options["size"],
+    )
+    async def tree(
+        self,
+        caller: Caller,
+        export: str,
+        path: bytes,
+        *,
+        limit: int,
+        size: int,
+        after: bytes | None,
+        look_again: bool,
+        split_times: bool,
+    ) -> answers.Tree:
+        """Return a page of the tree below a directory, with the bytes of its small files."""
+        found = self.exports.find(caller.rights, export)
+        begun = (export, path)
+        pages = TreePages(path) if after is None else caller.trees.take(after, begun)
+        try:
+            fill = functools.partial(pages.next_page, limit=limit, size=size, look_again=look_again)
+            page, owners = await found.call(functools.partial(with_owners, fill))
+        except BaseException as error:
+            if after is not None and isinstance(error, BackendError | FileError):
+                caller.trees.keep(pages, begun, after)  # it can be asked again
+            else:
+                caller.trees.end(pages)
+            raise
+        try:
+            following = _next_token(caller.trees, pages, begun)
+            head = encode_index(page, owners, following, split_times=split_times)
+            return answers.Tree(head, page.content)
+        except BaseException:
+            page.content.give_back()
+            raise
+
+
+_Paged = TypeVar("_Paged", DirectoryListing, TreeWalk, TreePages)
+
+
+def _next_token(
+    table: ContinuationTable[_Paged], paged: _Paged, begun: tuple[object, ...]
+) -> bytes | None:
+    """Keep what goes on and return its token; end what is finished."""
+    if paged.finished:
+        table.end(paged)
+        return None
+    return table.keep(paged, begun)
