@@ -151,9 +151,10 @@ class Client(WholeFiles):
     ) -> Iterator[Entry]:
         """Return all entries of a directory, page by page, in the backend's order.
 
-        What is there all the time comes once, also where the daemon is restarted meanwhile. With
-        ``attrs`` each has its ``stat``; that of one whose attributes cannot be had raises why, as
-        :meth:`os.DirEntry.stat` does.
+        The next page is read while the caller takes the one before, so an entry may be as old as
+        that. What is there all the time comes once, also where the daemon is restarted meanwhile.
+        With ``attrs`` each has its ``stat``; that of one whose attributes cannot be had raises why,
+        as :meth:`os.DirEntry.stat` does.
         """
         return self._iterate(composite.listed(self._talk, export, path, attrs=attrs), timeout)
 
