@@ -545,6 +545,22 @@ class TestForms:
             assert ring.memory[room : room + 6] == b"second"
         assert ring.queue.free == 0
 
+    def test_slot_that_another_request_took_has_the_form_no_more(self) -> None:
+        ring, form = Ring(), Form(b"form", 16)
+        heads = [ring.queue.take(form) for _ in range(SLOTS)]
+        ring.queue.publish()
+        for position, head in enumerate(heads):
+            ring.use(position, head, 16, index=position + 1)
+        ring.reap()
+        for position in range(SLOTS, 2 * SLOTS):
+            head = ring.add(b"other")
+            ring.queue.publish()
+            ring.use(position, head, 16, index=position + 1)
+            ring.reap()
+        for _ in range(SLOTS):
+            room = ROOMS + 112 * (ring.queue.take(form) // 3)
+            assert ring.memory[room : room + 4] == b"form"
+
     @pytest.mark.parametrize("form", [Form(b"", 16), Form(b"x" * 65, 16), Form(b"x", 49)])
     def test_form_that_fits_no_slot_is_refused(self, form: Form) -> None:
         ring = Ring()
