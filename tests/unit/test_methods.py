@@ -656,6 +656,22 @@ async def test_a_page_that_failed_keeps_nothing_that_counts(
     assert (holdings.count, holdings.size) == (0, 0)
 
 
+@pytest.mark.parametrize("method", ["readdir", "walk"])
+async def test_a_page_that_is_not_packed_in_time_keeps_nothing(
+    client: Client, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would know its token."""
+
+    async def never_packed(*_: Any, **__: Any) -> Listing:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("vuserd.rpc.methods.pages.pack_listing", never_packed)
+    with trio.move_on_after(0.05) as scope:
+        await client.call(method, "files", "", {"limit": 1})
+    assert scope.cancelled_caught
+    assert (client.account.holdings.count, client.account.holdings.size) == (0, 0)
+
+
 # --- owners ---------------------------------------------------------------------------------------
 
 

@@ -41,10 +41,10 @@ async def test_a_long_page_lets_others_have_their_turn(
     def part(begin: int, end: int) -> list[tuple[str, list[Any]]]:
         return [(name, values[begin:end]) for name, values in fields.items()]
 
-    listing = await pack_listing(cast("Caller", turns), count, part, columns=columns, next=None)
+    listing = await pack_listing(cast("Caller", turns), count, part, columns=columns)
     maps = [dict(zip(fields, row, strict=True)) for row in zip(*fields.values(), strict=True)]
     result = {"next": None, "entries": fields if columns else maps}
-    assert b"".join(listing.pieces(7)) == encode_response(7, None, result)
+    assert b"".join(listing.beside(next=None).pieces(7)) == encode_response(7, None, result)
     assert fewest <= turns.taken <= most
 
 
@@ -59,6 +59,6 @@ async def test_a_field_that_some_entries_alone_have(special: int) -> None:
         some = {name: values[begin:end] for name, values in fields.items()}
         return [(name, values) for name, values in some.items() if any(values)]
 
-    listing = await pack_listing(cast("Caller", Turns()), count, part, columns=True, next=None)
+    listing = await pack_listing(cast("Caller", Turns()), count, part, columns=True)
     result = {"next": None, "entries": fields}
-    assert b"".join(listing.pieces(7)) == encode_response(7, None, result)
+    assert b"".join(listing.beside(next=None).pieces(7)) == encode_response(7, None, result)

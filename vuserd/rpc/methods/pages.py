@@ -84,13 +84,17 @@ class PageMethods:
             else:
                 caller.listings.end(listing)
             raise
-        return await pack_listing(
-            caller,
-            len(entries.names),
-            entry_parts(entries, "name", owners, attributes=attrs, split_times=split_times),
-            columns=columns,
-            next=_next_token(caller.listings, listing, begun),
-        )
+        try:
+            packed = await pack_listing(
+                caller,
+                len(entries.names),
+                entry_parts(entries, "name", owners, attributes=attrs, split_times=split_times),
+                columns=columns,
+            )
+        except BaseException:
+            caller.listings.end(listing)
+            raise
+        return packed.beside(next=_next_token(caller.listings, listing, begun))
 
     @method(
         FILE,
@@ -122,14 +126,16 @@ class PageMethods:
             (entries, problems), owners = await found.call(
                 functools.partial(with_owners, lambda files: walk.next_page(files, limit))
             )
+            packed = await pack_listing(
+                caller,
+                len(entries.names),
+                entry_parts(entries, "path", owners, attributes=attrs, split_times=split_times),
+                columns=columns,
+            )
         except BaseException:
             caller.walks.end(walk)
             raise
-        return await pack_listing(
-            caller,
-            len(entries.names),
-            entry_parts(entries, "path", owners, attributes=attrs, split_times=split_times),
-            columns=columns,
+        return packed.beside(
             problems=[
                 {"path": wire_name(problem.path), **problem.error.to_wire()} for problem in problems
             ],

@@ -1,7 +1,8 @@
 """Results on their way to replies: each kind makes its own reply, and counts what it gives."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Self
 
 import trio
 
@@ -38,8 +39,12 @@ class Listing(NamedTuple):
 
     length: int
     packed: list[bytes]
-    others: Mapping[str, Any]
     columns: bool
+    others: Mapping[str, Any] = MappingProxyType({})
+
+    def beside(self, **others: Any) -> Self:
+        """Return it with what else is in the result."""
+        return self._replace(others=others)
 
     def pieces(self, msgid: int) -> list[bytes | memoryview]:
         """Return the response in pieces."""
@@ -54,16 +59,14 @@ async def pack_listing(
     fields: Callable[[int, int], Iterable[Field]],
     *,
     columns: bool,
-    **others: Any,
 ) -> Listing:
-    """Pack a listing's entries, to be sent beside ``others``: in columns, or a map each.
+    """Pack a listing's entries: in columns, or a map each.
 
     Args:
         caller: takes a turn for each part of them.
         count: how many entries there are.
         fields: returns those of the entries from one place to before another.
         columns: whether they are wanted in columns.
-        others: what else is in the result.
 
     """
     maps: list[bytes] = []
@@ -84,14 +87,14 @@ async def pack_listing(
         begin, end = end, min(count, end + most // len(part))
         await _let_others(caller)
     if not columns:
-        return Listing(count, maps, others, columns)
+        return Listing(count, maps, columns)
     packed: list[bytes] = []
     for name, parts in lists.items():
         packed.append(encode_list_head(name, count))
         for begin, size in sizes.items():
             # What one part alone has, such as submounts, none of another part's entries is.
             packed.append(parts.get(begin) or encode_column([False] * size))
-    return Listing(len(lists), packed, others, columns)
+    return Listing(len(lists), packed, columns)
 
 
 async def _let_others(caller: Caller) -> None:
