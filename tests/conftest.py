@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 
 from tests.covering import Covering
+from tests.e2e.started_once import stop_shared
 from tests.forking import stop_template
 from tests.reports import tell_less
 from tests.running import REPOSITORY, RunningDaemon, adopt_orphans, find_backend, leftovers
@@ -90,6 +91,7 @@ def _nothing_is_left_behind() -> Iterator[None]:
     before = leftovers()
     yield
     stop_template()
+    stop_shared()
     gc.collect()  # a fake backend and its own methods keep each other
     assert leftovers() == before
 

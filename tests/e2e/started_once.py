@@ -76,7 +76,7 @@ class StartedOnce:
             while _take(pipe, said[pipe]):
                 pass
         out, err = (bytes(said[pipe]) for pipe in self._pipes)
-        ended = Ended(int(status), out, err.decode())
+        ended = Ended(int(status), out, os.fsdecode(err))
         assert "Traceback" not in ended.err
         assert "Exception ignored" not in ended.err
         return ended
@@ -84,6 +84,25 @@ class StartedOnce:
     def close(self) -> None:
         self._control.close()
         self._process.communicate(timeout=_PATIENCE)
+
+
+_shared: dict[tuple[int, str], StartedOnce] = {}
+
+
+def shared(module: str, *imports: str) -> StartedOnce:
+    """Return what runs a module for all tests of this process; it is started when first wanted."""
+    which = os.getpid(), module  # a fork of this process has one of its own
+    if which not in _shared:
+        variables = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
+        _shared[which] = StartedOnce(module, imports, "", variables)
+    return _shared[which]
+
+
+def stop_shared() -> None:
+    """End all that :func:`shared` has started in this process."""
+    for process, module in list(_shared):
+        if process == os.getpid():
+            _shared.pop((process, module)).close()
 
 
 def _take(pipe: int, said: bytearray) -> bool:

@@ -2,12 +2,11 @@
 
 import io
 import os
-import subprocess
-import sys
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Final, NamedTuple
 
+from tests.e2e.started_once import shared
 from tests.loops import LOOPS, Loop
 from vuserd.client import Client
 from vuserd.client.records import Stat
@@ -151,12 +150,11 @@ def by_get_r(served: Served, path: str) -> bytes:
 
 def by_cat(served: Served, path: str) -> bytes:
     """Take it from the command's standard output, so in a process of its own."""
-    command = [os.path.join(os.path.dirname(sys.executable), "vuserctl")]
-    command += ["--socket", served.socket, "cat", f"{served.export}:{path}"]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=60)
-    if done.returncode:
-        raise FailedCommandError(os.fsdecode(done.stderr))
-    return done.stdout
+    command = ("--socket", served.socket, "cat", f"{served.export}:{path}")
+    done = shared("vuserd.ctl.main", "vuserd.ctl.commands").run(*command)
+    if done.status:
+        raise FailedCommandError(done.err)
+    return done.out
 
 
 def by_vuserctl_load(served: Served, path: str) -> bytes:

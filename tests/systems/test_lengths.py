@@ -112,7 +112,7 @@ def test_files_of_the_kernels_own(
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_files_of_fuse(served: Served, files: Path, way: Callable[[Served, str], bytes]) -> None:
-    names = list(_ODD)[::5] if way is by_cat else _ODD  # which starts Python for each
+    names = list(_ODD)[::5] if way is by_cat else _ODD  # each in a process of its own
     assert wrong_files(served, files, way, [f"odd/{name}/file" for name in names]) == []
 
 
