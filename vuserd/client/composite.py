@@ -178,14 +178,13 @@ def tree(
     """Emit all that is below a directory, with the bytes of its small files.
 
     ``room`` returns the buffer that the next page is received into; by default they are two, in
-    turns, and the first page is a small one. For the options see :func:`calls.tree`.
+    turns. For the options see :func:`calls.tree`.
     """
     from vuserd.client.files.tree_page import FIRST_PAGE_BYTES, PAGE_BYTES, TreePage
 
-    first = PAGE_BYTES if room else FIRST_PAGE_BYTES
     room = room or cycle([memoryview(bytearray(PAGE_BYTES)) for _ in range(2)]).__next__
     decode = TreePage.from_wire
-    ticket = talk.begin(calls.tree(export, path, room()[:first], decode, **options))
+    ticket = talk.begin(calls.tree(export, path, room()[:FIRST_PAGE_BYTES], decode, **options))
     pages = Following()
     try:
         while True:
