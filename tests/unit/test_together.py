@@ -1,6 +1,8 @@
 """Equal calls that come at once are asked once, and each has its answer or its error."""
 
+import gc
 import socket
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -106,6 +108,33 @@ def test_the_end_of_one_may_have_another_leave() -> None:
     together.begin()
     fakes.made[0]("found", None)
     assert [caller.ends for caller in callers] == [["found"], ["found"], []]
+
+
+def test_what_failed_is_not_kept_by_its_traceback() -> None:
+    """Its frames would keep a lost session, and the memory of that mapped."""
+
+    class Raising(Caller):
+        def end(self, found: Any, failure: Exception | None) -> None:
+            try:
+                assert failure is not None
+                raise failure
+            except ValueError:
+                pass
+            finally:
+                del failure
+
+    together, fakes = Together(), Fakes()
+    join(together, fakes, [Raising()])
+    together.begin()
+    gc.disable()
+    try:
+        error = ValueError()
+        kept = weakref.ref(error)
+        fakes.made[0](None, error)
+        del error
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_where_no_errand_is_to_be_had_nobody_waits() -> None:

@@ -1,6 +1,7 @@
 """Pages of a tree: which bytes are in them, what is only named, and what is left in the backend."""
 
 import errno
+import gc
 import stat
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
@@ -13,7 +14,7 @@ from protocol.fuse import Attributes, NodeId, Opcode, decode_attributes_at
 from tests.delivered import tree_delivered
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest, cancelled_when
 from tests.fake.files import ROOT, coarse_now, directory_record
-from vuserd.delivery.page import Page
+from vuserd.delivery.page import Page, Place
 from vuserd.delivery.pages import TreePage, TreePages
 from vuserd.device.request import SMALL_READ
 from vuserd.device.session import Session
@@ -671,6 +672,18 @@ async def test_few_files_are_read_at_once_while_another_client_asks(
             opened = backend.serve_files(request)
             assert opened is not None
             backend.reply(request, opened)
+
+
+async def test_a_page_leaves_nothing_to_the_collector(files: FileSystem, pages: TreePages) -> None:
+    """What it was filled with would keep the memory of a lost session mapped."""
+    gc.collect()
+    gc.disable()
+    try:
+        shown(await pages.next_page(files, 1000, SIZE))
+        await wait_all_tasks_blocked()  # until its files are released
+        assert not [each for each in gc.get_objects() if isinstance(each, Place)]
+    finally:
+        gc.enable()
 
 
 async def test_where_no_directory_is_there_is_no_tree(files: FileSystem) -> None:

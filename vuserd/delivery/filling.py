@@ -114,6 +114,9 @@ class Filling:
             tree.settle_refused(are_problems=False)
             tree.take_back(self._page.found)
             raise
+        finally:
+            # A cycle with it would keep the page's memory mapped when the session is over.
+            del self._reads
         while tree.problems and self._page.has_room:
             self.problems.append(tree.problems.popleft())
             self._page.take(_PROBLEM + len(self.problems[-1][0]))

@@ -39,10 +39,13 @@ class Joint:
 
     def _end(self, found: Any, failure: Exception | None) -> None:
         self.errand = None
-        for waiter in [*self.waiters]:
-            if waiter in self.waiters:  # the end of one may have others leave
-                del self.waiters[waiter]
-                waiter.end(found, failure)
+        try:
+            for waiter in [*self.waiters]:
+                if waiter in self.waiters:  # the end of one may have others leave
+                    del self.waiters[waiter]
+                    waiter.end(found, failure)
+        finally:
+            del failure  # break the cycle exception -> traceback -> frame
 
 
 class Together:

@@ -85,7 +85,10 @@ class _ShortCall:
 
     def end(self, found: Any, failure: Exception | None) -> None:
         """Take what was found."""
-        self._calls.end_short(self, found, failure)
+        try:
+            self._calls.end_short(self, found, failure)
+        finally:
+            del failure  # break the cycle exception -> traceback -> frame
 
 
 class Calls:
