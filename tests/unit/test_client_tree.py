@@ -10,7 +10,7 @@ from tests.fake.tree_pages import columns, page, row
 from tests.unit.faces import Connect
 from vuserd.client import Client
 from vuserd.client.errors import BadReply, NotTaken, RemoteError
-from vuserd.client.files.tree_page import FIRST_PAGE_BYTES, PAGE_BYTES, TreePage
+from vuserd.client.files.tree_page import PAGE_BYTES, TreePage
 from vuserd.wire.bin_head import encode_bin_response_head
 from vuserd.wire.codec import Request
 
@@ -103,15 +103,6 @@ def test_a_tree_does_not_go_on_with_another_daemon(client: Client, fake_daemon: 
     assert next(tree).path == "b"
     fake_daemon.tree_limit = 2
     assert [entry.path for entry in client.tree("kernels", "boot")] == ["a", "b"]
-
-
-def test_the_first_page_is_a_small_one(client: Client, fake_daemon: FakeDaemon) -> None:
-    """Nobody has anything to do before it comes."""
-    fake_daemon.tree_limit = 1
-    assert len(list(client.tree("kernels", "boot"))) > 1
-    asked = [each.params[2]["size"] for each in fake_daemon.requests if each.method == "tree"]
-    assert asked == [FIRST_PAGE_BYTES, *[PAGE_BYTES] * (len(asked) - 1)]
-    assert len(asked) > 1
 
 
 def test_a_tree_left_alone(connect: Connect, fake_daemon: FakeDaemon) -> None:
@@ -211,7 +202,7 @@ def test_what_a_later_daemon_adds_is_ignored() -> None:
     assert bytes(entry.content) == b"abc"
 
 
-@pytest.mark.parametrize("size", [FIRST_PAGE_BYTES + 1, PAGE_BYTES, 64 << 20])
+@pytest.mark.parametrize("size", [PAGE_BYTES + 1, 64 << 20])
 def test_a_page_that_is_larger_than_was_asked_for(
     client: Client, fake_daemon: FakeDaemon, size: int
 ) -> None:

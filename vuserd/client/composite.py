@@ -180,11 +180,11 @@ def tree(
     ``room`` returns the buffer that the next page is received into; by default they are two, in
     turns. For the options see :func:`calls.tree`.
     """
-    from vuserd.client.files.tree_page import FIRST_PAGE_BYTES, PAGE_BYTES, TreePage
+    from vuserd.client.files.tree_page import PAGE_BYTES, TreePage
 
     room = room or cycle([memoryview(bytearray(PAGE_BYTES)) for _ in range(2)]).__next__
     decode = TreePage.from_wire
-    ticket = talk.begin(calls.tree(export, path, room()[:FIRST_PAGE_BYTES], decode, **options))
+    ticket = talk.begin(calls.tree(export, path, room(), decode, **options))
     pages = Following()
     try:
         while True:

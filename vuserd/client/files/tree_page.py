@@ -17,8 +17,6 @@ from vuserd.wire.codec import decode_value
 
 #: Bytes of a page, with its index: between two pages the backend has nothing to do for a moment.
 PAGE_BYTES: Final = 4 << 20
-#: Bytes of the first one, which nobody has anything to do before.
-FIRST_PAGE_BYTES: Final = 1 << 20
 
 _HEAD: Final = struct.Struct(">I")
 #: The types of what each column may hold; all that are not named here are numbers.
