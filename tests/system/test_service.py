@@ -59,16 +59,10 @@ def _backend(machine: Machine, export: str = "kernels") -> int:
     return int(pid)
 
 
-def _in_flight(machine: Machine) -> int:
-    """Return how many requests the only export's backend has not answered."""
-    [export] = json.loads(machine.run(["vuserctl", "--json", "status"]))["exports"]
-    return int(export["in_flight"])
-
-
 def _asked_by_others(machine: Machine) -> int:
     """Return how many requests the daemon has of other clients than the one that looks."""
     clients = json.loads(machine.run(["vuserctl", "--json", "status"]))["clients"]
-    return sum(client["in_flight"] for client in clients) - 1
+    return sum(int(client["in_flight"]) for client in clients) - 1
 
 
 def _print_exposure(machine: Machine, unit: str) -> None:

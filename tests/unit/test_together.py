@@ -113,12 +113,16 @@ def test_the_end_of_one_may_have_another_leave() -> None:
 def test_what_failed_is_not_kept_by_its_traceback() -> None:
     """Its frames would keep a lost session, and the memory of that mapped."""
 
+    class Odd(Exception):  # noqa: N818
+        pass
+
     class Raising(Caller):
         def end(self, found: Any, failure: Exception | None) -> None:
+            self.ends.append(found)
             try:
                 assert failure is not None
                 raise failure
-            except ValueError:
+            except Odd:
                 pass
             finally:
                 del failure
@@ -128,7 +132,7 @@ def test_what_failed_is_not_kept_by_its_traceback() -> None:
     together.begin()
     gc.disable()
     try:
-        error = ValueError()
+        error = Odd()
         kept = weakref.ref(error)
         fakes.made[0](None, error)
         del error
