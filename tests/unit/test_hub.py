@@ -160,6 +160,20 @@ async def test_clients_of_one_user_are_told_apart(crowd: Crowd) -> None:
     assert not crowd.turns.is_alone(other)
 
 
+async def test_one_between_two_turns_of_another_is_told_apart(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is neither the first nor the last of the pass."""
+    [(one, ours), (other, others)] = crowd.add(2)
+    heard: list[object] = []
+    monkeypatch.setattr(crowd.turns, "hear", heard.append)
+    ours.send(b"aaa")
+    others.send(b"b")
+    await wait_all_tasks_blocked()
+    assert bytes(one.read) == b"aaa"
+    assert heard[:3] == [one, other, one]
+
+
 @threat(
     "heavy requests",
     who=Who.CLIENT,

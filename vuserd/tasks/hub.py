@@ -241,15 +241,19 @@ class Hub:
     def _take_turn(self, queue: deque[Client], turn: Turn) -> int:
         """Let a user's connections go on; return how many steps these were."""
         left = turn.steps
-        self._turns.hear(queue[0].sharer)
+        heard: Client | None = None
         while queue and left > 0:
             client = queue.popleft()
+            if client is not heard:
+                # One after the other tells that they are several; of the same ones again it would
+                # tell no more.
+                self._turns.hear(client.sharer)
+                heard = client
             client.is_queued = False
             left -= client.go_on(left, turn.request)
             if client.has_more and not client.is_queued:
                 client.is_queued = True
                 queue.append(client)
-        self._turns.hear(client.sharer)
         return turn.steps - left
 
     def _enqueue(self, client: Client) -> None:
