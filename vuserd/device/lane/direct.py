@@ -79,6 +79,8 @@ class Direct(Exchange):
         unique = self._unique
         for place, kind, node, handle, size, target in requests[:room]:
             unique += 2
+            if target is not None:
+                target.lend()
             head = take(forms[kind])
             begin = first_words[head]
             words[begin + UNIQUE_WORD] = unique
@@ -87,7 +89,6 @@ class Direct(Exchange):
                 words[begin + HANDLE_WORD] = handle
             if target is not None:
                 words[begin + READ_SIZE_WORD] = size
-                target.lend()
                 ring.aim(head, target.address, size)
             by_head[head] = unique, bulk, place, deadline if kind != RELEASE else 0.0, target
             if observer is not None:
