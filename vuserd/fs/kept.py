@@ -1,6 +1,8 @@
-"""The interface of what a client keeps open in a backend between two of its calls."""
+"""What a client keeps open in a backend between two of its calls, and why it may not go on."""
 
 from abc import ABC, abstractmethod
+
+from vuserd.errors import CallError, ErrorCode
 
 
 class Kept(ABC):
@@ -14,3 +16,12 @@ class Kept(ABC):
     @abstractmethod
     def lapse(self) -> None:
         """Give back all handles and nodes that the backend has for it."""
+
+
+def replaced() -> CallError:
+    """Return the error of a listing whose directory is another one by now."""
+    return CallError(
+        ErrorCode.CHANGED,
+        "the directory was replaced since a part of it was read, or it is not known whether it was;"
+        " begin again",
+    )

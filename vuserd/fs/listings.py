@@ -6,7 +6,7 @@ from typing import Generic, Protocol, TypeVar
 from protocol.dirent_columns import DirectoryColumns
 from vuserd.errors import CallError, ErrorCode
 from vuserd.fs.filesystem import FileSystem
-from vuserd.fs.kept import Kept
+from vuserd.fs.kept import Kept, replaced
 from vuserd.fs.nodes import Hold, Node
 from vuserd.fs.reader import DirectoryReader
 from vuserd.users.holdings import Holdings
@@ -191,9 +191,9 @@ class Listing(Kept):
             self._device = files.device
         elif self._node is not None:
             if node.id != self._node.id:
-                raise _replaced()
+                raise replaced()
         elif self._elsewhere or node.attributes.ino != self._ino or files.device != self._device:
-            raise _replaced()
+            raise replaced()
 
     def _keep_on(self) -> None:
         """Let what is open lapse unless it is used; leave its nodes if nothing is open."""
@@ -207,10 +207,3 @@ class Listing(Kept):
         self._files = self._node = None
         if hold is not None:
             hold.leave()
-
-
-def _replaced() -> CallError:
-    return CallError(
-        ErrorCode.CHANGED,
-        "the directory was replaced since the page before, or it is not known whether it was",
-    )

@@ -13,11 +13,11 @@ from vuserd.device.payloads import given_back
 from vuserd.errors import BackendError, CallError, FileError, VuserdError
 from vuserd.fs.directories.entries import Below
 from vuserd.fs.filesystem import FileSystem
-from vuserd.fs.kept import Kept
+from vuserd.fs.kept import Kept, replaced
 from vuserd.fs.nodes import Hold, Node
 from vuserd.fs.paths import PATH_MAX
 from vuserd.fs.reader import DirectoryReader
-from vuserd.fs.walking.directory import Directory, replaced
+from vuserd.fs.walking.directory import Directory
 from vuserd.fs.walking.small import (
     GROUP,
     GROUPS,

@@ -23,9 +23,10 @@ from protocol.fuse import (
 )
 from vuserd.device.jobs import Job
 from vuserd.device.request import Seen
-from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
+from vuserd.errors import CallError, FileError, VuserdError
 from vuserd.fs.directories.offsets import no_end
 from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.kept import replaced
 from vuserd.fs.lookups import not_told_apart
 from vuserd.fs.nodes import Hold
 from vuserd.fs.paths import PATH_MAX
@@ -367,7 +368,7 @@ class Tree:
     @staticmethod
     def _require_same(branch: Branch, attributes: Attributes, *, elsewhere: bool) -> None:
         if branch.given and (elsewhere or attributes.ino != branch.ino):
-            raise CallError(ErrorCode.CHANGED, "the directory was replaced while it was read")
+            raise replaced()
 
 
 def _are_old(columns: AttributeColumns) -> list[bool]:

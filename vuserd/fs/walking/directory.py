@@ -5,8 +5,8 @@ from typing import Final
 
 from protocol.dirent_columns import DirectoryColumns
 from protocol.fuse import FileHandle
-from vuserd.errors import CallError, ErrorCode
 from vuserd.fs.filesystem import FileSystem
+from vuserd.fs.kept import replaced
 from vuserd.fs.nodes import Hold, Node, NodeTable
 from vuserd.fs.reader import DirectoryReader
 
@@ -94,8 +94,3 @@ class Directory:
             hold.leave()
         elif node is not None:
             nodes.give_back(node.id)
-
-
-def replaced() -> CallError:
-    """Return the error of a directory that is another one than before."""
-    return CallError(ErrorCode.CHANGED, "the directory was replaced while it was read")
