@@ -1,6 +1,8 @@
 """The methods whose results come in pages: listings, walks and trees."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from vuserd.delivery.inline import READ_MAX
@@ -72,28 +74,18 @@ class PageMethods:
             listing = DirectoryListing(path, attributes=attrs)
         else:
             listing = caller.listings.take(after, begun)
-        try:
+        with _kept_or_ended(caller.listings, listing, begun, after):
             entries, owners = await found.call(
                 functools.partial(
                     with_owners, lambda files: listing.next_page(files, limit, goes_on=ahead)
                 )
             )
-        except BaseException as error:
-            if after is not None and isinstance(error, BackendError | FileError):
-                caller.listings.keep(listing, begun, after)  # it can be asked again
-            else:
-                caller.listings.end(listing)
-            raise
-        try:
             packed = await pack_listing(
                 caller,
                 len(entries.names),
                 entry_parts(entries, "name", owners, attributes=attrs, split_times=split_times),
                 columns=columns,
             )
-        except BaseException:
-            caller.listings.end(listing)
-            raise
         return packed.beside(next=_next_token(caller.listings, listing, begun))
 
     @method(
@@ -122,7 +114,7 @@ class PageMethods:
             walk = TreeWalk(path, attributes=attrs)
         else:
             walk = caller.walks.take(after, begun)
-        try:
+        with _kept_or_ended(caller.walks, walk, begun, None):
             (entries, problems), owners = await found.call(
                 functools.partial(with_owners, lambda files: walk.next_page(files, limit))
             )
@@ -132,9 +124,6 @@ class PageMethods:
                 entry_parts(entries, "path", owners, attributes=attrs, split_times=split_times),
                 columns=columns,
             )
-        except BaseException:
-            caller.walks.end(walk)
-            raise
         return packed.beside(
             problems=[
                 {"path": wire_name(problem.path), **problem.error.to_wire()} for problem in problems
@@ -173,15 +162,9 @@ class PageMethods:
         found = self.exports.find(caller.rights, export)
         begun = (export, path)
         pages = TreePages(path) if after is None else caller.trees.take(after, begun)
-        try:
+        with _kept_or_ended(caller.trees, pages, begun, after):
             fill = functools.partial(pages.next_page, limit=limit, size=size, look_again=look_again)
             page, owners = await found.call(functools.partial(with_owners, fill))
-        except BaseException as error:
-            if after is not None and isinstance(error, BackendError | FileError):
-                caller.trees.keep(pages, begun, after)  # it can be asked again
-            else:
-                caller.trees.end(pages)
-            raise
         try:
             following = _next_token(caller.trees, pages, begun)
             head = encode_index(page, owners, following, split_times=split_times)
@@ -192,6 +175,28 @@ class PageMethods:
 
 
 _Paged = TypeVar("_Paged", DirectoryListing, TreeWalk, TreePages)
+
+
+@contextmanager
+def _kept_or_ended(
+    table: ContinuationTable[_Paged],
+    paged: _Paged,
+    begun: tuple[object, ...],
+    after: bytes | None,
+) -> Iterator[None]:
+    """Make a page in the block; where that fails, end what it is of.
+
+    Where the backend or a file is to blame, the page can be asked for again by the token ``after``,
+    if there is one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if after is not None and isinstance(error, BackendError | FileError):
+            table.keep(paged, begun, after)
+        else:
+            table.end(paged)
+        raise
 
 
 def _next_token(
