@@ -55,7 +55,7 @@ import os
 import socket
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
@@ -220,6 +220,27 @@ class FakeBackend(FakeFiles):
             return answer(request) if callable(answer) else answer
 
         self.answer = answer_one
+
+    def hold(self, is_held: Callable[[FuseRequest], bool]) -> list[FuseRequest]:
+        """Keep requests in the list that is returned, until :meth:`let_go`; answer all others."""
+        held: list[FuseRequest] = []
+
+        def answer(request: FuseRequest) -> Answer | None:
+            if not is_held(request):
+                return self.serve_files(request)
+            held.append(request)
+            return None
+
+        self.answer = answer
+        return held
+
+    def let_go(self, held: Iterable[FuseRequest]) -> None:
+        """Answer what was held, and all that comes, from the files."""
+        self.answer = self.serve_files
+        for request in held:
+            answer = self.serve_files(request)
+            assert answer is not None
+            self.reply(request, answer)
 
     def reply(self, request: FuseRequest, answer: Answer) -> None:
         """End a request."""

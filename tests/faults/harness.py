@@ -35,6 +35,13 @@ Call: TypeAlias = Callable[[FileSystem], Awaitable[object]]
 Lie: TypeAlias = Answer | Callable[[FakeBackend, FuseRequest], Answer | None] | None
 
 
+async def until(is_so: Callable[[], object]) -> None:
+    """Wait until something is so that another task or process brings about."""
+    with trio.fail_after(FOR_EVER):
+        while not is_so():  # noqa: ASYNC110 - nothing tells
+            await trio.sleep(0.01)
+
+
 class Front(NamedTuple):
     """A session and a file system on it, and the backend that they are up against."""
 

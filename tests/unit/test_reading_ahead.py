@@ -2,7 +2,7 @@
 
 import errno
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -25,12 +25,6 @@ PAGE = 16
 def backend() -> FakeBackend:
     files: dict[bytes, File | bytes] = {b"f%03d" % number: b"" for number in range(ENTRIES)}
     return FakeBackend(files)
-
-
-@pytest.fixture
-async def session(backend: FakeBackend) -> AsyncIterator[Session]:
-    async with backend.session() as session:
-        yield session
 
 
 @pytest.fixture
@@ -131,7 +125,7 @@ async def test_what_no_page_wants_is_given_back(
     listing.close()
     files.close()
     if is_late:
-        _let_go(backend, held)
+        backend.let_go(held)
     await owes_nothing(backend, files)
 
 
@@ -145,7 +139,7 @@ async def test_a_caller_that_waits_for_it_may_give_up(
         nursery.start_soon(listing.next_page, files, PAGE)
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    _let_go(backend, held)
+    backend.let_go(held)
     found = first.names
     while not listing.finished:
         found += (await listing.next_page(files, PAGE, goes_on=True)).names
@@ -234,23 +228,8 @@ async def test_a_lie_that_nobody_waits_for_ends_the_session_alone(
 
 
 def _hold(backend: FakeBackend, attributes: bool) -> list[FuseRequest]:
-    """Have the backend answer no reply of a listing but the first."""
-    held: list[FuseRequest] = []
-
-    def answer(request: FuseRequest) -> Answer | None:
-        if not struct.unpack_from("=QQ", request.body)[1]:
-            return backend.serve_files(request)
-        held.append(request)
-        return None
-
-    backend.answer_to(opcode(attributes), answer)
-    return held
-
-
-def _let_go(backend: FakeBackend, held: list[FuseRequest]) -> None:
-    """Answer what was held."""
-    backend.answer = backend.serve_files
-    for request in held:
-        answer = backend.serve_files(request)
-        assert answer is not None
-        backend.reply(request, answer)
+    """Hold all replies of a listing but the first."""
+    kind = opcode(attributes)
+    return backend.hold(
+        lambda request: request.opcode is kind and struct.unpack_from("=QQ", request.body)[1] > 0
+    )

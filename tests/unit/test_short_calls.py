@@ -1,7 +1,6 @@
 """Calls without a task whose client goes away, whose daemon ends, or whose backend dies."""
 
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from trio.testing import MockClock
 from protocol.fuse import Attributes, Opcode
 from tests.fake.backend import FakeBackend
 from tests.fake.files import Answer, FuseRequest
-from tests.faults.harness import CONTENT, FOR_EVER, exported
+from tests.faults.harness import CONTENT, FOR_EVER, exported, until
 from tests.faults.system_calls import FILE, daemon_on, is_served
 from vuserd.client import TrioClient, calls
 from vuserd.client.calls import Call
@@ -34,33 +33,10 @@ def backend() -> FakeBackend:
     return FakeBackend({b"Image": CONTENT, b"poison": b"is what kills it"})
 
 
-async def until(is_so: Callable[[], object]) -> None:
-    with trio.fail_after(FOR_EVER):
-        while not is_so():  # noqa: ASYNC110 - nothing tells
-            await trio.sleep(0.01)
-
-
 @pytest.fixture
 def held(backend: FakeBackend) -> list[FuseRequest]:
     """Keep the answers of LOOKUP back that are asked for from now on."""
-    kept: list[FuseRequest] = []
-
-    def answer(request: FuseRequest) -> Answer | None:
-        if request.opcode is not Opcode.LOOKUP:
-            return backend.serve_files(request)
-        kept.append(request)
-        return None
-
-    backend.answer = answer
-    return kept
-
-
-def let_go(backend: FakeBackend, held: list[FuseRequest]) -> None:
-    backend.answer = backend.serve_files
-    for request in held:
-        answer = backend.serve_files(request)
-        assert answer is not None
-        backend.reply(request, answer)
+    return backend.hold(lambda request: request.opcode is Opcode.LOOKUP)
 
 
 async def is_at_rest(address: str) -> None:
@@ -87,7 +63,7 @@ async def test_a_client_that_goes_away_leaves_nothing(
             client.sendall(msgpack.packb([0, 1, method, params]))
             await until(lambda: held)
         await until(lambda: backend.named(Opcode.INTERRUPT))
-        let_go(backend, held)
+        backend.let_go(held)
         await is_at_rest(address)
 
 
@@ -289,4 +265,4 @@ async def test_reads_that_hang_leave_others_their_buffers(
             await until(lambda: len(kept) == len(hanging))
             await is_served(address, CONTENT)
             assert not backend.named(Opcode.INTERRUPT)  # they hang still
-            let_go(backend, kept)
+            backend.let_go(kept)

@@ -13,7 +13,7 @@ import trio
 
 from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
-from tests.faults.harness import CONTENT, FOR_EVER
+from tests.faults.harness import CONTENT, FOR_EVER, until
 from tests.faults.system_calls import FILE, daemon_on, is_served
 from vuserd.device.procedure import Done, Errand
 from vuserd.exports.together import Joint, Together
@@ -204,27 +204,14 @@ async def test_one_that_comes_when_another_was_asked_is_asked_again(
     backend: FakeBackend, tmp_path: Path
 ) -> None:
     """What was looked up before it came may have changed since."""
-    held: list[FuseRequest] = []
-
-    def answer(request: FuseRequest) -> Answer | None:
-        if request.opcode is not Opcode.LOOKUP:
-            return backend.serve_files(request)
-        held.append(request)
-        return None
-
     async with daemon_on(backend, str(tmp_path)) as address:
-        backend.answer = answer
+        held = backend.hold(lambda request: request.opcode is Opcode.LOOKUP)
         async with trio.open_nursery() as nursery:
-            for count in (1, 2):
-                nursery.start_soon(answers_to, address, [FILE, "Image"])
-                with trio.fail_after(FOR_EVER):
-                    while len(held) < count:  # noqa: ASYNC110 - nothing tells
-                        await trio.sleep(0.01)
-            backend.answer = backend.serve_files
-            for request in held:
-                found = backend.serve_files(request)
-                assert found is not None
-                backend.reply(request, found)
+            nursery.start_soon(answers_to, address, [FILE, "Image"])
+            await until(lambda: len(held) == 1)
+            nursery.start_soon(answers_to, address, [FILE, "Image"])
+            await until(lambda: len(held) == 2)
+            backend.let_go(held)
 
 
 async def test_a_lost_backend_loses_none_of_them(backend: FakeBackend, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from protocol.fuse import Attributes, NodeId, Opcode, decode_attributes_at
 from tests.delivered import tree_delivered
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest, cancelled_when
 from tests.fake.files import ROOT, coarse_now, directory_record
+from tests.faults.harness import until
 from vuserd.delivery.page import Page, Place
 from vuserd.delivery.pages import TreePage, TreePages
 from vuserd.device.request import SMALL_READ
@@ -648,30 +649,17 @@ async def test_few_files_are_read_at_once_while_another_client_asks(
     for _ in range(clients):
         ASKER.set(Asker(1000, None))
         await files.stat(b"", follow=True)
-    held: list[FuseRequest] = []
-
-    def answer(request: FuseRequest) -> Answer | None:
-        if request.opcode is not Opcode.OPEN:
-            return backend.serve_files(request)
-        held.append(request)
-        return None
+    held = backend.hold(lambda request: request.opcode is Opcode.OPEN)
 
     async def all_found() -> None:
         assert len(await all_of(pages, files)) == len(backend.files)
 
-    backend.answer = answer
     async with trio.open_nursery() as nursery:
         nursery.start_soon(all_found)
-        with trio.fail_after(60):
-            while len(held) < most:  # noqa: ASYNC110 - nothing tells
-                await trio.sleep(0.001)
+        await until(lambda: len(held) >= most)
         await wait_all_tasks_blocked()
         assert len(held) == most
-        backend.answer = backend.serve_files
-        for request in held:
-            opened = backend.serve_files(request)
-            assert opened is not None
-            backend.reply(request, opened)
+        backend.let_go(held)
 
 
 async def test_a_page_leaves_nothing_to_the_collector(files: FileSystem, pages: TreePages) -> None:
