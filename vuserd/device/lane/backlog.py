@@ -13,10 +13,10 @@ from vuserd.device.lane.slots import Waiting
 from vuserd.device.request import Batch, work_of
 from vuserd.users.asker import Asker
 
-#: Microseconds of work that bulk requests which are in the backend at once are for it: enough to
-#: keep it busy, but the small requests of others do not wait long behind them. Where only one
-#: client has asked for ``_MEMORY`` seconds, as much as sixteen small directories of a walk.
-_MOST_WORK: Final = 1100
+#: Microseconds of work that bulk requests which are in the backend at once are for it: beside the
+#: small requests of others hardly more than one READ of a mebibyte, or one small directory. Where
+#: only one client has asked for ``_MEMORY`` seconds, as much as sixteen of these.
+_MOST_WORK: Final = 200
 _MOST_WORK_ALONE: Final = 3300
 _MEMORY: Final = 0.1
 #: Nodes that the backend may still have to forget, those that it is asked for in bulk among them.

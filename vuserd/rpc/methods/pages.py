@@ -26,6 +26,10 @@ PAGE_MAX: Final = 10_000
 #: The most entries of one page of a tree, and the bytes that it may be given.
 TREE_PAGE_MAX: Final = 4096
 TREE_SIZES: Final = (128 << 10, READ_MAX)
+#: The most entries of a page while other clients want anything: with attributes, without, and with
+#: the files' bytes. Who makes a page, and who takes it, keeps a processor from them meanwhile.
+_SHARED: Final = {True: 500, False: 2000}
+_TREE_SHARED: Final = 64
 
 #: Options of a listing and of a walk.
 _PAGE: Final = {
@@ -70,6 +74,7 @@ class PageMethods:
         """Return a page of a directory; a listing that goes on stays this connection's."""
         found = self.exports.find(caller.rights, export)
         begun = (export, path, attrs)
+        limit = _fair(caller, limit, _SHARED[attrs])
         if after is None:
             listing = DirectoryListing(path, attributes=attrs)
         else:
@@ -110,6 +115,7 @@ class PageMethods:
         """Return a page of the tree below a directory; the walk stays this connection's."""
         found = self.exports.find(caller.rights, export)
         begun = (export, path)
+        limit = _fair(caller, limit, _SHARED[attrs])
         if after is None:
             walk = TreeWalk(path, attributes=attrs)
         else:
@@ -161,6 +167,7 @@ class PageMethods:
         """Return a page of the tree below a directory, with the bytes of its small files."""
         found = self.exports.find(caller.rights, export)
         begun = (export, path)
+        limit = _fair(caller, limit, _TREE_SHARED)
         pages = TreePages(path) if after is None else caller.trees.take(after, begun)
         with _kept_or_ended(caller.trees, pages, begun, after):
             fill = functools.partial(pages.next_page, limit=limit, size=size, look_again=look_again)
@@ -172,6 +179,11 @@ class PageMethods:
         except BaseException:
             page.content.give_back()
             raise
+
+
+def _fair(caller: Caller, limit: int, shared: int) -> int:
+    """Return how many entries a page may have: no more than ``shared`` beside other clients."""
+    return limit if caller.is_alone() else min(limit, shared)
 
 
 _Paged = TypeVar("_Paged", DirectoryListing, TreeWalk, TreePages)
