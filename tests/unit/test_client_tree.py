@@ -105,6 +105,20 @@ def test_a_tree_does_not_go_on_with_another_daemon(client: Client, fake_daemon: 
     assert [entry.path for entry in client.tree("kernels", "boot")] == ["a", "b"]
 
 
+def test_the_next_page_is_asked_for_before_one_is_decoded(
+    client: Client, fake_daemon: FakeDaemon
+) -> None:
+    def answer(request: Request) -> bytes:
+        content = page(columns([row("a/../b")]), b"", [], b"more")
+        return encode_bin_response_head(request.msgid, len(content)) + content
+
+    fake_daemon.raw["tree"] = answer
+    with pytest.raises(BadReply):
+        next(client.tree("kernels", ""))
+    fake_daemon.wait_for_requests(2)
+    assert [request.method for request in fake_daemon.requests] == ["tree", "tree"]
+
+
 def test_a_tree_left_alone(connect: Connect, fake_daemon: FakeDaemon) -> None:
     """Its page comes all the same, to a buffer that is the tree's no more."""
     fake_daemon.tree_limit = 1

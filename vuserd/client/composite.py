@@ -180,10 +180,10 @@ def tree(
     ``room`` returns the buffer that the next page is received into; by default they are two, in
     turns. For the options see :func:`calls.tree`.
     """
-    from vuserd.client.files.tree_page import PAGE_BYTES, TreePage
+    from vuserd.client.files.tree_page import PAGE_BYTES, RawTreePage
 
     room = room or cycle([memoryview(bytearray(PAGE_BYTES)) for _ in range(2)]).__next__
-    decode = TreePage.from_wire
+    decode = RawTreePage.from_wire
     ticket = talk.begin(calls.tree(export, path, room(), decode, **options))
     pages = Following()
     try:
@@ -193,7 +193,7 @@ def tree(
             if after is not None:  # the daemon goes on while these are taken
                 call = calls.tree(export, path, room(), decode, after=after, **options)
                 ticket = talk.begin(call, ticket.core)
-            yield from _emitted(talk, page.entries, ticket)
+            yield from _emitted(talk, page.decoded().entries, ticket)
             if after is None:
                 return
     finally:

@@ -67,13 +67,27 @@ class TreePage(NamedTuple):
     entries: list[TreeEntry]
     next: PageToken | None  #: None after the last page
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether it says nothing of the tree."""
-        return not self.entries
-
     @classmethod
     def from_wire(cls, page: memoryview) -> "TreePage":
+        """Make it of the bytes that ``tree`` returns; contents stay where they are.
+
+        Raises:
+            BadReply: they are no such page.
+
+        """
+        return RawTreePage.from_wire(page).decoded()
+
+
+class RawTreePage(NamedTuple):
+    """A page of a tree, its entries as they came: so the next one can be asked for first."""
+
+    columns: Any
+    problems: Any
+    content: memoryview
+    next: PageToken | None
+
+    @classmethod
+    def from_wire(cls, page: memoryview) -> "RawTreePage":
         """Make it of the bytes that ``tree`` returns; contents stay where they are.
 
         Raises:
@@ -91,12 +105,27 @@ class TreePage(NamedTuple):
             raise BadReply(f"the index of a page is no MessagePack: {error}") from None
         if not isinstance(index, dict):
             raise BadReply("the index of a page is no map")
-        entries = list(_entries(index.get("entries"), page[end:]))
-        entries += _problems(index.get("problems"))
         following = index.get("next")
         if not isinstance(following, bytes | None):
             raise BadReply("the daemon sent something else in place of a token")
-        return cls(entries, None if following is None else PageToken(following))
+        token = None if following is None else PageToken(following)
+        return cls(index.get("entries"), index.get("problems"), page[end:], token)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing of the tree."""
+        columns = self.columns
+        return not (self.problems or (isinstance(columns, dict) and columns.get("path")))
+
+    def decoded(self) -> TreePage:
+        """Return the page with its entries as records.
+
+        Raises:
+            BadReply: they are not what ``tree`` returns.
+
+        """
+        entries = [*_entries(self.columns, self.content), *_problems(self.problems)]
+        return TreePage(entries, self.next)
 
 
 def _entries(columns: object, content: memoryview) -> Iterator[TreeEntry]:
