@@ -17,6 +17,9 @@ Value: TypeAlias = Callable[[Group, str], float | None]
 
 _MS: Final = 1e3
 _US: Final = 1e6
+_MIB: Final = 1 << 20
+#: MiB that a daemon and a client may take, whatever they deliver.
+_MOST_MEMORY: Final = 60
 
 
 class Line(NamedTuple):
@@ -73,6 +76,17 @@ def _single(name: str, take: Callable[[Row], float]) -> Value:
     def value(group: Group, backend: str) -> float | None:
         row = group.row(name, backend)
         return None if row is None else take(row)
+
+    return value
+
+
+def _memory(party: str, *names: str) -> Value:
+    """MiB of the daemon ("server") or the client, in that row of the named that has most."""
+
+    def value(group: Group, backend: str) -> float | None:
+        found = [group.row(name, backend) for name in names]
+        sizes = [getattr(row.memory, party) for row in found if row is not None and row.memory]
+        return max(sizes) / _MIB if len(sizes) == len(names) else None
 
     return value
 
@@ -213,6 +227,18 @@ LINES: Final = (
             _at_least(workload, "answers a second", least, "/s", _median(RATE), rust),
             _at_most(workload, "most over least served", 2.0, "x", _median(SHARE)),
         )
+    ),
+    *(
+        _at_most(workload, f"memory of the {words}", _MOST_MEMORY, "MiB", _memory(party, *names))
+        for workload, names in (
+            ("W4", (rows.READ, rows.TREE, rows.ARCHIVE)),
+            ("W6", (rows.WALK,)),
+        )
+        for words, party in (("daemon", "server"), ("client", "client"))
+    ),
+    *(
+        _at_most(workload, "memory of the daemon", _MOST_MEMORY, "MiB", _memory("server", RATE))
+        for workload in ("W7, storm", "W7, deep storm")
     ),
     _at_most("W7, mixed", "small reads, p99", 3.0, "ms", _p99(SMALL, _MS)),
     _at_most("W7, jobs", "stat beside the jobs, p99", 3.0, "ms", _p99(STAT, _MS)),

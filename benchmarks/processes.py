@@ -1,9 +1,11 @@
 """Processes: their trees, what they used, and how to end them."""
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Final
@@ -49,6 +51,19 @@ def proportional_memory(processes: Sequence[int]) -> int:
 def resident(process: int) -> int:
     """Return the bytes of memory that a process has mapped and that are there."""
     return int(_status(f"/proc/{process}/status")["VmRSS"].split()[0]) * 1024
+
+
+def deep_size(value: object) -> int:
+    """Return the bytes of memory of a value made of containers, with all that is in it."""
+    total, seen, waiting = 0, set[int](), [value]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or isinstance(one, type):  # records lead to their types
+            continue
+        seen.add(id(one))
+        total += sys.getsizeof(one)
+        waiting += gc.get_referents(one)
+    return total
 
 
 def wake_ups(process: int) -> int:

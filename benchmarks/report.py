@@ -14,7 +14,8 @@ _ABOUT = """\
 - CPU is processor time for one round, memory the proportional set size at its end, each as client /
   server / backend: the server is vuserd, or what a peer has in its place; commands that a peer runs
   count as servers. Daemons are shared by the rows of a table; of memory that processes share, each
-  has its part.
+  has its part. In W4 to W6 a client's memory is without what the work was asked to bring (the
+  entries, the room for the files' bytes), which its caller keeps.
 - ring-only is the same virtqueue and FUSE code with neither daemon nor trio nor RPC in front of it;
   ring-4 lays the chain of each request anew.
 - Peers without a daemon (read, scandir, cp, tar, sendfile) have the files themselves: they show

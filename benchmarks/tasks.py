@@ -21,6 +21,7 @@ from benchmarks.corpus import (
     drop_from_page_cache,
     warm_buffer,
 )
+from benchmarks.processes import deep_size
 
 Found = TypeVar("Found")
 
@@ -47,6 +48,10 @@ class Task(ABC):
     @abstractmethod
     def work(self) -> list[float] | None:
         """Do the work once. Work of many calls returns how long each took, in seconds."""
+
+    def brought(self) -> int:
+        """Return the bytes of memory of what the work has brought, and the caller keeps."""
+        return 0
 
     @abstractmethod
     def check(self, *, thorough: bool) -> None:
@@ -205,6 +210,10 @@ class ManyFiles(Task):
         self._parts = self._bring(self._files, self._slots)
         self._slots[::PAGE].tobytes()
 
+    def brought(self) -> int:
+        """Return the size of the slots."""
+        return len(self._slots)
+
     def check(self, *, thorough: bool) -> None:
         """Compare the bytes."""
         self._files.prove(list(self._parts), thorough=thorough)
@@ -234,6 +243,10 @@ class Entries(Task, Generic[Found]):
     def work(self) -> None:
         """List."""
         self._found = self._bring()
+
+    def brought(self) -> int:
+        """Return the size of the entries."""
+        return deep_size(self._found)
 
     def check(self, *, thorough: bool) -> None:  # noqa: ARG002
         """Compare count and sizes."""

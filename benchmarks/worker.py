@@ -1,5 +1,6 @@
 """A task in a process of its own, told by the program when its turn is."""
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -23,7 +24,10 @@ _CLOSES_WITHIN: Final = 15.0
 
 
 class Usage(NamedTuple):
-    """An amount (CPU seconds or bytes of memory) of each of the three parties."""
+    """An amount (CPU seconds or bytes of memory) of each of the three parties.
+
+    Of a client's memory, what :meth:`Task.brought` counts is left out: its caller keeps that.
+    """
 
     client: float
     server: float
@@ -105,6 +109,9 @@ class Worker:
 
 def _serve(task: Task, pipe: Connection, other_end: Connection) -> None:
     other_end.close()  # or this process would never see it close
+    # What the program has made is not the client's: the collector would traverse all of that, too,
+    # and each page that it writes to would be copied, and count as the client's memory.
+    gc.freeze()
     # Terminal signals are the program's: it ends its workers by closing their pipes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -135,6 +142,8 @@ def _turn(task: Task, order: _Order) -> Turn:
     elapsed = time.perf_counter() - began
     after = _spent(servers)
     memory = weigh(servers) if order.weigh else None
+    if memory is not None:
+        memory = memory._replace(client=memory.client - task.brought())
     task.check(thorough=order.thorough)
     cpu = Usage(*(late - early for late, early in zip(after, before, strict=True)))
     return Turn(seconds or [elapsed], cpu, memory)
