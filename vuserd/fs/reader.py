@@ -118,7 +118,7 @@ class DirectoryReader:
             if self._offsets.lead_back(following):
                 raise no_end()
             self._position = following
-            self._given.extend(map(hash, entries.names))
+            self._given.fromlist([*map(hash, entries.names)])
         return entries
 
     def close(self) -> None:

@@ -73,5 +73,5 @@ class Relisting:
         if self._before:
             entries = [entry for entry in entries if hash(entry.name) not in self._before]
         if not self.finished:
-            self._given.extend([hash(entry.name) for entry in entries])
+            self._given.fromlist([hash(entry.name) for entry in entries])
         return entries
