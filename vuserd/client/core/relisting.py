@@ -4,7 +4,13 @@ from array import array
 
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath
-from vuserd.client.listing.columns import AHEAD_LEVEL, COLUMNS_LEVEL, PAGE_OF_COLUMNS, RawPage
+from vuserd.client.listing.columns import (
+    AHEAD_LEVEL,
+    COLUMNS_LEVEL,
+    PAGE_OF_COLUMNS,
+    PAGE_OF_NAMES,
+    RawPage,
+)
 from vuserd.client.listing.following import Following
 from vuserd.client.records import Entry
 
@@ -35,7 +41,8 @@ class Relisting:
         """
         after = self._following.after
         columns = self.level >= COLUMNS_LEVEL
-        limit = PAGE_OF_COLUMNS if columns else PAGE_ENTRIES
+        of_columns = PAGE_OF_COLUMNS if self._attrs else PAGE_OF_NAMES
+        limit = of_columns if columns else PAGE_ENTRIES
         call = calls.readdir(
             self._export, self._path, attrs=self._attrs, limit=limit, after=after, columns=columns
         )

@@ -38,6 +38,8 @@ _new_walk_entry: Callable[[Iterable[Any]], WalkEntry] = partial(tuple.__new__, W
 
 #: Entries of a page where all pages are asked for: more than of maps, and so fewer calls.
 PAGE_OF_COLUMNS: Final = 4000
+#: And of names without attributes, of which a daemon sends no more at once.
+PAGE_OF_NAMES: Final = 10_000
 #: The fields of a stat but the first and the last one, which have types of their own.
 _NUMBERS: Final = Stat._fields[1:-1]
 _INT: Final = frozenset({int})
