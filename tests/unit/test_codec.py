@@ -29,6 +29,8 @@ from vuserd.wire.codec import (
     encode_notification,
     encode_request,
     encode_response,
+    encode_response_of,
+    encode_result,
     encode_values,
     name_bytes,
     split_request,
@@ -105,6 +107,9 @@ class TestMessages:
     @pytest.mark.parametrize("msgid", [0, 0x7F, 0x80, 0xFF, 0x100, 0xFFFF, 0x10000, 0xFFFFFFFF])
     def test_msgids(self, msgid: int) -> None:
         assert decode(encode_request(msgid, "m", [])) == [Request(msgid, "m", [])]
+        for result in (None, {"size": 300, "name": "\udcff"}, b"bytes"):
+            whole = encode_response(msgid, None, result)
+            assert encode_response_of(msgid, encode_result(result)) == whole
 
 
 class TestInvalidMessages:

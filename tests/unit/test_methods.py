@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -723,4 +724,5 @@ async def test_owners_of_a_short_call_are_as_its_backend_sees_them(
         files.owners = owners_of(7, proc(tmp_path, "0 1000 1", "0 1000 1"))
         return await carry_out(files.session.lane, begun.procedure(files))
 
-    assert (await begun.export.call(carried_out))["uid"] == 1000
+    result = await begun.export.call(carried_out)
+    assert msgpack.unpackb(result.value)["uid"] == 1000

@@ -37,6 +37,8 @@ __all__ = [
     "encode_notification",
     "encode_request",
     "encode_response",
+    "encode_response_of",
+    "encode_result",
     "name_bytes",
     "split_request",
     "to_message",
@@ -153,6 +155,17 @@ def encode_response(msgid: int, error: object, result: object) -> bytes:
     """
     packed: bytes = _RESPONSES.pack((RESPONSE, msgid, error, result))
     return packed
+
+
+def encode_result(result: object) -> bytes:
+    """Encode a result as :func:`encode_response` does, for any number of responses."""
+    packed: bytes = _RESPONSES.pack(result)
+    return packed
+
+
+def encode_response_of(msgid: int, result: bytes) -> bytes:
+    """Encode ``[1, msgid, nil, result]``, of a result that is encoded already."""
+    return b"".join((b"\x94\x01", _RESPONSES.pack(msgid), b"\xc0", result))
 
 
 def encode_values(values: Iterable[object]) -> bytes:

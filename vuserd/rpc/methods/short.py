@@ -13,7 +13,9 @@ from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.owners import Owners
 from vuserd.rpc.access import VisibleExports
 from vuserd.rpc.caller import Caller
+from vuserd.rpc.results.answers import Encoded
 from vuserd.rpc.results.maps import split_stat_map, stat_map
+from vuserd.wire.codec import encode_result
 
 
 class Owner(Protocol):
@@ -66,9 +68,9 @@ def _shown(
     follow: bool,  # noqa: FBT001 - of a partial
     show: Callable[[Attributes, Owners | None], dict[str, Any]],
     files: FileSystem,
-) -> Procedure[dict[str, Any]]:
+) -> Procedure[Encoded]:
     attributes = yield from files.attributes(path, follow=follow)
-    return show(attributes, files.owners)
+    return Encoded(encode_result(show(attributes, files.owners)))
 
 
 def read(

@@ -20,6 +20,7 @@ from vuserd.wire.codec import (
     encode_list_head,
     encode_listing_response_head,
     encode_response,
+    encode_response_of,
     encode_values,
 )
 
@@ -117,8 +118,16 @@ class Asked(NamedTuple):
 Answer = Callable[[Any, Asked], Reply]
 
 
+class Encoded(NamedTuple):
+    """A value as MessagePack says it, which several calls may share."""
+
+    value: bytes
+
+
 def value(result: Any, asked: Asked) -> Reply:
-    """Reply with a value that MessagePack can say."""
+    """Reply with a value that MessagePack can say, or that is encoded already."""
+    if isinstance(result, Encoded):
+        return Reply([encode_response_of(asked.msgid, result.value)], payload=asked.reserved)
     return Reply([encode_response(asked.msgid, None, result)], payload=asked.reserved)
 
 
