@@ -56,7 +56,7 @@ def rig_folder() -> Path:
     is_required = "uml" in os.environ.get("VUSERD_TEST_REQUIRE", "").split(",")
     if is_required and status != _WRONG_PROCESSOR:
         pytest.fail(told)
-    pytest.skip(f"no User-mode Linux on this machine: {told}")
+    pytest.skip(f"no rig on this machine: {told}")
 
 
 class Seen(NamedTuple):
