@@ -18,7 +18,7 @@ Value: TypeAlias = Callable[[Group, str], float | None]
 _MS: Final = 1e3
 _US: Final = 1e6
 _MIB: Final = 1 << 20
-#: MiB that a daemon and a client may take, whatever they deliver.
+#: MiB that a daemon and a client may take, whatever they deliver: a client without that.
 _MOST_MEMORY: Final = 60
 
 
@@ -234,7 +234,10 @@ LINES: Final = (
             ("W4", (rows.READ, rows.TREE, rows.ARCHIVE)),
             ("W6", (rows.WALK,)),
         )
-        for words, party in (("daemon", "server"), ("client", "client"))
+        for words, party in (
+            ("daemon", "server"),
+            ("client, without what it brought", "client"),
+        )
     ),
     *(
         _at_most(workload, "memory of the daemon", _MOST_MEMORY, "MiB", _memory("server", RATE))

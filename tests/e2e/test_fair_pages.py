@@ -1,4 +1,4 @@
-"""Pages of long work are short while other clients want anything, and nothing is left out."""
+"""Pages after the first are short while other clients want anything, and nothing is left out."""
 
 import socket
 import struct
@@ -13,8 +13,8 @@ import pytest
 from tests.e2e.attacks import connected, one_message, packed
 from tests.running import RunningDaemon
 
-#: Entries: more than any of these pages has beside others.
 FILES = 2_500
+FIRST = 10
 NAMES = {f"{number:04}" for number in range(FILES)}
 #: Pages that are asked for at most, until one is as long, or short, as it has to become.
 MOST_ASKED = 1_000
@@ -30,14 +30,12 @@ KINDS = [
 
 
 @pytest.fixture(scope="module")
-def daemon(
-    rust_virtiofsd: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningDaemon]:
+def daemon(virtiofsd: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
     folder = tmp_path_factory.mktemp("files")
     for name in NAMES:
         (folder / name).write_text(name)
     path = tmp_path_factory.mktemp("daemon") / "s"
-    with RunningDaemon({"files": folder}, path, rust_virtiofsd) as daemon:
+    with RunningDaemon({"files": folder}, path, virtiofsd) as daemon:
         yield daemon
 
 
@@ -83,22 +81,38 @@ def others(path: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("method", "options", "most"), KINDS)
-def test_pages_beside_others_are_short(
+def test_pages_after_the_first_are_short_beside_others(
     daemon: RunningDaemon, method: str, options: dict[str, Any], most: int
 ) -> None:
+    def first_two() -> tuple[list[str], bytes | None]:
+        """Return the names of two pages, the first of which is to have ten."""
+        first, after = page(client, method, options | {"limit": FIRST})
+        assert len(first) == FIRST
+        second, after = page(client, method, options, after)
+        return first + second, after
+
+    assert FIRST + most < FILES
     with connected(daemon.socket) as client:
         for _ in range(MOST_ASKED):  # until it is alone: who looked whether the daemon is there
-            names, after = page(client, method, options)
+            names, after = first_two()
             if after is None:
                 break
         assert set(names) == NAMES
         with others(daemon.socket):
             for _ in range(MOST_ASKED):  # until the others have begun
-                names, after = page(client, method, options)
+                names, after = first_two()
                 if after is not None:
                     break
-            assert len(names) <= most
+            assert len(names) == FIRST + most
             while after is not None:
                 more, after = page(client, method, options, after)
                 names += more
         assert sorted(names) == sorted(NAMES)
+
+
+def test_a_first_page_beside_others_is_as_long_as_was_asked_for(daemon: RunningDaemon) -> None:
+    with connected(daemon.socket) as client, others(daemon.socket):
+        for method, options in (("readdir", {"attrs": True}), ("walk", {}), ("tree", {})):
+            for _ in range(20):
+                names, _ = page(client, method, {"limit": 2_400, **options})
+                assert len(names) == 2_400

@@ -59,7 +59,7 @@ def observer() -> Observed:
 @pytest.fixture
 async def session(backend: FakeBackend, observer: Observed) -> AsyncIterator[Session]:
     async with backend.session(observer=observer) as session:
-        session.answers_in_order = True
+        session.lane.answers_in_order = True
         yield session
 
 
@@ -178,7 +178,7 @@ async def test_a_file_that_is_held_back_is_an_entry_with_an_error(
     opcode: Opcode,
     in_order: bool,
 ) -> None:
-    session.answers_in_order = in_order
+    session.lane.answers_in_order = in_order
     session.lane.obey(Refusing(opcode, 100))
     page = await page_of(pages, files)
     assert [(each.name, str(each.error.code)) for each in page.found if each.error] == [
@@ -297,7 +297,7 @@ async def test_whatever_comes_when_and_in_whichever_order(
 ) -> None:
     """Each file that has bytes in a page has those of the version that is named beside them."""
     dice = random.Random(seed)
-    session.answers_in_order = bool(seed % 2)
+    session.lane.answers_in_order = bool(seed % 2)
     held: list[tuple[FuseRequest, Answer]] = []
     holding = ExitStack()
     versions = {name: [file.content] for name, file in backend.files.items()}

@@ -278,15 +278,20 @@ async def ask_as_others(session: Session, *uids: int) -> None:
         ASKER.reset(token)
 
 
-@pytest.mark.parametrize(("uids", "at_once"), [((1000, 1000), 1), ((1000,), 16), ((), 16)])
+@pytest.mark.parametrize(
+    ("uids", "in_order", "at_once"),
+    [((1000, 1000), True, 1), ((1000, 1000), False, 5), ((1000,), True, 16), ((), True, 16)],
+)
 async def test_who_is_alone_has_more_bulk_in_the_backend_at_once(
     backend: FakeBackend,
     session: Session,
     monkeypatch: pytest.MonkeyPatch,
     uids: tuple[int, ...],
+    in_order: bool,
     at_once: int,
 ) -> None:
     monkeypatch.setattr("vuserd.device.lane.backlog._MEMORY", math.inf)
+    session.lane.answers_in_order = in_order
     withheld = Withheld(backend, Opcode.READDIRPLUS)
 
     async def read_small_directories() -> None:
@@ -303,6 +308,28 @@ async def test_who_is_alone_has_more_bulk_in_the_backend_at_once(
         backend.answer = backend.serve_files
         withheld.let_go()
     assert session.lane.in_flight == session.payloads.taken == 0
+
+
+async def test_one_read_that_hangs_leaves_a_backend_with_threads_others(
+    backend: FakeBackend, session: Session
+) -> None:
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.READ:
+            return None if request.node == 2 else Answer(b"bytes")
+        return backend.serve_files(request)
+
+    async def read(node: int) -> int:
+        with given_back(await session.payloads.take(1)) as [buffer]:
+            request = fuse.read(NodeId(node), fuse.FileHandle(1), 0, 1 << 20)
+            return await session.lane.call_into(request, buffer)
+
+    await ask_as_others(session, 1000, 1000)
+    backend.answer = answer
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read, 2)
+        await wait_all_tasks_blocked()
+        assert await read(3) == len(b"bytes")
+        nursery.cancel_scope.cancel()
 
 
 async def test_bulk_that_waits_reaches_the_backend_when_others_end(

@@ -15,7 +15,7 @@ PATH = b"board.dtb"
 
 async def read(backend: FakeBackend, *, in_order: bool) -> bytes:
     async with backend.session() as session:
-        session.answers_in_order = in_order
+        session.lane.answers_in_order = in_order
         files = FileSystem(session, idle_nodes=10)
         content = await read_delivered(files, PATH, 0, 100)
         try:
@@ -112,11 +112,11 @@ async def test_a_change_is_noticed() -> None:
 async def test_a_backend_that_has_threads_by_now_is_looked_at_again() -> None:
     backend = FakeBackend({PATH: b"content"})
     async with backend.session() as session:
-        session.answers_in_order = True
+        session.lane.answers_in_order = True
 
         def answer(request: FuseRequest) -> Answer | None:
             if request.opcode is Opcode.READ:
-                session.answers_in_order = False
+                session.lane.answers_in_order = False
             return backend.serve_files(request)
 
         backend.answer = answer

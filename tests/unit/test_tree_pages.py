@@ -203,7 +203,7 @@ async def test_whoever_looks_by_himself_has_each_file_read_once(
     backend: FakeBackend, files: FileSystem, pages: TreePages, session: Session, in_order: bool
 ) -> None:
     """What changes meanwhile shows in the attributes that came with its bytes."""
-    session.answers_in_order = in_order
+    session.lane.answers_in_order = in_order
     replaced(backend, b"two", 1)
     page = await pages.next_page(files, 1000, SIZE, look_again=False)
     times = {each.path: decoded(each).mtime for each in page.found}
@@ -225,7 +225,7 @@ async def test_one_round_shows_a_version_where_requests_are_done_in_order(
     size: int,
 ) -> None:
     """The file changes after its READ: only a look that was made later has to show it."""
-    session.answers_in_order = True
+    session.lane.answers_in_order = True
     backend.files[b"two"] = File(bytes(size))
     reads: list[FuseRequest] = []
 
@@ -235,7 +235,7 @@ async def test_one_round_shows_a_version_where_requests_are_done_in_order(
             if len(reads) == 1:
                 return None  # until the look that came with it
         if request.opcode is Opcode.GETATTR and request.node == 3 and len(reads) == 1:
-            session.answers_in_order = behaves != "threads by now"
+            session.lane.answers_in_order = behaves != "threads by now"
             looked, read = backend.serve_files(request), backend.serve_files(reads[0])
             assert looked is not None
             assert read is not None

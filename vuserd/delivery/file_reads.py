@@ -263,7 +263,7 @@ class FileReads(Bulk, Member):
                     continue  # it may have been done before the READ
                 if line.error is not None or error:
                     self._end(line, line.error or FileError(error))
-                elif not line.looks_behind and not self._session.answers_in_order:
+                elif not line.looks_behind and not self._lane.answers_in_order:
                     self._look_behind(line)
                 else:
                     self._check(line, fuse.attributes_of(reply[_HEADER:]))
@@ -294,7 +294,7 @@ class FileReads(Bulk, Member):
         # One byte more than there is shows that its size is true.
         send((begin + _READ, READ, node, handle, found.size + 1, line.place))
         line.looks_behind = False
-        line.looks = looks = self._look_again and self._session.answers_in_order
+        line.looks = looks = self._look_again and self._lane.answers_in_order
         if looks:
             send((begin + _LOOKED, GETATTR, node, NO_HANDLE, 0, None))
 

@@ -71,8 +71,6 @@ class Session:
         self.init = fuse.InitReply(0, fuse.InitFlag(0), 0, 0)
         self._agreement = Agreement(slots=1, device_state=False, interrupts=True)
         self.slots = MemorySlots(self._connection, self._layout.memory, options.timeout, self.lose)
-        #: Whether the backend is known to do one request after the other.
-        self.answers_in_order = False
         self._tasks: trio.Nursery
         self._lost = trio.Event()
         self._reason: BackendError | None = None

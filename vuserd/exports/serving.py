@@ -276,7 +276,7 @@ class Serving:
         assert self.session is not None
         assert self.files is not None
         has_one_thread = self._program is not None and not self._config.options.thread_pool
-        self.session.answers_in_order = has_one_thread
+        self.session.lane.answers_in_order = has_one_thread
         pid = None if self.backend is None else self.backend.pid
         known = self._program is not None and self.mode == "namespace" and pid is not None
         self.files.owners = owners_of(pid) if known and pid is not None else None

@@ -46,12 +46,12 @@ def read_and_look(
 
     """
     read = Ask(fuse.read(node, handle, offset, length), target)
-    if not session.answers_in_order:
+    if not session.lane.answers_in_order:
         [done] = yield [read]
         return length_of(done), None
     done, looked = yield InOrder((read, Ask(fuse.getattr(node))))
     count = length_of(done)
-    if isinstance(looked, Failed) or not session.answers_in_order:
+    if isinstance(looked, Failed) or not session.lane.answers_in_order:
         return count, None
     return count, session.lane.decoded(fuse.decode_attributes, body_of(looked))
 

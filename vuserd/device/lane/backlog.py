@@ -13,10 +13,13 @@ from vuserd.device.lane.slots import Waiting
 from vuserd.device.request import Batch, work_of
 from vuserd.users.asker import Asker
 
-#: Microseconds of work that bulk requests which are in the backend at once are for it: beside the
-#: small requests of others hardly more than one READ of a mebibyte, or one small directory. Where
-#: only one client has asked for ``_MEMORY`` seconds, as much as sixteen of these.
-_MOST_WORK: Final = 200
+#: Microseconds of work that bulk requests which are in the backend at once are for it; one that is
+#: more goes alone. Where others ask, too, a backend that does one after the other has no more than
+#: keeps it busy, as their small requests wait behind that. One with threads has more: a request
+#: that hangs must not keep all others from those. Where only one client has asked for ``_MEMORY``
+#: seconds it is sixteen small directories, or twelve READs of a mebibyte.
+_MOST_WORK_IN_ORDER: Final = 200
+_MOST_WORK: Final = 1100
 _MOST_WORK_ALONE: Final = 3300
 _MEMORY: Final = 0.1
 #: Nodes that the backend may still have to forget, those that it is asked for in bulk among them.
@@ -39,6 +42,8 @@ class Backlog:
         self._bulk: dict[int, Waiting] = {}
         self._more_nodes: dict[int, Waiting] = {}
         self._tickets = itertools.count()
+        #: Whether the backend is known to do one request after the other.
+        self.answers_in_order = False
         #: The work of those that have a turn, without those that the backend keeps for too long.
         self._work = 0
         #: Who has asked last, and until when bulk leaves others room.
@@ -97,7 +102,9 @@ class Backlog:
         self._work -= work
         if not self._bulk:
             return
-        most = _MOST_WORK if self.is_shared else _MOST_WORK_ALONE
+        most = _MOST_WORK_ALONE
+        if self.is_shared:
+            most = _MOST_WORK_IN_ORDER if self.answers_in_order else _MOST_WORK
         while self._bulk:
             ticket, waiting = next(iter(self._bulk.items()))
             if self._work and self._work + waiting.work > most:

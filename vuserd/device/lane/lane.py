@@ -80,6 +80,15 @@ class Lane(Direct):
         """Requests that the device was given."""
         return self._unique // 2
 
+    @property
+    def answers_in_order(self) -> bool:
+        """Whether the backend is known to do one request after the other."""
+        return self._backlog.answers_in_order
+
+    @answers_in_order.setter
+    def answers_in_order(self, known: bool) -> None:
+        self._backlog.answers_in_order = known
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Submit nothing during the block; requests that come meanwhile wait."""

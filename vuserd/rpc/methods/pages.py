@@ -26,8 +26,10 @@ PAGE_MAX: Final = 10_000
 #: The most entries of one page of a tree, and the bytes that it may be given.
 TREE_PAGE_MAX: Final = 4096
 TREE_SIZES: Final = (128 << 10, READ_MAX)
-#: The most entries of a page while other clients want anything: with attributes, without, and with
-#: the files' bytes. Who makes a page, and who takes it, keeps a processor from them meanwhile.
+#: The most entries of all pages but the first, while other clients want anything: with attributes,
+#: without, and with the files' bytes. Who makes a page, and who takes it, keeps a processor from
+#: others meanwhile. What goes into one page stays in one: it can be asked for again of the daemon's
+#: successor, and several pages end with their connection.
 _SHARED: Final = {True: 500, False: 2000}
 _TREE_SHARED: Final = 64
 
@@ -74,11 +76,11 @@ class PageMethods:
         """Return a page of a directory; a listing that goes on stays this connection's."""
         found = self.exports.find(caller.rights, export)
         begun = (export, path, attrs)
-        limit = _fair(caller, limit, _SHARED[attrs])
         if after is None:
             listing = DirectoryListing(path, attributes=attrs)
         else:
             listing = caller.listings.take(after, begun)
+            limit = _fair(caller, limit, _SHARED[attrs])
         with _kept_or_ended(caller.listings, listing, begun, after):
             entries, owners = await found.call(
                 functools.partial(
@@ -115,11 +117,11 @@ class PageMethods:
         """Return a page of the tree below a directory; the walk stays this connection's."""
         found = self.exports.find(caller.rights, export)
         begun = (export, path)
-        limit = _fair(caller, limit, _SHARED[attrs])
         if after is None:
             walk = TreeWalk(path, attributes=attrs)
         else:
             walk = caller.walks.take(after, begun)
+            limit = _fair(caller, limit, _SHARED[attrs])
         with _kept_or_ended(caller.walks, walk, begun, None):
             (entries, problems), owners = await found.call(
                 functools.partial(with_owners, lambda files: walk.next_page(files, limit))
@@ -167,8 +169,11 @@ class PageMethods:
         """Return a page of the tree below a directory, with the bytes of its small files."""
         found = self.exports.find(caller.rights, export)
         begun = (export, path)
-        limit = _fair(caller, limit, _TREE_SHARED)
-        pages = TreePages(path) if after is None else caller.trees.take(after, begun)
+        if after is None:
+            pages = TreePages(path)
+        else:
+            pages = caller.trees.take(after, begun)
+            limit = _fair(caller, limit, _TREE_SHARED)
         with _kept_or_ended(caller.trees, pages, begun, after):
             fill = functools.partial(pages.next_page, limit=limit, size=size, look_again=look_again)
             page, owners = await found.call(functools.partial(with_owners, fill))

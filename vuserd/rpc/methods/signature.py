@@ -10,7 +10,8 @@ from vuserd.rpc.results import answers
 from vuserd.wire.codec import name_bytes
 
 _MAX_INT = (1 << 63) - 1
-_ENTRY_BYTES: Final = 512
+#: Bytes of an entry with the longest name: with all attributes, and without.
+_ENTRY_BYTES: Final = {True: 512, False: 300}
 #: The option of every method that asks a backend: seconds for all of the call. It is kept by who
 #: calls the handler, which knows nothing of it.
 TIMEOUT: Final = "timeout"
@@ -103,8 +104,8 @@ def weightless(_: list[Any], __: dict[str, Any]) -> int:
 
 
 def listing_weight(_: list[Any], options: dict[str, Any]) -> int:
-    """Count what ``limit`` entries take, nearly: all attributes and the longest name."""
-    weight: int = options["limit"] * _ENTRY_BYTES
+    """Count what ``limit`` entries take, nearly."""
+    weight: int = options["limit"] * _ENTRY_BYTES[options["attrs"]]
     return weight
 
 
