@@ -104,8 +104,8 @@ def weightless(_: list[Any], __: dict[str, Any]) -> int:
 
 
 def listing_weight(_: list[Any], options: dict[str, Any]) -> int:
-    """Count what ``limit`` entries take, nearly."""
-    weight: int = options["limit"] * _ENTRY_BYTES[options["attrs"]]
+    """Count what ``limit`` entries take, nearly: some can be asked for without attributes."""
+    weight: int = options["limit"] * _ENTRY_BYTES[options.get("attrs", True)]
     return weight
 
 
