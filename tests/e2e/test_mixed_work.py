@@ -28,6 +28,10 @@ SECONDS: Final = 3
 _WARM: Final = 0.1
 #: How much more memory the daemon may have at the end than once it was warm: a twentieth.
 _DRIFT: Final = 0.05
+#: Backends that are lost before the memory is looked at, and as many again; bytes that each may
+#: leave behind.
+_BACKENDS: Final = 15
+_OF_EACH: Final = 64 << 10
 #: Files that one backend happens to know when it is counted, and another does not.
 _SPARE: Final = SMALL
 
@@ -140,3 +144,21 @@ def test_memory_stays_as_it_is(tmp_path: Path, virtiofsd: str) -> None:
         if LONG:
             assert requests > 280 * seconds  # a million in an hour
             assert end.all < warm.all * (1 + _DRIFT)
+
+
+def test_backends_that_were_there_before_keep_no_memory(virtiofsd: str, tmp_path: Path) -> None:
+    """Each is a third of a MiB of objects that refer to each other."""
+    with serving(tmp_path, virtiofsd) as running, Client.connect(running.socket) as client:
+        before = 0
+        for number in range(2 * _BACKENDS):
+            if number == _BACKENDS:
+                before = Resident.of(running.process.pid).own
+            [export] = client.exports()
+            assert export.backend is not None
+            assert export.backend.pid is not None
+            os.kill(export.backend.pid, signal.SIGKILL)
+            while client.exports()[0].backend in (None, export.backend):
+                time.sleep(0.01)
+            assert client.stat("files", "large").type == "file"
+        after = Resident.of(running.process.pid).own
+    assert after - before < _BACKENDS * _OF_EACH
