@@ -9,6 +9,7 @@ The small clients beside a bulk reader ask on a schedule, and their time counts 
 should have asked; so does the one beside a tree, a walk and a listing.
 """
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -211,6 +212,7 @@ def _run(jobs: list[tuple[Callable[..., Any], tuple[Any, ...]]], seconds: float)
 def _job(target: Callable[..., Any], pipe: Connection, *arguments: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the program's, which ends its jobs
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # what the program has made is not the clients'
     target(pipe, *arguments)
 
 
