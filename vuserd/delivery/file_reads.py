@@ -118,7 +118,6 @@ class FileReads(Bulk, Member):
         "_nodes",
         "_releases",
         "_requests",
-        "_session",
     )
 
     def __init__(
@@ -132,7 +131,6 @@ class FileReads(Bulk, Member):
         look_again: bool,
     ) -> None:
         super().__init__(ASKER.get())
-        self._session = session
         self._lane = session.lane
         self._nodes = nodes
         self._jobs = jobs
