@@ -113,28 +113,24 @@ def _storms(
     say(f"  {group.key}: {group.title}")
     for served in daemons:
         group.rows += [Row(RATE, served.kind), Row(SHARE, served.kind)]
-    for _ in range(bench.profile.rounds):
-        for index, served in enumerate(daemons):
-            rate, share = group.rows[2 * index : 2 * index + 2]
-            before = spent_by(served.servers)
-            answers = _run(
-                [
-                    (
-                        _storm_clients,
-                        (served.socket, paths[first::_PROCESSES], size, seconds),
-                    )
-                    for first in range(_PROCESSES)
-                ],
-                seconds,
-            )
-            after = spent_by(served.servers)
-            counts = list(itertools.chain.from_iterable(counts for counts, _ in answers))
-            rate.samples.append(sum(counts) / seconds)
-            share.samples.append(max(counts) / max(1, min(counts)))
-            rate.cpu = Usage(
-                sum(cpu for _, cpu in answers), after[0] - before[0], after[1] - before[1]
-            )
-            rate.memory = weigh(served.servers)
+    for index, served, is_counted in _rounds(bench, daemons):
+        before = spent_by(served.servers)
+        answers = _run(
+            [
+                (_storm_clients, (served.socket, paths[first::_PROCESSES], size, seconds))
+                for first in range(_PROCESSES)
+            ],
+            seconds,
+        )
+        after = spent_by(served.servers)
+        if not is_counted:
+            continue
+        rate, share = group.rows[2 * index : 2 * index + 2]
+        counts = list(itertools.chain.from_iterable(counts for counts, _ in answers))
+        rate.samples.append(sum(counts) / seconds)
+        share.samples.append(max(counts) / max(1, min(counts)))
+        rate.cpu = Usage(sum(cpu for _, cpu in answers), after[0] - before[0], after[1] - before[1])
+        rate.memory = weigh(served.servers)
     return group
 
 
@@ -146,15 +142,15 @@ def _mixes(bench: Bench, daemons: list[Served], bulk: BigFile, content: bytes) -
     seconds = bench.profile.storm
     for served in daemons:
         group.rows += [Row(SMALL, served.kind), Row(BULK, served.kind)]
-    for _ in range(bench.profile.rounds):
-        for index, served in enumerate(daemons):
-            waits, passes = _run(
-                [
-                    (_small_clients, (served.socket, content, seconds)),
-                    (_bulk_client, (served, bulk, seconds)),
-                ],
-                seconds,
-            )
+    for index, served, is_counted in _rounds(bench, daemons):
+        waits, passes = _run(
+            [
+                (_small_clients, (served.socket, content, seconds)),
+                (_bulk_client, (served, bulk, seconds)),
+            ],
+            seconds,
+        )
+        if is_counted:
             group.rows[2 * index].samples += waits
             group.rows[2 * index + 1].samples += passes
     return group
@@ -172,18 +168,25 @@ def _beside_jobs(bench: Bench, daemons: list[Served], counts: tuple[int, ...]) -
     names = (STAT, *JOBS.values())
     for served in daemons:
         group.rows += [Row(name, served.kind) for name in names]
-    for _ in range(bench.profile.rounds):
-        for index, served in enumerate(daemons):
-            waits, *times = itertools.chain.from_iterable(
-                _run(
-                    [(_stat_client, (served.socket, seconds)), (_jobs, (served.socket, counts))],
-                    seconds,
-                )
+    for index, served, is_counted in _rounds(bench, daemons):
+        waits, *times = itertools.chain.from_iterable(
+            _run(
+                [(_stat_client, (served.socket, seconds)), (_jobs, (served.socket, counts))],
+                seconds,
             )
+        )
+        if is_counted:
             rows = group.rows[index * len(names) :]
             for row, samples in zip(rows, (waits, *times), strict=False):
                 row.samples += samples
     return group
+
+
+def _rounds(bench: Bench, daemons: list[Served]) -> Iterator[tuple[int, Served, bool]]:
+    """Yield each daemon in each round, and whether the round counts: the first one warms up."""
+    for turn in range(bench.profile.rounds + 1):
+        for index, served in enumerate(daemons):
+            yield index, served, turn > 0
 
 
 def _run(jobs: list[tuple[Callable[..., Any], tuple[Any, ...]]], seconds: float) -> list[Any]:
@@ -304,7 +307,8 @@ def _small_clients(pipe: Connection, path: str, content: bytes, seconds: float) 
             asked[number].append(when)
             due = next(schedule, None)
         wait = 1.0 if due is None else max(0.0, due[0] - time.perf_counter())
-        for number, _ in poll.poll(wait):
+        select.select([poll], [], [], wait)  # an epoll waits for whole milliseconds
+        for number, _ in poll.poll(0):
             buffer = received[number]
             buffer += clients[number].recv(256 << 10)
             while len(buffer) >= len(answer):
