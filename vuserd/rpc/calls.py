@@ -131,7 +131,6 @@ class Calls:
         self._account = account
         self._asker = Asker(account.uid, account.rig)
         self._stall = limits.stall
-        self._outbox = Outbox(sock, self.allowance)
         #: The client, as its calls see it.
         self.caller = Caller(
             rights,
@@ -143,6 +142,7 @@ class Calls:
             FileTable(limits.files, account.holdings),
             TraceTable(_MOST_TRACES, account.holdings),
         )
+        self._outbox = Outbox(sock, self.allowance, self.caller)
         self._workers = workers
         self._together = together
         self._told = told

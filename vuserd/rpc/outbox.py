@@ -15,12 +15,13 @@ import trio
 
 from vuserd.delivery.image import SealedImage
 from vuserd.delivery.inline import FileContent
+from vuserd.tasks.turns import Sharer
 from vuserd.wire.descriptors import ancillary_with
 
 #: One sendmsg takes this many pieces (UIO_MAXIOV is 1,024).
 _PIECES: Final = 256
-#: The most bytes that are copied for one client while others wait.
-_SHARE: Final = 256 << 10
+#: The most bytes that are copied at once for one client while others want anything.
+_SHARE: Final = 128 << 10
 #: Seconds that a reply may wait as the next one in the buffers that the backend wrote, which others
 #: wait for, too.
 _PATIENCE: Final = 0.1
@@ -115,13 +116,17 @@ class Outbox:
     Args:
         sock: connected, and not blocking.
         counter: is told of each.
+        sharer: the client.
 
     """
 
-    def __init__(self, sock: socket.socket, counter: ReplyCounter) -> None:
+    def __init__(self, sock: socket.socket, counter: ReplyCounter, sharer: Sharer) -> None:
         self._socket = sock
         self._counter = counter
+        self._sharer = sharer
         self._waiting: deque[Reply] = deque()
+        #: Whether the client has to read before it is sent more.
+        self._is_full = False
 
     def send(self, reply: Reply) -> bool:
         """Send a reply, as far as the socket takes it; return whether nothing waits.
@@ -161,13 +166,18 @@ class Outbox:
     async def send_more(self, stall: float) -> bool:
         """Send some of what waits, as soon as the client takes it; return whether more does.
 
+        Other tasks have their turn before.
+
         Raises:
             OSError: the client is gone.
             trio.TooSlowError: it took nothing for ``stall`` seconds.
 
         """
-        with trio.fail_after(stall):
-            await self._wait_writable()
+        if self._is_full:
+            with trio.fail_after(stall):
+                await self._wait_writable()
+        else:  # to be told that it is not costs more
+            await trio.lowlevel.checkpoint()
         with contextlib.suppress(BlockingIOError):
             self._send_some()
         return bool(self._waiting)
@@ -208,6 +218,7 @@ class Outbox:
             OSError: the client is gone.
 
         """
+        self._is_full = True
         if self._is_held_back():
             raise BlockingIOError
         first = self._waiting[0]
@@ -229,11 +240,12 @@ class Outbox:
             sent = 0
         else:
             first.close_descriptor()
+            self._is_full = sent < sum(map(len, pieces))
         self._forget_sent(sent)
 
     def _shorten(self, pieces: list[bytes | memoryview]) -> None:
-        """Leave no more than one client's share, where others wait while the kernel copies it."""
-        if self._counter.is_only_client():
+        """Leave no more than one client's share, if others may wait while the kernel copies it."""
+        if self._sharer.is_alone():
             return
         room = _SHARE
         for index, piece in enumerate(pieces):
