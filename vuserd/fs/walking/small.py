@@ -33,7 +33,7 @@ _SIZE: Final = 8 << 10
 GROUP: Final = 16
 _GROUP_SHARED: Final = 4
 GROUPS: Final = 3
-GROUPS_SHARED: Final = 2
+GROUPS_SHARED: Final = 1
 #: Types of entries to look into, DT_DIR and DT_UNKNOWN of dirent.h: some file systems do not say
 #: what their entries are.
 MAY_BE_DIRECTORY: Final = frozenset({stat.S_IFDIR >> 12, 0})
