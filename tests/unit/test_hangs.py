@@ -134,6 +134,26 @@ async def test_it_is_tried_again_by_one_and_served_where_that_succeeds(
     assert raised.value.retry_after == pytest.approx(3 * TIMEOUT * 2**4, abs=2)
 
 
+async def test_what_nobody_tries_again_does_not_slow_all_others_for_ever(
+    hanging: Hanging, session: Session, autojump_clock: MockClock
+) -> None:
+    """While anything is held back each request is looked at by itself."""
+    files = hanging.files(session)
+    hanging.opcode = Opcode.OPEN
+    ASKER.set(MALLORY)
+    for _ in range(3):
+        with pytest.raises(BackendTimeout):
+            await read(files)
+        await trio.sleep(20 * TIMEOUT)
+    assert hanging.hangs.places.held
+    assert hanging.hangs.askers.held
+    await trio.sleep(100 * TIMEOUT)
+    hanging.hangs.require_asker()
+    assert await read(files, b"other") == b"other"
+    assert not hanging.hangs.places.held
+    assert not hanging.hangs.askers.held
+
+
 async def test_what_is_answered_a_little_late_did_not_hang(
     hanging: Hanging, session: Session, autojump_clock: MockClock
 ) -> None:

@@ -9,6 +9,7 @@ back as well.
 """
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sized
 from itertools import islice
@@ -75,6 +76,8 @@ class Backoff(Generic[Key]):
         self.held: dict[Key, _Record] = {}
         self._free = free
         self._records: OrderedDict[Key, _Record] = OrderedDict()
+        #: When the first of those that are held back is forgotten.
+        self._lapses_at = math.inf
 
     def note(self, key: Key, unit: float) -> float:
         """Record that something hung for ``unit`` seconds; return for how many it is held back."""
@@ -120,6 +123,12 @@ class Backoff(Generic[Key]):
             record.hangs -= 1
             self.held.pop(key, None)
 
+    def lapse(self) -> None:
+        """Forget what has not hung for long: what nobody tries again is not held back for ever."""
+        now = trio.current_time()
+        if now >= self._lapses_at:
+            self._forget(now)
+
     def _forget(self, now: float) -> None:
         """Forget what has not hung for long, and the oldest where there are too many."""
         surplus = len(self._records) - _CAPACITY
@@ -127,6 +136,7 @@ class Backoff(Generic[Key]):
         for key in old or islice(list(self._records), max(surplus, 0)):
             del self._records[key]
             self.held.pop(key, None)
+        self._lapses_at = min((record.forgotten for record in self.held.values()), default=math.inf)
 
 
 class Hangs:
@@ -172,6 +182,7 @@ class Hangs:
             CallError: BUSY, with ``retry_after`` in seconds.
 
         """
+        self.askers.lapse()
         asker = ASKER.get()
         if asker is not None and (remaining := self.askers.remaining(asker)):
             raise CallError(
@@ -231,6 +242,7 @@ class NodeGate:
             HeldBack: it hung the backend, and is not to be asked again yet.
 
         """
+        self._hangs.places.lapse()
         place = self._place(request)
         if place is not None:
             self._hangs.require_place(place, self._timeout)
