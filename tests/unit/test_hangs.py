@@ -8,13 +8,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from protocol import fuse
 from protocol.fuse import Attributes, Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from tests.faults.harness import entries, read
 from vuserd.config.model import ExportConfig
 from vuserd.device.procedure import Procedure
 from vuserd.device.session import Session
-from vuserd.errors import BackendError, BackendTimeout, CallError, HeldBack
+from vuserd.errors import BackendDown, BackendError, BackendTimeout, CallError, HeldBack
 from vuserd.exports.calls import Calls
 from vuserd.exports.hangs import Backoff, Hangs, NodeGate, Place
 from vuserd.exports.life import Life
@@ -152,6 +153,21 @@ async def test_what_nobody_tries_again_does_not_slow_all_others_for_ever(
     assert await read(files, b"other") == b"other"
     assert not hanging.hangs.places.held
     assert not hanging.hangs.askers.held
+
+
+async def test_a_lost_backend_tries_nothing_that_is_held_back(
+    hanging: Hanging, session: Session, autojump_clock: MockClock
+) -> None:
+    """Else the next one, which could, would have to wait for an outcome that never comes."""
+    files = hanging.files(session)
+    hanging.opcode = Opcode.OPEN
+    with pytest.raises(BackendTimeout):
+        await read(files)
+    await trio.sleep(4 * TIMEOUT)
+    session.lose(BackendDown("it is gone"))
+    with pytest.raises(BackendDown):
+        await session.lane.call(fuse.open(fuse.NodeId(2)), fuse.decode_open)
+    hanging.hangs.require_place(Place(Opcode.OPEN, b"/Image"), TIMEOUT)
 
 
 async def test_what_is_answered_a_little_late_did_not_hang(

@@ -172,14 +172,14 @@ class Exchange:
         """Refuse a request that may not be sent.
 
         Raises:
-            HeldBack: it hung the backend, and is not to be asked again yet.
             BackendError: the backend is lost.
+            HeldBack: it hung the backend, and is not to be asked again yet.
 
         """
-        if self._held_back and self.gate is not None:
-            self.gate.admit(request)
         if self._failure is not None:
             raise self._failure.again()
+        if self._held_back and self.gate is not None:
+            self.gate.admit(request)
 
     def post(self, request: fuse.Request) -> None:
         """Send a request without a caller that waits: RELEASE, FORGET, INTERRUPT and their kin.
