@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from memory.foreign import ForeignRegion
-from protocol.fuse import PAGE_SIZE
 from vuserd.delivery.headroom import HEADROOM
 from vuserd.delivery.one_version import Delivery, FileChanged, deliver_whole
 from vuserd.delivery.placements import ChangeLocks, Placements
@@ -120,7 +119,7 @@ class AttachedMemory:
         wanted = there if length is None else min(length, there)
         room = max(self.region.size - address, 0)
         if wanted > room:
-            if not await _goes_on(file, offset + room):
+            if not await file.goes_on(offset + room):
                 return None
             raise CallError(
                 ErrorCode.TOO_LARGE,
@@ -129,7 +128,7 @@ class AttachedMemory:
                 room=room,
             )
         if not wanted:
-            return None if length != 0 and await _goes_on(file, offset) else 0
+            return None if length != 0 and await file.goes_on(offset) else 0
         self._require_pages(wanted)
         placement = await self._placements.at(file.session)
         await self._placements.wait_for_late_reads(address, address + wanted)
@@ -155,7 +154,7 @@ class AttachedMemory:
 
         async def look_behind() -> None:
             nonlocal is_true
-            if await _goes_on(file, offset + wanted):
+            if await file.goes_on(offset + wanted):
                 is_true = False
 
         count = min(_WINDOW, -(-wanted // batch))
@@ -171,7 +170,7 @@ class AttachedMemory:
         """Load a file whose size is not known, one READ after the other."""
         room = max(self.region.size - address, 0)
         wanted = room if length is None else min(length, room)
-        if length == 0 or not await _goes_on(file, offset):
+        if length == 0 or not await file.goes_on(offset):
             return 0
         placement = await self._placements.at(file.session)
         for begin in range(0, wanted, file.max_read):
@@ -182,7 +181,7 @@ class AttachedMemory:
                 got = await file.read_on_into(window, offset + begin, size)
             if got < size:
                 return begin + got
-        if wanted != length and await _goes_on(file, offset + wanted):
+        if wanted != length and await file.goes_on(offset + wanted):
             raise CallError(
                 ErrorCode.TOO_LARGE,
                 f"the file does not fit: the memory ends {room} bytes after {address}",
@@ -195,9 +194,3 @@ class AttachedMemory:
         missing = min(size, self.region.unallocated)
         if missing:
             HEADROOM.require(missing, "the attached memory")
-
-
-async def _goes_on(file: OpenFile, offset: int) -> bool:
-    """Return whether a file whose size is not known has bytes from an offset on."""
-    with given_back(await file.session.payloads.take(1)) as buffers:
-        return await file.read_into(buffers[0], offset, PAGE_SIZE) > 0

@@ -11,7 +11,6 @@ from typing import Final
 import trio
 
 from memory.arena import Buffer
-from protocol.fuse import PAGE_SIZE
 from vuserd.delivery.census import CENSUS, Holding
 from vuserd.delivery.headroom import HEADROOM
 from vuserd.delivery.one_version import Delivery, FileChanged
@@ -165,7 +164,7 @@ async def _fill(file: OpenFile, pages: _Pages) -> int:
         for extent in extents:
             if not await _fill_extent(file, pages, extent):
                 return await _fill_untrue(file, pages)
-    if await _goes_on(file, file.size):
+    if await file.goes_on(file.size):
         return await _fill_untrue(file, pages)
     return file.size
 
@@ -219,12 +218,6 @@ class _Room:
             self._allocated += step
 
 
-async def _goes_on(file: OpenFile, offset: int) -> bool:
-    """Return whether a file, whose size may be wrong, has bytes from an offset on."""
-    with given_back(await file.session.payloads.take(1)) as buffers:
-        return await file.read_into(buffers[0], offset, PAGE_SIZE) > 0
-
-
 async def _fill_to_the_end(file: OpenFile, pages: _Pages) -> int:
     """Read a file whose size is not known.
 
@@ -250,7 +243,7 @@ async def _agrees(file: OpenFile, image: SealedImage) -> bool:
     """Read the file once more, but for holes; return whether it is the same as its image."""
     if image.size != file.size:
         end = Extent(0, image.size)
-        return await _agrees_in(file, image, end) and not await _goes_on(file, image.size)
+        return await _agrees_in(file, image, end) and not await file.goes_on(image.size)
     done = 0
     position: int | None = 0
     while position is not None:
@@ -261,7 +254,7 @@ async def _agrees(file: OpenFile, image: SealedImage) -> bool:
             if not await _agrees_in(file, image, extent):
                 return False
             done = extent.offset + extent.length
-    return await image.is_blank(done, image.size) and not await _goes_on(file, image.size)
+    return await image.is_blank(done, image.size) and not await file.goes_on(image.size)
 
 
 async def _agrees_in(file: OpenFile, image: SealedImage, extent: Extent) -> bool:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from protocol import fuse
 from protocol.fuse import Attributes, FileHandle, NodeId, Whence
 from vuserd.device.jobs import Ask
+from vuserd.device.payloads import given_back
 from vuserd.device.procedure import Procedure, carry_out
 from vuserd.device.request import InOrder, Rest, Target
 from vuserd.device.results import Failed, body_of, length_of
@@ -132,6 +133,11 @@ class OpenFile:
                 break
             end += got
         return end
+
+    async def goes_on(self, offset: int) -> bool:
+        """Return whether the file, whose size may be wrong, has bytes from an offset on."""
+        with given_back(await self.session.payloads.take(1)) as buffers:
+            return await self.read_into(buffers[0], offset, fuse.PAGE_SIZE) > 0
 
     async def read_all_into(self, parts: Sequence[tuple[Target, int, int]]) -> list[int]:
         """Run :meth:`read_into` for several (target, offset, length) at once."""
