@@ -6,20 +6,14 @@ Where it cannot, because the backend was lost or it was not read for a while, it
 read from its beginning, and what was given before is left out by name.
 """
 
-from array import array
-from typing import Final
-
 from protocol.dirent_columns import DirectoryColumns
 from protocol.fuse import FileHandle
 from vuserd.fs.directories.entries import Below
+from vuserd.fs.directories.given import Given
 from vuserd.fs.directories.offsets import Offsets, no_end
 from vuserd.fs.directories.opened import OpenDirectory
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Node
-
-#: Bytes of a name that was given, and of one in a set of them.
-_GIVEN: Final = 8
-_AHEAD: Final = 96
 
 
 class DirectoryReader:
@@ -37,10 +31,7 @@ class DirectoryReader:
         self._directory: OpenDirectory | None = None
         self._position = 0
         self._offsets = Offsets()
-        #: Hashes of the names that were given: 8 bytes each, where a set of names would have 100.
-        self._given = array("q")
-        #: Those of them that this opening of the directory has not come to yet.
-        self._ahead: set[int] = set()
+        self._given = Given()
 
     @property
     def is_open(self) -> bool:
@@ -50,7 +41,7 @@ class DirectoryReader:
     @property
     def remembered(self) -> int:
         """Bytes of memory for the names that were given."""
-        return _GIVEN * len(self._given) + _AHEAD * len(self._ahead)
+        return self._given.remembered
 
     @property
     def has_begun(self) -> bool:
@@ -101,7 +92,7 @@ class DirectoryReader:
         self._files, self._position = files, 0
         self._directory = directory = files.directories.opened(node, handle)
         self._offsets = Offsets()
-        self._ahead = set(self._given)
+        self._given.come_again()
         return directory
 
     def take(self, found: DirectoryColumns, following: int | None) -> DirectoryColumns:
@@ -111,14 +102,15 @@ class DirectoryReader:
             FileError: EIO: its offsets lead back.
 
         """
-        entries = self._new(found) if self._ahead else found
+        is_new = self._given.are_new(found.names)
+        entries = found if is_new is None else found.chosen(is_new)
         if following is None:
             self._finish()
         else:
             if self._offsets.lead_back(following):
                 raise no_end()
             self._position = following
-            self._given.fromlist([*map(hash, entries.names)])
+            self._given.add(entries.names)
         return entries
 
     def close(self) -> None:
@@ -128,16 +120,7 @@ class DirectoryReader:
             directory.close()
         self._files = None
 
-    def _new(self, entries: DirectoryColumns) -> DirectoryColumns:
-        """Return those that were not given before."""
-        is_new = []
-        for name in map(hash, entries.names):
-            is_new.append(name not in self._ahead)
-            self._ahead.discard(name)
-        return entries.chosen(is_new)
-
     def _finish(self) -> None:
         self.finished = True
         self.close()
-        self._given = array("q")
-        self._ahead.clear()
+        self._given = Given()

@@ -74,7 +74,7 @@ def open_directory(lane: Lane, branch: Branch) -> Part[None]:
     branch.handle = lane.decoded(fuse.decode_open, body_of(opened))
     branch.position = branch.barren = 0
     branch.offsets = Offsets()
-    branch.ahead = set(branch.given)
+    branch.given.come_again()
 
 
 def read_entries(

@@ -1,16 +1,14 @@
 """What was found of a tree: directories that are read, and entries that wait to be delivered."""
 
-from array import array
 from typing import Final
 
 from protocol.fuse import Attributes, FileHandle, NodeId, decode_attributes_at
 from vuserd.errors import VuserdError
+from vuserd.fs.directories.given import Given
 from vuserd.fs.directories.offsets import Offsets
 
-#: Bytes of memory for a directory, for a name that was found in it, and for one yet to come again.
+#: Bytes of memory for a directory.
 _DIRECTORY: Final = 1024
-_GIVEN: Final = 8
-_AHEAD: Final = 96
 
 
 class Branch:
@@ -33,26 +31,12 @@ class Branch:
         self.position = 0
         self.barren = 0
         self.offsets = Offsets()
-        #: Hashes of the names that were found, and those of them that this opening has yet to come
-        #: to: offsets mean nothing in another opening of a directory.
-        self.given = array("q")
-        self.ahead: set[int] = set()
+        self.given = Given()
 
     @property
     def remembered(self) -> int:
         """Bytes of memory that it takes."""
-        return _DIRECTORY + 2 * len(self.path) + _GIVEN * len(self.given) + _AHEAD * len(self.ahead)
-
-    def below(self, name: bytes) -> bytes:
-        """Return the path of a name in it."""
-        return self.above + name
-
-    def is_new(self, name: bytes) -> bool:
-        """Return whether a name was not found by an opening before."""
-        if self.ahead and hash(name) in self.ahead:
-            self.ahead.remove(hash(name))
-            return False
-        return True
+        return _DIRECTORY + 2 * len(self.path) + self.given.remembered
 
 
 class Found:

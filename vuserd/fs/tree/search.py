@@ -10,6 +10,7 @@ import operator
 import stat
 import time
 from collections import deque
+from itertools import compress
 from typing import Final
 
 from protocol import fuse
@@ -231,7 +232,7 @@ class Tree:
                 if branch.is_left:
                     self._leave(branch)
         else:
-            entry = yield from self._go(branch.below(found.name))
+            entry = yield from self._go(found.path)
         found.node = entry.node
         found.now_has(encode_attributes(entry.attributes))
         if not _is_told_apart(entry.attributes):
@@ -276,6 +277,11 @@ class Tree:
         """Take entries, whose lookup counts are this tree's from here on."""
         nodes, directory = self._in_use.nodes, branch.node
         assert directory is not None
+        is_new = branch.given.are_new(entries.names)
+        if is_new is not None:
+            nodes.forget_each([*compress(entries.nodes, map(operator.not_, is_new))])
+            entries = entries.chosen(is_new)
+        branch.given.add(entries.names)
         columns = AttributeColumns(entries.attributes)
         modes, sizes, inos = (columns.column(name) for name in ("mode", "size", "ino"))
         rows = zip(
@@ -288,17 +294,9 @@ class Tree:
             _are_old(columns),
             strict=True,
         )
-        was_opened = bool(branch.ahead)
-        if not was_opened:
-            branch.given.extend(map(hash, entries.names))
         again = fuse.ROOT_ID, directory
         ahead, borrow = self.ahead, nodes.borrow
         for name, node, attributes, mode, size, ino, is_old in rows:
-            if was_opened:
-                if not branch.is_new(name):
-                    nodes.forget(node)
-                    continue
-                branch.given.append(hash(name))
             if not node:
                 ahead.append(Found(branch, name))
                 continue
