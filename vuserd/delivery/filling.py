@@ -17,12 +17,12 @@ from vuserd.delivery.file_reads import FileReads, is_settled
 from vuserd.delivery.one_version import ATTEMPTS
 from vuserd.delivery.page import ENTRY_BYTES, Page, Place
 from vuserd.device.jobs import DEPTH, Ask, Job, Jobs
+from vuserd.device.procedure import Procedure
 from vuserd.device.request import SMALL_READ, Seen
 from vuserd.device.results import body_of, length_of
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.openfile import read_and_look
-from vuserd.fs.tree.asking import Part
 from vuserd.fs.tree.found import Found
 from vuserd.fs.tree.search import Tree
 from vuserd.fs.version import TICK
@@ -247,7 +247,7 @@ class Filling:
             self._bringing -= 1
         self._feed()
 
-    def _find_and_read(self, begun: _Begun) -> Part[None]:
+    def _find_and_read(self, begun: _Begun) -> Procedure[None]:
         """Bring the bytes of a file that may have to be found first, or a symlink's target."""
         found, place, target, attempts = begun
         try:
@@ -270,12 +270,12 @@ class Filling:
         else:
             place.clear()
 
-    def _read_link(self, found: Found) -> Part[None]:
+    def _read_link(self, found: Found) -> Procedure[None]:
         assert found.node is not None
         [read] = yield [Ask(fuse.readlink(found.node))]
         found.target = fuse.decode_readlink(body_of(read))
 
-    def _read_file(self, found: Found, place: Place, attempts: int) -> Part[None]:
+    def _read_file(self, found: Found, place: Place, attempts: int) -> Procedure[None]:
         """Read a file into its place, or have it wait if it has just changed.
 
         Raises:
@@ -326,7 +326,7 @@ class Filling:
 
     def _read_and_look(
         self, node: NodeId, handle: FileHandle, place: Place, size: int
-    ) -> Part[tuple[int, bytes]]:
+    ) -> Procedure[tuple[int, bytes]]:
         """Read a file into its place; return its length, and the attributes that it has then."""
         session = self._files.session
         length, looked = yield from read_and_look(session, node, handle, place, 0, size)

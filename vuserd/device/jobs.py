@@ -1,8 +1,8 @@
-"""Jobs of many requests as generators: each yields what it asks for, and is sent the results.
+"""Jobs: procedures that return nothing, of which many go on at once while one task waits for all.
 
-A job says in plain code what comes after what. It has no task: where the replies are taken off the
-ring it goes on at once, so a request costs a fraction of what it costs a task that waits. It must
-not keep others waiting for long, therefore, and it has no context of its own::
+A job has no task: where the replies are taken off the ring it goes on at once, so a request costs a
+fraction of what it costs a task that waits. It must not keep others waiting for long, therefore,
+and it has no context of its own::
 
     def size(node: NodeId) -> Job:
         [found] = yield [Ask(fuse.getattr(node))]
@@ -10,7 +10,7 @@ not keep others waiting for long, therefore, and it has no context of its own::
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -18,8 +18,8 @@ import trio
 
 from protocol import fuse
 from vuserd.device.lane.lane import Lane
+from vuserd.device.procedure import Procedure
 from vuserd.device.request import Asked, Batch, Target, Undo
-from vuserd.device.results import Result
 from vuserd.users.asker import ASKER, Asker
 
 #: Jobs that are begun at once, if nothing else is said: more brings no more speed.
@@ -34,8 +34,8 @@ class Ask(NamedTuple):
     undo: Undo | None = None  #: takes the body of a successful reply that the job does not see
 
 
-#: Yields what it asks for at once, and is sent a result for each, in that order.
-Job: TypeAlias = Generator[Sequence[Asked], Sequence[Result], None]
+#: A procedure that returns nothing.
+Job: TypeAlias = Procedure[None]
 
 
 class Member(Batch):

@@ -1,33 +1,29 @@
-"""What is asked of the backend for a tree, as parts of jobs that return what came of it."""
+"""Procedures that ask the backend for what a tree has: parts of jobs."""
 
 import errno
 import functools
 import stat
-from collections.abc import Generator, Sequence
-from typing import Final, TypeAlias, TypeVar
+from typing import Final
 
 from protocol import fuse
 from protocol.dirent_columns import DirectoryColumns, decode_directory_columns
 from protocol.fuse import Entry, NodeId
 from vuserd.device.jobs import Ask
 from vuserd.device.lane.lane import Lane
-from vuserd.device.request import Asked, Seen
-from vuserd.device.results import Result, body_of, length_of
+from vuserd.device.procedure import Procedure
+from vuserd.device.request import Seen
+from vuserd.device.results import body_of, length_of
 from vuserd.errors import FileError
 from vuserd.fs.directories.offsets import Offsets
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.lookups import ATTEMPTS, not_told_apart, was_raced
 from vuserd.fs.tree.found import Branch
 
-T = TypeVar("T")
-#: A part of a job that returns something: a procedure.
-Part: TypeAlias = Generator[Sequence[Asked], Sequence[Result], T]
-
 #: Bytes of a directory that are read at once: some two hundred entries.
 _BATCH_SIZE: Final = 32 << 10
 
 
-def look_up(files: FileSystem, directory: NodeId, name: bytes) -> Part[Entry]:
+def look_up(files: FileSystem, directory: NodeId, name: bytes) -> Procedure[Entry]:
     """Return the entry of a name; its node is borrowed."""
     ask = Ask(fuse.lookup(directory, name), None, files.operations.undo_lookup)
     for _ in range(ATTEMPTS):
@@ -44,7 +40,7 @@ def look_up(files: FileSystem, directory: NodeId, name: bytes) -> Part[Entry]:
     return entry
 
 
-def go(files: FileSystem, here: NodeId, path: bytes) -> Part[Entry]:
+def go(files: FileSystem, here: NodeId, path: bytes) -> Procedure[Entry]:
     """Look all names of a path up, from a directory on; no symlink is followed."""
     passed = None
     *directories, last = path.split(b"/")
@@ -62,7 +58,7 @@ def go(files: FileSystem, here: NodeId, path: bytes) -> Part[Entry]:
             files.nodes.give_back(passed)
 
 
-def open_directory(lane: Lane, branch: Branch) -> Part[None]:
+def open_directory(lane: Lane, branch: Branch) -> Procedure[None]:
     """Open a directory, to be read from its beginning."""
     node = branch.node
     assert node is not None
@@ -79,7 +75,7 @@ def open_directory(lane: Lane, branch: Branch) -> Part[None]:
 
 def read_entries(
     files: FileSystem, branch: Branch, room: Seen
-) -> Part[tuple[DirectoryColumns, int | None]]:
+) -> Procedure[tuple[DirectoryColumns, int | None]]:
     """Return entries, each node of which has a lookup count to give back, and where to go on.
 
     If one entry cannot be looked up, backends return its error for the whole READDIRPLUS:

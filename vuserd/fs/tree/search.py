@@ -23,6 +23,7 @@ from protocol.fuse import (
     encode_attributes,
 )
 from vuserd.device.jobs import Job
+from vuserd.device.procedure import Procedure
 from vuserd.device.request import Seen
 from vuserd.errors import CallError, FileError, VuserdError
 from vuserd.fs.directories.offsets import no_end
@@ -31,7 +32,7 @@ from vuserd.fs.kept import replaced
 from vuserd.fs.lookups import not_told_apart
 from vuserd.fs.nodes import Hold
 from vuserd.fs.paths import PATH_MAX
-from vuserd.fs.tree.asking import Part, go, look_up, open_directory, read_entries
+from vuserd.fs.tree.asking import go, look_up, open_directory, read_entries
 from vuserd.fs.tree.found import Branch, Found
 
 #: Directories that may be open and wait for their turn; over that one is read to its end, unless it
@@ -215,7 +216,7 @@ class Tree:
             self._reading.discard(branch)
             rooms.append(room)
 
-    def find(self, found: Found) -> Part[None]:
+    def find(self, found: Found) -> Procedure[None]:
         """Look an entry up that has no node.
 
         Raises:
@@ -241,12 +242,12 @@ class Tree:
         if stat.S_ISDIR(found.mode):
             self._add_branch(found)
 
-    def _go(self, path: bytes) -> Part[Entry]:
+    def _go(self, path: bytes) -> Procedure[Entry]:
         """Return the entry at a path; its node is borrowed."""
         assert self._top.node is not None
         return go(self._in_use, self._top.node, path)
 
-    def _read_batch(self, branch: Branch, room: Seen) -> Part[bool]:
+    def _read_batch(self, branch: Branch, room: Seen) -> Procedure[bool]:
         """Read a batch of a directory; return whether it was the last one."""
         if branch.node is None:
             entry = yield from self._go(branch.path)
