@@ -21,8 +21,9 @@ from protocol import fuse
 from vuserd.backend.find import find_program
 from vuserd.backend.process import BackendOptions, sandboxes, start_backend
 from vuserd.delivery.inline import read_small
-from vuserd.device.jobs import DEPTH, Ask, Job, Jobs
+from vuserd.device.jobs import DEPTH, Job, Jobs
 from vuserd.device.procedure import Errand, Procedure
+from vuserd.device.request import Ask
 from vuserd.device.session import Session, SessionOptions, open_session
 from vuserd.fs.filesystem import FileSystem
 

@@ -10,9 +10,9 @@ from protocol import MalformedError, fuse
 from protocol.fuse import FileHandle, NodeId, Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from tests.fake.files import IMAGE
-from vuserd.device.jobs import Ask, Job, Jobs
+from vuserd.device.jobs import Job, Jobs
 from vuserd.device.payloads import given_back
-from vuserd.device.request import InOrder
+from vuserd.device.request import Ask, InOrder
 from vuserd.device.results import MISSING, Failed, Result, body_of, length_of
 from vuserd.device.session import Session
 from vuserd.errors import BackendBroken, BackendDown, FileError

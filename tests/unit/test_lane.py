@@ -14,9 +14,10 @@ from protocol.virtio_fs import HIPRIO_QUEUE, REQUEST_QUEUE
 from protocol.virtio_ring import Feature
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from vuserd.device import queue
-from vuserd.device.jobs import Ask, Job, Jobs
+from vuserd.device.jobs import Job, Jobs
 from vuserd.device.layout import IN_FLIGHT
 from vuserd.device.payloads import given_back
+from vuserd.device.request import Ask
 from vuserd.device.session import Session
 from vuserd.errors import BackendBroken, BackendDown, BackendTimeout, FileError
 from vuserd.users.asker import ASKER, Asker

@@ -11,9 +11,8 @@ from protocol import fuse
 from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from tests.fake.files import IMAGE
-from vuserd.device.jobs import Ask
 from vuserd.device.procedure import Errand, Procedure, carry_out
-from vuserd.device.request import InOrder
+from vuserd.device.request import Ask, InOrder
 from vuserd.device.results import MISSING, Failed, body_of
 from vuserd.device.session import Session
 from vuserd.errors import BackendBroken, BackendDown, FileError

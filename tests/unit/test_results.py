@@ -8,7 +8,7 @@ import pytest
 
 from protocol import fuse
 from tests.fake.backend import FakeBackend
-from vuserd.device.jobs import Ask
+from vuserd.device.request import Ask
 from vuserd.device.results import Failed, Result, body_of
 from vuserd.errors import BackendDown, FileError
 

@@ -16,9 +16,9 @@ from protocol.fuse import FileHandle, NodeId, version_bytes
 from vuserd.delivery.file_reads import FileReads, is_settled
 from vuserd.delivery.one_version import ATTEMPTS
 from vuserd.delivery.page import ENTRY_BYTES, Page, Place
-from vuserd.device.jobs import DEPTH, Ask, Job, Jobs
+from vuserd.device.jobs import DEPTH, Job, Jobs
 from vuserd.device.procedure import Procedure
-from vuserd.device.request import SMALL_READ, Seen
+from vuserd.device.request import SMALL_READ, Ask, Seen
 from vuserd.device.results import body_of, length_of
 from vuserd.errors import CallError, ErrorCode, FileError, VuserdError
 from vuserd.fs.filesystem import FileSystem

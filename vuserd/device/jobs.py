@@ -12,27 +12,17 @@ and it has no context of its own::
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import trio
 
-from protocol import fuse
 from vuserd.device.lane.lane import Lane
 from vuserd.device.procedure import Procedure
-from vuserd.device.request import Asked, Batch, Target, Undo
+from vuserd.device.request import Asked, Batch
 from vuserd.users.asker import ASKER, Asker
 
 #: Jobs that are begun at once, if nothing else is said: more brings no more speed.
 DEPTH: Final = 64
-
-
-class Ask(NamedTuple):
-    """A request of a job."""
-
-    request: fuse.Request
-    target: Target | None = None  #: where the reply's body goes; it stays the job's to give back
-    undo: Undo | None = None  #: takes the body of a successful reply that the job does not see
-
 
 #: A procedure that returns nothing.
 Job: TypeAlias = Procedure[None]

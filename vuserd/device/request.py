@@ -1,7 +1,7 @@
 """A FUSE request: where its reply goes, who waits for it, what is undone if nobody does."""
 
 from collections.abc import Callable
-from typing import Final, Protocol, TypeAlias, runtime_checkable
+from typing import Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from protocol import fuse
 from vuserd.device.layout import REQUEST_ROOM
@@ -72,6 +72,14 @@ def require_room(request: fuse.Request) -> None:
 
 #: A request, where the body of its reply goes, and what undoes it if nobody sees that.
 Asked: TypeAlias = "tuple[fuse.Request, Target | None, Undo | None]"
+
+
+class Ask(NamedTuple):
+    """The same by its parts, for whoever has few requests: a plain tuple takes less time."""
+
+    request: fuse.Request
+    target: Target | None = None  #: stays the caller's to give back
+    undo: Undo | None = None
 
 
 class InOrder(list[Asked]):

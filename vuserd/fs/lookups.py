@@ -12,10 +12,9 @@ from typing import Final, NamedTuple, TypeAlias
 
 from protocol import fuse
 from protocol.fuse import Attributes, Entry, FileHandle, NodeId
-from vuserd.device.jobs import Ask
 from vuserd.device.lane.lane import Lane
 from vuserd.device.procedure import Procedure
-from vuserd.device.request import Asked, Undo
+from vuserd.device.request import Ask, Asked, Undo
 from vuserd.device.results import MISSING, Failed, Result, body_of
 from vuserd.errors import BackendTimeout, FileError
 from vuserd.fs.nodes import Hold, Node, NodeTable, root_node

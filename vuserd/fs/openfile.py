@@ -7,10 +7,9 @@ from typing import Final, NamedTuple
 
 from protocol import fuse
 from protocol.fuse import Attributes, FileHandle, NodeId, Whence
-from vuserd.device.jobs import Ask
 from vuserd.device.payloads import given_back
 from vuserd.device.procedure import Procedure, carry_out
-from vuserd.device.request import InOrder, Rest, Target
+from vuserd.device.request import Ask, InOrder, Rest, Target
 from vuserd.device.results import Failed, body_of, length_of
 from vuserd.device.session import Session
 from vuserd.errors import FileError

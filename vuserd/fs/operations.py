@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from protocol import fuse
 from protocol.fuse import Attributes, FileHandle
-from vuserd.device.jobs import Ask
 from vuserd.device.procedure import carry_out
-from vuserd.device.request import Undo
+from vuserd.device.request import Ask, Undo
 from vuserd.device.results import Failed, body_of
 from vuserd.device.session import Session
 from vuserd.errors import FileError

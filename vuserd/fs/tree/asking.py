@@ -8,10 +8,9 @@ from typing import Final
 from protocol import fuse
 from protocol.dirent_columns import DirectoryColumns, decode_directory_columns
 from protocol.fuse import Entry, NodeId
-from vuserd.device.jobs import Ask
 from vuserd.device.lane.lane import Lane
 from vuserd.device.procedure import Procedure
-from vuserd.device.request import Seen
+from vuserd.device.request import Ask, Seen
 from vuserd.device.results import body_of, length_of
 from vuserd.errors import FileError
 from vuserd.fs.directories.offsets import Offsets
