@@ -22,13 +22,10 @@ from vuserd.config.model import ClientLimits
 from vuserd.delivery.attached import Loaded
 from vuserd.delivery.images import ImageStore
 from vuserd.delivery.inline import FileContent
-from vuserd.delivery.memory_table import MemoryTable
 from vuserd.device.procedure import carry_out
 from vuserd.errors import CallError, FileError
 from vuserd.exports.export import Export
 from vuserd.fs.filesystem import FileSystem
-from vuserd.fs.heldfile import FileTable
-from vuserd.fs.listings import ContinuationTable
 from vuserd.fs.owners import owners_of
 from vuserd.rpc.access import Peer, Rights
 from vuserd.rpc.accounts import Account
@@ -38,7 +35,6 @@ from vuserd.rpc.methods.signature import TIMEOUT
 from vuserd.rpc.methods.table import API_COMPATIBLE, API_LEVEL, Methods
 from vuserd.rpc.results.answers import Listing, Tree
 from vuserd.tasks.turns import Turns
-from vuserd.tracing.trace import TraceTable
 from vuserd.wire.codec import MessageDecoder, Response, decode_value
 
 CONTENT = bytes(range(251)) * 40
@@ -51,16 +47,8 @@ class Client:
     def __init__(self, methods: Methods, limits: ClientLimits) -> None:
         self._methods = methods
         self.account = account = Account(os.geteuid(), None, limits, Turns())
-        self.caller = Caller(
-            Rights(Peer(os.getpid(), os.geteuid(), frozenset())),
-            account,
-            MemoryTable(limits.memories, limits.memory, account.foreign, account.holdings),
-            ContinuationTable(limits.walks, account.holdings),
-            ContinuationTable(limits.walks, account.holdings),
-            ContinuationTable(limits.listings, account.holdings),
-            FileTable(limits.files, account.holdings),
-            TraceTable(1, account.holdings),
-        )
+        rights = Rights(Peer(os.getpid(), os.geteuid(), frozenset()))
+        self.caller = Caller(rights, account, limits)
 
     async def call(self, name: str, *params: Any) -> Any:
         """Make a call; return its result as it is on the wire."""

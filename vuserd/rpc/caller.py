@@ -2,7 +2,9 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
+from vuserd.config.model import ClientLimits
 from vuserd.delivery.memory_table import MemoryTable
 from vuserd.delivery.pages import TreePages
 from vuserd.errors import VuserdError
@@ -13,29 +15,23 @@ from vuserd.rpc.access import Rights
 from vuserd.rpc.accounts import Account
 from vuserd.tracing.trace import TraceTable
 
+#: Exports that a client may trace at once.
+_MOST_TRACES: Final = 8
+
 
 class Caller:
     """The client that calls, as the methods see it."""
 
-    def __init__(
-        self,
-        rights: Rights,
-        account: Account,
-        memories: MemoryTable,
-        walks: ContinuationTable[TreeWalk],
-        trees: ContinuationTable[TreePages],
-        listings: ContinuationTable[Listing],
-        files: FileTable,
-        traces: TraceTable,
-    ) -> None:
+    def __init__(self, rights: Rights, account: Account, limits: ClientLimits) -> None:
         self.rights = rights
         self._account = account
-        self.memories = memories
-        self.walks = walks
-        self.trees = trees
-        self.listings = listings
-        self.files = files
-        self.traces = traces
+        holdings = account.holdings
+        self.memories = MemoryTable(limits.memories, limits.memory, account.foreign, holdings)
+        self.walks = ContinuationTable[TreeWalk](limits.walks, holdings)
+        self.trees = ContinuationTable[TreePages](limits.walks, holdings)
+        self.listings = ContinuationTable[Listing](limits.listings, holdings)
+        self.files = FileTable(limits.files, holdings)
+        self.traces = TraceTable(_MOST_TRACES, holdings)
         #: Whether errors go to it in Neovim's form.
         self.wants_pairs = False
 

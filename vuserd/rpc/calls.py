@@ -14,13 +14,10 @@ from typing import Any, Final
 import trio
 
 from vuserd.config.model import ClientLimits
-from vuserd.delivery.memory_table import MemoryTable
 from vuserd.device.procedure import NeedsTask
 from vuserd.errors import CallError, ErrorCode, VuserdError, os_reason
 from vuserd.exports.calls import NO_PAST, PAST, Lost, Past
 from vuserd.exports.together import Joint, Together
-from vuserd.fs.heldfile import FileTable
-from vuserd.fs.listings import ContinuationTable
 from vuserd.rpc.access import Rights
 from vuserd.rpc.accounts import Account, Allowance
 from vuserd.rpc.caller import Caller
@@ -31,7 +28,6 @@ from vuserd.rpc.outbox import Outbox, Reply
 from vuserd.rpc.results.answers import Asked
 from vuserd.tasks.turns import SHARER
 from vuserd.tasks.workers import Worker, Workers
-from vuserd.tracing.trace import TraceTable
 from vuserd.users.asker import ASKER, Asker
 from vuserd.wire.codec import (
     FramingError,
@@ -40,9 +36,6 @@ from vuserd.wire.codec import (
     encode_notification,
     encode_response,
 )
-
-#: Exports that a client may trace at once.
-_MOST_TRACES: Final = 8
 
 _NO_LIMIT: Final = contextlib.nullcontext()
 
@@ -132,16 +125,7 @@ class Calls:
         self._asker = Asker(account.uid, account.rig)
         self._stall = limits.stall
         #: The client, as its calls see it.
-        self.caller = Caller(
-            rights,
-            account,
-            MemoryTable(limits.memories, limits.memory, account.foreign, account.holdings),
-            ContinuationTable(limits.walks, account.holdings),
-            ContinuationTable(limits.walks, account.holdings),
-            ContinuationTable(limits.listings, account.holdings),
-            FileTable(limits.files, account.holdings),
-            TraceTable(_MOST_TRACES, account.holdings),
-        )
+        self.caller = Caller(rights, account, limits)
         self._outbox = Outbox(sock, self.allowance, self.caller)
         self._workers = workers
         self._together = together
