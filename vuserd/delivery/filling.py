@@ -7,6 +7,7 @@ job each: a symlink, a large file, an entry that has to be found first, or a fil
 import errno
 import stat
 from collections import deque
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import trio
@@ -72,7 +73,7 @@ class Filling:
         files: FileSystem,
         tree: Tree,
         page: Page,
-        rooms: list[Place],
+        rooms: Sequence[Seen],
         *,
         look_again: bool,
     ) -> None:

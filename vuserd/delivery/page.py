@@ -31,11 +31,6 @@ class Place:
         self._view = shared.view
         self._begin = begin
 
-    @property
-    def view(self) -> memoryview:
-        """All of its bytes."""
-        return self._view[self._begin : self._begin + self.size]
-
     def clear(self, begin: int = 0) -> None:
         """Put zeros where no file's bytes are, from ``begin`` on: others' bytes were here."""
         if begin < self.size:
@@ -48,12 +43,6 @@ class _Shared(SharedBuffer):
     def __init__(self, buffer: Buffer) -> None:
         super().__init__(buffer)
         self.words = buffer.view.cast("Q")
-
-
-def parts_of(buffer: Buffer, count: int) -> list[Place]:
-    """Return a buffer in equal parts; it stays the caller's."""
-    shared, size = _Shared(buffer), len(buffer.view) // count
-    return [Place(shared, begin, begin, size) for begin in range(0, count * size, size)]
 
 
 class Page:

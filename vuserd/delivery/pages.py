@@ -11,8 +11,9 @@ import trio
 
 from vuserd.delivery.filling import READERS, Filling
 from vuserd.delivery.inline import FileContent
-from vuserd.delivery.page import Page, parts_of
+from vuserd.delivery.page import Page
 from vuserd.device.payloads import given_back
+from vuserd.device.shared_buffer import SharedBuffer
 from vuserd.errors import VuserdError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.kept import Kept
@@ -96,8 +97,8 @@ class TreePages(Kept):
             count = max(1, size // files.session.payloads.size)
             with given_back(await files.session.payloads.take(count + 1)) as buffers:
                 page = Page(buffers[1:], size, limit)
-                readers = parts_of(buffers[0], READERS)
-                filling = Filling(files, self._tree, page, readers, look_again=look_again)
+                rooms = SharedBuffer(buffers[0]).parts(buffers[0].size // READERS)
+                filling = Filling(files, self._tree, page, rooms, look_again=look_again)
                 await filling.run()
                 return TreePage(page.found, filling.problems, page.take_content(buffers))
         finally:
