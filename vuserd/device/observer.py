@@ -6,7 +6,7 @@ from protocol import fuse
 
 
 class Observer(Protocol):
-    """Told by a :class:`~vuserd.device.lane.Lane` of its requests. Nothing may raise.
+    """Told by a :class:`~vuserd.device.lane.lane.Lane` of its requests. Nothing may raise.
 
     A request that never reached the ring is not reported.
     """

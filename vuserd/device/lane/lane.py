@@ -163,15 +163,6 @@ class Lane(Direct):
         :class:`~vuserd.device.request.InOrder`, where the device has not used it last.
         """
         caller = _Caller()
-        await self._answered_to(caller, asked)
-        return caller.results
-
-    def begin(self, asked: Sequence[Asked]) -> Begun:
-        """Send requests all at once, and kick at once: the caller has other work meanwhile."""
-        return Begun(self, asked)
-
-    async def _answered_to(self, caller: _Caller, asked: Sequence[Asked]) -> None:
-        """Send requests all at once, and wait for what becomes of each."""
         try:
             self.submit(caller, asked)
             if len(asked) == 1:
@@ -182,19 +173,22 @@ class Lane(Direct):
         except BaseException:
             self.give_up(caller, asked)
             raise
+        return caller.results
 
-    async def call_into(
-        self, request: fuse.Request, target: Target, undo: Undo | None = None
-    ) -> int:
+    def begin(self, asked: Sequence[Asked]) -> Begun:
+        """Send requests all at once, and kick at once: the caller has other work meanwhile."""
+        return Begun(self, asked)
+
+    async def call_into(self, request: fuse.Request, target: Target) -> int:
         """Send a request whose reply's body goes into ``target``; return its length in bytes.
 
-        A buffer stays the caller's to give back, at any time. ``undo`` needs one.
+        A buffer stays the caller's to give back, at any time.
 
         Raises:
             As :meth:`call`.
 
         """
-        [result] = await self.ask_all([(request, target, undo)])
+        [result] = await self.ask_all([(request, target, None)])
         return length_of(result)
 
     async def call_all_into(self, requests: Sequence[tuple[fuse.Request, Target]]) -> list[int]:
