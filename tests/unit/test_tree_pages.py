@@ -19,6 +19,7 @@ from vuserd.delivery.page import Page, Place
 from vuserd.delivery.pages import TreePage, TreePages
 from vuserd.device.request import SMALL_READ
 from vuserd.device.session import Session
+from vuserd.device.shared_buffer import BufferPart
 from vuserd.errors import BackendError, CallError, FileError
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.tree.found import Found
@@ -669,7 +670,7 @@ async def test_a_page_leaves_nothing_to_the_collector(files: FileSystem, pages: 
     try:
         shown(await pages.next_page(files, 1000, SIZE))
         await wait_all_tasks_blocked()  # until its files are released
-        assert not [each for each in gc.get_objects() if isinstance(each, Place)]
+        assert not [each for each in gc.get_objects() if isinstance(each, Place | BufferPart)]
     finally:
         gc.enable()
 
