@@ -195,12 +195,10 @@ class FileSystem:
                 handle = await self._do(self.lookups.open(node))
         except BaseException:
             if handle is not None:
-                self.operations.release(node, handle)
+                self.lookups.release(node, handle)
             hold.leave()
             raise
-        return OpenFile(
-            self.session, self.operations, hold, node, handle, attributes, settled=settled
-        )
+        return OpenFile(self.session, self.lookups, hold, node, handle, attributes, settled=settled)
 
     @asynccontextmanager
     async def opened(self, path: bytes) -> AsyncIterator[OpenFile]:
@@ -224,7 +222,7 @@ class FileSystem:
             if not pause:
                 return attributes, True
             await trio.sleep(pause)
-            attributes = await self.operations.getattr(node)
+            attributes = await self._do(self.lookups.getattr(node))
             require_regular(attributes)
         return attributes, not time_to_settle(Version.of(attributes))
 

@@ -13,8 +13,8 @@ from vuserd.device.request import Ask, InOrder, Rest, Target
 from vuserd.device.results import Failed, body_of, length_of
 from vuserd.device.session import Session
 from vuserd.errors import FileError
+from vuserd.fs.lookups import Lookups
 from vuserd.fs.nodes import Hold, Node
-from vuserd.fs.operations import NodeOperations
 from vuserd.fs.version import Version
 
 #: Bytes of each of ``Attributes.blocks``.
@@ -66,7 +66,7 @@ class OpenFile:
     def __init__(
         self,
         session: Session,
-        operations: NodeOperations,
+        lookups: Lookups,
         hold: Hold,
         node: Node,
         handle: FileHandle,
@@ -79,13 +79,13 @@ class OpenFile:
         self.attributes = attributes
         self.version = Version.of(attributes)
         self.settled = settled
-        self._operations = operations
+        self._lookups = lookups
         self._hold = hold
         self._handle = handle
 
     def close(self) -> None:
         """Close it in the backend, and leave its node."""
-        self._operations.release(self.node, self._handle)
+        self._lookups.release(self.node, self._handle)
         self._hold.leave()
 
     @property
@@ -149,7 +149,7 @@ class OpenFile:
 
     async def look_again(self) -> Attributes:
         """Return the file's present attributes."""
-        return await self._operations.getattr(self.node)
+        return await carry_out(self.session.lane, self._lookups.getattr(self.node))
 
     async def unchanged(self, seen: Attributes | None = None) -> bool:
         """Return whether the file is still the version that was opened.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from protocol import fuse
-from protocol.fuse import Attributes, FileHandle
+from protocol.fuse import FileHandle
 from vuserd.device.procedure import carry_out
 from vuserd.device.request import Ask, Undo
 from vuserd.device.results import Failed, body_of
@@ -21,8 +21,6 @@ class NodeOperations:
         #: If the backend does not mark mounts, any file may be on another file system.
         self.tells_mounts = bool(tells_mounts or session.init.flags & fuse.InitFlag.SUBMOUNTS)
         self.lookups = Lookups(session.lane, nodes, tells_mounts=self.tells_mounts)
-        self.undo_lookup = self.lookups.undo_lookup
-        self.release = self.lookups.release
 
     async def look_up(self, directory: Node, name: bytes, hold: Hold) -> Node:
         """Return the node of ``name`` in ``directory``, in use as long as ``hold``.
@@ -32,10 +30,6 @@ class NodeOperations:
 
         """
         return await carry_out(self._lane, self.lookups.look_up(directory, name, hold))
-
-    async def getattr(self, node: Node) -> Attributes:
-        """Return a node's attributes as they are now."""
-        return await carry_out(self._lane, self.lookups.getattr(node))
 
     async def open_directory(self, node: Node) -> FileHandle:
         """Open a directory; the caller returns the handle by :meth:`release_directory`."""

@@ -24,7 +24,7 @@ _BATCH_SIZE: Final = 32 << 10
 
 def look_up(files: FileSystem, directory: NodeId, name: bytes) -> Procedure[Entry]:
     """Return the entry of a name; its node is borrowed."""
-    ask = Ask(fuse.lookup(directory, name), None, files.operations.undo_lookup)
+    ask = Ask(fuse.lookup(directory, name), None, files.lookups.undo_lookup)
     for _ in range(ATTEMPTS):
         [answer] = yield [ask]
         if not was_raced(answer):
