@@ -273,9 +273,7 @@ class NodeTable:
 
     def forget_idle(self) -> None:
         """Forget every node that has no user."""
-        for node in self._idle.pop_due():
-            self._drop(node)
-        self.flush()
+        self.expire(math.inf)
 
     def due(self) -> float:
         """Return when :meth:`expire` next has something to do; infinity for never."""
