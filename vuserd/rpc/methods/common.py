@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+from vuserd.exports.export import Export
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.owners import Owners
 from vuserd.rpc.methods.signature import (
@@ -29,8 +30,12 @@ SPLIT: Final = {"split_times": Option(FLAG, default=False)}
 _Result = TypeVar("_Result")
 
 
-async def with_owners(
-    operation: Callable[[FileSystem], Awaitable[_Result]], files: FileSystem
+async def call_with_owners(
+    export: Export, operation: Callable[[FileSystem], Awaitable[_Result]]
 ) -> tuple[_Result, Owners | None]:
-    """Do an operation on the files; return how the backend that answered sees their owners, too."""
-    return await operation(files), files.owners
+    """Call an export; return how the backend that answered sees the owners of files, too."""
+
+    async def call(files: FileSystem) -> tuple[_Result, Owners | None]:
+        return await operation(files), files.owners
+
+    return await export.call(call)

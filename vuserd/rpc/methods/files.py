@@ -13,7 +13,7 @@ from vuserd.fs.openfile import OpenFile
 from vuserd.rpc.access import VisibleExports
 from vuserd.rpc.caller import Caller
 from vuserd.rpc.methods import short
-from vuserd.rpc.methods.common import FILE, OPENED, SPLIT, TIMED, with_owners
+from vuserd.rpc.methods.common import FILE, OPENED, SPLIT, TIMED, call_with_owners
 from vuserd.rpc.methods.signature import FLAG, TEXT, Option, integer, method, optional
 from vuserd.rpc.results import answers
 from vuserd.rpc.results.maps import split_stat_map, stat_map
@@ -59,7 +59,7 @@ class FileMethods:
             look = functools.partial(held.use, operation=OpenFile.look_again)
         else:
             look = functools.partial(FileSystem.stat, path=path, follow=follow)
-        attributes, owners = await found.call(functools.partial(with_owners, look))
+        attributes, owners = await call_with_owners(found, look)
         return (split_stat_map if split_times else stat_map)(attributes, owners)
 
     @method(FILE, TIMED, "str or bin")
@@ -80,7 +80,7 @@ class FileMethods:
         async def opened(files: FileSystem) -> HeldFile:
             return HeldFile(path, await files.open(path), files)
 
-        held, owners = await found.call(functools.partial(with_owners, opened))
+        held, owners = await call_with_owners(found, opened)
         return (split_stat_map if split_times else stat_map)(held.attributes, owners) | {
             "file": caller.files.add(held, export),
             "settled": held.settled,

@@ -13,7 +13,7 @@ from vuserd.fs.listings import Listing as DirectoryListing
 from vuserd.fs.walk import TreeWalk
 from vuserd.rpc.access import VisibleExports
 from vuserd.rpc.caller import Caller
-from vuserd.rpc.methods.common import FILE, SPLIT, TIMED, with_owners
+from vuserd.rpc.methods.common import FILE, SPLIT, TIMED, call_with_owners
 from vuserd.rpc.methods.signature import FLAG, TOKEN, Option, integer, listing_weight, method
 from vuserd.rpc.results import answers
 from vuserd.rpc.results.answers import Listing, pack_listing
@@ -82,10 +82,8 @@ class PageMethods:
             listing = caller.listings.take(after, begun)
             limit = _fair(caller, limit, _SHARED[attrs])
         with _kept_or_ended(caller.listings, listing, begun, after):
-            entries, owners = await found.call(
-                functools.partial(
-                    with_owners, lambda files: listing.next_page(files, limit, goes_on=ahead)
-                )
+            entries, owners = await call_with_owners(
+                found, lambda files: listing.next_page(files, limit, goes_on=ahead)
             )
             packed = await pack_listing(
                 caller,
@@ -123,8 +121,8 @@ class PageMethods:
             walk = caller.walks.take(after, begun)
             limit = _fair(caller, limit, _SHARED[attrs])
         with _kept_or_ended(caller.walks, walk, begun, None):
-            (entries, problems), owners = await found.call(
-                functools.partial(with_owners, lambda files: walk.next_page(files, limit))
+            (entries, problems), owners = await call_with_owners(
+                found, lambda files: walk.next_page(files, limit)
             )
             packed = await pack_listing(
                 caller,
@@ -176,7 +174,7 @@ class PageMethods:
             limit = _fair(caller, limit, _TREE_SHARED)
         with _kept_or_ended(caller.trees, pages, begun, after):
             fill = functools.partial(pages.next_page, limit=limit, size=size, look_again=look_again)
-            page, owners = await found.call(functools.partial(with_owners, fill))
+            page, owners = await call_with_owners(found, fill)
         try:
             following = _next_token(caller.trees, pages, begun)
             head = encode_index(page, owners, following, split_times=split_times)
