@@ -17,7 +17,7 @@ from vuserd.rpc.methods.common import FILE, SPLIT, TIMED, call_with_owners
 from vuserd.rpc.methods.signature import FLAG, TOKEN, Option, integer, listing_weight, method
 from vuserd.rpc.results import answers
 from vuserd.rpc.results.answers import Listing, pack_listing
-from vuserd.rpc.results.maps import entry_parts
+from vuserd.rpc.results.maps import entry_columns
 from vuserd.rpc.results.tree_index import encode_index
 from vuserd.wire.codec import wire_name
 
@@ -85,12 +85,10 @@ class PageMethods:
             entries, owners = await call_with_owners(
                 found, lambda files: listing.next_page(files, limit, goes_on=ahead)
             )
-            packed = await pack_listing(
-                caller,
-                len(entries.names),
-                entry_parts(entries, "name", owners, attributes=attrs, split_times=split_times),
-                columns=columns,
+            fields = functools.partial(
+                entry_columns, entries, "name", owners, attributes=attrs, split_times=split_times
             )
+            packed = await pack_listing(caller, len(entries.names), fields, columns=columns)
         return packed.beside(next=_next_token(caller.listings, listing, begun))
 
     @method(
@@ -124,12 +122,10 @@ class PageMethods:
             (entries, problems), owners = await call_with_owners(
                 found, lambda files: walk.next_page(files, limit)
             )
-            packed = await pack_listing(
-                caller,
-                len(entries.names),
-                entry_parts(entries, "path", owners, attributes=attrs, split_times=split_times),
-                columns=columns,
+            fields = functools.partial(
+                entry_columns, entries, "path", owners, attributes=attrs, split_times=split_times
             )
+            packed = await pack_listing(caller, len(entries.names), fields, columns=columns)
         return packed.beside(
             problems=[
                 {"path": wire_name(problem.path), **problem.error.to_wire()} for problem in problems

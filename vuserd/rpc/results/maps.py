@@ -1,6 +1,6 @@
 """The maps that results are on the wire: of attributes, entries, images and traced requests."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
 from protocol.dirent_columns import AttributeColumns, DirectoryColumns
@@ -70,15 +70,20 @@ def entry_columns(
     entries: DirectoryColumns,
     key: str,
     owners: Owners | None,
+    begin: int,
+    end: int,
     *,
     attributes: bool,
-    split_times: bool = False,
+    split_times: bool,
 ) -> Iterator[Field]:
-    """Yield what the RPC shows of entries, a list a field, their names or paths under ``key``.
+    """Yield what the RPC shows of the entries from one place to before another, a list a field.
+
+    Their names or paths are the field ``key``.
 
     With ``attributes`` the fields are those of :func:`stat_map`, or of :func:`split_stat_map`, all
     of them nil for an entry whose attributes could not be read.
     """
+    entries = entries.part(begin, end)
     yield key, wire_names(entries.names)
     yield "type", [*map(NAMES_BY_TYPE.__getitem__, entries.types)]
     yield "ino", entries.inos
@@ -92,20 +97,6 @@ def entry_columns(
         for place in absent:
             column[place] = None
         yield field, column
-
-
-def entry_parts(
-    entries: DirectoryColumns,
-    key: str,
-    owners: Owners | None,
-    *,
-    attributes: bool,
-    split_times: bool,
-) -> Callable[[int, int], Iterator[Field]]:
-    """Return what yields :func:`entry_columns` of the entries from one place to before another."""
-    return lambda begin, end: entry_columns(
-        entries.part(begin, end), key, owners, attributes=attributes, split_times=split_times
-    )
 
 
 def stat_columns(
