@@ -35,7 +35,8 @@ It is told to misbehave in five places, each before the session or during it:
                             None sends nothing.
 ``features`` and its kin    what is offered: ``features``, ``protocol_features``, ``queues``,
                             ``memory_slots``, ``max_pages``; ``refused`` has the status that a
-                            request is acknowledged with, ``ignored`` what is never answered.
+                            request is acknowledged with, ``ignored`` what is never answered,
+                            ``delays`` what is answered some seconds later.
 :meth:`FakeBackend.die`     ends the connection at once, as a process that is killed does;
                             ``dies_at`` does so when a vhost-user request of that kind has come.
 ==========================  ========================================================================
@@ -134,6 +135,8 @@ class FakeBackend(FakeFiles):
         self.refused: dict[Request, int] = {}
         #: Vhost-user requests that are never answered.
         self.ignored: set[Request] = set()
+        #: Seconds that it takes to answer requests.
+        self.delays: dict[Request, float] = {}
         #: Makes another reply of the honest one, by the vhost-user request; None sends none.
         self.altered: dict[Request, Callable[[Reply], Reply | None]] = {}
         #: Vhost-user requests at which the connection is closed, before any answer.
@@ -335,6 +338,8 @@ class FakeBackend(FakeFiles):
             answered = self._handle(request, payload, descriptors, rings)
             if answered is None and flags & 8:
                 answered = struct.pack("=Q", self.refused.get(request, 0))
+            if request in self.delays:
+                await trio.sleep(self.delays[request])
             if answered is None or request in self.ignored:
                 continue
             alter = self.altered.get(request)

@@ -251,6 +251,12 @@ def row(name: str, done: str, words: str, spoil: Spoil) -> Any:
             lambda here, _: here.ignored.add(CHECK_STATE),
         ),
         row(
+            "save-too-late",
+            "the backend says whether it has saved its state when that is not waited for any more",
+            "did not answer CHECK_DEVICE_STATE",
+            lambda here, _: here.delays.update({CHECK_STATE: 1.5}),
+        ),
+        row(
             "too-few-regions-to-move",
             "the other backend maps fewer regions than are in use",
             "maps 0 regions, 1 are in use",

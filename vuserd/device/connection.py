@@ -2,6 +2,7 @@
 
 import math
 import socket
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -36,6 +37,16 @@ def close_stream(stream: trio.SocketStream) -> None:
     _UNRECEIVED.close_socket(stream.socket)
 
 
+class _Awaited:
+    """A request that is to be answered."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        #: The payload of its reply; None if the connection ended before.
+        self.reply: bytes | None = None
+        self.settled = trio.Event()
+
+
 class VhostUserConnection:
     """The front-end's end of the socket.
 
@@ -51,10 +62,10 @@ class VhostUserConnection:
         self._timeout = timeout
         self._scope = trio.CancelScope()
         self._turn = trio.Lock()
-        self._asked: Request | None = None
+        #: What is still to be answered, in that order; the last one alone may be waited for.
+        self._owed: deque[_Awaited] = deque()
         #: Why the connection has ended; None before.
         self._ended: BackendError | None = None
-        self._replies_in, self._replies = trio.open_memory_channel[bytes](1)
 
     async def run(self) -> None:
         """Read replies until the connection ends, and close it then.
@@ -73,7 +84,8 @@ class VhostUserConnection:
             finally:
                 closed = BackendDown("the connection to the backend was closed")
                 self._ended = self._ended or closed
-                self._replies_in.close()
+                for awaited in self._owed:
+                    awaited.settled.set()
                 close_stream(self._stream)
 
     def close(self) -> None:
@@ -83,15 +95,25 @@ class VhostUserConnection:
     async def _read_replies(self) -> None:
         while True:
             header = await self._receive(HEADER_SIZE)
+            size = self._expect(header)
+            reply = await self._receive(size)
+            awaited = self._owed.popleft()
+            awaited.reply = reply
+            awaited.settled.set()
+
+    def _expect(self, header: bytes) -> int:
+        """Return the size of the payload of a reply, which is to the first request of all owed.
+
+        Those before it are not owed any more: they were given up, and are never answered.
+        """
+        while self._owed:
             try:
-                if self._asked is None:
-                    raise MalformedError("a vhost-user message that was not requested")
-                size = decode_reply_header(header, self._asked)
+                return decode_reply_header(header, self._owed[0].request)
             except MalformedError as error:
-                raise BackendBroken(str(error)) from error
-            payload = await self._receive(size)
-            self._asked = None
-            self._replies_in.send_nowait(payload)
+                if len(self._owed) == 1:
+                    raise BackendBroken(str(error)) from error
+                self._owed.popleft()
+        raise BackendBroken("a vhost-user message that was not requested")
 
     async def ask(
         self, request: Request, payload: bytes = b"", descriptors: Sequence[int] = ()
@@ -150,20 +172,22 @@ class VhostUserConnection:
         begun = trio.current_time()
         deadline = min(self.deadline, begun + self._timeout)
         message = encode_message(request, payload, need_reply=need_reply)
-        self._asked = request
+        awaited = _Awaited(request)
+        self._owed.append(awaited)
         try:
-            # Shielded, and ended by the deadline: the reply to an abandoned request would be taken
-            # for the reply to the next one.
+            # Shielded, and ended by the deadline: whether the backend has done what it was asked to
+            # has to be known.
             with trio.fail_at(deadline, shield=True):
                 await self._send(message, descriptors)
-                return await self._replies.receive()
+                await awaited.settled.wait()
         except trio.TooSlowError:
             raise BackendTimeout(
                 f"the backend did not answer {request.name} within {round(deadline - begun, 3):g} s"
             ) from None
-        except trio.EndOfChannel:
+        if awaited.reply is None:
             assert self._ended is not None
-            raise self._ended.again() from None
+            raise self._ended.again()
+        return awaited.reply
 
     async def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
         try:
@@ -189,7 +213,7 @@ class VhostUserConnection:
                     size - len(received), 0, socket.MSG_PEEK
                 )
                 if flags & socket.MSG_CTRUNC:
-                    asked = self._asked or Request.GET_FEATURES
+                    asked = self._owed[-1].request if self._owed else Request.GET_FEATURES
                     raise BackendBroken(f"descriptors with the reply to {asked.name}")
                 if not chunk:
                     raise BackendDown("the backend closed its socket")
