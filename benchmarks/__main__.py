@@ -17,7 +17,7 @@ from benchmarks.chart import svg
 from benchmarks.contenders.ring_session import kind_of
 from benchmarks.crowd import crowds
 from benchmarks.lines import judge
-from benchmarks.machine import describe
+from benchmarks.machine import Others, describe
 from benchmarks.measure import Group, Row, say
 from benchmarks.profiles import FULL, QUICK
 from benchmarks.readiness import readiness
@@ -56,6 +56,7 @@ def main() -> int:
     profile = QUICK if options.quick else FULL
     profile = profile._replace(rounds=options.rounds or profile.rounds)
     machine = describe(programs, options.place)
+    others = Others()
     began = time.monotonic()
     groups: list[Group] = []
     with ExitStack() as stack:
@@ -78,6 +79,7 @@ def main() -> int:
                     groups.append(Group(name, "it failed", rows=[Row("all", "", fault=fault)]))
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     machine.append(("run", f"{profile.rounds} rounds, {minutes} min {seconds} s"))
+    machine.append(("others meanwhile", others.share()))
     name = "partial" if options.only or options.rounds else profile.name
     _write(options.output, name, machine, groups, [str(kind_of(one)) for one in programs])
     return int(any(row.fault and not row.fault.unavailable for one in groups for row in one.rows))

@@ -1,5 +1,6 @@
 """What the numbers were measured on, and with what."""
 
+import contextlib
 import os
 import platform
 import re
@@ -8,11 +9,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from benchmarks.contenders.ring_session import kind_of, version_of
+from benchmarks.processes import cpu_seconds
 
 #: Peers that are packages: the package's name, by the peer's.
 _PACKAGES: Final = {
@@ -43,6 +46,35 @@ def describe(programs: Sequence[str], place: str) -> list[tuple[str, str]]:
         ("peers", "; ".join(f"{name} {_package(names)}" for name, names in _PACKAGES.items())),
         ("load before", f"{os.getloadavg()[0]:.2f}"),
     ]
+
+
+class Others:
+    """What the processors do meanwhile for processes that were there before, the kernel's too."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._before = _spent_by_others()
+
+    def share(self) -> str:
+        """Return their part of the time of all processors, and who had most of it."""
+        total = (time.monotonic() - self._began) * (os.cpu_count() or 1)
+        now = _spent_by_others()
+        shares = {
+            name: (now[name, number] - spent) / total
+            for (name, number), spent in self._before.items()
+            if (name, number) in now
+        }
+        name, most = max(shares.items(), key=lambda one: one[1], default=("nobody", 0.0))
+        return f"{sum(shares.values()):.1%} of the processors, most of it {name} ({most:.1%})"
+
+
+def _spent_by_others() -> dict[tuple[str, int], float]:
+    """Return the processor time of each other process, by its name and number."""
+    spent = {}
+    for number in {int(name) for name in os.listdir("/proc") if name.isdigit()} - {os.getpid()}:
+        with contextlib.suppress(OSError), open(f"/proc/{number}/comm") as file:
+            spent[file.read().rstrip("\n"), number] = cpu_seconds([number])
+    return spent
 
 
 def _interpreter() -> str:
