@@ -22,8 +22,13 @@ PAGE = 16
 
 
 @pytest.fixture
-def backend() -> FakeBackend:
-    files: dict[bytes, File | bytes] = {b"f%03d" % number: b"" for number in range(ENTRIES)}
+def entries() -> int:
+    return ENTRIES
+
+
+@pytest.fixture
+def backend(entries: int) -> FakeBackend:
+    files: dict[bytes, File | bytes] = {b"f%03d" % number: b"" for number in range(entries)}
     return FakeBackend(files)
 
 
@@ -75,8 +80,8 @@ async def test_the_next_page_is_asked_for_before_it_is_wanted(
     page = await listing.next_page(files, PAGE, goes_on=True)
     await wait_all_tasks_blocked()
     asked = offsets(backend, attributes)
-    assert asked[-1] == page.offsets[-1]
-    assert files.session.payloads.taken == 1
+    assert page.offsets[-1] in asked
+    assert files.session.payloads.taken == 0  # what came is kept as bytes
     await listing.next_page(files, PAGE, goes_on=True)
     later = offsets(backend, attributes)
     assert later[: len(asked)] == asked
@@ -119,7 +124,7 @@ async def test_what_no_page_wants_is_given_back(
     held = _hold(backend, attributes) if is_late else []
     await listing.next_page(files, PAGE, goes_on=True)
     await wait_all_tasks_blocked()
-    assert files.session.payloads.taken == 1
+    assert files.session.payloads.taken == int(is_late)
     assert callable(end)
     end(listing)
     listing.close()
@@ -151,12 +156,74 @@ async def test_one_listing_at_a_time_is_read_ahead(files: FileSystem, backend: F
     listings = [Listing(b"", attributes=True) for _ in range(3)]
     for listing in listings:
         await listing.next_page(files, PAGE, goes_on=True)
-    await wait_all_tasks_blocked()
-    assert files.session.payloads.taken == 1
+        await wait_all_tasks_blocked()
+    assert sum(backend.lookups.values()) < 2 * PAGE
     for listing in listings:
         found = (await listing.next_page(files, PAGE)).names
         assert found[0] == [*backend.files][PAGE]
         listing.close()
+    await owes_nothing(backend, files)
+
+
+@pytest.fixture
+def small_replies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have replies of about twelve entries with attributes, or fifty without."""
+    for size in ("_BATCH_SIZE", "_BATCH_SIZE_PLUS"):
+        monkeypatch.setattr(f"vuserd.fs.directories.opened.{size}", 512)
+
+
+@pytest.mark.usefixtures("small_replies")
+@pytest.mark.parametrize("attributes", [False, True])
+@pytest.mark.parametrize("entries", [450])
+async def test_the_backend_reads_on_but_not_for_ever(
+    files: FileSystem, backend: FakeBackend, attributes: bool
+) -> None:
+    listing = Listing(b"", attributes=attributes)
+    found: list[bytes] = []
+    while not listing.finished:
+        page = await listing.next_page(files, 100, goes_on=True)
+        found += page.names
+        before = len(offsets(backend, attributes))
+        await wait_all_tasks_blocked()
+        asked = offsets(backend, attributes)
+        ahead = [offset for offset in asked if offset >= page.offsets[-1]]
+        assert listing.finished or len(ahead) in {1, 2, 3}
+        assert len(asked) - before <= 3
+    assert found == [*backend.files]
+    assert all(before < after for before, after in pairwise(offsets(backend, attributes)))
+    await owes_nothing(backend, files)
+
+
+@pytest.mark.usefixtures("small_replies")
+async def test_it_does_not_read_on_where_it_has_much_to_forget(
+    files: FileSystem, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vuserd.fs.directories.opened._MOST_OWED", -1)
+    listing = Listing(b"", attributes=True)
+    page = await listing.next_page(files, PAGE, goes_on=True)
+    await wait_all_tasks_blocked()
+    assert max(offsets(backend, attributes=True)) < page.offsets[-1]
+    listing.close()
+    await owes_nothing(backend, files)
+
+
+@pytest.mark.usefixtures("small_replies")
+async def test_it_stops_as_soon_as_another_client_asks(
+    files: FileSystem, backend: FakeBackend
+) -> None:
+    """Though nobody has taken a reply since."""
+    ASKER.set(Asker(1, None))
+    listing = Listing(b"", attributes=True)
+    held = _hold(backend, attributes=True)
+    page = await listing.next_page(files, 8, goes_on=True)
+    await wait_all_tasks_blocked()
+    ASKER.set(Asker(2, None))
+    await files.stat(b"f001", follow=True)
+    backend.let_go(held)
+    await wait_all_tasks_blocked()
+    ahead = [one for one in offsets(backend, attributes=True) if one >= page.offsets[-1]]
+    assert len(ahead) == 1
+    listing.close()
     await owes_nothing(backend, files)
 
 

@@ -44,34 +44,6 @@ class _Caller(Batch):
             await trio.lowlevel.wait_task_rescheduled(abort)
 
 
-class Begun:
-    """Requests that were sent before anybody waits for them; they are waited for or given up."""
-
-    def __init__(self, lane: "Lane", asked: Sequence[Asked]) -> None:
-        self._lane = lane
-        self._asked = asked
-        self._caller = _Caller()
-        try:
-            lane.submit(self._caller, asked)
-            lane.requests.publish()
-        except BaseException:
-            self.give_up()
-            raise
-
-    async def results(self) -> list[Result]:
-        """Wait for what became of each; give them up if cancelled."""
-        try:
-            await self._caller.wait()
-        except BaseException:
-            self.give_up()
-            raise
-        return self._caller.results
-
-    def give_up(self) -> None:
-        """Give them up, whether their replies have come or not; what these brought is undone."""
-        self._lane.give_up(self._caller, self._asked)
-
-
 class Lane(Direct):
     """The lane of a session: any number of tasks may wait for requests, and each may give up."""
 
@@ -79,6 +51,11 @@ class Lane(Direct):
     def submitted(self) -> int:
         """Requests that the device was given."""
         return self._unique // 2
+
+    @property
+    def owed(self) -> int:
+        """Nodes that the device was told to forget, and has not yet."""
+        return self._hiprio.owed
 
     @property
     def answers_in_order(self) -> bool:
@@ -174,10 +151,6 @@ class Lane(Direct):
             self.give_up(caller, asked)
             raise
         return caller.results
-
-    def begin(self, asked: Sequence[Asked]) -> Begun:
-        """Send requests all at once, and kick at once: the caller has other work meanwhile."""
-        return Begun(self, asked)
 
     async def call_into(self, request: fuse.Request, target: Target) -> int:
         """Send a request whose reply's body goes into ``target``; return its length in bytes.

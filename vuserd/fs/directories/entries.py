@@ -1,7 +1,7 @@
 """Read open directories: READDIR and READDIRPLUS, in columns, in portions that leave others room.
 
-While a portion is decoded the backend reads the next one, unless another client wants something: no
-other task runs meanwhile, and a backend with one thread serves no other request.
+While a portion is decoded no other task runs, and a backend with one thread serves no other request
+while it reads one.
 """
 
 import errno
@@ -15,21 +15,18 @@ from protocol.dirent_columns import (
     AttributeColumns,
     DirectoryColumns,
     decode_directory_columns,
-    last_offset,
 )
 from protocol.fuse import ENTRY_SIZE, FileHandle, NodeId
 from vuserd.device.session import Session
 from vuserd.errors import FileError
 from vuserd.fs.directories.offsets import no_end
-from vuserd.fs.directories.opened import OpenDirectory
+from vuserd.fs.directories.opened import OpenDirectory, Wanted
 from vuserd.fs.nodes import Hold, Node, NodeTable
 from vuserd.fs.operations import NodeOperations
 from vuserd.tasks.turns import take_turn
 
 #: The most replies in a row without an entry to show: "." and ".." may have one each.
 _MOST_BARREN: Final = 16
-#: What part of a page is too few to be asked for, where the next page is wanted at once.
-_FEW: Final = 8
 #: Bytes of one with attributes whose name is as long as Linux lets it be.
 LONG_PLUS: Final = ENTRY_SIZE + DIRENT_SIZE + 256
 #: The type of a directory: DT_DIR of dirent.h.
@@ -89,13 +86,11 @@ class DirectoryEntries:
         barren = 0
         position: int | None = start
         passed: set[int | None] = {start}
-        page = limit if goes_on else 0
+        wanted = Wanted(start, limit, limit if goes_on else 0)
         is_done = False
         try:
-            while position is not None and len(entries.names) < limit - page // _FEW:
-                left = limit - len(entries.names)
-                wish = _Wish(directory, position, left, below, page)
-                batch, position = await self._read_batch(wish, plus=attributes)
+            while position is not None and wanted.number > wanted.few:
+                batch, position = await self._read_batch(directory, wanted, below, plus=attributes)
                 count = len(batch.names)
                 if attributes:
                     batch = await self._with_attributes(directory.node, batch)
@@ -104,12 +99,14 @@ class DirectoryEntries:
                 if position in passed or barren > _MOST_BARREN:
                     raise no_end()
                 passed.add(position)
+                if position is not None:
+                    wanted = Wanted(position, limit - len(entries.names), wanted.page)
             is_done = True
         finally:
             if not (goes_on and is_done):
                 directory.drop_ahead()
         if goes_on and position is not None:
-            directory.read_ahead(position, limit - limit // _FEW // 2, plus=attributes)
+            directory.read_ahead(Wanted(position, limit, limit), plus=attributes)
             self._keep_ahead(directory)
         return entries, position
 
@@ -120,41 +117,42 @@ class DirectoryEntries:
             kept.drop_ahead()
 
     async def _read_batch(
-        self, wish: "_Wish", *, plus: bool
+        self, directory: OpenDirectory, wanted: Wanted, below: "Below | None", *, plus: bool
     ) -> tuple[DirectoryColumns, int | None]:
-        """Read a batch of entries; return at most its limit of them, and the next offset.
+        """Read a batch of entries; return as many as are wanted at most, and the next offset.
 
         If one entry cannot be looked up, because it vanishes or its file system refuses, backends
         return its error for the whole READDIRPLUS. READDIR then shows whether the error is one
         entry's or the directory's own.
         """
+        await take_turn()
         try:
-            return await self._read_reply(wish, plus=plus, reads_on=True)
+            body = await directory.read(wanted, plus=plus)
         except FileError as error:
             if not plus or await self._operations.is_exhausted(error):
                 raise
-        entries, following = await self._read_reply(wish, plus=False, reads_on=False)
+        else:
+            return self._taken(directory, wanted, body, below, plus=plus)
+        body = await directory.read(wanted, plus=False, reads_on=False)
+        entries, following = self._taken(directory, wanted, body, None, plus=False)
         return entries.without_nodes(), following
 
-    async def _read_reply(
-        self, wish: "_Wish", *, plus: bool, reads_on: bool
+    def _taken(
+        self,
+        directory: OpenDirectory,
+        wanted: Wanted,
+        body: bytes,
+        below: "Below | None",
+        *,
+        plus: bool,
     ) -> tuple[DirectoryColumns, int | None]:
-        await take_turn()
-        directory, offset, limit, below, page = wish
-        few = page // _FEW
-        body = await directory.read(offset, limit - few // 2, plus=plus)
-        left = limit - directory.count_in(body, plus=plus)
-        if reads_on and body and left >= 0:  # else it goes on before the reply's end
-            left = page if left <= few else left
-            ahead = last_offset(body, plus=plus)
-            if left and ahead is not None:
-                directory.read_ahead(ahead, left - few // 2, plus=plus)
-        decode = functools.partial(decode_directory_columns, plus=plus, after=offset)
+        """Return the entries of a reply, as far as they are wanted, and the next offset."""
+        decode = functools.partial(decode_directory_columns, plus=plus, after=wanted.offset)
         entries, following = self._lane.decoded(decode, body)
         directory.counted(body, len(entries.names), plus=plus)
         owed = entries.nodes
-        if len(entries.names) > limit:
-            entries = entries.part(0, limit)
+        if len(entries.names) > wanted.number:
+            entries = entries.part(0, wanted.number)
             following = entries.offsets[-1]
         if plus:
             entries = self._settled(directory.node, entries, owed, below)
@@ -245,16 +243,6 @@ class DirectoryEntries:
                 entries.nodes[place] = found.id
                 entries.attributes[place] = fuse.encode_attributes(found.attributes)
         return as_looked_up(entries.chosen(is_there))
-
-
-class _Wish(NamedTuple):
-    """A batch of entries to be read: of which directory, from where, how many of them."""
-
-    directory: OpenDirectory
-    offset: int
-    limit: int
-    below: "Below | None"
-    page: int  #: entries of the next page, if that is wanted at once
 
 
 def as_looked_up(entries: DirectoryColumns) -> DirectoryColumns:
