@@ -387,11 +387,13 @@ async def test_a_sparse_file_has_a_sparse_image(
     backend.files[b"disk"] = file
     async with storing(budget=1 << 30) as store:
         fetched = await store.fetch(export, b"disk")
-        assert fetched.image.size == 5 * MIB
-        assert fetched.image.read(0, 6 * MIB) == file.content
-        assert fetched.image.cost == sum(end - begin for begin, end in data)
-        assert store.bytes == (fetched.image.cost if settled else 0)
-        fetched.image.give_back()
+        try:
+            assert fetched.image.size == 5 * MIB
+            assert fetched.image.read(0, 6 * MIB) == file.content
+            assert fetched.image.cost == sum(end - begin for begin, end in data)
+            assert store.bytes == (fetched.image.cost if settled else 0)
+        finally:
+            fetched.image.give_back()
 
 
 @pytest.mark.parametrize("settled", [True, False])
