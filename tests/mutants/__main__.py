@@ -22,36 +22,16 @@ from tests.mutants.report import (
     out_of_date,
     without_reason,
 )
+from tests.mutants.targets import TARGETS
 from tests.mutants.trials import TrialError, Verdict, baseline, run_trials
 
-#: Each module and its tests, those that find most first.
-TARGETS: Final = {
-    "protocol/dirent.py": ("tests/unit/test_dirent.py", "tests/property/test_dirent.py"),
-    "protocol/dirent_columns.py": (
-        "tests/unit/test_dirent_columns.py",
-        "tests/unit/test_dirent.py",
-        "tests/property/test_dirent.py",
-    ),
-    "protocol/fuse.py": ("tests/unit/test_fuse.py", "tests/property/test_fuse.py"),
-    "protocol/vhost_user.py": (
-        "tests/unit/test_vhost_user.py",
-        "tests/property/test_vhost_user.py",
-    ),
-    "protocol/virtio_fs.py": ("tests/unit/test_virtio_fs.py", "tests/property/test_vhost_user.py"),
-    "protocol/virtio_ring.py": ("tests/unit/test_virtio_ring.py",),
-    "memory/virtqueue.py": (
-        "tests/unit/test_virtqueue.py",
-        "tests/property/test_ring_and_arena.py",
-    ),
-}
-#: The least share of its mutants, in percent, that a module's tests have to kill.
-LEAST: Final = 85
+#: The least share of its mutants, in percent, that a module's tests have to kill: one of six may live.
+LEAST: Final = 80
 
 
-def _try_module(module: str, part: Part) -> tuple[Score, list[Survivor]]:
+def _try_module(module: str, part: Part, limit: float) -> tuple[Score, list[Survivor]]:
     tests = TARGETS[module]
     begun = time.monotonic()
-    limit = 10 + 10 * baseline(tests)
     counts = dict.fromkeys(Verdict, 0)
     survivors = []
     source = Path(module).read_text()
@@ -60,10 +40,11 @@ def _try_module(module: str, part: Part) -> tuple[Score, list[Survivor]]:
         counts[verdict] += 1
         if verdict is Verdict.LIVES:
             survivors.append(Survivor(module, mutant.line, mutant.was, mutant.now))
-    score = Score(module, sum(counts.values()), len(survivors))
+    endless, stuck = counts[Verdict.ENDLESS], counts[Verdict.STUCK]
+    score = Score(module, sum(counts.values()), len(survivors), endless + stuck)
     print(
         f"{module:<24} {score.mutants:>5} mutants, {score.live:>3} live"
-        f" ({score.percent:.1f} % killed, {counts[Verdict.TIMED_OUT]} by the clock)"
+        f" ({score.percent:.1f} % killed; {endless} were endless, {stuck} stuck)"
         f" in {time.monotonic() - begun:.0f} s",
         flush=True,
     )
@@ -87,15 +68,17 @@ def main() -> int:
     scores: list[Score] = []
     survivors: list[Survivor] = []
     satisfied = True
-    for module in modules:
-        try:
-            score, live = _try_module(module, arguments.part)
-        except TrialError as error:
-            print(f"{module}: {error}", file=sys.stderr)
-            return 1
-        scores.append(score)
-        survivors += live
-        satisfied &= _judge(score, live, reasons, arguments.part)
+    try:
+        # All of them before the first mutant: tests that fail or are gone are no news after hours.
+        limits = {module: 3 + 3 * baseline(TARGETS[module]) for module in modules}
+        for module, limit in limits.items():
+            score, live = _try_module(module, arguments.part, limit)
+            scores.append(score)
+            survivors += live
+            satisfied &= _judge(score, live, reasons, arguments.part)
+    except TrialError as error:
+        print(error, file=sys.stderr)
+        return 1
     if arguments.report and not arguments.module and arguments.part.of == 1:
         arguments.report.write_text(markdown(scores, survivors, reasons))
     return 0 if satisfied else 1

@@ -13,11 +13,12 @@ _HEAD: Final = """\
 `make mutants` wrote this page. It changes one thing at a time in the codec and in the virtqueue
 (another operator, another number, a condition turned round, a statement left out, a field of
 another width) and runs the unit and property tests of that module. A mutant is killed when a test
-fails, when the module cannot be imported, or when the tests take far too long. Mutants that compile
-to the same code as the original, or as another mutant, are not counted.
+fails, when the module cannot be imported, or, by time, when the tests compute far longer than they
+do without it or wait for nothing. Mutants that compile to the same code as the original, or as
+another mutant, are not counted.
 
-| module | mutants | killed | live | score |
-|---|---|---|---|---|
+| module | mutants | killed | of these by time | live | score |
+|---|---|---|---|---|---|
 """
 
 
@@ -46,11 +47,12 @@ class Survivor(NamedTuple):
 
 
 class Score(NamedTuple):
-    """How many mutants a module had, and how many of them live."""
+    """How many mutants a module had, how many of them live, and how many had to be ended."""
 
     module: str
     mutants: int
     live: int
+    by_time: int
 
     @property
     def percent(self) -> float:
@@ -107,16 +109,14 @@ def out_of_date(live: Iterable[Survivor], reasons: Iterable[Reason], module: str
 
 def markdown(scores: list[Score], survivors: list[Survivor], reasons: list[Reason]) -> str:
     """Lay out docs/mutants.md."""
-    whole = Score("all", sum(each.mutants for each in scores), sum(each.live for each in scores))
-    rows = [
-        f"| `{each.module}` | {each.mutants} | {each.mutants - each.live} | {each.live}"
-        f" | {each.percent:.1f} % |"
-        for each in scores
-    ]
-    rows.append(
-        f"| all | {whole.mutants} | {whole.mutants - whole.live} | {whole.live}"
-        f" | {whole.percent:.1f} % |"
+    whole = Score(
+        "all", *(sum(counts) for counts in zip(*(each[1:] for each in scores), strict=True))
     )
+    rows = [
+        f"| {name} | {each.mutants} | {each.mutants - each.live} | {each.by_time} | {each.live}"
+        f" | {each.percent:.1f} % |"
+        for name, each in [*((f"`{each.module}`", each) for each in scores), ("all", whole)]
+    ]
     parts = [_HEAD + "\n".join(rows)]
     if survivors:
         parts.append("The ones that live, and why they may (`tests/mutants/reasons.toml`):")

@@ -56,12 +56,12 @@ def test_reason_of_a_mutant_that_is_killed_is_out_of_date() -> None:
 
 def test_page_counts_and_groups() -> None:
     page = markdown(
-        [Score("protocol/a.py", 40, 1), Score("protocol/b.py", 60, 1)],
+        [Score("protocol/a.py", 40, 1, 3), Score("protocol/b.py", 60, 1, 4)],
         [LIVES, LIVES._replace(module="protocol/b.py")],
         [WHY],
     )
-    assert "| `protocol/a.py` | 40 | 39 | 1 | 97.5 % |" in page
-    assert "| all | 100 | 98 | 2 | 98.0 % |" in page
+    assert "| `protocol/a.py` | 40 | 39 | 3 | 1 | 97.5 % |" in page
+    assert "| all | 100 | 98 | 7 | 2 | 98.0 % |" in page
     first, second = page.split("## protocol/b.py")
     assert "Nobody reads it.\n\n```diff\n- x = 1\n+ x = 2\n```" in first
     assert "Without a reason yet" in second

@@ -1,6 +1,7 @@
 """Try tests on mutants: each in a process of its own, forked from one that has pytest loaded."""
 
 import importlib.util
+import math
 import os
 import resource
 import signal
@@ -22,9 +23,13 @@ from hypothesis import HealthCheck, Phase, settings
 from tests.mutants.making import Mutant
 
 _ADDRESS_SPACE: Final = 4 << 30
+#: Seconds after which a trial is taken to wait for nothing. How long one runs is judged by its time
+#: on a processor: a busy machine would have mutants killed that no test notices.
+_LONGEST_WAIT: Final = 100
 _ARGUMENTS: Final = (
-    *("-x", "-q", "--tb=short", "-p", "no:cacheprovider"),
-    *("--hypothesis-profile", "mutants"),  # which tests/conftest.py cannot replace
+    # without what tests share: it loads the daemon, and only the tests of a module are to judge it
+    *("-x", "-q", "--tb=short", "-p", "no:cacheprovider", "--noconftest"),
+    *("--hypothesis-profile", "mutants"),
     # hypothesis, a plugin, is loaded before pytest could rewrite its assertions
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
 )
@@ -45,7 +50,8 @@ class Verdict(Enum):
 
     LIVES = "lives"
     KILLED = "killed"  #: a test failed, or the module cannot even be imported
-    TIMED_OUT = "timed out"
+    ENDLESS = "endless"  #: the tests ran far longer than without it
+    STUCK = "stuck"  #: the tests waited for nothing
 
 
 class TrialError(Exception):
@@ -53,18 +59,23 @@ class TrialError(Exception):
 
 
 def baseline(tests: tuple[str, ...]) -> float:
-    """Run ``tests`` on the module as it is; return how many seconds that takes.
+    """Run ``tests`` on the module as it is; return how many seconds of a processor that takes.
 
     Raises:
-        TrialError: they fail.
+        TrialError: they fail, or are not there.
 
     """
-    begun = time.monotonic()
-    process = _start(None, "", tests, quiet=False)
+    before = _processor_time()
+    process = _start(None, "", tests, limit=None)
     process.join()
     if process.exitcode != 0:
         raise TrialError(f"{' '.join(tests)} fail without a mutant (status {process.exitcode})")
-    return time.monotonic() - begun
+    return _processor_time() - before
+
+
+def _processor_time() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def run_trials(
@@ -76,7 +87,7 @@ def run_trials(
         mutants: taken as processors get free.
         path: relative to the current directory.
         tests: files, those that find most first.
-        limit: seconds for one mutant; what takes longer counts as noticed.
+        limit: seconds of a processor for one mutant; what takes longer counts as noticed.
 
     """
     waiting = iter(mutants)
@@ -85,8 +96,8 @@ def run_trials(
     try:
         while True:
             while len(running) < processors and (mutant := next(waiting, None)) is not None:
-                started = _start(mutant.code, path, tests, quiet=True)
-                running[started] = mutant, time.monotonic() + limit
+                started = _start(mutant.code, path, tests, limit=math.ceil(limit))
+                running[started] = mutant, time.monotonic() + _LONGEST_WAIT
             if not running:
                 return
             first = min(deadline for _, deadline in running.values())
@@ -95,10 +106,11 @@ def run_trials(
                 if process.exitcode is not None:
                     verdict = _verdict(process.exitcode)
                 elif time.monotonic() >= deadline:
-                    _kill(process)
-                    verdict = Verdict.TIMED_OUT
+                    verdict = Verdict.STUCK
                 else:
                     continue
+                if verdict in (Verdict.ENDLESS, Verdict.STUCK):
+                    _kill(process)
                 del running[process]
                 process.close()
                 yield mutant, verdict
@@ -110,13 +122,17 @@ def run_trials(
 def _verdict(status: int) -> Verdict:
     if status == pytest.ExitCode.OK:
         return Verdict.LIVES
+    if status == -signal.SIGXCPU:
+        return Verdict.ENDLESS
     if status in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
         raise TrialError(f"pytest ran no tests (status {status})")
     return Verdict.KILLED
 
 
-def _start(code: CodeType | None, path: str, tests: tuple[str, ...], *, quiet: bool) -> ForkProcess:
-    process = ForkProcess(target=_trial, args=(code, path, tests, quiet))
+def _start(
+    code: CodeType | None, path: str, tests: tuple[str, ...], *, limit: int | None
+) -> ForkProcess:
+    process = ForkProcess(target=_trial, args=(code, path, tests, limit))
     process.start()
     return process
 
@@ -124,17 +140,19 @@ def _start(code: CodeType | None, path: str, tests: tuple[str, ...], *, quiet: b
 def _kill(process: ForkProcess) -> None:
     """End a trial and what it has started."""
     assert process.pid
-    with suppress(ProcessLookupError):  # it has no group of its own yet
+    with suppress(ProcessLookupError):  # it has no group of its own yet, or not any more
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()
 
 
-def _trial(code: CodeType | None, path: str, tests: tuple[str, ...], quiet: bool) -> NoReturn:
+def _trial(code: CodeType | None, path: str, tests: tuple[str, ...], limit: int | None) -> NoReturn:
     """Put the mutant in the module's place, in this process only, and run the tests."""
     os.setsid()
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
-    if quiet:
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         nowhere = os.open(os.devnull, os.O_RDWR)
         for descriptor in range(3):
             os.dup2(nowhere, descriptor)
