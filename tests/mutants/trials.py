@@ -1,5 +1,6 @@
 """Try tests on mutants: each in a process of its own, forked from one that has pytest loaded."""
 
+import gc
 import importlib.util
 import math
 import os
@@ -93,6 +94,8 @@ def run_trials(
     waiting = iter(mutants)
     running: dict[ForkProcess, tuple[Mutant, float]] = {}
     processors = len(os.sched_getaffinity(0))
+    gc.collect()
+    gc.freeze()  # no trial has to look through what all of them have
     try:
         while True:
             while len(running) < processors and (mutant := next(waiting, None)) is not None:
