@@ -90,6 +90,13 @@ class TestColumns:
         for made in (found.part(0, 1), found.chosen([True, False])):
             assert made == ([b"a"], [11], [21], [31], [], [])
 
+    @pytest.mark.parametrize("plus", [True, False])
+    def test_entries_without_nodes_are_as_after_failed_lookups(self, *, plus: bool) -> None:
+        found = columns(b"a", b"b", plus=plus).without_nodes()
+        assert found[:4] == columns(b"a", b"b")[:4]
+        assert found.nodes == [0, 0]
+        assert found.attributes == [bytes(88), bytes(88)]
+
 
 def reply(*names: bytes, first: int = 1) -> bytes:
     """Write a reply to READDIRPLUS, whose numbers count up from the first one."""
@@ -111,6 +118,12 @@ class TestDirectories:
         for one, end in zip(replies, ends, strict=True):
             assert decode_directory_columns(one, plus=True, after=0)[0] == entries.part(begin, end)
             begin = end
+
+    def test_dot_and_dot_dot_are_of_no_directory(self) -> None:
+        dots = b"".join(bytes(128) + reply(name)[128:] for name in (b".", b".."))
+        entries, ends, offsets = decode_directories([dots, dots + reply(b"...", first=7)])
+        assert entries.names == [b"..."]
+        assert (ends, offsets) == ([0, 1], [1, 7])
 
     def test_none(self) -> None:
         assert decode_directories([]) == (DirectoryColumns.empty(), [], [])
