@@ -476,6 +476,10 @@ class TestRequestsThatCannotBe:
         with pytest.raises(ValueError, match=f"FORGET of {lookups} lookups of node {node}"):
             fuse.batch_forget([Forget(NodeId(2), 1), Forget(NodeId(node), lookups)])
 
+    def test_refusal_names_the_one_that_is_wrong(self) -> None:
+        with pytest.raises(ValueError, match="FORGET of 0 lookups of node 5"):
+            fuse.batch_forget([Forget(NodeId(2), 3), Forget(NodeId(5), 0), Forget(NodeId(1), 1)])
+
     def test_one_lookup_of_each_is_what_it_says(self) -> None:
         nodes = [NodeId(2), NODE, NodeId(2)]
         assert fuse.batch_forget_each(nodes) == fuse.batch_forget([(node, 1) for node in nodes])
@@ -539,6 +543,11 @@ class TestLargestNumbers:
                 id="RELEASE",
             ),
             pytest.param(
+                fuse.lseek(LAST_NODE, LAST_HANDLE, 2**64 - 1, Whence.DATA),
+                f"40000000 2e000000 {HEADER} ffffffffffffffff ffffffffffffffff 03000000 00000000",
+                id="LSEEK",
+            ),
+            pytest.param(
                 fuse.interrupt(2**64 - 1),
                 f"30000000 24000000 {HEADER_OF_NONE} ffffffffffffffff",
                 id="INTERRUPT",
@@ -594,6 +603,10 @@ class TestReplyHeader:
     )
     def test_errno_is_told(self, header: str, used: int, errno: int) -> None:
         assert fuse.decode_reply_header(bytes.fromhex(header), UNIQUE, used) == errno
+
+    def test_header_is_read_with_its_body_behind_it(self) -> None:
+        reply = bytes.fromhex("14000000 00000000 8877665544332211") + b"body"
+        assert fuse.decode_reply_header(reply, UNIQUE, 20) == 0
 
     @pytest.mark.parametrize(
         ("header", "used", "complaint"),
@@ -690,6 +703,18 @@ class TestReplies:
         assert is_same == (
             field not in ("ino", "size", "mtime", "ctime", "mtime_nsec", "ctime_nsec")
         )
+
+    def test_each_byte_of_a_version_counts_and_no_other(self) -> None:
+        raw = fuse.encode_attributes(DECODED_ATTRIBUTES)
+        counts = {
+            *range(16),
+            *range(32, 48),
+            *range(52, 60),
+        }  # ino, size | mtime, ctime | both's ns
+        for place in range(len(raw)):
+            changed = raw[:place] + bytes([raw[place] ^ 0xFF]) + raw[place + 1 :]
+            is_other = fuse.version_bytes(changed) != fuse.version_bytes(raw)
+            assert is_other is (place in counts)
 
     @pytest.mark.parametrize(("offset", "field"), [(24, "atime"), (32, "mtime"), (40, "ctime")])
     def test_time_before_1970_is_negative(self, offset: int, field: str) -> None:
