@@ -304,6 +304,14 @@ class TestPublish:
         assert ring.read(256, 2) == b"\0\0"
         assert ring.read(292, 2) == b"\0\0"
 
+    @pytest.mark.parametrize("base", [1, 5, 8, 15])
+    def test_whole_ring_at_once_from_any_place_on(self, base: int) -> None:
+        ring = Ring(base, replies=False)
+        heads = [ring.add(reply=0) for _ in range(16)]
+        assert ring.queue.publish() is True
+        assert [ring.available((base + place) % 16) for place in range(16)] == heads
+        assert ring.read(292, 2) == b"\0\0"
+
     def test_index_wraps_at_65536_and_the_ring_at_its_size(self) -> None:
         ring = Ring(base=65535)
         heads = [ring.add(), ring.add()]
@@ -474,6 +482,15 @@ class TestForms:
             used = min(length + 16, 0xFFFF_FFFF)
             ring.use(turn, head, used, index=turn + 1)
             assert [each[:2] for each in ring.reap()] == [(head, used)]
+
+    def test_each_slot_has_a_target_of_its_own(self) -> None:
+        ring, form = Ring(), Form(b"sixteen bytes...", 16, has_target=True)
+        heads = [ring.queue.take(form) for _ in range(SLOTS)]
+        for head in heads:
+            ring.queue.aim(head, TARGET + head, 100 + head)
+        for head in heads:
+            target = (TARGET + head).to_bytes(8, "little") + (100 + head).to_bytes(4, "little")
+            assert ring.chain(head)[2] == target.hex() + "02000000"
 
     def test_used_length_is_checked_against_the_target_of_now(self) -> None:
         ring, form = Ring(), Form(b"read", 16, has_target=True)
@@ -930,6 +947,16 @@ class TestAnyPlace:
         assert list(queue.reap()) == [
             (head, 40, bytes([100 + number]) * 40) for number, head in enumerate(heads)
         ]
+
+    def test_words_are_those_of_the_rooms_and_no_others(self) -> None:
+        memory = mmap.mmap(-1, mmap.PAGESIZE)
+        words, begin = self.queue(memory).words, self.ROOMS.offset
+        end = begin + SLOTS * self.ROOMS.size
+        around = memory[:begin], memory[end:]
+        for place in range(len(words)):
+            words[place] = 0xFFFF_FFFF_FFFF_FFFF
+        assert memory[begin:end] == b"\xff" * (end - begin)
+        assert (memory[:begin], memory[end:]) == around
 
     def test_a_closed_queue_keeps_no_memory(self) -> None:
         queue = self.queue(mmap.mmap(-1, mmap.PAGESIZE))
