@@ -136,6 +136,17 @@ class TestDirectories:
         with pytest.raises(MalformedError):
             decode_directories(replies)
 
+    @pytest.mark.parametrize(
+        ("broken", "complaint"),
+        [
+            pytest.param(reply(b"x" * 4096), "a name of 4096 bytes", id="a name too long"),
+            pytest.param(reply(b"a", b"b") + bytes(8), "^8 bytes left", id="a tail too short"),
+        ],
+    )
+    def test_refusal_says_what_is_wrong(self, broken: bytes, complaint: str) -> None:
+        with pytest.raises(MalformedError, match=complaint):
+            decode_directories([reply(b"a"), broken])
+
     def test_one_that_leaves_its_buffer_takes_nothing_of_the_next(self) -> None:
         with pytest.raises(MalformedError):
             decode_directories([reply(b"abcdefghi")[:-8], reply(b"a")])
