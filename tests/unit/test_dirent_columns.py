@@ -141,6 +141,7 @@ class TestDirectories:
         [
             pytest.param(reply(b"x" * 4096), "a name of 4096 bytes", id="a name too long"),
             pytest.param(reply(b"a", b"b") + bytes(8), "^8 bytes left", id="a tail too short"),
+            pytest.param(reply(b"a") + bytes(40), "^40 bytes left", id="a longer tail"),
         ],
     )
     def test_refusal_says_what_is_wrong(self, broken: bytes, complaint: str) -> None:
