@@ -26,7 +26,7 @@ from tests.mutants.making import Mutant
 _ADDRESS_SPACE: Final = 4 << 30
 #: Seconds after which a trial is taken to wait for nothing. How long one runs is judged by its time
 #: on a processor: a busy machine would have mutants killed that no test notices.
-_LONGEST_WAIT: Final = 100
+_LONGEST_WAIT: Final = 600
 _ARGUMENTS: Final = (
     # without what tests share: it loads the daemon, and only the tests of a module are to judge it
     *("-x", "-q", "--tb=short", "-p", "no:cacheprovider", "--noconftest"),
