@@ -198,7 +198,7 @@ async def test_the_backend_reads_on_but_not_for_ever(
 async def test_it_does_not_read_on_where_it_has_much_to_forget(
     files: FileSystem, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vuserd.fs.directories.opened._MOST_OWED", -1)
+    monkeypatch.setattr("vuserd.fs.directories.opened._MOST_NODES", -1)
     listing = Listing(b"", attributes=True)
     page = await listing.next_page(files, PAGE, goes_on=True)
     await wait_all_tasks_blocked()

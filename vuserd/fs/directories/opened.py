@@ -36,9 +36,10 @@ _BATCH_SIZE_PLUS: Final = 32 << 10
 #: How many times as much is read while no other client asks, and how many replies may wait then.
 _ALONE: Final = 4
 _MOST_AHEAD: Final = 3
-#: Nodes that the backend may still have to forget when it is asked for more than is wanted at once,
-#: with those in replies that wait: each costs it a descriptor, and the next reply brings more.
-_MOST_OWED: Final = 2500
+#: Nodes that the backend may have to keep, for replies that wait or until it has forgotten them,
+#: when it is asked for more than is wanted at once. What the next reply brings has to fit, too, in
+#: what it may owe in all (vuserd/device/lane/backlog.py).
+_MOST_NODES: Final = 2500
 #: Bytes of an entry whose name is not long, without and with its attributes.
 _USUAL: Final = DIRENT_SIZE + 16
 _USUAL_PLUS: Final = ENTRY_SIZE + _USUAL
@@ -76,8 +77,9 @@ class OpenDirectory:
         #: Replies that came, with their offsets; whether they are with attributes.
         self._replies: deque[tuple[int, bytes]] = deque()
         self._plus = False
-        #: What asks for replies, and what for: now, or next.
+        #: What asks for replies, one after the other, while there is use for them.
         self._errand: Errand[None] | None = None
+        #: What it asks for; or what comes next, if that is known.
         self._wanted: Wanted | None = None
         #: Whether somebody waits for a reply, and why there is none.
         self._is_wanted = False
@@ -168,7 +170,7 @@ class OpenDirectory:
             return False
         if self._plus:
             waiting = sum(len(body) for _, body in self._replies) / self._record[True]
-            if self._lane.owed + waiting > _MOST_OWED:
+            if self._lane.owed + waiting > _MOST_NODES:
                 return False
         return not self._lane.is_shared and (sharer is None or sharer.is_alone())
 
@@ -206,7 +208,7 @@ class OpenDirectory:
         """Return what is wanted after a reply; None where only who decodes it can tell."""
         offset = last_offset(body, plus=self._plus)
         left = wanted.number - math.ceil(len(body) / self._record[self._plus])
-        if left <= wanted.few and left >= 0:
+        if 0 <= left <= wanted.few:
             left = wanted.page
         if offset is None or left <= 0:  # the page ends before the reply does, or with it
             return None
