@@ -1,6 +1,7 @@
 """A directory of 100,000 entries, with a backend that may open 4,096 descriptors."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,25 @@ def test_it_is_listed_whole_and_leaves_nothing_in_the_backend(
             assert set(names) == expected
 
         assert_owes_no_more(client, before)
+
+
+@pytest.mark.slow
+def test_many_clients_list_it_at_once(directory: Path, virtiofsd: str, tmp_path: Path) -> None:
+    """Each reads ahead, and none is in another's way."""
+
+    def count(address: str, attributes: bool) -> int:
+        with Client.connect(address) as client:
+            return sum(1 for _ in client.iterdir("big", "big", attrs=attributes))
+
+    with (
+        RunningDaemon({"big": directory}, tmp_path / "s", virtiofsd) as daemon,
+        Client.connect(daemon.socket) as watching,
+        ThreadPoolExecutor(max_workers=8) as clients,
+    ):
+        before = held_at_rest(watching)
+        counts = [clients.submit(count, daemon.socket, number % 4 == 0) for number in range(16)]
+        assert [each.result(timeout=120) for each in counts] == [ENTRIES] * len(counts)
+        assert_owes_no_more(watching, before)
 
 
 def test_a_client_that_goes_away_in_the_middle_leaves_nothing(

@@ -10,6 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from protocol.fuse import Opcode
+from tests.attacks.threats import Who, threat
 from tests.fake.backend import Answer, FakeBackend, File, FuseRequest
 from vuserd.device.session import Session
 from vuserd.errors import BackendBroken, BackendError
@@ -164,6 +165,48 @@ async def test_one_listing_at_a_time_is_read_ahead(files: FileSystem, backend: F
         found = (await listing.next_page(files, PAGE)).names
         assert found[0] == [*backend.files][PAGE]
         listing.close()
+    await owes_nothing(backend, files)
+
+
+@threat(
+    "a listing in another's way",
+    who=Who.CLIENT,
+    against="clients that list directories",
+    does="lists a long directory with `ahead`, while another client's next page is read",
+    promise="only what no call waits for is dropped for it: the other listing goes on",
+)
+@pytest.mark.parametrize("attributes", [False, True])
+async def test_what_a_call_waits_for_is_not_dropped_for_another_listing(
+    files: FileSystem, backend: FakeBackend, attributes: bool
+) -> None:
+    """It was kept between two pages, and is not any longer."""
+    listing, other = (Listing(b"", attributes=attributes) for _ in range(2))
+    found = (await listing.next_page(files, PAGE, goes_on=True)).names
+    await wait_all_tasks_blocked()
+    handle = backend.named(opcode(attributes))[0].body[:8]
+    held: list[FuseRequest] = []
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is opcode(attributes) and request.body[:8] == handle:
+            held.append(request)
+            return None
+        return backend.serve_files(request)
+
+    async def read_on() -> None:
+        while not listing.finished:
+            found.extend((await listing.next_page(files, 2 * PAGE, goes_on=True)).names)
+
+    backend.answer = answer
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_on)
+            await wait_all_tasks_blocked()
+            assert held
+            await other.next_page(files, PAGE, goes_on=True)
+            backend.answer = backend.serve_files
+            backend.let_go(held)
+    assert found == [*backend.files]
+    other.close()
     await owes_nothing(backend, files)
 
 

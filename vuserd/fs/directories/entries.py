@@ -88,6 +88,8 @@ class DirectoryEntries:
         passed: set[int | None] = {start}
         wanted = Wanted(start, limit, limit if goes_on else 0)
         is_done = False
+        if self._kept is directory:
+            self._kept = None  # this call waits for it, and no other listing may drop it
         try:
             while position is not None and wanted.number > wanted.few:
                 batch, position = await self._read_batch(directory, wanted, below, plus=attributes)
