@@ -12,6 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.attacks.threats import Who, threat
 from vuserd.tasks.hub import ALONE, SHARED, Hub
+from vuserd.tasks.short_work import do_short_work
 from vuserd.tasks.turns import Turns
 from vuserd.tasks.workers import Workers
 
@@ -244,6 +245,37 @@ async def test_one_that_is_woken_goes_on(crowd: Crowd) -> None:
     crowd.hub.wake(client)
     await wait_all_tasks_blocked()
     assert [went_on for went_on in crowd.passes.went_on if went_on] == [[client]]
+
+
+async def test_what_comes_between_two_steps_of_long_work_is_seen_there(crowd: Crowd) -> None:
+    [(client, theirs)] = crowd.add(1)
+    await wait_all_tasks_blocked()
+    theirs.send(b"a")
+    do_short_work()
+    assert client.read == b"a"
+
+
+async def test_a_turn_between_two_steps_is_small(crowd: Crowd) -> None:
+    """Whoever is at work waits for it; the rest has its turn in the next pass."""
+    clients = crowd.add(40)
+    await wait_all_tasks_blocked()
+    for _, theirs in clients:
+        theirs.send(b"a")
+    do_short_work()
+    assert sum(client.read == b"a" for client, _ in clients) == SHARED.steps // SHARED.request
+    await wait_all_tasks_blocked()
+    assert all(client.read == b"a" for client, _ in clients)
+
+
+async def test_no_call_for_a_pass_is_lost_between_two_steps(crowd: Crowd) -> None:
+    """The one who waits for passes is not woken by what was seen there."""
+    [(client, _)] = crowd.add(1)
+    await wait_all_tasks_blocked()
+    crowd.hub.wake(client)
+    do_short_work()  # sees the bell
+    crowd.hub.wake(client)
+    await wait_all_tasks_blocked()
+    assert len([went_on for went_on in crowd.passes.went_on if went_on]) == 2
 
 
 async def test_what_comes_and_goes_is_seen(crowd: Crowd) -> None:

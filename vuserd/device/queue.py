@@ -122,6 +122,16 @@ class NotifiedQueue:
             while self._reap():
                 await trio.lowlevel.checkpoint()
 
+    def reap(self) -> None:
+        """Take some of what the device has used, without a call of the backend.
+
+        Raises:
+            As :meth:`reap_calls`.
+
+        """
+        if not (self.ring.is_idle or self.is_reaping):
+            self._reap()
+
     def _reap(self) -> bool:
         """Take some of what the device has used; return whether there may be more."""
         ring = self.ring

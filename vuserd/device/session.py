@@ -31,6 +31,7 @@ from vuserd.errors import (
     VuserdError,
     os_reason,
 )
+from vuserd.tasks.short_work import short_work
 
 _LOG = logging.getLogger(__name__)
 
@@ -161,13 +162,14 @@ class Session:
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         """Run what goes on beside the requests, until cancelled."""
-        async with trio.open_nursery() as self._tasks:
-            self._tasks.start_soon(self._watch, self._connection)
-            self._tasks.start_soon(self.lane.watch_deadlines)
-            for index, queue in self.lane.queues.items():
-                self._tasks.start_soon(queue.kick_batches)
-                self._tasks.start_soon(self.lane.serve_queue, index)
-            task_status.started()
+        with short_work(self.lane.take_replies):
+            async with trio.open_nursery() as self._tasks:
+                self._tasks.start_soon(self._watch, self._connection)
+                self._tasks.start_soon(self.lane.watch_deadlines)
+                for index, queue in self.lane.queues.items():
+                    self._tasks.start_soon(queue.kick_batches)
+                    self._tasks.start_soon(self.lane.serve_queue, index)
+                task_status.started()
 
     async def _watch(self, connection: VhostUserConnection) -> None:
         """Read a connection to its end; that of the one in use is the session's, too."""

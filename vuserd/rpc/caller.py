@@ -13,6 +13,7 @@ from vuserd.fs.listings import ContinuationTable, Listing
 from vuserd.fs.walk import TreeWalk
 from vuserd.rpc.access import Rights
 from vuserd.rpc.accounts import Account
+from vuserd.tasks.short_work import do_short_work
 from vuserd.tracing.trace import TraceTable
 
 #: Exports that a client may trace at once.
@@ -49,6 +50,8 @@ class Caller:
     async def take_turn(self) -> None:
         """Wait for the turn of this client's user to keep the daemon busy."""
         await self._account.take_turn()
+        if not self.is_alone():
+            do_short_work()
 
     def show_error(self, error: VuserdError) -> object:
         """Return an error as it goes to this client."""

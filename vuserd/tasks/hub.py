@@ -26,6 +26,7 @@ from typing import Final, NamedTuple, Protocol
 
 import trio
 
+from vuserd.tasks.short_work import short_work
 from vuserd.tasks.turns import Turns
 from vuserd.tasks.workers import Workers
 
@@ -164,8 +165,7 @@ class Hub:
             return
         self._enqueue(client)
         if not self._is_awake:
-            self._is_awake = True
-            os.eventfd_write(self._bell, 1)
+            self._ring()
 
     def watch_time(self, client: Client) -> None:
         """Begin to watch a client's ``finish_by``, or stop if it is infinite."""
@@ -178,7 +178,8 @@ class Hub:
     async def run(self, workers: Workers) -> None:
         """Let clients go on until cancelled, or until the workers are: these take their jobs."""
         workers.lead(self._wait, self._pass)
-        await self._time_out()
+        with short_work(self._pass_between):
+            await self._time_out()
 
     def stop(self) -> None:
         """Let no client go on from now on."""
@@ -198,9 +199,31 @@ class Hub:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             self._is_awake = True
 
+    def _ring(self) -> None:
+        self._is_awake = True
+        os.eventfd_write(self._bell, 1)
+
     def _pass(self) -> None:
+        """Let users go on; a turn of who is alone is as large as its work lets it be."""
+        if self._spent_then is not None:
+            self._fit_turn(self._spent() - self._spent_then)
+            self._spent_then = None
+        if self._go_on(self._alone):
+            self._spent_then = self._spent()
+
+    def _pass_between(self) -> None:
+        """Let users go on for a small turn, between the steps of long work."""
+        self._is_awake = True
+        self._go_on(SHARED)
+        # A worker may wait for what the epoll has reported here, be it the bell.
+        self._is_awake = False
+        if self._queues:
+            self._ring()
+
+    def _go_on(self, alone: Turn) -> bool:
+        """Let users go on, one who is alone for ``alone``; return whether a turn was large."""
         if self._is_stopped:
-            return
+            return False
         for descriptor, events in self._epoll.poll(0, _EVENTS):
             client = self._clients.get(descriptor)
             if client is not None:  # None: the bell
@@ -209,9 +232,6 @@ class Hub:
                     client.has_stops = True
                 if not client.is_queued:
                     self._enqueue(client)
-        if self._spent_then is not None:
-            self._fit_turn(self._spent() - self._spent_then)
-            self._spent_then = None
         queues = self._queues
         users = [*itertools.islice(queues, _USERS)]
         is_large = False
@@ -221,14 +241,13 @@ class Hub:
             queue = queues[user]
             if not user.is_only_user():
                 self._take_turn(queue, SHARED)
-            elif self._take_turn(queue, self._alone) >= FEWEST:
+            elif self._take_turn(queue, alone) >= FEWEST:
                 is_large = True
             del queues[user]
             if queue:
                 queues[user] = queue  # behind the others
         self._begin()
-        if is_large:
-            self._spent_then = self._spent()
+        return is_large
 
     def _fit_turn(self, seconds: float) -> None:
         """Fit turns of a user who is alone to the work that the latest one was."""

@@ -8,6 +8,8 @@ from typing import Any, Final, Protocol
 
 import trio
 
+from vuserd.tasks.short_work import do_short_work
+
 #: Seconds without a request after which a user or client no longer counts as sharing the daemon.
 _MEMORY: Final = 0.1
 #: Processor time that a pass of the scheduler should not exceed, seconds; and the most turns of it.
@@ -33,6 +35,12 @@ def is_alone() -> bool:
     """Return whether no client but the one on whose behalf this task works wants anything."""
     sharer = SHARER.get()
     return sharer is None or sharer.is_alone()
+
+
+def give_way() -> None:
+    """Let short work be done before a long step, if another client wants anything."""
+    if not is_alone():
+        do_short_work()
 
 
 async def take_turn() -> None:

@@ -329,8 +329,7 @@ class Exchange:
         try:
             await self.queues[queue].reap_calls()
         except MalformedError as error:
-            if self._failure is None:  # of a lost one nothing is outstanding, whatever it returns
-                self.broken(error)
+            self.broken(error)
 
     # --- giving up --------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from vuserd.fs.directories.offsets import no_end
 from vuserd.fs.directories.opened import OpenDirectory, Wanted
 from vuserd.fs.nodes import Hold, Node, NodeTable
 from vuserd.fs.operations import NodeOperations
-from vuserd.tasks.turns import take_turn
+from vuserd.tasks.turns import give_way, take_turn
 
 #: The most replies in a row without an entry to show: "." and ".." may have one each.
 _MOST_BARREN: Final = 16
@@ -134,6 +134,7 @@ class DirectoryEntries:
             if not plus or await self._operations.is_exhausted(error):
                 raise
         else:
+            give_way()
             return self._taken(directory, wanted, body, below, plus=plus)
         body = await directory.read(wanted, plus=False, reads_on=False)
         entries, following = self._taken(directory, wanted, body, None, plus=False)

@@ -25,7 +25,7 @@ from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.nodes import Node
 from vuserd.fs.walking.directory import Directory
 from vuserd.tasks.gather import gather
-from vuserd.tasks.turns import is_alone, take_turn
+from vuserd.tasks.turns import give_way, is_alone, take_turn
 
 #: Bytes that a small directory is read in.
 _SIZE: Final = 8 << 10
@@ -203,6 +203,7 @@ class SmallDirectories:
         lost: BackendError | None = None
         read, bodies = list[Part](), list[bytes]()
         replies = await self._lane.ask_all(asked)
+        give_way()
         for part, target, reply in zip(parts, targets, replies, strict=False):
             if isinstance(reply, Failed):
                 if isinstance(reply.error, BackendError):
