@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
@@ -37,6 +37,11 @@ def large_content() -> bytes:
 def small_content(number: int) -> bytes:
     """Return what the file ``small-N`` holds."""
     return b"%d," % number * 1000
+
+
+def long_name(number: int) -> str:
+    """Return the name of a file in ``long``."""
+    return f"entry-{number:05}"
 
 
 class Times(NamedTuple):
@@ -97,9 +102,15 @@ class GoodClients:
 
 
 @contextmanager
-def good_clients(socket: str, user: int | None = None) -> Iterator[GoodClients]:
-    """Run the process, for a daemon whose export ``files`` has what is named above."""
-    command = [sys.executable, "-m", "tests.e2e.good_clients", socket]
+def good_clients(
+    socket: str, user: int | None = None, *, entries: int = 0
+) -> Iterator[GoodClients]:
+    """Run the process, for a daemon whose export ``files`` has what is named above.
+
+    With ``entries`` it has a directory ``long`` with so many files as well, and some more clients
+    list, walk and take it at the same time.
+    """
+    command = [sys.executable, "-m", "tests.e2e.good_clients", socket, str(entries)]
     if user is not None:
         command.append(str(user))
     with subprocess.Popen(
@@ -187,19 +198,48 @@ class _Ways:
 
     def list(self, client: Client) -> bool:
         names = {entry.name for entry in client.iterdir("files", "", attrs=True)}
-        return names == {"large", *(f"small-{number}" for number in range(SMALL))}
+        return names - {"long"} == {"large", *(f"small-{number}" for number in range(SMALL))}
+
+
+class _LongWays:
+    """What several clients do with one directory of several pages."""
+
+    def __init__(self, entries: int) -> None:
+        self._names = {long_name(number) for number in range(entries)}
+
+    def names(self, client: Client) -> bool:
+        return self._are_all(entry.name for entry in client.iterdir("files", "long"))
+
+    def attributes(self, client: Client) -> bool:
+        return self._are_all(
+            entry.name for entry in client.iterdir("files", "long", attrs=True) if entry.stat
+        )
+
+    def walk(self, client: Client) -> bool:
+        return self._are_all(
+            entry.path for entry in client.iterwalk("files", "long", attrs=True) if entry.stat
+        )
+
+    def _are_all(self, found: Iterable[str]) -> bool:
+        names = [*found]
+        return len(names) == len(self._names) and {*names} == self._names
 
 
 def main() -> None:
     """Obey orders until there are no more, as another user if one is given."""
-    for user in map(int, sys.argv[2:]):
+    entries = int(sys.argv[2])
+    for user in map(int, sys.argv[3:]):
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
     ways = _Ways()
     small = _Client(sys.argv[1], [ways.stat])
     bulk = _Client(sys.argv[1], [ways.read, ways.fetch, ways.load, ways.list])
-    clients = (small, bulk)
+    clients = [small, bulk]
+    if entries:
+        long = _LongWays(entries)
+        orders = [long.names, long.attributes], [long.attributes, long.names], [long.walk]
+        clients += [_Client(sys.argv[1], [*order]) for order in orders]
     for client in clients:
         client.start()
     for line in sys.stdin:
@@ -211,7 +251,7 @@ def main() -> None:
             for client in clients:
                 client.stop()
             faults = [fault for client in clients for fault in client.faults]
-            report = [faults, *(Times.of(client.seconds) for client in clients)]
+            report = [faults, *(Times.of(client.seconds) for client in (small, bulk))]
             print(json.dumps(report), flush=True)
 
 

@@ -16,7 +16,13 @@ from typing import Final, NamedTuple
 import pytest
 
 from tests.e2e import attacks
-from tests.e2e.good_clients import SMALL, good_clients, large_content, small_content
+from tests.e2e.good_clients import (
+    SMALL,
+    good_clients,
+    large_content,
+    long_name,
+    small_content,
+)
 from tests.e2e.processes import family
 from tests.e2e.rounds import LONG, rounds
 from tests.running import RunningDaemon
@@ -32,6 +38,8 @@ _DRIFT: Final = 0.05
 #: leave behind.
 _BACKENDS: Final = 15
 _OF_EACH: Final = 64 << 10
+#: Files of a directory that some clients list at once: more than a page with attributes.
+_ENTRIES: Final = 5000
 #: Files that one backend happens to know when it is counted, and another does not.
 _SPARE: Final = SMALL
 
@@ -43,6 +51,9 @@ def serving(folder: Path, backend: str) -> Iterator[RunningDaemon]:
     (files / "large").write_bytes(large_content())
     for number in range(SMALL):
         (files / f"small-{number}").write_bytes(small_content(number))
+    (files / "long").mkdir()
+    for number in range(_ENTRIES):
+        os.mknod(files / "long" / long_name(number))
     with RunningDaemon({"files": files}, folder / "s", backend) as running:
         yield running
 
@@ -93,7 +104,7 @@ def test_memory_stays_as_it_is(tmp_path: Path, virtiofsd: str) -> None:
     seconds = rounds(SECONDS)
     with (
         serving(tmp_path, virtiofsd) as running,
-        good_clients(running.socket) as good,
+        good_clients(running.socket, entries=_ENTRIES) as good,
         Client.connect(running.socket) as client,
     ):
         daemon = running.process.pid
