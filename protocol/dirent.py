@@ -35,10 +35,8 @@ class DirectoryEntry(NamedTuple):
     entry: Entry | None
 
 
-def decode_directory(
-    buffer: bytes, *, plus: bool, after: int
-) -> tuple[list[DirectoryEntry], int | None]:
-    """Decode a whole reply to READDIR (READDIRPLUS with ``plus``) that began at offset ``after``.
+def decode_directory(buffer: bytes, *, plus: bool) -> tuple[list[DirectoryEntry], int | None]:
+    """Decode a whole reply to READDIR, or to READDIRPLUS with ``plus``.
 
     Returns:
         The entries but "." and "..", and the offset to go on from: None at the directory's end.
@@ -50,8 +48,7 @@ def decode_directory(
     """
     entries: list[DirectoryEntry] = []
     head = ENTRY_SIZE if plus else 0
-    position = 0
-    offset = after
+    offset = position = 0
     end = len(buffer)
     while position < end:
         if end - position < head + DIRENT_SIZE:

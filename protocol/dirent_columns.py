@@ -20,9 +20,12 @@ from protocol.fuse import (
     decode_attributes_at,
 )
 
-_DIRENT = struct.Struct("=QQII")
+#: All but the offset, of which only a reply's last one says anything.
+_DIRENT = struct.Struct("=Q8xII")
 #: Of the entry before it the node and its attributes, as bytes.
-_DIRENT_PLUS = struct.Struct(f"=Q32x{ATTRIBUTES_SIZE}sQQII")
+_DIRENT_PLUS = struct.Struct(f"=Q32x{ATTRIBUTES_SIZE}sQ8xII")
+#: The offset, and the length of the name.
+_PLACE = struct.Struct("=8xQI4x")
 _PLUS_SIZE: Final = ENTRY_SIZE + DIRENT_SIZE
 _DOTS: Final = frozenset({b".", b".."})
 _LONGER: Final = 3  #: bytes
@@ -43,7 +46,7 @@ _VIEWS: Final = {
 class DirectoryColumns(NamedTuple):
     """The entries of a directory: of each column, the values at one place belong together.
 
-    ``inos``, ``types`` and ``offsets`` are what :class:`protocol.dirent.DirectoryEntry` has.
+    ``inos`` and ``types`` are what :class:`protocol.dirent.DirectoryEntry` has.
     ``nodes`` and ``attributes`` are empty after READDIR. READDIRPLUS brought one lookup count of
     each node to give back; where a node is 0 there is none, and its attributes mean nothing.
     """
@@ -51,14 +54,13 @@ class DirectoryColumns(NamedTuple):
     names: list[bytes]
     inos: list[int]
     types: list[int]
-    offsets: list[int]
     nodes: list[NodeId]
     attributes: list[bytes]  #: each a ``struct fuse_attr``
 
     @classmethod
     def empty(cls) -> Self:
         """Return columns without entries."""
-        return cls([], [], [], [], [], [])
+        return cls([], [], [], [], [])
 
     def extend(self, others: "DirectoryColumns") -> None:
         """Add the entries of others, which have the same columns, behind these."""
@@ -100,10 +102,8 @@ class AttributeColumns:
         return values
 
 
-def decode_directory_columns(
-    buffer: bytes, *, plus: bool, after: int
-) -> tuple[DirectoryColumns, int | None]:
-    """Decode a whole reply to READDIR (READDIRPLUS with ``plus``) that began at offset ``after``.
+def decode_directory_columns(buffer: bytes, *, plus: bool) -> tuple[DirectoryColumns, int | None]:
+    """Decode a whole reply to READDIR, or to READDIRPLUS with ``plus``.
 
     Returns:
         The entries but "." and "..", and the offset to go on from: None at the directory's end.
@@ -113,11 +113,9 @@ def decode_directory_columns(
 
     """
     columns = DirectoryColumns.empty()
-    following = (_cut_plus if plus else _cut)(buffer, columns, after)
-    if not buffer:
-        return columns, None
+    (_cut_plus if plus else _cut)(buffer, columns)
     _require_possible(columns.names)
-    return columns, following
+    return columns, last_offset(buffer, plus=plus)
 
 
 def decode_directories(buffers: Sequence[bytes]) -> tuple[DirectoryColumns, list[int], list[int]]:
@@ -132,12 +130,12 @@ def decode_directories(buffers: Sequence[bytes]) -> tuple[DirectoryColumns, list
 
     """
     columns = DirectoryColumns.empty()
-    ends, offsets = list[int](), list[int]()
+    ends: list[int] = []
     for buffer in buffers:
-        offsets.append(_cut_plus(buffer, columns, 0))
+        _cut_plus(buffer, columns)
         ends.append(len(columns.names))
     _require_possible(columns.names)
-    return columns, ends, offsets
+    return columns, ends, [last_offset(buffer, plus=True) or 0 for buffer in buffers]
 
 
 def last_offset(buffer: bytes, *, plus: bool) -> int | None:
@@ -151,10 +149,25 @@ def last_offset(buffer: bytes, *, plus: bool) -> int | None:
     head = DIRENT_SIZE + (ENTRY_SIZE if plus else 0)
     for room in range(8, min(_MOST_ROOM, end - head) + 1, 8):
         start = end - room - DIRENT_SIZE
-        _, offset, length, _ = _DIRENT.unpack_from(buffer, start)
+        offset, length = _PLACE.unpack_from(buffer, start)
         if room - 8 < length <= room:
             return int(offset)
     return None
+
+
+def offset_after(buffer: bytes, count: int, *, plus: bool) -> int:
+    """Return where the directory goes on after the first ``count`` entries of a reply, 1 or more.
+
+    It was decoded, and has as many: "." and ".." are none.
+    """
+    head = _PLUS_SIZE if plus else DIRENT_SIZE
+    offset = position = 0
+    while count:
+        start = position + head
+        offset, length = _PLACE.unpack_from(buffer, start - DIRENT_SIZE)
+        position = start + (length + 7 & -8)
+        count -= buffer[start : start + length] not in _DOTS
+    return offset
 
 
 def _require_possible(names: list[bytes]) -> None:
@@ -170,15 +183,15 @@ def _require_possible(names: list[bytes]) -> None:
         raise _name_error(names)
 
 
-def _cut(buffer: bytes, columns: DirectoryColumns, offset: int) -> int:
-    """Cut the records of a reply to READDIR; return the last one's offset."""
+def _cut(buffer: bytes, columns: DirectoryColumns) -> None:
+    """Cut the records of a reply to READDIR."""
     add_name, add_ino = columns.names.append, columns.inos.append
-    add_type, add_offset = columns.types.append, columns.offsets.append
+    add_type = columns.types.append
     unpack, head = _DIRENT.unpack_from, DIRENT_SIZE
     position, end = 0, len(buffer)
     try:
         while position < end:
-            ino, offset, length, kind = unpack(buffer, position)
+            ino, length, kind = unpack(buffer, position)
             if length > NAME_MAX:
                 raise _length_error(length)
             start = position + head
@@ -189,24 +202,22 @@ def _cut(buffer: bytes, columns: DirectoryColumns, offset: int) -> int:
             add_name(name)
             add_ino(ino)
             add_type(kind)
-            add_offset(offset)
     except struct.error:
         raise _short_error(end - position) from None
     if position != end:
         raise _end_error()
-    return offset
 
 
-def _cut_plus(buffer: bytes, columns: DirectoryColumns, offset: int) -> int:
-    """Cut the records of a reply to READDIRPLUS; return the last one's offset."""
+def _cut_plus(buffer: bytes, columns: DirectoryColumns) -> None:
+    """Cut the records of a reply to READDIRPLUS."""
     add_name, add_ino = columns.names.append, columns.inos.append
-    add_type, add_offset = columns.types.append, columns.offsets.append
+    add_type = columns.types.append
     add_node, add_attributes = columns.nodes.append, columns.attributes.append
     unpack, head = _DIRENT_PLUS.unpack_from, _PLUS_SIZE
     position, end = 0, len(buffer)
     try:
         while position < end:
-            node, attributes, ino, offset, length, kind = unpack(buffer, position)
+            node, attributes, ino, length, kind = unpack(buffer, position)
             if length > NAME_MAX:
                 raise _length_error(length)
             start = position + head
@@ -219,14 +230,12 @@ def _cut_plus(buffer: bytes, columns: DirectoryColumns, offset: int) -> int:
             add_name(name)
             add_ino(ino)
             add_type(kind)
-            add_offset(offset)
             add_node(node)
             add_attributes(attributes)
     except struct.error:
         raise _short_error(end - position) from None
     if position != end:
         raise _end_error()
-    return offset
 
 
 def _short_error(left: int) -> MalformedError:

@@ -1,7 +1,15 @@
 """Directories as the tests list them: a page, or all pages from one listing."""
 
+from collections.abc import Iterable
+from itertools import repeat
+
 from protocol.dirent import DirectoryEntry
-from protocol.dirent_columns import DirectoryColumns, decode_directory_columns, last_offset
+from protocol.dirent_columns import (
+    DirectoryColumns,
+    decode_directory_columns,
+    last_offset,
+    offset_after,
+)
 from protocol.fuse import Entry
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.listings import Listing
@@ -35,13 +43,14 @@ async def names(
     return found
 
 
-def entries_of(columns: DirectoryColumns) -> list[DirectoryEntry]:
-    """Return what stands in columns, an entry at a time."""
+def entries_of(
+    columns: DirectoryColumns, offsets: Iterable[int] = repeat(0)
+) -> list[DirectoryEntry]:
+    """Return what stands in columns, an entry at a time, with the offsets that it has not."""
+    rows = zip(columns.names, columns.inos, columns.types, strict=True)
     entries = [
         DirectoryEntry(name, ino, offset, kind, None)
-        for name, ino, offset, kind in zip(
-            columns.names, columns.inos, columns.offsets, columns.types, strict=True
-        )
+        for (name, ino, kind), offset in zip(rows, offsets, strict=False)
     ]
     for place, node in enumerate(columns.nodes):
         if node:
@@ -50,13 +59,13 @@ def entries_of(columns: DirectoryColumns) -> list[DirectoryEntry]:
     return entries
 
 
-def decode_by_columns(
-    buffer: bytes, *, plus: bool, after: int
-) -> tuple[list[DirectoryEntry], int | None]:
+def decode_by_columns(buffer: bytes, *, plus: bool) -> tuple[list[DirectoryEntry], int | None]:
     """Decode a reply into columns; return it as the plain decoder does."""
     ahead = last_offset(buffer, plus=plus)
-    columns, following = decode_directory_columns(buffer, plus=plus, after=after)
+    columns, following = decode_directory_columns(buffer, plus=plus)
     assert ahead == following
-    of_nodes = len(columns.names) if plus else 0
-    assert [len(column) for column in columns] == [len(columns.names)] * 4 + [of_nodes] * 2
-    return entries_of(columns), following
+    count = len(columns.names)
+    of_nodes = count if plus else 0
+    assert [len(column) for column in columns] == [count] * 3 + [of_nodes] * 2
+    offsets = [offset_after(buffer, each, plus=plus) for each in range(1, count + 1)]
+    return entries_of(columns, offsets), following

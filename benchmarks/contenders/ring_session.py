@@ -384,7 +384,7 @@ def list_directory(
         length = yield Exchange(request, buffer.address)
         assert isinstance(length, int)
         page = bytes(buffer.view[:length])
-        entries, position = decode_directory(page, plus=plus, after=position)
+        entries, position = decode_directory(page, plus=plus)
         deliver(entries)
     buffer.give_back()
     ring.post(fuse.releasedir(node, handle))

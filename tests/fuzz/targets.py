@@ -450,11 +450,10 @@ def fuse_replies(data: bytes) -> None:
 
 def dirents(data: bytes) -> None:
     """Decode a directory, with and without nodes."""
-    after = int.from_bytes(data[:8], "little")
     for plus in (False, True):
         with contextlib.suppress(MalformedError):
-            entries, following = dirent.decode_directory(data[8:], plus=plus, after=after)
-            assert (following is None) is (len(data) <= 8)
+            entries, following = dirent.decode_directory(data, plus=plus)
+            assert (following is None) is (not data)
             for entry in entries:
                 assert 1 <= len(entry.name) <= fuse.NAME_MAX
                 assert not {b"/", b"\0"} & {
@@ -465,22 +464,21 @@ def dirents(data: bytes) -> None:
 
 def dirent_columns(data: bytes) -> None:
     """Decode a directory into columns: they say what the plain decoder says, or refuse it, too."""
-    after = int.from_bytes(data[:8], "little")
     for plus in (False, True):
         found = plain = None
         with contextlib.suppress(MalformedError):
-            plain = dirent.decode_directory(data[8:], plus=plus, after=after)
+            plain = dirent.decode_directory(data, plus=plus)
         with contextlib.suppress(MalformedError):
-            found = decode_by_columns(data[8:], plus=plus, after=after)
+            found = decode_by_columns(data, plus=plus)
         assert found == plain
-    _two_directories(data[8:])
+    _two_directories(data)
 
 
 def _two_directories(reply: bytes) -> None:
     """Decode the same directory twice at once: it has twice what it has, or both are refused."""
     plain = found = None
     with contextlib.suppress(MalformedError):
-        plain, _ = decode_directory_columns(reply, plus=True, after=0)
+        plain, _ = decode_directory_columns(reply, plus=True)
     with contextlib.suppress(MalformedError):
         found, [middle, _], _ = decode_directories([reply, reply])
         assert found.part(0, middle) == found.part(middle, 2 * middle)

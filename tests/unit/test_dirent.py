@@ -52,9 +52,7 @@ IMAGE_ATTRIBUTES = Attributes(
 
 
 class Decode(Protocol):
-    def __call__(
-        self, buffer: bytes, *, plus: bool, after: int
-    ) -> tuple[list[DirectoryEntry], int | None]:
+    def __call__(self, buffer: bytes, *, plus: bool) -> tuple[list[DirectoryEntry], int | None]:
         """Decode as :func:`protocol.dirent.decode_directory` does."""
 
 
@@ -89,11 +87,11 @@ class TestPublishedNumbers:
 
 class TestReaddir:
     def test_end_of_the_directory_is_an_empty_reply(self, decode: Decode) -> None:
-        assert decode(b"", plus=False, after=0) == ([], None)
-        assert decode(b"", plus=True, after=7) == ([], None)
+        assert decode(b"", plus=False) == ([], None)
+        assert decode(b"", plus=True) == ([], None)
 
     def test_entries_without_dot_and_dot_dot_and_where_to_go_on(self, decode: Decode) -> None:
-        entries, following = decode(DOT + DOT_DOT + IMAGE + EIGHT, plus=False, after=0)
+        entries, following = decode(DOT + DOT_DOT + IMAGE + EIGHT, plus=False)
         assert entries == [
             DirectoryEntry(b"Image", 11, 3, 8, None),
             DirectoryEntry(b"12345678", 12, 7, 4, None),
@@ -101,11 +99,11 @@ class TestReaddir:
         assert following == 7
 
     def test_reply_of_dot_and_dot_dot_only_still_goes_on(self, decode: Decode) -> None:
-        assert decode(DOT + DOT_DOT, plus=False, after=0) == ([], 2)
+        assert decode(DOT + DOT_DOT, plus=False) == ([], 2)
 
     def test_offsets_are_opaque_and_may_go_down(self, decode: Decode) -> None:
         record_down = record(b"a", 2**64 - 1, 7) + record(b"b", 0, 7)
-        entries, following = decode(record_down, plus=False, after=5)
+        entries, following = decode(record_down, plus=False)
         assert [entry.offset for entry in entries] == [2**64 - 1, 0]
         assert following == 0
 
@@ -119,10 +117,10 @@ class TestReaddir:
     def test_directory_that_goes_on_where_it_began_is_the_readers_to_end(
         self, decode: Decode, reply: bytes
     ) -> None:
-        assert decode(reply, plus=False, after=0)[1] == 0
+        assert decode(reply, plus=False)[1] == 0
 
     def test_same_name_twice_is_two_entries(self, decode: Decode) -> None:
-        entries, _ = decode(IMAGE + IMAGE, plus=False, after=0)
+        entries, _ = decode(IMAGE + IMAGE, plus=False)
         assert [entry.name for entry in entries] == [b"Image", b"Image"]
 
     @pytest.mark.parametrize(
@@ -133,42 +131,40 @@ class TestReaddir:
         self, decode: Decode, length: int, padding: int
     ) -> None:
         reply = record(b"x" * length, 1, padding) + record(b"y", 2, 7)
-        entries, _ = decode(reply, plus=False, after=0)
+        entries, _ = decode(reply, plus=False)
         assert [entry.name for entry in entries] == [b"x" * length, b"y"]
 
     def test_numbers_have_no_sign(self, decode: Decode) -> None:
         # ino | off | namelen 1 | type
         head = bytes.fromhex("ffffffffffffffff ffffffffffffffff 01000000 ffffffff")
-        entries, following = decode(head + b"a" + bytes(7), plus=False, after=0)
+        entries, following = decode(head + b"a" + bytes(7), plus=False)
         assert entries == [DirectoryEntry(b"a", 2**64 - 1, 2**64 - 1, 2**32 - 1, None)]
         assert following == 2**64 - 1
 
     def test_name_is_bytes_of_any_kind(self, decode: Decode) -> None:
-        entries, _ = decode(record(b"\xff...\n", 1, 3), plus=False, after=0)
+        entries, _ = decode(record(b"\xff...\n", 1, 3), plus=False)
         assert entries[0].name == b"\xff...\n"
 
 
 class TestReaddirplus:
     def test_entry_has_its_node(self, decode: Decode) -> None:
-        entries, following = decode(
-            NO_ENTRY + DOT + NO_ENTRY + DOT_DOT + ENTRY + IMAGE, plus=True, after=0
-        )
+        entries, following = decode(NO_ENTRY + DOT + NO_ENTRY + DOT_DOT + ENTRY + IMAGE, plus=True)
         node = Entry(NodeId(0x0A0B), IMAGE_ATTRIBUTES)
         assert entries == [DirectoryEntry(b"Image", 11, 3, 8, node)]
         assert following == 3
 
     def test_entry_whose_lookup_failed_has_no_node(self, decode: Decode) -> None:
-        entries, _ = decode(NO_ENTRY + IMAGE, plus=True, after=0)
+        entries, _ = decode(NO_ENTRY + IMAGE, plus=True)
         assert entries == [DirectoryEntry(b"Image", 11, 3, 8, None)]
 
     def test_entry_may_be_the_root(self, decode: Decode) -> None:
         root = bytes.fromhex("0100000000000000") + ENTRY[8:]
-        entries, _ = decode(root + IMAGE, plus=True, after=0)
+        entries, _ = decode(root + IMAGE, plus=True)
         assert [entry.entry for entry in entries] == [Entry(NodeId(1), IMAGE_ATTRIBUTES)]
 
     def test_entry_may_be_of_no_type(self, decode: Decode) -> None:
         odd = ENTRY[:100] + bytes(4) + ENTRY[104:]
-        entries, _ = decode(odd + IMAGE, plus=True, after=0)
+        entries, _ = decode(odd + IMAGE, plus=True)
         assert [entry.entry for entry in entries] == [
             Entry(NodeId(0x0A0B), IMAGE_ATTRIBUTES._replace(mode=0))
         ]
@@ -203,7 +199,7 @@ class TestMalformedDirectories:
         self, decode: Decode, reply: bytes, complaint: str
     ) -> None:
         with pytest.raises(MalformedError, match=complaint):
-            decode(reply, plus=False, after=0)
+            decode(reply, plus=False)
 
     @pytest.mark.parametrize(
         ("reply", "complaint"),
@@ -219,4 +215,4 @@ class TestMalformedDirectories:
         self, decode: Decode, reply: bytes, complaint: str
     ) -> None:
         with pytest.raises(MalformedError, match=complaint):
-            decode(reply, plus=True, after=0)
+            decode(reply, plus=True)

@@ -10,6 +10,7 @@ from protocol.dirent_columns import (
     DirectoryColumns,
     decode_directories,
     decode_directory_columns,
+    offset_after,
 )
 from protocol.fuse import Attributes, NodeId
 
@@ -31,7 +32,6 @@ def columns(*names: bytes, plus: bool = True) -> DirectoryColumns:
         list(names),
         [10 + number for number in numbers],
         [20 + number for number in numbers],
-        [30 + number for number in numbers],
         [NodeId(40 + number) for number in numbers] if plus else [],
         [b"%088d" % number for number in numbers] if plus else [],
     )
@@ -55,7 +55,7 @@ class TestAttributes:
 
 class TestColumns:
     def test_empty_ones_have_no_entries(self) -> None:
-        assert DirectoryColumns.empty() == ([], [], [], [], [], [])
+        assert DirectoryColumns.empty() == ([], [], [], [], [])
 
     def test_others_come_behind(self) -> None:
         found = columns(b"a")
@@ -63,7 +63,6 @@ class TestColumns:
         assert found.names == [b"a", b"b", b"c"]
         assert found.inos == [11, 11, 12]
         assert found.types == [21, 21, 22]
-        assert found.offsets == [31, 31, 32]
         assert found.nodes == [41, 41, 42]
         assert [int(attributes) for attributes in found.attributes] == [1, 1, 2]
 
@@ -72,7 +71,6 @@ class TestColumns:
         assert found.names == [b"b", b"c"]
         assert found.inos == [12, 13]
         assert found.types == [22, 23]
-        assert found.offsets == [32, 33]
         assert found.nodes == [42, 43]
         assert [int(attributes) for attributes in found.attributes] == [2, 3]
 
@@ -81,19 +79,18 @@ class TestColumns:
         assert found.names == [b"a", b"c"]
         assert found.inos == [11, 13]
         assert found.types == [21, 23]
-        assert found.offsets == [31, 33]
         assert found.nodes == [41, 43]
         assert [int(attributes) for attributes in found.attributes] == [1, 3]
 
     def test_columns_without_nodes_stay_so(self) -> None:
         found = columns(b"a", b"b", plus=False)
         for made in (found.part(0, 1), found.chosen([True, False])):
-            assert made == ([b"a"], [11], [21], [31], [], [])
+            assert made == ([b"a"], [11], [21], [], [])
 
     @pytest.mark.parametrize("plus", [True, False])
     def test_entries_without_nodes_are_as_after_failed_lookups(self, *, plus: bool) -> None:
         found = columns(b"a", b"b", plus=plus).without_nodes()
-        assert found[:4] == columns(b"a", b"b")[:4]
+        assert found[:3] == columns(b"a", b"b")[:3]
         assert found.nodes == [0, 0]
         assert found.attributes == [bytes(88), bytes(88)]
 
@@ -108,6 +105,24 @@ def reply(*names: bytes, first: int = 1) -> bytes:
     )
 
 
+class TestOffsets:
+    """Where a directory goes on after some entries of a reply; of each, tests/listings.py asks."""
+
+    DOT, DOT_DOT = (bytes(128) + reply(name, first=7)[128:] for name in (b".", b".."))
+
+    @pytest.mark.parametrize(("count", "offset"), [(1, 1), (2, 2), (3, 3)])
+    def test_one_entrys_is_where_what_follows_it_begins(self, count: int, offset: int) -> None:
+        three = reply(b"a", b"b" * 8, b"c" * 4095)
+        assert offset_after(three, count, plus=True) == offset
+
+    def test_dot_and_dot_dot_do_not_count(self) -> None:
+        mixed = self.DOT + reply(b"a") + self.DOT_DOT + reply(b"...", b"b", first=2)
+        assert [offset_after(mixed, count, plus=True) for count in (1, 2, 3)] == [1, 2, 3]
+
+    def test_what_is_behind_is_not_looked_at(self) -> None:
+        assert offset_after(reply(b"a") + b"x", 1, plus=True) == 1
+
+
 class TestDirectories:
     def test_all_at_once_have_what_each_has(self) -> None:
         replies = [reply(b"a", b"b"), reply(b"c", first=3), b"", reply(b"d" * 17, first=4)]
@@ -116,7 +131,7 @@ class TestDirectories:
         assert offsets == [2, 3, 0, 4]
         begin = 0
         for one, end in zip(replies, ends, strict=True):
-            assert decode_directory_columns(one, plus=True, after=0)[0] == entries.part(begin, end)
+            assert decode_directory_columns(one, plus=True)[0] == entries.part(begin, end)
             begin = end
 
     def test_dot_and_dot_dot_are_of_no_directory(self) -> None:

@@ -15,6 +15,7 @@ from protocol.dirent_columns import (
     AttributeColumns,
     DirectoryColumns,
     decode_directory_columns,
+    offset_after,
 )
 from protocol.fuse import ENTRY_SIZE, FileHandle, NodeId
 from vuserd.device.session import Session
@@ -150,13 +151,13 @@ class DirectoryEntries:
         plus: bool,
     ) -> tuple[DirectoryColumns, int | None]:
         """Return the entries of a reply, as far as they are wanted, and the next offset."""
-        decode = functools.partial(decode_directory_columns, plus=plus, after=wanted.offset)
+        decode = functools.partial(decode_directory_columns, plus=plus)
         entries, following = self._lane.decoded(decode, body)
         directory.counted(body, len(entries.names), plus=plus)
         owed = entries.nodes
         if len(entries.names) > wanted.number:
             entries = entries.part(0, wanted.number)
-            following = entries.offsets[-1]
+            following = offset_after(body, wanted.number, plus=plus)
         if plus:
             entries = self._settled(directory.node, entries, owed, below)
         return entries, following
@@ -180,7 +181,7 @@ class DirectoryEntries:
             BackendBroken: no backend may write that.
 
         """
-        decode = functools.partial(decode_directory_columns, plus=True, after=offset)
+        decode = functools.partial(decode_directory_columns, plus=True)
         entries, following = self._lane.decoded(decode, body)
         if 0 in entries.nodes or following is None or following == offset:
             self._nodes.forget_each(entries.nodes)

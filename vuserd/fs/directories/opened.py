@@ -21,7 +21,6 @@ from protocol.dirent import DIRENT_SIZE, LONGEST_RECORD
 from protocol.dirent_columns import decode_directory_columns, last_offset
 from protocol.fuse import ENTRY_SIZE, FileHandle
 from vuserd.device.procedure import Errand, Procedure
-from vuserd.device.request import Undo
 from vuserd.device.results import Failed, length_of
 from vuserd.device.session import Session
 from vuserd.errors import BackendError
@@ -137,13 +136,13 @@ class OpenDirectory:
             errand.abandon()
         self._wanted = self._failure = None
         while self._replies:
-            offset, body = self._replies.popleft()
+            _, body = self._replies.popleft()
             if self._plus:
                 # What came may show only now that the backend broke the protocol: the session
                 # knows, and is lost. Whoever ends a listing is not to blame, and may have others
                 # to end.
                 with contextlib.suppress(BackendError):
-                    self._lane.decoded(self._undo_read(offset), body)
+                    self._lane.decoded(self._undo_read, body)
 
     def close(self) -> None:
         """Close the directory."""
@@ -187,7 +186,7 @@ class OpenDirectory:
             goes_on = True
             while goes_on and self._wanted is not None:
                 wanted = self._wanted
-                undo = self._undo_read(wanted.offset) if self._plus else None
+                undo = self._undo_read if self._plus else None
                 [result] = yield [(self._request(wanted), buffer, undo)]
                 body = bytes(buffer.view[: length_of(result)])
                 self._replies.append((wanted.offset, body))
@@ -226,10 +225,8 @@ class OpenDirectory:
         ask = fuse.readdirplus if self._plus else fuse.readdir
         return ask(self.node.id, self._handle, wanted.offset, size)
 
-    def _undo_read(self, offset: int) -> Undo:
-        def undo(body: bytes) -> None:
-            entries, _ = decode_directory_columns(body, plus=True, after=offset)
-            self._nodes.forget_each(entries.nodes)
-            self._nodes.flush()
-
-        return undo
+    def _undo_read(self, body: bytes) -> None:
+        """Give back the lookup counts of a reply to READDIRPLUS."""
+        entries, _ = decode_directory_columns(body, plus=True)
+        self._nodes.forget_each(entries.nodes)
+        self._nodes.flush()

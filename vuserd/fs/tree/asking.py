@@ -84,10 +84,9 @@ def read_entries(
     assert node is not None
     assert handle is not None
     lane, nodes = files.session.lane, files.nodes
-    decode = functools.partial(decode_directory_columns, after=branch.position)
 
     def undo(body: bytes) -> None:
-        nodes.forget_each(decode(body, plus=True)[0].nodes)
+        nodes.forget_each(decode_directory_columns(body, plus=True)[0].nodes)
 
     request = fuse.readdirplus(node, handle, branch.position, _BATCH_SIZE)
     [read] = yield [Ask(request, room, undo)]
@@ -102,5 +101,6 @@ def read_entries(
         [read] = yield [Ask(request, room)]
         length = length_of(read)
     body = bytes(room.view[:length])
-    entries, following = lane.decoded(functools.partial(decode, plus=plus), body)
+    decode = functools.partial(decode_directory_columns, plus=plus)
+    entries, following = lane.decoded(decode, body)
     return entries if plus else entries.without_nodes(), following

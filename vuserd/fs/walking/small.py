@@ -260,7 +260,7 @@ class SmallDirectories:
                 self._walk.take(part.directory, part.more[0], below.nodes)
 
     def _undo_read(self, body: bytes) -> None:
-        entries, _ = decode_directory_columns(body, plus=True, after=0)
+        entries, _ = decode_directory_columns(body, plus=True)
         self._nodes.forget_each(entries.nodes)
 
 
