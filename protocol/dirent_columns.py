@@ -29,7 +29,8 @@ _PLACE = struct.Struct("=8xQI4x")
 _PLUS_SIZE: Final = ENTRY_SIZE + DIRENT_SIZE
 _DOTS: Final = frozenset({b".", b".."})
 _LONGER: Final = 3  #: bytes
-_MOST_ROOM: Final = NAME_MAX + 7 & -8  #: bytes of the longest name, with the zeros behind it
+#: Bytes of a name with the zeros behind it, by its length.
+_ROOMS: Final = tuple(length + 7 & -8 for length in range(NAME_MAX + 1))
 
 #: Where each field of ``struct fuse_attr`` begins, in units of its format, and how many it has.
 _VIEWS: Final = {
@@ -147,7 +148,7 @@ def last_offset(buffer: bytes, *, plus: bool) -> int | None:
     """
     end = len(buffer)
     head = DIRENT_SIZE + (ENTRY_SIZE if plus else 0)
-    for room in range(8, min(_MOST_ROOM, end - head) + 1, 8):
+    for room in range(8, min(_ROOMS[-1], end - head) + 1, 8):
         start = end - room - DIRENT_SIZE
         offset, length = _PLACE.unpack_from(buffer, start)
         if room - 8 < length <= room:
@@ -165,7 +166,7 @@ def offset_after(buffer: bytes, count: int, *, plus: bool) -> int:
     while count:
         start = position + head
         offset, length = _PLACE.unpack_from(buffer, start - DIRENT_SIZE)
-        position = start + (length + 7 & -8)
+        position = start + _ROOMS[length]
         count -= buffer[start : start + length] not in _DOTS
     return offset
 
@@ -187,21 +188,21 @@ def _cut(buffer: bytes, columns: DirectoryColumns) -> None:
     """Cut the records of a reply to READDIR."""
     add_name, add_ino = columns.names.append, columns.inos.append
     add_type = columns.types.append
-    unpack, head = _DIRENT.unpack_from, DIRENT_SIZE
+    unpack, head, rooms = _DIRENT.unpack_from, DIRENT_SIZE, _ROOMS
     position, end = 0, len(buffer)
     try:
         while position < end:
             ino, length, kind = unpack(buffer, position)
-            if length > NAME_MAX:
-                raise _length_error(length)
             start = position + head
-            position = start + (length + 7 & -8)
+            position = start + rooms[length]
             name = buffer[start : start + length]
             if length < _LONGER and name in _DOTS:
                 continue
             add_name(name)
             add_ino(ino)
             add_type(kind)
+    except IndexError:
+        raise _length_error(length) from None
     except struct.error:
         raise _short_error(end - position) from None
     if position != end:
@@ -213,15 +214,13 @@ def _cut_plus(buffer: bytes, columns: DirectoryColumns) -> None:
     add_name, add_ino = columns.names.append, columns.inos.append
     add_type = columns.types.append
     add_node, add_attributes = columns.nodes.append, columns.attributes.append
-    unpack, head = _DIRENT_PLUS.unpack_from, _PLUS_SIZE
+    unpack, head, rooms = _DIRENT_PLUS.unpack_from, _PLUS_SIZE, _ROOMS
     position, end = 0, len(buffer)
     try:
         while position < end:
             node, attributes, ino, length, kind = unpack(buffer, position)
-            if length > NAME_MAX:
-                raise _length_error(length)
             start = position + head
-            position = start + (length + 7 & -8)
+            position = start + rooms[length]
             name = buffer[start : start + length]
             if length < _LONGER and name in _DOTS:
                 if node:
@@ -232,6 +231,8 @@ def _cut_plus(buffer: bytes, columns: DirectoryColumns) -> None:
             add_type(kind)
             add_node(node)
             add_attributes(attributes)
+    except IndexError:
+        raise _length_error(length) from None
     except struct.error:
         raise _short_error(end - position) from None
     if position != end:
