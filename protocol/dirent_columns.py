@@ -172,16 +172,16 @@ def offset_after(buffer: bytes, count: int, *, plus: bool) -> int:
 
 
 def _require_possible(names: list[bytes]) -> None:
-    """Refuse names of which one is empty, or has a slash or a NUL.
+    """Refuse names of which one has a slash or a NUL.
 
     Raises:
         MalformedError: one is.
 
     """
-    # A NUL before, between and behind the names: two of them have an empty name between them.
-    joined = b"\0%b\0" % b"\0".join(names)
-    if names and (b"/" in joined or b"\0\0" in joined or joined.count(0) != len(names) + 1):
-        raise _name_error(names)
+    joined = b"".join(names)
+    if b"/" in joined or b"\0" in joined:
+        wrong = next(name for name in names if b"/" in name or b"\0" in name)
+        raise MalformedError(f"a name that no directory can hold: {wrong!r}", Check.DIRECTORY)
 
 
 def _cut(buffer: bytes, columns: DirectoryColumns) -> None:
@@ -196,7 +196,7 @@ def _cut(buffer: bytes, columns: DirectoryColumns) -> None:
             start = position + head
             position = start + rooms[length]
             name = buffer[start : start + length]
-            if length < _LONGER and name in _DOTS:
+            if length < _LONGER and _is_dot(name, length):
                 continue
             add_name(name)
             add_ino(ino)
@@ -222,7 +222,7 @@ def _cut_plus(buffer: bytes, columns: DirectoryColumns) -> None:
             start = position + head
             position = start + rooms[length]
             name = buffer[start : start + length]
-            if length < _LONGER and name in _DOTS:
+            if length < _LONGER and _is_dot(name, length):
                 if node:
                     raise MalformedError(f"a node for {name.decode()!r}", Check.DIRECTORY)
                 continue
@@ -239,6 +239,13 @@ def _cut_plus(buffer: bytes, columns: DirectoryColumns) -> None:
         raise _end_error()
 
 
+def _is_dot(name: bytes, length: int) -> bool:
+    """Return whether a short name is "." or "..", which are no entries; refuse an empty one."""
+    if not length:
+        raise _length_error(length)
+    return name in _DOTS
+
+
 def _short_error(left: int) -> MalformedError:
     return MalformedError(f"{left} bytes left where a directory entry belongs", Check.DIRECTORY)
 
@@ -249,11 +256,3 @@ def _length_error(length: int) -> MalformedError:
 
 def _end_error() -> MalformedError:
     return MalformedError("a directory entry that leaves its buffer", Check.DIRECTORY)
-
-
-def _name_error(names: list[bytes]) -> MalformedError:
-    """Return what is wrong with the names, of which one is empty or has a slash or a NUL."""
-    wrong = next(name for name in names if not name or b"/" in name or b"\0" in name)
-    if not wrong:
-        return _length_error(0)
-    return MalformedError(f"a name that no directory can hold: {wrong!r}", Check.DIRECTORY)
