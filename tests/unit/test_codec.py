@@ -24,8 +24,10 @@ from vuserd.wire.codec import (
     Notification,
     Request,
     Response,
+    decode_value,
     encode_column,
     encode_listing_response_head,
+    encode_names,
     encode_notification,
     encode_request,
     encode_response,
@@ -336,6 +338,20 @@ class TestListing:
     )
     def test_columns(self, values: list[object]) -> None:
         assert encode_column(values) == encode_values(values)
+
+    @pytest.mark.parametrize("length", [1, 31, 32, 255, 256, 65_535, 65_536])
+    @pytest.mark.parametrize("others", [[], [b"a"], ["ä".encode()], [b"\xff"], [b"\xc3", b"\xa4"]])
+    def test_names(self, others: list[bytes], length: int) -> None:
+        """What is UTF-8 by itself is a str, the others are bin: also where they join to UTF-8."""
+        names = [*others, b"n" * length]
+        packed = b"\xdd" + len(names).to_bytes(4, "big") + encode_names(names)
+        found = decode_value(packed)
+        assert found == [wire_name(name) for name in names]
+        assert [*map(type, found)] == [type(wire_name(name)) for name in names]
+
+    @pytest.mark.parametrize("count", [0, 15, 16, 70_000])
+    def test_so_many_names(self, count: int) -> None:
+        assert encode_names([b"ab"] * count) == b"\xa2ab" * count
 
 
 class TestQuickWay:

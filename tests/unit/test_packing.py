@@ -31,15 +31,14 @@ class Turns:
 async def test_a_long_page_lets_others_have_their_turn(
     count: int, is_alone: bool, fewest: int, most: int, columns: bool
 ) -> None:
-    fields: dict[str, list[Any]] = {
-        "name": [str(number) for number in range(count)],
-        "type": ["file"] * count,
-        "ino": [*range(count)],
-    }
+    names = [str(number) for number in range(count)]
+    others: dict[str, list[Any]] = {"type": ["file"] * count, "ino": [*range(count)]}
+    fields = {"name": names} | others
+    given = {"name": [name.encode() for name in names]} | others
     turns = Turns(is_alone=is_alone)
 
     def part(begin: int, end: int) -> list[tuple[str, list[Any]]]:
-        return [(name, values[begin:end]) for name, values in fields.items()]
+        return [(name, values[begin:end]) for name, values in given.items()]
 
     listing = await pack_listing(cast("Caller", turns), count, part, columns=columns)
     maps = [dict(zip(fields, row, strict=True)) for row in zip(*fields.values(), strict=True)]
@@ -53,12 +52,12 @@ async def test_a_field_that_some_entries_alone_have(special: int) -> None:
     """As submounts: what has none of them is not to lack the column's values."""
     count = 10_000
     mounts = [place == special for place in range(count)]
-    fields: dict[str, list[Any]] = {"name": ["x"] * count, "submount": mounts}
+    fields: dict[str, list[Any]] = {"name": [b"x"] * count, "submount": mounts}
 
     def part(begin: int, end: int) -> list[tuple[str, list[Any]]]:
         some = {name: values[begin:end] for name, values in fields.items()}
         return [(name, values) for name, values in some.items() if any(values)]
 
     listing = await pack_listing(cast("Caller", Turns()), count, part, columns=True)
-    result = {"next": None, "entries": fields}
+    result = {"next": None, "entries": fields | {"name": ["x"] * count}}
     assert b"".join(listing.beside(next=None).pieces(7)) == encode_response(7, None, result)

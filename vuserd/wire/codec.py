@@ -34,6 +34,7 @@ __all__ = [
     "decode_value",
     "encode_list_head",
     "encode_listing_response_head",
+    "encode_names",
     "encode_notification",
     "encode_request",
     "encode_response",
@@ -62,6 +63,8 @@ def _pack(value: object) -> bytes:
 #: Their buffers are made once, which costs more than most responses. They are one thread's.
 _LISTS: Final[Any] = msgpack.Packer(use_bin_type=True)
 _RESPONSES: Final[Any] = msgpack.Packer(use_bin_type=True, unicode_errors="backslashreplace")
+#: Writes bytes as ``str``.
+_STRINGS: Final[Any] = msgpack.Packer(use_bin_type=False)
 
 
 def decode_value(frame: bytes | memoryview) -> Any:
@@ -170,16 +173,31 @@ def encode_response_of(msgid: int, result: bytes) -> bytes:
 
 def encode_values(values: Iterable[object]) -> bytes:
     """Encode values one after the other, as contents of an array whose head comes before."""
-    whole = [*values]
-    packed: bytes = _LISTS.pack(whole)
-    return packed[len(_LISTS.pack_array_header(len(whole))) :]
+    return _contents(_LISTS, [*values])
+
+
+def _contents(packer: Any, values: list[Any]) -> bytes:
+    packed: bytes = packer.pack(values)
+    return packed[len(packer.pack_array_header(len(values))) :]
 
 
 def encode_column(values: list[Any]) -> bytes:
     """Encode values of one type, as :func:`encode_values` does; faster if all are equal."""
     if values and values[0] == values[-1] and values.count(values[0]) == len(values):
         return _pack(values[0]) * len(values)
-    return encode_values(values)
+    return _contents(_LISTS, values)
+
+
+def encode_names(names: list[bytes]) -> bytes:
+    """Encode names as :func:`encode_values` does what :func:`wire_name` makes of each.
+
+    Most often all of them are UTF-8, and are written as they are.
+    """
+    try:
+        b"\0".join(names).decode()
+    except UnicodeDecodeError:
+        return encode_values(map(wire_name, names))
+    return _contents(_STRINGS, names)
 
 
 def encode_list_head(name: str, count: int) -> bytes:

@@ -19,6 +19,7 @@ from vuserd.wire.codec import (
     encode_column,
     encode_list_head,
     encode_listing_response_head,
+    encode_names,
     encode_response,
     encode_response_of,
     encode_values,
@@ -79,7 +80,7 @@ async def pack_listing(
         sizes[begin] = end - begin
         if columns:
             for name, values in part:
-                lists.setdefault(name, {})[begin] = encode_column(values)
+                lists.setdefault(name, {})[begin] = _encoded(values)
         else:
             maps.append(encode_values(entry_maps(part)))
         if end == count:
@@ -96,6 +97,13 @@ async def pack_listing(
             # What one part alone has, such as submounts, none of another part's entries is.
             packed.append(parts.get(begin) or encode_column([False] * size))
     return Listing(len(lists), packed, columns)
+
+
+def _encoded(values: list[Any]) -> bytes:
+    """Encode the values of a field: bytes are names."""
+    if values and isinstance(values[0], bytes):
+        return encode_names(values)
+    return encode_column(values)
 
 
 async def _let_others(caller: Caller) -> None:

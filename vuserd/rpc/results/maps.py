@@ -78,14 +78,14 @@ def entry_columns(
 ) -> Iterator[Field]:
     """Yield what the RPC shows of the entries from one place to before another, a list a field.
 
-    Their names or paths are the field ``key``.
+    Their names or paths are the field ``key``, as bytes.
 
     With ``attributes`` the fields are those of :func:`stat_map`, or of :func:`split_stat_map`, all
     of them nil for an entry whose attributes could not be read.
     """
     entries = entries.part(begin, end)
-    yield key, wire_names(entries.names)
-    yield "type", [*map(NAMES_BY_TYPE.__getitem__, entries.types)]
+    yield key, entries.names
+    yield "type", _type_names(entries.types)
     yield "ino", entries.inos
     if not attributes:
         return
@@ -128,8 +128,8 @@ def stat_columns(
 
 def entry_maps(fields: Sequence[Field]) -> Iterator[dict[str, Any]]:
     """Yield a map an entry, of the columns of :func:`entry_columns`."""
-    names, columns = zip(*fields, strict=True)
-    for row in zip(*columns, strict=True):
+    names, (paths, *columns) = zip(*fields, strict=True)
+    for row in zip(wire_names(paths), *columns, strict=True):
         shown = dict(zip(names, row, strict=True))
         if len(names) > _BARE:
             if shown["mode"] is None:
@@ -137,6 +137,13 @@ def entry_maps(fields: Sequence[Field]) -> Iterator[dict[str, Any]]:
             elif not shown.get("submount", True):
                 del shown["submount"]
         yield shown
+
+
+def _type_names(types: list[int]) -> list[str]:
+    """Return the RPC's names for types, most often for one that all entries have."""
+    if types and types.count(types[0]) == len(types):
+        return [NAMES_BY_TYPE[types[0]]] * len(types)
+    return [*map(NAMES_BY_TYPE.__getitem__, types)]
 
 
 def wire_names(names: list[bytes]) -> list[Any]:
