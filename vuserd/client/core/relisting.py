@@ -1,6 +1,7 @@
 """A listing that outlives its connection: what was listed before is left out."""
 
 from array import array
+from operator import itemgetter
 
 from vuserd.client import calls
 from vuserd.client.calls import PAGE_ENTRIES, Call, RemotePath
@@ -13,6 +14,8 @@ from vuserd.client.listing.columns import (
 )
 from vuserd.client.listing.following import Following
 from vuserd.client.records import Entry
+
+_NAME = itemgetter(Entry._fields.index("name"))
 
 
 class Relisting:
@@ -80,5 +83,5 @@ class Relisting:
         if self._before:
             entries = [entry for entry in entries if hash(entry.name) not in self._before]
         if not self.finished:
-            self._given.fromlist([hash(entry.name) for entry in entries])
+            self._given.fromlist([*map(hash, map(_NAME, entries))])
         return entries

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from vuserd.client import calls
@@ -10,6 +11,8 @@ from vuserd.client.core.conversation import Talk
 from vuserd.client.core.procedure import Emit, Procedure, Running, Stream
 from vuserd.client.errors import RemoteError
 from vuserd.client.records import Entry, Stat
+
+_STAT = itemgetter(Entry._fields.index("stat"))
 
 
 class StatEntry(Entry):
@@ -58,7 +61,7 @@ def with_attributes(
         try:
             if isinstance(step, Emit):
                 entries = [*step.values]
-                if any(entry.stat is None for entry in entries):
+                if not all(map(_STAT, entries)):
                     entries = yield from _completed(talk, export, path, entries)
                 yield Emit(entries)
             else:

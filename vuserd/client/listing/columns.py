@@ -6,9 +6,8 @@ maps is checked an entry at a time, by :mod:`vuserd.client.records`.
 
 import sys
 from collections.abc import Callable, Iterable
-from functools import partial
 from itertools import compress, repeat
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from vuserd.client.errors import BadReply
 from vuserd.client.records import (
@@ -31,10 +30,7 @@ COLUMNS_LEVEL: Final = 3
 #: The one from which on it reads ahead for a client that asks for all pages.
 AHEAD_LEVEL: Final = 5
 
-# Records of values that were checked by their columns.
-_new_stat: Callable[[Iterable[Any]], Stat] = partial(tuple.__new__, Stat)
-_new_entry: Callable[[Iterable[Any]], Entry] = partial(tuple.__new__, Entry)
-_new_walk_entry: Callable[[Iterable[Any]], WalkEntry] = partial(tuple.__new__, WalkEntry)
+T = TypeVar("T")
 
 #: Entries of a page where all pages are asked for: more than of maps, and so fewer calls.
 PAGE_OF_COLUMNS: Final = 4000
@@ -42,6 +38,7 @@ PAGE_OF_COLUMNS: Final = 4000
 PAGE_OF_NAMES: Final = 10_000
 #: The fields of a stat but the first and the last one, which have types of their own.
 _NUMBERS: Final = Stat._fields[1:-1]
+_NO_NAMES: Final = frozenset({"", ".", ".."})
 _INT: Final = frozenset({int})
 _INT_OR_NIL: Final = frozenset({int, type(None)})
 
@@ -66,7 +63,7 @@ class RawPage(NamedTuple):
         """Return the page with its entries as records."""
         if isinstance(self.entries, dict):
             values = _entry_values(self.entries, "name")
-            return DirectoryPage([*map(_new_entry, values)], self.next)
+            return DirectoryPage([*_records(Entry, values)], self.next)
         return DirectoryPage([Entry.from_wire(entry) for entry in self.entries], self.next)
 
 
@@ -101,7 +98,7 @@ class RawWalkPage(NamedTuple):
         """Return the page with its entries as records."""
         if isinstance(self.entries, dict):
             values = _entry_values(self.entries, "path")
-            return WalkPage([*map(_new_walk_entry, values)], self.problems, self.next)
+            return WalkPage([*_records(WalkEntry, values)], self.problems, self.next)
         entries = [WalkEntry.from_wire(entry) for entry in self.entries]
         return WalkPage(entries, self.problems, self.next)
 
@@ -132,21 +129,36 @@ def _entry_values(columns: dict[str, Any], key: str) -> Iterable[tuple[Any, ...]
     return zip(names, kinds, inos, stats, strict=True)
 
 
+def _records(record: type[T], rows: Iterable[tuple[Any, ...]]) -> Iterable[T]:
+    """Return records of values that were checked by their columns."""
+    new: Callable[..., T] = tuple.__new__
+    return map(new, repeat(record), rows)
+
+
 def _names(values: list[Any], key: str) -> list[str]:
-    """Return names as records have them; paths, too, have no empty component, "." or ".."."""
+    """Return names or paths as records have them."""
     try:
-        joined = "\0".join(values)
+        joined = "".join(values)
     except TypeError:  # one is no str: most likely a bin
         values = [to_name(value) for value in values]
-        joined = "\0".join(values)
-    if joined.count("\0") != max(len(values) - 1, 0) or (key == "name" and "/" in joined):
-        raise BadReply(f"the daemon sent a {key} that no file can have")
-    components = f"/{joined}/".replace("\0", "/")
-    if values and any(odd in components for odd in ("//", "/./", "/../")):
+        joined = "".join(values)
+    has_odd = _has_odd_name if key == "name" else _has_odd_path
+    if "\0" in joined or has_odd(values, joined):
         raise BadReply(f"the daemon sent a {key} that no file can have")
     if joined.isascii():
         return values
-    return to_name(joined).split("\0")
+    return to_name("\0".join(values)).split("\0")
+
+
+def _has_odd_name(names: list[str], joined: str) -> bool:
+    """Return whether one is no name of a file."""
+    return "/" in joined or not _NO_NAMES.isdisjoint(names)
+
+
+def _has_odd_path(paths: list[str], _: str) -> bool:
+    """Return whether one has a component that is no name of a file."""
+    components = "/{}/".format("/".join(paths))
+    return bool(paths) and any(odd in components for odd in ("//", "/./", "/../"))
 
 
 def _kinds(values: list[Any]) -> list[str]:
@@ -186,7 +198,7 @@ def _made_stats(
         else _numbers(columns, field, count, _INT_OR_NIL if field in ("uid", "gid") else _INT)
         for field in _NUMBERS
     ]
-    return map(_new_stat, zip(kinds, *numbers, submounts, strict=True))
+    return _records(Stat, zip(kinds, *numbers, submounts, strict=True))
 
 
 def _column(columns: dict[str, Any], field: str, count: int) -> list[Any]:
