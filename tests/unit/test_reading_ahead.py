@@ -214,7 +214,7 @@ async def test_what_a_call_waits_for_is_not_dropped_for_another_listing(
 def small_replies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have replies of about twelve entries with attributes, or fifty without."""
     for size in ("_BATCH_SIZE", "_BATCH_SIZE_PLUS"):
-        monkeypatch.setattr(f"vuserd.fs.directories.opened.{size}", 512)
+        monkeypatch.setattr(f"vuserd.fs.directories.opened.{size}", 256)
 
 
 @pytest.mark.usefixtures("small_replies")

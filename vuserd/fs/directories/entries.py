@@ -97,7 +97,10 @@ class DirectoryEntries:
                 count = len(batch.names)
                 if attributes:
                     batch = await self._with_attributes(directory.node, batch)
-                entries.extend(batch)
+                if entries.names:
+                    entries.extend(batch)
+                else:  # most of a page, and not to be copied
+                    entries = batch
                 barren = 0 if count or position is None else barren + 1
                 if position in passed or barren > _MOST_BARREN:
                     raise no_end()

@@ -33,12 +33,12 @@ from vuserd.users.asker import ASKER
 _BATCH_SIZE: Final = 64 << 10
 _BATCH_SIZE_PLUS: Final = 32 << 10
 #: How many times as much is read while no other client asks, and how many replies may wait then.
-_ALONE: Final = 4
+_ALONE: Final = 8
 _MOST_AHEAD: Final = 3
 #: Nodes that the backend may have to keep, for replies that wait or until it has forgotten them,
 #: when it is asked for more than is wanted at once. What the next reply brings has to fit, too, in
 #: what it may owe in all (vuserd/device/lane/backlog.py).
-_MOST_NODES: Final = 2500
+_MOST_NODES: Final = 1690
 #: Bytes of an entry whose name is not long, without and with its attributes.
 _USUAL: Final = DIRENT_SIZE + 16
 _USUAL_PLUS: Final = ENTRY_SIZE + _USUAL
