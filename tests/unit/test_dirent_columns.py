@@ -116,8 +116,9 @@ class TestOffsets:
         assert offset_after(three, count, plus=True) == offset
 
     def test_dot_and_dot_dot_do_not_count(self) -> None:
-        mixed = self.DOT + reply(b"a") + self.DOT_DOT + reply(b"...", b"b", first=2)
-        assert [offset_after(mixed, count, plus=True) for count in (1, 2, 3)] == [1, 2, 3]
+        others = reply(b"...", b".12345678", b"b", first=2)
+        mixed = self.DOT + reply(b"a") + self.DOT_DOT + others
+        assert [offset_after(mixed, count, plus=True) for count in (1, 2, 3, 4)] == [1, 2, 3, 4]
 
     def test_what_is_behind_is_not_looked_at(self) -> None:
         assert offset_after(reply(b"a") + b"x", 1, plus=True) == 1
