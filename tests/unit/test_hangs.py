@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from protocol import fuse
 from protocol.fuse import Attributes, Opcode
+from tests.attacks.threats import Who, threat
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from tests.faults.harness import entries, read
 from vuserd.config.model import ExportConfig
@@ -21,6 +22,7 @@ from vuserd.exports.hangs import Backoff, Hangs, NodeGate, Place
 from vuserd.exports.life import Life
 from vuserd.exports.serving import Serving
 from vuserd.fs.filesystem import FileSystem
+from vuserd.tasks.short_work import do_short_work
 from vuserd.tracing.tap import Tracing
 from vuserd.users.asker import ASKER, Asker
 
@@ -267,6 +269,41 @@ async def test_what_one_user_hung_gives_no_call_of_another_a_task(session: Sessi
     assert errand(MALLORY) is None
     assert errand(Asker(1001, None)) is not None
     assert errand(None) is not None
+
+
+@threat(
+    "the blame of others",
+    who=Who.CLIENT,
+    against="users who list and walk",
+    does="gives up opening files whose release hangs, while another user's long call is at work",
+    promise="nobody is held back for what another user's calls hung",
+)
+async def test_no_user_is_to_blame_for_replies_taken_between_steps_of_his_work(
+    hanging: Hanging, session: Session, autojump_clock: MockClock
+) -> None:
+    """What such a reply leads to is nobody's: here the release of a file that nobody has open."""
+    files = hanging.files(session)
+    blamed: list[Asker | None] = []
+
+    def hung(request: fuse.Request, path: bytes | None, asker: Asker | None) -> None:
+        blamed.append(asker)
+
+    assert session.lane.gate is not None
+    session.lane.gate.hung = hung  # type: ignore[method-assign]
+    hanging.opcode = Opcode.OPEN
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read, files)
+        await trio.sleep(1.0)
+        nursery.cancel_scope.cancel()
+    assert hanging.kept is not None
+    hanging.opcode = Opcode.RELEASE
+    answer = hanging.backend.serve_files(hanging.kept)
+    assert answer is not None
+    hanging.backend.reply(hanging.kept, answer)
+    ASKER.set(MALLORY)
+    do_short_work()
+    await trio.sleep(1.5 * TIMEOUT)
+    assert blamed == [None]
 
 
 async def test_hangs_are_forgotten_and_never_too_many(autojump_clock: MockClock) -> None:

@@ -8,8 +8,10 @@ the long work that there is. So whoever does such work stops between two steps f
                                            -> the lanes: take replies, and end them
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Final
 
 from trio.lowlevel import RunVar
@@ -22,14 +24,15 @@ _DOERS: Final[RunVar[list[Callable[[], None]]]] = RunVar("short work")
 def short_work(do: Callable[[], None]) -> Iterator[None]:
     """Have ``do`` called between steps of long work, during the block.
 
-    It does what there is, in little time; it is never called within itself.
+    It does what there is, in little time; it is never called within itself. Context variables are
+    as they were here: what it does is not on behalf of whoever stops for it.
     """
-    doers = _DOERS.get([])
-    _DOERS.set([*doers, do])
+    doer = functools.partial(copy_context().run, do)
+    _DOERS.set([*_DOERS.get([]), doer])
     try:
         yield
     finally:
-        _DOERS.set([each for each in _DOERS.get() if each is not do])
+        _DOERS.set([each for each in _DOERS.get() if each is not doer])
 
 
 def do_short_work() -> None:
