@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -344,6 +345,33 @@ async def test_it_is_lost(front: Front, other: FakeBackend, whose: str, request_
             await front.session.move(stream, lambda: pytest.fail("it moved"))
         await wait_all_tasks_blocked()
     await front.is_over()
+
+
+@fault(
+    "successor-dies-as-it-has-the-rings",
+    done="the other backend acknowledges the last message that gives it the rings, and ends",
+    must=DOWN,
+)
+async def test_one_that_ends_as_it_has_the_rings_is_lost() -> None:
+    """Of the two tasks that learn of it either may be first, so it happens some times."""
+    for _ in range(16):
+        backend, other = (FakeBackend({b"Image": CONTENT}) for _ in range(2))
+        backend.protocol_features = other.protocol_features = MQ | REPLY_ACK | DEVICE_STATE
+        other.altered[Request.SET_VRING_ENABLE] = functools.partial(last_words, other)
+        async with backend.session() as session, other.connection() as stream:
+            with trio.fail_after(FOR_EVER), contextlib.suppress(BackendDown):
+                await session.move(stream, lambda: None)
+            await wait_all_tasks_blocked()
+            assert session.lost
+
+
+def last_words(backend: FakeBackend, reply: Reply) -> Reply | None:
+    """Have a backend end right behind a reply, if that is the last one of its kind."""
+    if backend.messages.count(Request(reply.number)) < backend.queues:
+        return reply
+    backend.say(reply.encode())
+    backend.die()
+    return None
 
 
 @fault(

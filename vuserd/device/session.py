@@ -254,11 +254,12 @@ class Session:
                 await self._start_rings(former)
             former.deadline = math.inf
             raise
+        # From here on its end is the session's, be it right behind what it says last.
+        self._connection = successor
         with self._lost_by_an_error():  # which of the two has the rings now is not known
             await self._start_rings(successor)
         if self._reason is not None:
             raise self._reason.again()
-        self._connection = successor
         self.slots.move(successor)
         successor.deadline = math.inf
 
