@@ -325,3 +325,18 @@ async def test_requests_that_are_not_whole_in_time(autojump_clock: MockClock, cr
     await trio.sleep(20)
     assert slow.late == pytest.approx(begun + 30, abs=0.1)
     assert steady.late is None
+
+
+async def test_who_has_less_time_than_those_before(autojump_clock: MockClock, crowd: Crowd) -> None:
+    """A reload may leave less of it to those who connect from then on."""
+    del autojump_clock
+    (before, _), (after, _) = crowd.add(2)
+    begun = trio.current_time()
+    before.finish_by = begun + 30
+    crowd.hub.watch_time(before)
+    await trio.sleep(1)
+    after.finish_by = begun + 6
+    crowd.hub.watch_time(after)
+    await trio.sleep(39)
+    assert after.late == pytest.approx(begun + 6, abs=0.1)
+    assert before.late == pytest.approx(begun + 30, abs=0.1)

@@ -141,7 +141,9 @@ class Hub:
         self._is_stopped = False
         #: Clients with a request that has begun, and is not whole.
         self._unfinished: dict[Client, None] = {}
-        self._some_unfinished = trio.lowlevel.ParkingLot()
+        #: When the first of these is out of time, as far as the task knows that waits for it here.
+        self._first_late = math.inf
+        self._earlier = trio.lowlevel.ParkingLot()
 
     def add(self, client: Client) -> None:
         """Watch a client's socket, and let it go on from now on.
@@ -171,9 +173,10 @@ class Hub:
         """Begin to watch a client's ``finish_by``, or stop if it is infinite."""
         if client.finish_by == math.inf:
             self._unfinished.pop(client, None)
-        elif client not in self._unfinished:
+        else:
             self._unfinished[client] = None
-            self._some_unfinished.unpark_all()
+            if client.finish_by < self._first_late:
+                self._earlier.unpark_all()
 
     async def run(self, workers: Workers) -> None:
         """Let clients go on until cancelled, or until the workers are: these take their jobs."""
@@ -285,9 +288,10 @@ class Hub:
     async def _time_out(self) -> None:
         """Time out clients whose requests were not whole in time."""
         while True:
-            while not self._unfinished:  # one may be whole again by the time that this task runs
-                await self._some_unfinished.park()
-            await trio.sleep_until(min(client.finish_by for client in self._unfinished))
+            times = [client.finish_by for client in self._unfinished]
+            self._first_late = min(times, default=math.inf)
+            with trio.move_on_at(self._first_late):
+                await self._earlier.park()
             now = trio.current_time()
             for client in [client for client in self._unfinished if client.finish_by <= now]:
                 del self._unfinished[client]
