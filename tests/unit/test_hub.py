@@ -278,6 +278,25 @@ async def test_no_call_for_a_pass_is_lost_between_two_steps(crowd: Crowd) -> Non
     assert len([went_on for went_on in crowd.passes.went_on if went_on]) == 2
 
 
+async def test_a_fault_between_two_steps_leaves_the_hub_as_it_was(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told where it shows, and later passes come as ever."""
+    (faulty, _), (other, _) = crowd.add(2)
+    await wait_all_tasks_blocked()
+
+    def fail(*_: int) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(faulty, "go_on", fail)
+    crowd.hub.wake(faulty)
+    with pytest.raises(ZeroDivisionError):
+        do_short_work()
+    crowd.hub.wake(other)
+    await wait_all_tasks_blocked()
+    assert [other] in crowd.passes.went_on
+
+
 async def test_what_comes_and_goes_is_seen(crowd: Crowd) -> None:
     [(client, theirs)] = crowd.add(1)
     theirs.send(b"ab")

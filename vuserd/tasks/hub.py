@@ -217,11 +217,13 @@ class Hub:
     def _pass_between(self) -> None:
         """Let users go on for a small turn, between the steps of long work."""
         self._is_awake = True
-        self._go_on(SHARED)
-        # A worker may wait for what the epoll has reported here, be it the bell.
-        self._is_awake = False
-        if self._queues:
-            self._ring()
+        try:
+            self._go_on(SHARED)
+        finally:
+            # A worker may wait for what the epoll has reported here, be it the bell.
+            self._is_awake = False
+            if self._queues:
+                self._ring()
 
     def _go_on(self, alone: Turn) -> bool:
         """Let users go on, one who is alone for ``alone``; return whether a turn was large."""
