@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import trio
@@ -9,7 +10,7 @@ from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
 from memory.foreign import ForeignRegion
 from protocol.fuse import Opcode
-from tests.fake.backend import CONFIGURE_MEM_SLOTS, FakeBackend, File
+from tests.fake.backend import CONFIGURE_MEM_SLOTS, FakeBackend, File, cancelled_when
 from vuserd.delivery.attached import AttachedMemory
 from vuserd.delivery.headroom import HEADROOM, RESERVE
 from vuserd.delivery.memory_table import MemoryTable
@@ -190,6 +191,29 @@ async def test_no_load_begins_once_a_memory_is_detached(
     with pytest.raises(CallError, match="no attached memory any more"):
         await load(memories[0], session)
     assert not session.lost
+
+
+async def test_a_detach_waits_where_the_slot_is_being_given_up(
+    backend: FakeBackend, memories: list[AttachedMemory]
+) -> None:
+    """A READ of a load that was cancelled may still write there, for whoever the slot is."""
+    backend.memory_slots = 2
+    async with backend.session() as session:
+        backend.answer_to(Opcode.READ, None)
+        await cancelled_when(
+            lambda: bool(backend.named(Opcode.READ)), partial(load, memories[0], session)
+        )
+        late = backend.named(Opcode.READ)
+        backend.answer = backend.serve_files
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load, memories[1], session)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(memories[0].detach)
+            await wait_all_tasks_blocked()
+            assert memories[0].region.fileno() >= 0
+            assert session.regions == backend.regions == 2
+            backend.let_go(late)
+        assert memories[0].region.fileno() == -1
 
 
 async def test_a_file_that_does_not_fit_is_not_loaded(session: Session) -> None:

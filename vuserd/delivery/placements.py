@@ -207,7 +207,8 @@ class Placements:
             try:
                 while self._loads:
                     await self._loads_ended.park()
-                async with trio.open_nursery() as nursery:
+                # What leave() has begun to take from a backend is mapped there until it is done.
+                async with self._placing, trio.open_nursery() as nursery:
                     while self._placements:
                         placement = self._placements.pop()
                         placement.session.slots.end_hold(placement)
