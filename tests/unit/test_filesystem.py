@@ -10,6 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 from protocol.fuse import Opcode
 from tests.delivered import read_delivered
 from tests.fake.backend import ROOT, Answer, FakeBackend, File, FuseRequest
+from tests.fake.files import coarse_now
 from tests.listings import page
 from vuserd.delivery.inline import FileContent, read_inline
 from vuserd.device.session import Session
@@ -192,6 +193,24 @@ async def test_a_file_of_this_tick_is_looked_at_again_after_it(
     assert taken(await read_inline(files, b"file-7", 0, 10)) == b"7"
     kinds = [request.opcode for request in backend.requests if request.opcode is not Opcode.INIT]
     assert kinds[:3] == [Opcode.LOOKUP, Opcode.GETATTR, Opcode.OPEN]
+
+
+async def test_reads_that_are_repeated_need_no_room_for_both_readings(
+    backend: FakeBackend, files: FileSystem, session: Session
+) -> None:
+    """Else as many as have all buffers would wait for one another."""
+    backend.files[b"Image"] = File(CONTENT, mtime=coarse_now())
+    read: list[bytes] = []
+
+    async def read_one() -> None:
+        read.append(taken(await read_inline(files, b"Image", 0, len(CONTENT))))
+
+    with trio.fail_after(session.timeout / 2):
+        async with trio.open_nursery() as nursery:
+            for _ in range(16):
+                nursery.start_soon(read_one)
+    assert read == [CONTENT] * 16
+    assert session.payloads.taken == 0
 
 
 async def test_only_regular_files_are_opened(files: FileSystem, backend: FakeBackend) -> None:

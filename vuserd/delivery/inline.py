@@ -35,6 +35,11 @@ class FileContent:
         pairs = zip(self._buffers, self._lengths, strict=False)
         return [buffer.view[:length] for buffer, length in pairs if length]
 
+    def take_over(self, other: "FileContent") -> None:
+        """Have the bytes and buffers of another one, in place of those that were given back."""
+        self._buffers, self._lengths = other._buffers, other._lengths  # noqa: SLF001 - of this class
+        self.length = other.length
+
     def give_back(self) -> None:
         """Give the buffers back; a second call does nothing."""
         while self._buffers:
@@ -51,12 +56,12 @@ async def read_inline(filesystem: FileSystem, path: bytes, offset: int, length: 
     """
 
     async def agrees(file: OpenFile, content: FileContent) -> bool:
-        again = await read_open(file, offset, length)
-        try:
-            # Copies: comparing memoryviews would take longer.
-            return b"".join(content.views()) == b"".join(again.views())
-        finally:
-            again.give_back()
+        # Copies: comparing memoryviews would take longer, and waiting for buffers while holding
+        # some would block others.
+        before = b"".join(content.views())
+        content.give_back()
+        content.take_over(await read_open(file, offset, length))
+        return b"".join(content.views()) == before
 
     deliver = functools.partial(read_open, offset=offset, length=length)
     way = Delivery(deliver, agrees, FileContent.give_back, operator.attrgetter("seen"))
