@@ -13,7 +13,7 @@ import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
 from tests.unit.faces import Connect
-from vuserd.client import Client, calls
+from vuserd.client import Client, calls, composite
 from vuserd.client.core import reconnect
 from vuserd.client.core.connection import ClientCore
 from vuserd.client.core.reconnect import Approach, is_silent, queue_is_full
@@ -265,6 +265,28 @@ class TestRestart:
         with pytest.raises(NotTaken, match="which walks and trees went on"):
             list(walk)
         assert [entry.path for entry in client.iterwalk("kernels", "")] == ["a", "b", "c", "d"]
+
+    def test_in_a_walk_whose_caller_makes_other_calls(
+        self, client: Client, fake_daemon: FakeDaemon
+    ) -> None:
+        """They go to the successor, and the connection that the walk was on is closed."""
+        killed = threading.Event()
+
+        def keep_the_second(request: Request) -> None:
+            if request.method == "walk" and asked(fake_daemon, "walk") > 1:
+                killed.wait()
+
+        entries = [{"path": name, "type": "file", "ino": 1} for name in "abc"]
+        fake_daemon.results["walk"] = {"entries": entries, "problems": [], "next": b"more"}
+        fake_daemon.before = keep_the_second
+        walk = client.iterwalk("kernels", "")
+        assert next(walk).path == "a"
+        fake_daemon.cut_connections()
+        killed.set()
+        assert client.stat("kernels", "image")
+        time.sleep(composite._A_WHILE)  # it looks what has come when so much time is over
+        with pytest.raises(ConnectionLost):
+            list(walk)
 
     def test_with_a_walk_left_alone(self, client: Client, fake_daemon: FakeDaemon) -> None:
         fake_daemon.root.children = {name: Node() for name in (b"a", b"b", b"c", b"d")}
