@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tests.fake.rpc_server import FakeDaemon, Node, directory
+from tests.fake.tree_pages import below
 from tests.unit.conftest import Run
 from vuserd.client import BadReply, Client, RemoteError
 from vuserd.client.archive import parts
@@ -208,6 +209,39 @@ def test_a_part_of_many_pages(
     assert [request.method for request in fake_daemon.requests].count("tree") == 1 + 5
     assert archives[0] == archives[1]
     assert all(name * 50 in archives[1] for name in names)
+
+
+def test_a_file_that_is_gone_before_a_part(
+    fake_daemon: FakeDaemon, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came of the part before it is handed on before other parts take its place."""
+    monkeypatch.setattr(parts, "_HELD", 600)
+    names = [b"a", b"b", b"c", b"d"]
+    fake_daemon.root = directory()
+    for name in names:
+        inside = {b"0": Node(content=b"gone"), b"1": Node(content=name * 500)}
+        fake_daemon.root.children[name] = Node("dir", children=inside)
+    entries = [{"path": path, **node.stat()} for path, node in below(fake_daemon.root)]
+    for entry in entries:
+        if entry["path"].endswith(b"/0"):
+            entry["nlink"] = 2  # the other one is outside of the tree; such a file comes by itself
+    fake_daemon.results["walk"] = {"entries": entries, "problems": [], "next": None}
+    for name in names:
+        del fake_daemon.root.children[name].children[b"0"]
+    archives = []
+    for unknown in ({"tree"}, set[str]()):
+        fake_daemon.unknown = unknown
+        written: list[bytes] = []
+        archived = client.archive(
+            "kernels",
+            "/",
+            lambda part, to=written: to.append(bytes(part)),  # type: ignore[misc]
+            allow_changes=True,
+        )
+        assert archived.changed == [f"{name.decode()}/0" for name in names]
+        archives.append(b"".join(written))
+    assert archives[0] == archives[1]
+    assert all(name * 500 in archives[1] for name in names)
 
 
 @pytest.mark.parametrize(

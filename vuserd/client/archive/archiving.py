@@ -105,6 +105,8 @@ class _Archiving:
         out = Output(self._sink, contents.settle)
         try:
             while True:
+                if contents.is_at_part:
+                    yield from out.flush()
                 try:
                     found = yield from contents.next()
                 except Gone as gone:
@@ -121,9 +123,7 @@ class _Archiving:
                         self._tell(len(content))
                     if out.is_full:
                         yield from out.flush()
-                if contents.is_at_part:
-                    yield from out.flush()
-                elif not found:
+                if not (found or contents.is_at_part):
                     break
             out.put(self._form.end(out.size))
             yield from out.flush()
