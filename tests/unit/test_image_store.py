@@ -255,6 +255,44 @@ async def test_several_who_ask_at_once(backend: FakeBackend, export: Export, set
         assert len(store) == settled
 
 
+async def test_who_asks_by_another_name_has_what_that_one_leads_to(
+    backend: FakeBackend, export: Export
+) -> None:
+    """As where a kernel was linked to a name for the old one, and a new one takes its place."""
+    leads_to = {b"vmlinuz": b"Image", b"vmlinuz.old": b"Image"}
+    held: list[FuseRequest] = []
+    is_held = True
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.READ and is_held:
+            held.append(request)
+            return None
+        if request.opcode is Opcode.LOOKUP:
+            name = leads_to[request.body.rstrip(b"\0")]
+            return backend.serve_files(request._replace(body=name + b"\0"))
+        return backend.serve_files(request)
+
+    backend.answer = answer
+    found: dict[bytes, tuple[bytes, bool]] = {}
+    async with storing() as store:
+
+        async def take(name: bytes) -> None:
+            found[name] = await fetch(store, export, name)
+
+        async with trio.open_nursery() as nursery:
+            for name in leads_to:
+                nursery.start_soon(take, name)
+                await wait_all_tasks_blocked()
+            leads_to[b"vmlinuz"] = b"twin"
+            backend.files[b"Image"] = File(b"kernel", ctime=1_000_000_001)  # it has a name less
+            is_held = False
+            for request in held:
+                late = backend.serve_files(request)
+                assert late is not None
+                backend.reply(request, late)
+        assert found == {b"vmlinuz": (b"lenrek", False), b"vmlinuz.old": (b"kernel", False)}
+
+
 async def test_the_others_do_not_wait_in_vain_when_the_first_goes(
     backend: FakeBackend, export: Export
 ) -> None:

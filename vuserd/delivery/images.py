@@ -33,10 +33,15 @@ class _Place(NamedTuple):
 
 
 class ImageKey(NamedTuple):
-    """The file, version and user of an image."""
+    """The file, version and user of an image that is made, and the path that it was asked for by.
+
+    A file that changes meanwhile is read anew from the path, which may lead to another one by then:
+    who has asked for it by another path wants nothing of that.
+    """
 
     place: _Place
     version: Version
+    path: bytes
 
 
 class Fetched(NamedTuple):
@@ -129,7 +134,7 @@ class ImageStore:
         """Return the image of the file at ``path`` now, or its making, begun if necessary."""
         async with files.looked_up(path) as (node, version, settled):
             place = _Place(node, ASKER.get())
-            key = ImageKey(place, version)
+            key = ImageKey(place, version, path)
             kept = self._hit(place, version)
             if kept is not None:
                 return Fetched(kept.hold(), cached=True)
