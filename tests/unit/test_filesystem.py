@@ -8,6 +8,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from protocol.fuse import Opcode
+from tests.attacks.threats import Who, threat
 from tests.delivered import read_delivered
 from tests.fake.backend import ROOT, Answer, FakeBackend, File, FuseRequest
 from tests.fake.files import coarse_now
@@ -195,6 +196,13 @@ async def test_a_file_of_this_tick_is_looked_at_again_after_it(
     assert kinds[:3] == [Opcode.LOOKUP, Opcode.GETATTR, Opcode.OPEN]
 
 
+@threat(
+    "reads of what has just changed",
+    who=Who.CLIENT,
+    against="all who read from the export",
+    does="reads a file that has just changed on many connections at once: each is read twice",
+    promise="no read waits for buffers while it holds some",
+)
 async def test_reads_that_are_repeated_need_no_room_for_both_readings(
     backend: FakeBackend, files: FileSystem, session: Session
 ) -> None:
