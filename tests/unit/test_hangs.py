@@ -251,8 +251,10 @@ async def test_a_user_has_two_hangs_free(
     hangs.require_asker()
 
 
-async def test_what_one_user_hung_gives_no_call_of_another_a_task(session: Session) -> None:
-    """Only who is held back has to be told so; that is remembered long after it is over."""
+async def test_what_one_user_hung_gives_no_call_of_another_a_task(
+    session: Session, autojump_clock: MockClock
+) -> None:
+    """Only who is held back has to be told so, as long as that is; it is remembered for longer."""
     hangs = Hangs("files")
     calls = Calls(Life("files", lambda: None), hangs, lambda: None)
     calls.serving = serving = Serving(ExportConfig("files", socket="unused"), None, (), Tracing())
@@ -269,6 +271,9 @@ async def test_what_one_user_hung_gives_no_call_of_another_a_task(session: Sessi
     assert errand(MALLORY) is None
     assert errand(Asker(1001, None)) is not None
     assert errand(None) is not None
+    await trio.sleep(3 * TIMEOUT)
+    assert MALLORY in hangs.askers.held
+    assert errand(MALLORY) is not None
 
 
 @threat(

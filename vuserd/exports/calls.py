@@ -133,7 +133,7 @@ class Calls:
         after ``deadline``, it fails with that. None: :meth:`call` has to do it from the beginning.
         """
         serving = self.serving
-        if self.trials.are_on or asker in self._hangs.askers.held:
+        if self.trials.are_on or self._hangs.holds_back(asker):
             return None
         if serving is None or serving.session is None or not serving.is_serving():
             return None

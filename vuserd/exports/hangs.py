@@ -175,6 +175,10 @@ class Hangs:
         if asker is not None:
             self.askers.take_back(asker)
 
+    def holds_back(self, asker: Asker | None) -> bool:
+        """Return whether a user's calls are refused."""
+        return asker is not None and bool(self.askers.remaining(asker))
+
     def require_asker(self) -> None:
         """Refuse a call on behalf of a user who is held back.
 
