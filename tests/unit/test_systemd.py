@@ -215,6 +215,16 @@ def test_a_status_cannot_bring_assignments_of_its_own(manager: Manager, notifier
     assert manager.received() == "STATUS=export a MAINPID=1 READY=1\\udc80\n"
 
 
+def test_no_message_is_longer_than_the_manager_reads(manager: Manager, notifier: Notifier) -> None:
+    """It leaves a longer one aside as a whole, and READY with it."""
+    exports = ", ".join(f"é{number} failed" for number in range(1000))
+    notifier.ready(f"0 of 1000 exports up; {exports}")
+    received = manager.socket.recv(1 << 20)
+    assert len(received) <= 4096
+    assert received.startswith(b"READY=1\nSTATUS=0 of 1000 exports up; \xc3\xa90 failed")
+    assert received.decode().endswith("...\n")
+
+
 def test_what_did_not_fit_goes_with_the_next_message(
     manager: Manager, notifier: Notifier, caplog: pytest.LogCaptureFixture
 ) -> None:

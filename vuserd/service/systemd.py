@@ -22,6 +22,9 @@ _UNNAMED: Final = "unknown"
 #: Of these only the latest holds: one that could not be sent is dropped when another follows.
 _STATES: Final = frozenset({"READY", "RELOADING", "STOPPING"})
 
+#: Bytes of a value. systemd reads messages of 4096 bytes, and leaves aside what is longer.
+_LONGEST_VALUE: Final = 2048
+
 #: <linux/prctl.h>, <linux/capability.h>
 _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_LOWER: Final = 3
@@ -170,9 +173,8 @@ class Notifier:
         if not _STATES.isdisjoint(assignments):
             self._owed = {k: v for k, v in self._owed.items() if k not in _STATES}
         self._owed.update(assignments)
-        # A line break in a value would begin another assignment.
-        lines = (f"{key}={' '.join(value.splitlines())}\n" for key, value in self._owed.items())
-        message = "".join(lines).encode(errors="backslashreplace")
+        lines = (b"%s=%s\n" % (key.encode(), _in_a_line(text)) for key, text in self._owed.items())
+        message = b"".join(lines)
         try:
             self._socket.sendto(message, self._address)
         except OSError as error:
@@ -181,3 +183,11 @@ class Notifier:
                 _LOG.warning("cannot tell the service manager: %s", os_reason(error))
         else:
             self._owed.clear()
+
+
+def _in_a_line(text: str) -> bytes:
+    """Return a value cut short, without line breaks, which would begin another assignment."""
+    value = " ".join(text.splitlines()).encode(errors="backslashreplace")
+    if len(value) <= _LONGEST_VALUE:
+        return value
+    return value[:_LONGEST_VALUE].decode(errors="ignore").encode() + b"..."
