@@ -118,6 +118,13 @@ class TestTar:
         assert b"mtime=3.000000005\n" in head
         assert len(head) % 512 == 0
 
+    @pytest.mark.parametrize(
+        ("mtime_ns", "record"),
+        [(-1, b"-0.000000001"), (-1_500_000_000, b"-1.5"), (-2_250_000_000, b"-2.25")],
+    )
+    def test_times_before_1970(self, mtime_ns: int, record: bytes) -> None:
+        assert b"mtime=" + record + b"\n" in Tar().head(member(b"a", mtime_ns=mtime_ns))
+
     def test_a_name_that_is_no_text(self) -> None:
         assert b"path=a\xff\n" in Tar().head(member(b"a\xff"))
 

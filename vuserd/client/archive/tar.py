@@ -40,7 +40,10 @@ class Tar:
         seconds, rest = divmod(member.mtime_ns, 10**9)
         info.mtime = seconds
         if rest:
-            info.pax_headers = {"mtime": f"{seconds}.{rest:09}".rstrip("0")}
+            # A sign is that of all of it: half a second before -1 is -1.5.
+            whole, rest = divmod(abs(member.mtime_ns), 10**9)
+            sign = "-" if seconds < 0 else ""
+            info.pax_headers = {"mtime": f"{sign}{whole}.{rest:09}".rstrip("0")}
         if member.earlier is not None:
             info.type, info.linkname = tarfile.LNKTYPE, _text(member.earlier)
         elif member.target:
