@@ -1,5 +1,6 @@
 """What an archive is made of reaches a descriptor whole, whatever that takes at once."""
 
+import fcntl
 import os
 import threading
 
@@ -38,6 +39,24 @@ def test_parts_to_a_pipe_that_has_no_room_for_all(*, blocks: bool) -> None:
         thread.join()
         os.close(reader)
     assert bytes(found).lstrip(b"\0") == b"".join(PARTS)
+
+
+def test_a_pipe_with_a_large_number_that_has_no_room() -> None:
+    """select(2) knows descriptors below 1024 alone."""
+    reader, low = os.pipe()
+    writer = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 1024)
+    os.close(low)
+    os.set_blocking(writer, False)
+    os.write(writer, bytes(1 << 16))
+    thread = threading.Timer(0.1, os.read, (reader, 1 << 16))
+    thread.start()
+    try:
+        DescriptorSink(writer).write(memoryview(b"more"), 0)
+        assert os.read(reader, 10) == b"more"
+    finally:
+        thread.join()
+        os.close(writer)
+        os.close(reader)
 
 
 def settled() -> Procedure[None]:

@@ -30,7 +30,7 @@ class DescriptorSink:
             try:
                 payload = payload[os.write(self._fileno, payload) :]
             except BlockingIOError:
-                select.select((), (self._fileno,), ())
+                _wait_for_room(self._fileno)
 
     def write_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
         """Write all of them, few enough for one call."""
@@ -44,6 +44,12 @@ class DescriptorSink:
             if written < len(part):
                 self.write(memoryview(part)[written:], 0)
             written = max(written - len(part), 0)
+
+
+def _wait_for_room(fileno: int) -> None:
+    poll = select.poll()  # which takes any descriptor; select() those below 1024
+    poll.register(fileno, select.POLLOUT)
+    poll.poll()
 
 
 def sink_of(to: int | Callable[[memoryview], object]) -> Sink:
