@@ -100,6 +100,24 @@ class TestLs:
         assert (code, out) == (1, "image\nlink\n\nkernels:boot/dtbs:\na.dtb\nb.dtb\n")
         assert err == "vuserctl: kernels:no: no such file or directory (ENOENT)\n"
 
+    def test_links_of_that_name_in_several_exports(
+        self, run: Run, fake_daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        find = fake_daemon.find
+        others = Node("symlink", b"of-others")
+
+        def find_in(export: object, path: object, *, follow: bool = True) -> Node:
+            return others if export == "others" else find(export, path, follow=follow)
+
+        monkeypatch.setattr(fake_daemon, "find", find_in)
+        out = run("ls", "-l", "kernels:link", "others:link")[1]
+        assert [line.split()[-3:] for line in out.splitlines()] == [
+            ["kernels:link", "->", "/image"],
+            ["others:link", "->", "of-others"],
+        ]
+        found = json.loads(run("ls", "--json", "kernels:link", "others:link")[1])[""]
+        assert [entry["target"] for entry in found] == ["/image", "of-others"]
+
     def test_all_below(self, run: Run) -> None:
         assert run("ls", "-R", "kernels:boot")[1] == (
             "kernels:boot:\n.hidden\ndtbs\nvmlinuz-1\nvmlinuz-2\nvmlinuz-3\n\n"

@@ -50,6 +50,7 @@ def ls(client: Client, targets: list[Target], how: How, *, terminal: bool) -> in
 
     """
     listing = _Listing(client, how, terminal=terminal)
+    listing.several = len({target.export for target in targets}) > 1
     found: list[_Listed] = []
     code = for_each(client, targets, lambda target: found.append(listing.of(target)))
     files = [each for each in found if not each.is_directory]
@@ -92,6 +93,8 @@ class _Listing:
         self._attrs = how.long or how.json or how.sort is not None or self._colours is not None
         #: Whether each directory has its name above it.
         self.headed = False
+        #: Whether files are of several exports, and named with those.
+        self.several = False
         self._shown = 0
         self._json: dict[str, list[dict[str, Any]]] = {}
 
@@ -115,7 +118,7 @@ class _Listing:
 
     def _of_file(self, target: Target) -> _Listed:
         stat = self._client.stat(*target, follow=self._how.follow)
-        name = target.path or str(target)
+        name = target.path if target.path and not self.several else str(target)
         links = {name: self._client.readlink(*target)} if stat.type == "symlink" else {}
         return _Listed(target, [Entry(name, stat.type, stat.ino, stat)], links, is_directory=False)
 
