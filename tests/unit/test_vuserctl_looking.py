@@ -292,7 +292,9 @@ class TestFind:
         [found] = json.loads(run("find", "--json", "kernels:", "-type", "l")[1])
         assert (found["path"], found["size"]) == ("kernels:link", 6)
 
-    @pytest.mark.parametrize("tests", [["-type", "x"], ["-size", "big"], ["-size", "-1.5M"]])
+    @pytest.mark.parametrize(
+        "tests", [["-type", "x"], ["-size", "big"], ["-size", "-1.5M"], ["-newer", ":no"]]
+    )
     def test_wrong(self, run: Run, tests: list[str]) -> None:
         code, _, err = run("find", "kernels:", *tests)
         assert (code, err.startswith("usage: vuserctl find")) == (2, True)

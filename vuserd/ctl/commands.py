@@ -116,11 +116,10 @@ def _find(client: Client, options: Namespace) -> int:
             *([] if options.iname is None else [find.named(options.iname, any_case=True)]),
             *([] if options.type is None else [find.of_type(options.type)]),
             *([] if options.size is None else [find.of_size(options.size)]),
+            *([] if options.newer is None else [find.newer_than(client, options.newer)]),
         ]
     except ValueError as error:
         options.usage.error(str(error))
-    if options.newer is not None:
-        tests.append(find.newer_than(client, options.newer))
     shape = {"depth": options.depth, "zero": options.zero, "as_json": options.json}
     return find.find(client, options.targets, tests, **shape)
 

@@ -71,6 +71,7 @@ def newer_than(client: Client, name: str) -> Test:
     As with scp, a name with a slash before its first colon is local.
 
     Raises:
+        ValueError: the name is of no file.
         RemoteError: the daemon has no such file.
         OSError: it cannot be looked at.
 
