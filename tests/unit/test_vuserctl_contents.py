@@ -172,6 +172,20 @@ class TestSha256sum:
         assert out.splitlines()[-1] == "kernels:\\377: FAILED open or read"
         assert err.endswith("vuserctl: -: 2 of 3 files did not match\n")
 
+    def test_sums_of_names_that_are_no_text_from_a_pipe(
+        self, start: Start, fake_daemon: FakeDaemon
+    ) -> None:
+        fake_daemon.root.children[b"\xff"] = Node(content=b"bytes")
+        sums = hashlib.sha256(b"bytes").hexdigest().encode() + b"  kernels:\xff\n"
+        process = start(
+            *("sha256sum", "-c", "-"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict"},
+        )
+        assert process.communicate(sums) == (b"kernels:\\377: OK\n", b"")
+
     def test_names_in_a_directory(self, run: Run, here: Path) -> None:
         sums = subprocess.run(["sha256sum"], input=b"", capture_output=True, check=True).stdout
         (here / "sums").write_text(sums.decode().replace("-", "./a") + "\n# a comment\nwhat?\n")

@@ -23,11 +23,13 @@ _screens: list[str] = []
 
 
 def take_streams() -> None:
-    """Make the streams write names as their own bytes, and never fail to encode a message.
+    """Make the streams take names as their own bytes, and never fail to encode a message.
 
     Python has decoded names by the locale's encoding of file names, which need not be that of
     standard output (it may be set by PYTHONIOENCODING).
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
     if isinstance(sys.stdout, io.TextIOWrapper):
         _screens[:] = [] if _is_utf8(sys.stdout.encoding) else [sys.stdout.encoding]
         sys.stdout.reconfigure(encoding=sys.getfilesystemencoding(), errors=NAME_ERRORS)
