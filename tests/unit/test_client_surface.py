@@ -158,6 +158,16 @@ class TestDownload:
         client.download("kernels", "image", short)
         assert short.content == IMAGE
 
+    @pytest.mark.parametrize("name", ["image", "empty"])
+    def test_new_content_gets_no_set_user_id_bits(
+        self, client: Client, tmp_path: Path, name: str
+    ) -> None:
+        """As after a write by any user but root, who would make another's program one of root's."""
+        (tmp_path / "old").touch()
+        (tmp_path / "old").chmod(0o6755)
+        client.download("kernels", name, tmp_path / "old")
+        assert (tmp_path / "old").stat().st_mode & 0o7777 == 0o755
+
 
 class TestOpen:
     @pytest.fixture(params=["image", "parts"], autouse=True)
@@ -382,6 +392,25 @@ class TestPool:
             with pool.client() as client:
                 assert client.exports()
         assert fake_daemon.connections == 2
+
+    def test_a_client_that_was_lent_before_a_fork_stays_the_parents(
+        self, fake_daemon: FakeDaemon
+    ) -> None:
+        with ClientPool(fake_daemon.address, timeout=10) as pool:
+            child = -1
+            with pool.client() as lent:
+                lent.exports()
+                child = os.fork()
+                if not child:
+                    with pool.client() as own:
+                        own.exports()
+            if not child:
+                with pool.client() as one, pool.client() as two:
+                    os._exit(1 if lent in (one, two) else 0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            with pool.client() as client:
+                assert client is lent
+                assert client.exports()
 
     def test_closed(self, fake_daemon: FakeDaemon, tmp_path: Path) -> None:
         pool = ClientPool(fake_daemon.address)

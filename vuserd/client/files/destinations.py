@@ -144,5 +144,6 @@ def _make_beside(local: str) -> tuple[str, str, int, bool]:
     fileno = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     if mode is not None:
         with suppress(OSError):  # another user's file system may refuse
-            os.fchmod(fileno, stat.S_IMODE(mode))
+            # New content gets no set-user-ID bits, as after a write by any user but root.
+            os.fchmod(fileno, mode & 0o1777)
     return final, temporary, fileno, mode is None
