@@ -89,7 +89,8 @@ class ClientPool:
         return client
 
     def _give_back(self, client: Client) -> None:
-        if client._talk.is_unused:  # noqa: SLF001
+        talk = client._talk  # noqa: SLF001
+        if talk.owner.is_of_this_process and talk.is_unused:
             self._idle.append(client)
         else:
             client.close()
