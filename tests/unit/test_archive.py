@@ -1,12 +1,14 @@
 """Archives byte by byte, and what a daemon may say of a tree."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fake.rpc_server import FakeDaemon, Node, directory
 from tests.fake.tree_pages import below
-from tests.unit.conftest import Run
+from tests.unit.conftest import Run, Start
 from vuserd.client import BadReply, Client, RemoteError
 from vuserd.client.archive import parts
 from vuserd.client.archive.looks import Exclusion
@@ -270,6 +272,28 @@ def test_who_looks_at_files_again(
     client.archive("kernels", "/", lambda _: None, allow_changes=allow)
     [options] = [request.params[2] for request in fake_daemon.requests if request.method == "tree"]
     assert options.get("look_again") == said
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/proc/self/fd/1"])
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_an_open_file_is_written_into(
+    fake_daemon: FakeDaemon, start: Start, tmp_path: Path, name: str, is_deleted: bool
+) -> None:
+    """A process that has opened it sees the archive, and not a file that has lost its name."""
+    fake_daemon.root = directory(a=Node(content=b"a's"))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with (folder / "out").open("w+b") as out:
+        out.write(b"old" * 10_000)
+        out.flush()
+        if is_deleted:
+            (folder / "out").unlink()
+        assert start("archive", "-o", name, "kernels:", stdout=out).wait() == 0
+        out.seek(0)
+        written = out.read()
+    assert written.startswith(b"070701")
+    assert b"TRAILER!!!" in written[-512:]
+    assert os.listdir(folder) == ([] if is_deleted else ["out"])
 
 
 def test_usage(run: Run) -> None:

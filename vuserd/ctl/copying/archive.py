@@ -11,7 +11,8 @@ from typing import Final
 
 from vuserd.client.errors import ClientError, RemoteError
 from vuserd.client.sync_client import Client
-from vuserd.ctl.copying.atomic_file import new_file, open_directory
+from vuserd.ctl.copying.atomic_file import new_file, open_directory, open_existing
+from vuserd.ctl.copying.get import is_named_file
 from vuserd.ctl.copying.progress import progress_of_file
 from vuserd.ctl.operands import report
 from vuserd.ctl.output import complain
@@ -87,8 +88,11 @@ def _output(path: str | None) -> Iterator[int]:
             raise
         return
     assert path is not None
-    if os.path.exists(path) and not modes.S_ISREG(os.stat(path).st_mode):
-        with open(os.open(path, os.O_WRONLY | os.O_CLOEXEC), "wb", buffering=0) as device:
+    if os.path.exists(path) and not is_named_file(path):
+        is_regular = modes.S_ISREG(os.stat(path).st_mode)
+        flags = os.O_WRONLY | os.O_CLOEXEC
+        fileno = open_existing(path, None) if is_regular else os.open(path, flags)
+        with open(fileno, "wb", buffering=0) as device:
             yield device.fileno()
         return
     parent, name = os.path.split(os.path.realpath(path))

@@ -98,10 +98,10 @@ def _way_to(path: str) -> _Way:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not modes.S_ISREG(found.st_mode):
         return _fetch_to_device
-    return _fetch_beside if _is_named_file(path) else _fetch_into
+    return _fetch_beside if is_named_file(path) else _fetch_into
 
 
-def _is_named_file(path: str) -> bool:
+def is_named_file(path: str) -> bool:
     """Return whether a path leads to a regular file with a name, under which it can be replaced.
 
     What /dev/fd/N leads to may have no name (a link such as '/tmp/x (deleted)'). If it has one, the
