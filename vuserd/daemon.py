@@ -172,7 +172,7 @@ class Daemon:
             self._refuse_change_at_the_end()
             self._notifier.reloading()
             try:
-                config = await trio.to_thread.run_sync(self._read)
+                config = await self._read_again()
             except ConfigurationError as error:
                 # Who asked for it is told what they are: a client, or the log after a signal.
                 mistakes = len(str(error).split("\n"))
@@ -187,6 +187,12 @@ class Daemon:
                 self._said = self._summary()
                 self._notifier.ready(self._said)
         return done
+
+    async def _read_again(self) -> DaemonConfig:
+        try:
+            return await trio.to_thread.run_sync(self._read)
+        except RuntimeError as error:  # there is no thread to be had
+            raise ConfigurationError(f"it was not read: {error}") from error
 
     async def reload_export(self, name: str) -> list[str]:
         """Replace an export's backend.

@@ -11,7 +11,7 @@ import trio.testing
 
 from vuserd.config.model import ClientLimits, DaemonConfig, ListenConfig
 from vuserd.daemon import Daemon
-from vuserd.errors import CallError
+from vuserd.errors import CallError, ConfigurationError
 from vuserd.exports.states import ExportState
 from vuserd.service.systemd import Notifier
 
@@ -155,6 +155,19 @@ async def test_a_change_is_made_whole_though_who_asked_for_it_is_gone(serving: S
     assert serving.daemon._server.limits.requests == 7
     with trio.fail_after(5):
         assert await serving.daemon.reload() == ["changed"]  # and nothing else is left to do
+
+
+async def test_a_reload_without_a_thread_is_refused(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as context:
+        context.setattr(trio.to_thread, "run_sync", fail)
+        with pytest.raises(ConfigurationError, match=r"not read: can't start new thread"):
+            await serving.daemon.reload()
+    assert await serving.daemon.reload() == []
 
 
 async def test_at_the_end_nothing_is_changed_any_more(serving: Serving) -> None:

@@ -163,3 +163,24 @@ async def test_a_server_that_never_opened_takes_nobody(tmp_path: Path, inherited
                 serving.cancel_scope.cancel()
         waiting, _ = sock.accept()  # the next daemon's
         waiting.close()
+
+
+async def test_a_socket_is_listened_on_once_there_is_a_thread(
+    listeners: Listeners, nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vuserd.listen.listeners.pauses", lambda: itertools.repeat(0.01))
+    path = str(tmp_path / "s")
+    with monkeypatch.context() as context:
+        context.setattr(trio.to_thread, "run_sync", without_threads)
+        (told,) = await listeners.apply([ListenConfig(path)])
+        nursery.start_soon(listeners.run)
+        await trio.sleep(0.1)
+    assert told == f"socket {path}: cannot listen on {path}: can't start new thread"
+    with trio.fail_after(10):
+        while listeners.problems:  # noqa: ASYNC110 - nothing tells
+            await trio.sleep(0.01)
+    assert listeners.addresses == [path]
+
+
+async def without_threads(*_: object, **__: object) -> None:
+    raise RuntimeError("can't start new thread")

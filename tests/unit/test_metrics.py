@@ -443,6 +443,26 @@ async def test_a_file_that_cannot_be_written_is_complained_of_once(
     ]
 
 
+async def test_a_file_is_written_once_there_is_a_thread(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "vuserd.prom"
+    run_sync = trio.to_thread.run_sync
+
+    async def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", fail)
+    async with keeping(path, 0.01):
+        await trio.sleep(0.1)
+        monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+        await there(path)
+        monkeypatch.setattr(trio.to_thread, "run_sync", fail)
+    assert [record.getMessage() for record in caplog.records][:1] == [
+        f"metrics cannot be written: {path}: can't start new thread"
+    ]
+
+
 async def test_a_folder_whose_file_system_does_not_answer(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,3 +152,22 @@ async def test_a_folder_that_comes_later_is_watched_then(
         while not made.sockets:  # noqa: ASYNC110 - nothing tells
             await trio.sleep(0.01)
     nursery.cancel_scope.cancel()
+
+
+async def test_without_a_thread_it_looks_again_and_again(
+    rigs: Rigs, made: Made, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(rigs_module, "_OFTEN", 0.01)
+    with monkeypatch.context() as context:
+        context.setattr(trio.to_thread, "run_sync", fail)
+        await rigs.apply([HERE])
+        nursery.start_soon(rigs.run)
+        await trio.sleep(0.1)
+        assert [rig["state"] for rig in rigs.describe(MANAGER)] == ["failed"]
+    with trio.fail_after(10):
+        while not made.sockets or rigs.problems:  # noqa: ASYNC110 - nothing tells
+            await trio.sleep(0.01)
+    nursery.cancel_scope.cancel()

@@ -135,6 +135,8 @@ class Listeners:
                 change = await self._apply_one(self._wanted[address])
             except ConfigurationError as error:
                 problems[address] = change = str(error)
+            except RuntimeError as error:  # there is no thread to be had
+                problems[address] = change = f"cannot listen on {address}: {error}"
             if change:
                 done.append(f"socket {address}: {change}")
         is_reachable = any(

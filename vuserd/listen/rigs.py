@@ -267,7 +267,8 @@ async def _watching(folders: set[str], changed: trio.Event) -> AsyncIterator[_Lo
     """
     inotify = None
     try:
-        inotify = await trio.to_thread.run_sync(_inotify_on, folders)
+        with contextlib.suppress(RuntimeError):  # there is no thread to be had
+            inotify = await trio.to_thread.run_sync(_inotify_on, folders)
         yield _Look(inotify, changed)
     finally:
         if inotify is not None:

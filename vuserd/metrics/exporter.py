@@ -70,22 +70,28 @@ class Exporter:
                         await self._changed.wait()
             finally:
                 if path is not None and (path != self._path or not self._changed.is_set()):
-                    with contextlib.suppress(TimeoutError):
+                    with contextlib.suppress(TimeoutError, RuntimeError):
                         await self._in_time(_remove, path)
 
     async def _write(self, path: str) -> None:
         try:
             await self._in_time(_replace, path, await self.text())
-        except (OSError, UnsafePath) as error:
-            why = os_reason(error) if isinstance(error, OSError) else error.wrong
-            problem = f"{path}: {why}"
-            if problem != self._problem:
-                _LOG.warning("metrics cannot be written: %s", problem)
-            self._problem = problem
+        except OSError as error:
+            self._failed(path, os_reason(error))
+        except UnsafePath as error:
+            self._failed(path, error.wrong)
+        except RuntimeError as error:  # there is no thread to be had
+            self._failed(path, str(error))
         else:
             if self._problem:
                 _LOG.info("metrics are written to %s again", path)
             self._problem = ""
+
+    def _failed(self, path: str, why: str) -> None:
+        problem = f"{path}: {why}"
+        if problem != self._problem:
+            _LOG.warning("metrics cannot be written: %s", problem)
+        self._problem = problem
 
     async def _in_time(self, function: Callable[..., None], *arguments: str) -> None:
         """Do it in a thread, also when cancelled: what was begun comes to its end first.
