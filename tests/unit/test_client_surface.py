@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node, directory
+from tests.loops import Loop
 from tests.unit.faces import Connect
 from vuserd.client import Client, ClientPool, calls
 from vuserd.client.errors import CannotConnect, RemoteError
@@ -167,6 +168,36 @@ class TestDownload:
         (tmp_path / "old").chmod(0o6755)
         client.download("kernels", name, tmp_path / "old")
         assert (tmp_path / "old").stat().st_mode & 0o7777 == 0o755
+
+    def test_one_that_is_cancelled_while_its_file_is_made(
+        self, fake_daemon: FakeDaemon, tmp_path: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begun, go_on = threading.Event(), threading.Event()
+        make = destinations._make_beside
+        made: list[int] = []
+
+        def slowly(local: str) -> tuple[str, str, int, bool]:
+            begun.set()
+            go_on.wait(10)
+            found = make(local)
+            made.append(found[2])
+            return found
+
+        monkeypatch.setattr(destinations, "_make_beside", slowly)
+
+        async def cancel() -> None:
+            async with loop.client.connect(fake_daemon.address) as client, loop.group() as group:
+                task = group.start(client.download, "kernels", "image", tmp_path / "copy")
+                while not begun.is_set():
+                    await loop.sleep(0.01)
+                task.cancel()
+                await loop.settle()
+                go_on.set()
+
+        loop.run(cancel)
+        assert os.listdir(tmp_path) == ["d.sock"]
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(made[0])
 
 
 class TestOpen:

@@ -4,7 +4,6 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Final, TypeAlias, cast
@@ -106,18 +105,21 @@ def _to_path(
 ) -> Procedure[Stat]:
     """Write a file beside the one of that name, and give it the name once it is whole."""
     local = os.fsdecode(to)
-    make: Callable[[], tuple[str, str, int, bool]] = partial(_make_beside, local)
-    final, temporary, fileno, is_new = yield Do(make)
+    made: list[tuple[str, str, int, bool]] = []  # here even if whoever waits for it is cancelled
     try:
         try:
+            yield Do(lambda: made.append(_make_beside(local)))
+            [(final, temporary, fileno, is_new)] = made
             sink = _NewFileSink(fileno) if is_new else FileSink(fileno)
             found = yield from take(talk, export, path, sink, options)
         finally:
-            os.close(fileno)
+            for _, _, fileno, _ in made:
+                os.close(fileno)
         yield Do(partial(os.replace, temporary, final))
     except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
+        for _, temporary, _, _ in made:
+            with suppress(OSError):
+                os.unlink(temporary)
         raise
     return found
 
