@@ -1,5 +1,6 @@
 """Metrics: what counts as what, their text for Prometheus, and the file of that."""
 
+import errno
 import logging
 import os
 import signal
@@ -461,6 +462,37 @@ async def test_a_file_is_written_once_there_is_a_thread(
     assert [record.getMessage() for record in caplog.records][:1] == [
         f"metrics cannot be written: {path}: can't start new thread"
     ]
+
+
+async def test_an_end_right_after_a_change_leaves_no_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the file is written it is to be written at other times, and then the daemon ends."""
+    path, begun, answers = folder / "vuserd.prom", threading.Event(), threading.Event()
+    replace = exporter_module._replace
+
+    def slow(*arguments: str) -> None:
+        begun.set()
+        answers.wait(1)
+        replace(*arguments)
+
+    monkeypatch.setattr(exporter_module, "_replace", slow)
+    async with keeping(path) as (exporter, _):
+        await eventually(begun.is_set)
+        exporter.configure(str(path), 5.0)
+    assert files(folder) == []
+
+
+async def test_a_full_disk_leaves_no_half_of_a_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fchmod", fail)
+    async with keeping(folder / "vuserd.prom"):
+        await eventually(lambda: bool(caplog.records))
+    assert files(folder) == []
 
 
 async def test_a_folder_whose_file_system_does_not_answer(

@@ -59,19 +59,25 @@ class Exporter:
 
     async def run(self) -> None:
         """Keep the file up to date until cancelled, then remove it."""
-        while True:
-            self._changed = trio.Event()
-            path = self._path
-            try:
+        path: str | None = None
+        try:
+            while True:
+                self._changed = trio.Event()
+                if path != self._path:
+                    before, path = path, self._path
+                    await self._remove(before)
                 while not self._changed.is_set():
                     if path is not None:
                         await self._write(path)
                     with trio.move_on_after(self._interval if path is not None else float("inf")):
                         await self._changed.wait()
-            finally:
-                if path is not None and (path != self._path or not self._changed.is_set()):
-                    with contextlib.suppress(TimeoutError, RuntimeError):
-                        await self._in_time(_remove, path)
+        finally:
+            await self._remove(path)
+
+    async def _remove(self, path: str | None) -> None:
+        if path is not None:
+            with contextlib.suppress(TimeoutError, RuntimeError):
+                await self._in_time(_remove, path)
 
     async def _write(self, path: str) -> None:
         try:
@@ -127,10 +133,15 @@ def _replace(path: str, text: str) -> None:
             os.unlink(temporary, dir_fd=found.descriptor)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, _MODE, dir_fd=found.descriptor)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), _MODE)  # regardless of the umask
-            file.write(text)
-        os.rename(temporary, name, src_dir_fd=found.descriptor, dst_dir_fd=found.descriptor)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                os.fchmod(file.fileno(), _MODE)  # regardless of the umask
+                file.write(text)
+            os.rename(temporary, name, src_dir_fd=found.descriptor, dst_dir_fd=found.descriptor)
+        except OSError:  # no room for it: leave no half of it, either
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=found.descriptor)
+            raise
 
 
 def _remove(path: str) -> None:
