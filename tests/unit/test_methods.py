@@ -530,6 +530,20 @@ async def test_a_listing_goes_on_with_the_next_backend(
     assert rest["next"] is None
 
 
+@pytest.mark.parametrize("method", ["readdir", "walk"])
+@pytest.mark.parametrize("attrs", [False, True])
+async def test_a_page_that_goes_on_has_the_attributes_that_the_first_had(
+    client: Client, method: str, attrs: bool
+) -> None:
+    """What was found without them has none to show, and a walk has found more than it gave."""
+    first = await client.call(method, "files", "", {"limit": 2, "attrs": attrs})
+    options = {"after": first["next"], "attrs": not attrs}
+    assert await client.refused(method, "files", "", options) == "BAD_REQUEST"
+    options |= {"limit": 2, "attrs": attrs}
+    rest = await client.call(method, "files", "", options)
+    assert {"size" in entry for entry in rest["entries"]} == {attrs}
+
+
 async def test_a_listing_goes_on_after_a_while(
     client: Client,
     backend: FakeBackend,

@@ -112,7 +112,7 @@ class PageMethods:
     ) -> Listing:
         """Return a page of the tree below a directory; the walk stays this connection's."""
         found = self.exports.find(caller.rights, export)
-        begun = (export, path)
+        begun = (export, path, attrs)
         if after is None:
             walk = TreeWalk(path, attributes=attrs)
         else:
