@@ -641,6 +641,29 @@ async def test_another_directory_at_its_place_is_not_gone_on_with(
     pages.close()
 
 
+@pytest.mark.parametrize(("names", "limit"), [(1, 2), (1, 3), (300, 310)])
+async def test_what_a_mount_covers_by_now_is_no_other_name_of_what_was_there(
+    backend: FakeBackend, files: FileSystem, names: int, limit: int
+) -> None:
+    """Of a directory nothing was read, or all, or a part: on a mount inode numbers come again."""
+    folder = FOLDER._replace(ino=7)
+    backend.files = {b"folder": folder} | dict.fromkeys([b"%03d" % n for n in range(names)], File())
+    pages = TreePages(b"")
+    first = await pages.next_page(files, limit, SIZE)
+    assert {each.mount for each in first.found} == {0}
+    shown(first)
+    pages.lapse()
+    backend.files[b"folder"] = folder._replace(flags=1)
+    rest = await pages.next_page(files, 1000, SIZE)
+    assert b"folder/%03d" % (names - 1) in {each.path for each in rest.found} or rest.problems
+    assert {each.mount for each in rest.found} == {None}
+    assert [(path, str(error.code)) for path, error in rest.problems] == (
+        [(b"folder", "CHANGED")] if names > 1 else []
+    )
+    shown(rest)
+    pages.close()
+
+
 @pytest.mark.parametrize(("clients", "most"), [(1, 60), (2, 8)])
 async def test_few_files_are_read_at_once_while_another_client_asks(
     backend: FakeBackend, files: FileSystem, pages: TreePages, clients: int, most: int

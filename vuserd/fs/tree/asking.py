@@ -7,7 +7,7 @@ from typing import Final
 
 from protocol import fuse
 from protocol.dirent_columns import DirectoryColumns, decode_directory_columns
-from protocol.fuse import Entry, NodeId
+from protocol.fuse import AttributeFlag, Attributes, Entry, NodeId
 from vuserd.device.lane.lane import Lane
 from vuserd.device.procedure import Procedure
 from vuserd.device.request import Ask, Seen
@@ -20,6 +20,7 @@ from vuserd.fs.tree.found import Branch
 
 #: Bytes of a directory that are read at once: some two hundred entries.
 _BATCH_SIZE: Final = 32 << 10
+_SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
 
 
 def look_up(files: FileSystem, directory: NodeId, name: bytes) -> Procedure[Entry]:
@@ -39,9 +40,14 @@ def look_up(files: FileSystem, directory: NodeId, name: bytes) -> Procedure[Entr
     return entry
 
 
-def go(files: FileSystem, here: NodeId, path: bytes) -> Procedure[Entry]:
-    """Look all names of a path up, from a directory on; no symlink is followed."""
-    passed = None
+def go(files: FileSystem, here: NodeId, path: bytes) -> Procedure[tuple[Entry, bool]]:
+    """Look all names of a path up, from a directory on; no symlink is followed.
+
+    Returns:
+        The entry of the last one, and whether a directory before it is a mount.
+
+    """
+    passed, is_over_mount = None, False
     *directories, last = path.split(b"/")
     try:
         for name in directories:
@@ -51,10 +57,16 @@ def go(files: FileSystem, here: NodeId, path: bytes) -> Procedure[Entry]:
             passed = here = entry.node
             if not stat.S_ISDIR(entry.attributes.mode):
                 raise FileError(errno.ENOTDIR)
-        return (yield from look_up(files, here, last))
+            is_over_mount |= is_mount(entry.attributes)
+        return (yield from look_up(files, here, last)), is_over_mount
     finally:
         if passed is not None:
             files.nodes.give_back(passed)
+
+
+def is_mount(attributes: Attributes) -> bool:
+    """Return whether another file system begins at a directory."""
+    return bool(attributes.flags & _SUBMOUNT)
 
 
 def open_directory(lane: Lane, branch: Branch) -> Procedure[None]:

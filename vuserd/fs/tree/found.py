@@ -19,7 +19,7 @@ class Branch:
         #: What stands before the names in it.
         self.above = path + b"/" if path else b""
         #: On which of the mounts it is, counted from 0 where the tree begins; None if the backend
-        #: does not mark mounts.
+        #: does not mark mounts, or it was found anew by a way over one.
         self.mount = mount
         #: What it was when it was found.
         self.ino = ino

@@ -16,7 +16,6 @@ from typing import Final
 from protocol import fuse
 from protocol.dirent_columns import AttributeColumns, DirectoryColumns
 from protocol.fuse import (
-    AttributeFlag,
     Attributes,
     Entry,
     decode_attributes_at,
@@ -32,7 +31,7 @@ from vuserd.fs.kept import replaced
 from vuserd.fs.lookups import not_told_apart
 from vuserd.fs.nodes import Hold
 from vuserd.fs.paths import PATH_MAX
-from vuserd.fs.tree.asking import go, look_up, open_directory, read_entries
+from vuserd.fs.tree.asking import go, is_mount, look_up, open_directory, read_entries
 from vuserd.fs.tree.found import Branch, Found
 
 #: Directories that may be open and wait for their turn; over that one is read to its end, unless it
@@ -46,7 +45,6 @@ _MOST_BARREN: Final = 16
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 #: Seconds after which no file system's timestamps can hide a change any more.
 _LONG_SETTLED: Final = 4.0
-_SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
 #: The bits of a mode that tell the type.
 _TYPE: Final = 0o170000
 #: Bytes of memory for an entry that was found and not delivered, and for its name and directory.
@@ -233,7 +231,7 @@ class Tree:
                 if branch.is_left:
                     self._leave(branch)
         else:
-            entry = yield from self._go(found.path)
+            entry = yield from self._go(branch, found.path)
         found.node = entry.node
         found.now_has(encode_attributes(entry.attributes))
         if not _is_told_apart(entry.attributes):
@@ -242,16 +240,24 @@ class Tree:
         if stat.S_ISDIR(found.mode):
             self._add_branch(found)
 
-    def _go(self, path: bytes) -> Procedure[Entry]:
-        """Return the entry at a path; its node is borrowed."""
+    def _go(self, branch: Branch, path: bytes) -> Procedure[Entry]:
+        """Return the entry at the path of a directory, or of what is in it; its node is borrowed.
+
+        No mount on the way is known again: it may be another one's place by now.
+        """
         assert self._top.node is not None
-        return go(self._in_use, self._top.node, path)
+        entry, is_over_mount = yield from go(self._in_use, self._top.node, path)
+        if is_over_mount or branch.mount:
+            branch.mount = None
+        return entry
 
     def _read_batch(self, branch: Branch, room: Seen) -> Procedure[bool]:
         """Read a batch of a directory; return whether it was the last one."""
         if branch.node is None:
-            entry = yield from self._go(branch.path)
+            entry = yield from self._go(branch, branch.path)
             branch.node = entry.node
+            if is_mount(entry.attributes):
+                branch.mount = None
             if not stat.S_ISDIR(entry.attributes.mode):
                 raise FileError(errno.ENOTDIR)
             elsewhere = branch.mount != 0
@@ -325,7 +331,7 @@ class Tree:
             self.leave(found)
             return
         mount = found.mount
-        if mount is not None and attributes.flags & _SUBMOUNT:
+        if mount is not None and is_mount(attributes):
             self._mounts += 1
             mount = self._mounts
         branch = Branch(path, mount, attributes.ino)
@@ -381,4 +387,4 @@ def _are_old(columns: AttributeColumns) -> list[bool]:
 
 def _is_told_apart(attributes: Attributes) -> bool:
     """Return whether the backend can tell a file from others, as Node.is_identified has it."""
-    return bool(attributes.ino or attributes.flags & _SUBMOUNT)
+    return bool(attributes.ino or is_mount(attributes))
