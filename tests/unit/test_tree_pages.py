@@ -172,6 +172,27 @@ async def test_bytes_that_stood_in_the_buffer_before_are_not_delivered(
     }
 
 
+async def test_a_file_that_is_a_link_by_now_leaves_no_bytes(
+    backend: FakeBackend, files: FileSystem, pages: TreePages, session: Session
+) -> None:
+    """It was replaced while it was read: in its place are a former version's bytes, or others'."""
+    for buffer in await session.payloads.take(32):
+        buffer.view[:] = b"S" * len(buffer.view)
+        buffer.give_back()
+    backend.files[b"two"] = File(b"", size=5000)
+
+    def answer(request: FuseRequest) -> Answer | None:
+        answered = backend.serve_files(request)
+        if request.opcode is Opcode.READ and request.node == 3:
+            backend.files[b"two"] = File(b"one", LINK)
+        return answered
+
+    backend.answer = answer
+    page = await pages.next_page(files, 1000, SIZE)
+    assert b"S" not in b"".join(page.content.views())
+    assert shown(page) == {b"one": b"1", b"two": b"one", b"none": b""}
+
+
 def replaced(backend: FakeBackend, name: bytes, times: int) -> None:
     """Have a file change after each of so many READs of it."""
     node, left = [*backend.files].index(name) + 2, times

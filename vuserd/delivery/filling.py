@@ -254,6 +254,9 @@ class Filling:
         try:
             if found.node is None:
                 yield from self._tree.find(found)
+            if place is not None and not stat.S_ISREG(found.mode):
+                place.clear()
+                place = None
             if stat.S_ISLNK(found.mode):
                 yield from self._read_link(found)
                 self._page.take(len(found.target or b"") - target)
@@ -264,12 +267,8 @@ class Filling:
             if place is not None:
                 place.clear()
             raise
-        if place is None:
-            return
-        if stat.S_ISREG(found.mode):
+        if place is not None:
             yield from self._read_file(found, place, attempts)
-        else:
-            place.clear()
 
     def _read_link(self, found: Found) -> Procedure[None]:
         assert found.node is not None
