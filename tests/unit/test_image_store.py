@@ -293,6 +293,41 @@ async def test_who_asks_by_another_name_has_what_that_one_leads_to(
         assert found == {b"vmlinuz": (b"lenrek", False), b"vmlinuz.old": (b"kernel", False)}
 
 
+async def test_who_asks_when_the_path_leads_back_has_what_is_there_then(
+    backend: FakeBackend, export: Export
+) -> None:
+    """As where "current" is switched and switched back while what it led to is read."""
+    leads_to = iter([b"Image", b"twin", b"Image", b"Image"])
+    held: list[FuseRequest] = []
+    is_held = True
+
+    def answer(request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.READ and is_held:
+            held.append(request)
+            return None
+        if request.opcode is Opcode.LOOKUP:
+            return backend.serve_files(request._replace(body=next(leads_to) + b"\0"))
+        return backend.serve_files(request)
+
+    backend.answer = answer
+    found: list[tuple[bytes, bool]] = []
+    async with storing() as store:
+
+        async def take() -> None:
+            found.append(await fetch(store, export, b"current"))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(take)
+                await wait_all_tasks_blocked()
+            is_held = False
+            for request in held:
+                late = backend.serve_files(request)
+                assert late is not None
+                backend.reply(request, late)
+        assert sorted(found) == [(b"kernel", False), (b"lenrek", False)]
+
+
 async def test_the_others_do_not_wait_in_vain_when_the_first_goes(
     backend: FakeBackend, export: Export
 ) -> None:

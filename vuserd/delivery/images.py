@@ -14,13 +14,14 @@ import trio
 
 from vuserd.delivery.census import CENSUS
 from vuserd.delivery.headroom import HEADROOM
-from vuserd.delivery.image import SealedImage, image_delivery
+from vuserd.delivery.image import SealedImage, image_delivery, make_image
 from vuserd.delivery.one_version import deliver_whole
 from vuserd.device.procedure import NeedsTask, Procedure
 from vuserd.errors import CallError, ErrorCode, VuserdError
 from vuserd.exports.export import Export
 from vuserd.fs.filesystem import FileSystem, require_regular
 from vuserd.fs.nodes import Hold, Node
+from vuserd.fs.openfile import OpenFile
 from vuserd.fs.version import Version, time_to_settle
 from vuserd.users.asker import ASKER, Asker
 
@@ -180,11 +181,15 @@ class ImageStore:
         return making.image
 
     async def _make(self, making: _Making, export: Export, path: bytes) -> None:
+        async def deliver(file: OpenFile) -> SealedImage:
+            if (file.node, file.version) != (making.key.place.node, making.key.version):
+                self._forget(making)  # the path may lead back to what it was begun for
+            return await make_image(file)
+
+        way = image_delivery()._replace(deliver=deliver)
         try:
             with making.scope:
-                making.image = await export.call(
-                    lambda files: deliver_whole(files, path, image_delivery())
-                )
+                making.image = await export.call(lambda files: deliver_whole(files, path, way))
         except VuserdError as error:
             making.error = error.again()
         finally:
