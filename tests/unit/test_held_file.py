@@ -194,6 +194,27 @@ async def test_one_elsewhere_is_not_known_again(backend: FakeBackend, submounts:
         await owes_nothing(backend, files)
 
 
+@fault(
+    "open-file-covered",
+    done="a file that a client has open is opened anew, and another file system was mounted over"
+    " its path, with a file of the same attributes",
+    must="The caller gets CHANGED.",
+)
+async def test_one_that_is_elsewhere_by_now_is_another(
+    files: FileSystem, backend: FakeBackend
+) -> None:
+    backend.files[b"folder"] = File(mode=stat.S_IFDIR | 0o755)
+    held = await hold(files, b"folder/Image")
+    held.lapse()
+    backend.files[b"folder"] = File(mode=stat.S_IFDIR | 0o755, flags=1)
+    backend.files[b"Image"] = File(b"lenrek")
+    with pytest.raises(CallError, match="opened anew") as changed:
+        await held.use(files, content)
+    assert changed.value.code == "CHANGED"
+    held.close()
+    await owes_nothing(backend, files)
+
+
 async def test_many_calls_at_once_open_it_once(files: FileSystem, backend: FakeBackend) -> None:
     held = await hold(files)
     held.lapse()

@@ -251,6 +251,35 @@ async def test_a_directory_elsewhere_is_not_known_after_a_lapse(
         await owes_nothing(backend, files)
 
 
+@fault(
+    "covered-between-pages",
+    done="a directory is looked up anew, and another file system was mounted over it or under it"
+    " taken away, with a directory of the same inode number",
+    must="The caller gets CHANGED.",
+)
+@pytest.mark.parametrize("kind", [Listing, TreeWalk])
+@pytest.mark.parametrize("attributes", [False, True])
+@pytest.mark.parametrize("flags", [0, 1])
+async def test_a_directory_on_another_mount_is_not_the_same(
+    files: FileSystem,
+    backend: FakeBackend,
+    kind: type[Listing | TreeWalk],
+    attributes: bool,
+    flags: int,
+) -> None:
+    backend.files = {b"folder": FOLDER._replace(ino=7, flags=flags)}
+    backend.files |= dict.fromkeys([b"%03d" % number for number in range(3000)], File())
+    going = kind(b"folder", attributes=attributes)
+    await going.next_page(files, 5)
+    going.lapse()
+    backend.files[b"folder"] = FOLDER._replace(ino=7, flags=1 - flags)
+    with pytest.raises(CallError, match="was replaced") as changed:
+        await going.next_page(files, 5000)
+    assert changed.value.code == "CHANGED"
+    going.close()
+    await owes_nothing(backend, files)
+
+
 @pytest.mark.parametrize("opcode", [Opcode.LOOKUP, Opcode.OPENDIR, Opcode.READDIR])
 @pytest.mark.parametrize("lapses", [False, True])
 async def test_a_page_that_failed_can_be_asked_for_again(

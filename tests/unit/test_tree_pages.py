@@ -648,14 +648,22 @@ async def test_an_error_of_the_file_systems_own_is_no_lack_of_descriptors(
     assert shown(page) == {b"one": "EMFILE", b"two": b"22", b"none": b"", b"folder": None}
 
 
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (FOLDER._replace(ino=77), FOLDER._replace(ino=78)),
+        (FOLDER._replace(ino=77), FOLDER._replace(ino=77, flags=1)),
+        (FOLDER._replace(ino=77, flags=1), FOLDER._replace(ino=77)),
+    ],
+)
 async def test_another_directory_at_its_place_is_not_gone_on_with(
-    backend: FakeBackend, files: FileSystem
+    backend: FakeBackend, files: FileSystem, before: File, now: File
 ) -> None:
-    backend.files[b"folder"] = FOLDER._replace(ino=77)
+    backend.files[b"folder"] = before
     pages = TreePages(b"folder")
     shown(await pages.next_page(files, 1, SIZE))
     pages.lapse()
-    backend.files[b"folder"] = FOLDER._replace(ino=78)
+    backend.files[b"folder"] = now
     with pytest.raises(CallError) as refused:
         await pages.next_page(files, 1, SIZE)
     assert refused.value.code == "CHANGED"

@@ -81,7 +81,7 @@ class HeldFile(Kept):
             self._current.files.use(self)  # it must not lapse there any more
         self.lapse()
         file = await files.open(self._path)
-        is_elsewhere = self._elsewhere or files.device != self._device
+        is_elsewhere = self._elsewhere or file.node.elsewhere or files.device != self._device
         if is_elsewhere or Version.of(file.attributes) != Version.of(self.attributes):
             file.close()
             raise CallError(

@@ -192,8 +192,10 @@ class Listing(Kept):
         elif self._node is not None:
             if node.id != self._node.id:
                 raise replaced()
-        elif self._elsewhere or node.attributes.ino != self._ino or files.device != self._device:
-            raise replaced()
+        else:
+            elsewhere = self._elsewhere or node.elsewhere or files.device != self._device
+            if elsewhere or node.attributes.ino != self._ino:
+                raise replaced()
 
     def _keep_on(self) -> None:
         """Let what is open lapse unless it is used; leave its nodes if nothing is open."""

@@ -76,6 +76,8 @@ class Tree:
         self._opened = 0
         #: The file system of the export's root, as FileSystem has it.
         self._device: tuple[int, int] | None = None
+        #: Whether it may begin on another one.
+        self._elsewhere = False
 
     @property
     def finished(self) -> bool:
@@ -120,7 +122,7 @@ class Tree:
         hold = Hold(files.nodes)
         try:
             node = await files.directory(self._path, hold)
-            elsewhere = node.elsewhere or files.device != self._device
+            elsewhere = self._elsewhere or node.elsewhere or files.device != self._device
             self._require_same(self._top, node.attributes, elsewhere=elsewhere)
         except BaseException:
             hold.leave()
@@ -128,7 +130,7 @@ class Tree:
         if self._top.ino is None and files.operations.tells_mounts:
             self._top.mount = 0
         self._top.ino, self._top.node = node.attributes.ino, node.id
-        self._device = files.device
+        self._device, self._elsewhere = files.device, node.elsewhere
         self._files, self._hold = files, hold
 
     def lapse(self) -> None:

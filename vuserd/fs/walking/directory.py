@@ -21,7 +21,7 @@ class Directory:
     borrowed. Any other is in use for a hold.
     """
 
-    __slots__ = ("hold", "ino", "node", "parent", "path", "reader", "unfinished")
+    __slots__ = ("elsewhere", "hold", "ino", "node", "parent", "path", "reader", "unfinished")
 
     def __init__(
         self, path: bytes, parent: "Directory | None", borrowed: Node | None = None
@@ -30,8 +30,9 @@ class Directory:
         self.parent = parent
         self.hold: Hold | None = None
         self.node = borrowed
-        #: What it was when it was found first.
+        #: What it was when it was found first, and whether that says which it is.
         self.ino = None if borrowed is None else borrowed.attributes.ino
+        self.elsewhere = borrowed is not None and borrowed.elsewhere
         #: None before a part of it was read that is not all of it.
         self.reader: DirectoryReader | None = None
         #: Itself while it is not read to its end, and the directories below it.
@@ -66,9 +67,10 @@ class Directory:
                 that is not known.
 
         """
-        if self.has_begun and (node.elsewhere or node.attributes.ino != self.ino):
+        elsewhere = self.elsewhere or node.elsewhere
+        if self.has_begun and (elsewhere or node.attributes.ino != self.ino):
             raise replaced()
-        self.ino = node.attributes.ino
+        self.ino, self.elsewhere = node.attributes.ino, node.elsewhere
         self.node = node
 
     def read_on(
