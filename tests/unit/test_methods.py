@@ -687,6 +687,18 @@ def owners_in(result: Any) -> Any:
     return result["entries"]["uid"] if "entries" in result else [result["uid"]]
 
 
+@pytest.mark.parametrize("others", [{}, {b"other": File(b"Image", stat.S_IFLNK)}])
+async def test_an_empty_target_is_a_str(
+    client: Client, backend: FakeBackend, others: dict[bytes, File]
+) -> None:
+    """As every name that is UTF-8, whatever else is in the page of a tree."""
+    backend.files = {b"empty": File(b"", stat.S_IFLNK), **others}
+    page = await client.call("tree", "files", "")
+    page.content.give_back()
+    entries = decode_value(page.head[4:])["entries"]
+    assert entries["target"][0] == await client.call("readlink", "files", "empty") == ""
+
+
 @pytest.mark.parametrize("method", ["stat", "open", "readdir", "walk", "tree"])
 async def test_owners_are_as_the_backend_sees_them_that_answered(
     client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str

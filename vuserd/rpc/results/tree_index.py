@@ -66,7 +66,7 @@ def _columns(
     }
     columns.update(stat_columns(attributes, owners, split_times=split_times))
     columns["target"] = targets = [*map(_TARGET, found)]
-    if any(targets):
+    if targets.count(None) < len(targets):
         columns["target"] = [None if target is None else wire_name(target) for target in targets]
     columns["link"] = _links(found, columns["nlink"], columns["ino"])
     columns["offset"] = [*map(_PLACE, found)]
