@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,21 @@ class TestFollow:
         process.send_signal(signal.SIGINT)
         assert process.wait() == -signal.SIGINT
         assert process.stderr.read() == process.stdout.read() == b""
+
+    def test_a_size_that_is_untrue(self, start: Start, fake_daemon: FakeDaemon) -> None:
+        """As those of /proc: what is appended shows all the same, and nothing became shorter."""
+        log = Node(content=b"one\n", size=0)
+        fake_daemon.root.children[b"log"] = log
+        command = ("tail", "-f", "--interval", "0.1", "kernels:log")
+        process = start(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"one\n"
+        time.sleep(0.3)
+        log.content += b"two\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate() == (b"two\n", b"")
 
     def test_what_is_missing(self, run: Run) -> None:
         said = "vuserctl: kernels:no: no such file or directory (ENOENT)\n"

@@ -155,13 +155,14 @@ class _Followed:
 
     def _write_new(self) -> None:
         with opened(self._client, self._target) as file:
+            end = _end(file)
             if file.ino != self._ino:
                 complain(f"{self._target}: another file is there, which is followed from now on")
                 self._ino, self._end = file.ino, 0
-            elif file.size < self._end:
+            elif end < self._end:
                 complain(f"{self._target}: became shorter, and is written from its beginning")
                 self._end = 0
-            new = list(file.pieces(self._end, min(file.size, self._end + _AT_ONCE)))
+            new = list(file.pieces(self._end, min(end, self._end + _AT_ONCE)))
         if new:
             self._heads.put(self._target)
             _write(new)
