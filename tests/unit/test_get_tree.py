@@ -4,6 +4,7 @@ It goes by pages of a tree, and by listings and reads where a daemon has no page
 """
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.fake.rpc_server import FakeDaemon, FaultError, Node, directory
 from tests.fake.tree_pages import columns, page, row
+from tests.unit.conftest import Start
 from vuserd.client import BadReply, Client
 from vuserd.ctl.copying import local_tree
 from vuserd.ctl.copying.get_tree import get_tree
@@ -487,3 +489,18 @@ def test_odd_times_and_modes(
     assert fetch(fake_daemon, tmp_path / "copy") == 0
     assert paths(tmp_path / "copy") == {"odd", "late"}
     (tmp_path / "copy" / "odd").chmod(0o700)
+
+
+@by_either
+def test_a_full_disk_takes_what_is_said(
+    fake_daemon: FakeDaemon, start: Start, tmp_path: Path
+) -> None:
+    """It is no fault of the files, and ends it."""
+    fake_daemon.root = directory(**{f"f{n}": Node(content=b"%d" % n) for n in range(1000)})
+    with open("/dev/full", "wb") as full:
+        command = ("get", "-rv", "kernels:", str(tmp_path / "copy"))
+        process = start(*command, stdout=full, stderr=subprocess.PIPE)
+    said = b"vuserctl: standard output: no space left on device (ENOSPC)\n"
+    assert process.communicate()[1] == said
+    assert process.returncode == 1
+    assert len(paths(tmp_path / "copy")) < 1000

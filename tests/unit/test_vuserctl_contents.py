@@ -260,6 +260,15 @@ class TestDiff:
         assert [each["difference"] for each in found] == kinds
         assert run("diff", "kernels:boot/dtbs", "link")[0] == 2
 
+    def test_a_full_disk_takes_what_differs(self, start: Start, alike: Path) -> None:
+        for number in range(3000):
+            (alike / f"only-here-{number}").touch()
+        with open("/dev/full", "wb") as full:
+            process = start("diff", "kernels:boot", ".", stdout=full, stderr=subprocess.PIPE)
+        said = b"vuserctl: standard output: no space left on device (ENOSPC)\n"
+        assert process.communicate()[1] == said
+        assert process.returncode == 2
+
     def test_types(self, run: Run, alike: Path) -> None:
         (alike / "Image").unlink()
         (alike / "Image").mkdir()

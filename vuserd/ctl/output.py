@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vuserd.errors import in_a_sentence
-from vuserd.service.standard_streams import NAME_ERRORS
+from vuserd.service.standard_streams import NAME_ERRORS, STANDARD_OUTPUT
 
 if TYPE_CHECKING:
     from vuserd.client.records import Entry, Stat
@@ -86,6 +86,11 @@ def complain(message: str) -> int:
     """Print on standard error what went wrong; return the exit code for a failure."""
     sys.stderr.write(f"vuserctl: {printable(message)}\n")
     return 1
+
+
+def is_of_output(error: OSError) -> bool:
+    """Return whether an error is of standard output, and so of no file that is worked on."""
+    return bool(error.filename == STANDARD_OUTPUT)
 
 
 def local_fault(error: OSError) -> str:

@@ -15,7 +15,7 @@ from vuserd.client.records import Entry
 from vuserd.client.sync_client import Client
 from vuserd.ctl.listing import sorted_entries
 from vuserd.ctl.operands import report
-from vuserd.ctl.output import complain, emit, emit_json, local_fault, shown
+from vuserd.ctl.output import complain, emit, emit_json, is_of_output, local_fault, shown
 from vuserd.ctl.target import Target
 
 TROUBLE: Final = 2
@@ -87,6 +87,8 @@ class _Comparison:
         except TimedOut:
             raise
         except OSError as error:
+            if is_of_output(error):
+                raise
             fault = OSError(error.errno, error.strerror, pair.local)
             self.trouble = bool(complain(local_fault(fault)))
 

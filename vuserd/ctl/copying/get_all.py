@@ -7,7 +7,7 @@ from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.get import get, local_path
 from vuserd.ctl.copying.how import How
 from vuserd.ctl.operands import for_each, report
-from vuserd.ctl.output import complain, local_fault
+from vuserd.ctl.output import complain, is_of_output, local_fault
 from vuserd.ctl.target import Target
 
 
@@ -47,5 +47,7 @@ def _get_one(client: Client, target: Target, destination: str | None, how: How) 
     except BrokenPipeError:
         raise
     except OSError as error:
+        if is_of_output(error):
+            raise
         return complain(local_fault(error))
     return 0

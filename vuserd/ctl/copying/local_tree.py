@@ -24,7 +24,7 @@ from vuserd.ctl.copying.get import fetch_new
 from vuserd.ctl.copying.how import How
 from vuserd.ctl.copying.own_copies import OwnCopies
 from vuserd.ctl.copying.progress import Shown
-from vuserd.ctl.output import complain, local_fault
+from vuserd.ctl.output import complain, is_of_output, local_fault
 from vuserd.ctl.target import Target
 
 Names = tuple[str, ...]
@@ -136,7 +136,9 @@ class LocalTree:
         """
         if isinstance(error, RemoteError):
             self.fail(f"{target}: {error.words}")
-        elif isinstance(error, OSError) and not isinstance(error, TimedOut):
+        elif isinstance(error, OSError) and not (
+            isinstance(error, TimedOut) or is_of_output(error)
+        ):
             local = os.path.join(self._local, *names)
             self.fail(local_fault(OSError(error.errno, error.strerror, local)))
         elif isinstance(error, OverflowError | ValueError):  # no local file can have it
