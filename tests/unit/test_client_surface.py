@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,32 @@ class TestDownload:
         (tmp_path / "old").chmod(0o6755)
         client.download("kernels", name, tmp_path / "old")
         assert (tmp_path / "old").stat().st_mode & 0o7777 == 0o755
+
+    @pytest.mark.parametrize("make", [io.BytesIO, tempfile.NamedTemporaryFile])
+    def test_an_object_keeps_what_it_has_where_nothing_comes(
+        self, client: Client, make: Callable[[], Any]
+    ) -> None:
+        with make() as file:
+            file.write(b"older")
+            with pytest.raises(FileNotFoundError):
+                client.download("kernels", "no", file)
+            file.seek(0)
+            assert file.read() == b"older"
+            client.download("kernels", "odd", file)
+            assert file.tell() == 3
+            file.seek(0)
+            assert file.read() == b"odd"
+
+    def test_an_object_that_cannot_be_cut_off_is_written_from_its_beginning(
+        self, client: Client
+    ) -> None:
+        class Disk(io.BytesIO):
+            def truncate(self, size: int | None = None, /) -> int:
+                raise io.UnsupportedOperation(size)
+
+        disk = Disk(bytes(1000))
+        client.download("kernels", "odd", disk)
+        assert disk.getvalue() == b"odd" + bytes(997)
 
     def test_one_that_is_cancelled_while_its_file_is_made(
         self, fake_daemon: FakeDaemon, tmp_path: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch

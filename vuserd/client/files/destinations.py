@@ -57,12 +57,21 @@ def _sink_of(file: WritableObject) -> Sink:
     if isinstance(file, _PLAIN) and stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.flush()
         return _PlainSink(file)
-    with suppress(AttributeError, OSError):  # what cannot be written to again is no SeekableObject
-        seekable = cast("SeekableObject", file)
-        seekable.seek(0)
-        seekable.truncate(0)
+    seekable = cast("SeekableObject", file)
+    if _can_be_rewritten(seekable):
         return ObjectSink(seekable)
     return StreamSink(partial(write_all, file), blocks=True)
+
+
+def _can_be_rewritten(file: SeekableObject) -> bool:
+    """Try it, and leave what is there as it is; where it cannot be, go to its beginning if any."""
+    with suppress(AttributeError, OSError):
+        file.seek(0)
+        with suppress(AttributeError, OSError, ValueError):  # gzip knows no end to seek from
+            file.truncate(file.seek(0, os.SEEK_END))
+            return True
+        file.seek(0)
+    return False
 
 
 class _PlainSink(FileSink):
