@@ -93,6 +93,14 @@ class TestLs:
         assert " 300001 2020-09-13 12:26 link\n" in out
         assert run("ls", "-ldL", "kernels:link")[1].startswith("-rw-r--r-- 1 1000 100 300001")
 
+    def test_a_link_that_leads_nowhere(self, run: Run, fake_daemon: FakeDaemon) -> None:
+        """As coreutils have it: it is there."""
+        fake_daemon.root.children[b"dangling"] = Node("symlink", b"nowhere")
+        assert run("ls", "kernels:dang*") == (0, "dangling\n", "")
+        assert run("ls", "-l", "kernels:dangling")[1].endswith(" dangling -> nowhere\n")
+        said = "vuserctl: kernels:dangling: no such file or directory (ENOENT)\n"
+        assert run("ls", "-L", "kernels:dangling") == (1, "", said)
+
     def test_several(self, run: Run) -> None:
         code, out, err = run(
             "ls", "kernels:boot/dtbs", "kernels:no", "kernels:image", "kernels:link"

@@ -105,9 +105,13 @@ class _Listing:
         try:
             entries = sorted_entries(self._client, target, attrs=self._attrs)
         except RemoteError as error:
-            if error.code != "ENOTDIR":
+            if error.code not in ("ENOTDIR", "ENOENT", "ELOOP"):
                 raise
-            return self._of_file(target)
+            found = self._of_file(target)
+            # Of a symlink that leads nowhere there is still itself.
+            if error.code != "ENOTDIR" and found.entries[0].type != "symlink":
+                raise
+            return found
         links = {}
         if self._how.follow and self._attrs:
             entries = followed(self._client, target, entries)
