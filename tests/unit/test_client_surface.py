@@ -470,6 +470,25 @@ class TestPool:
                 assert client is lent
                 assert client.exports()
 
+    def test_two_threads_close_it(self, fake_daemon: FakeDaemon) -> None:
+        """As where one gives its client back while another closes the pool."""
+        pool = ClientPool(fake_daemon.address)
+
+        class Raced(list[Client]):
+            def __len__(self) -> int:
+                count = super().__len__()
+                if count and threading.current_thread() is threading.main_thread():
+                    other = threading.Thread(target=pool.close)
+                    other.start()
+                    other.join()
+                return count
+
+        with pool.client() as client:
+            assert client.exports()
+        pool._idle = Raced(pool._idle)
+        pool.close()
+        assert list(pool._idle) == []
+
     def test_closed(self, fake_daemon: FakeDaemon, tmp_path: Path) -> None:
         pool = ClientPool(fake_daemon.address)
         with pool.client() as lent:

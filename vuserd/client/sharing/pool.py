@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -64,8 +64,9 @@ class ClientPool:
     def close(self) -> None:
         """Close the clients: those that are lent when they come back."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        with suppress(IndexError):  # no more of them, or another thread has taken the last one
+            while True:
+                self._idle.pop().close()
 
     def __enter__(self) -> Self:
         return self
