@@ -188,3 +188,12 @@ def test_where_to_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "vuserd.sock").touch()
     assert where_to_look(None) == OWN
     assert where_to_look("/run/vuserd/vuserd.sock") == SEE
+
+
+def test_without_a_thread_it_waits_all_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("vuserd.ctl.waiting._thread.start_new_thread", fail)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run("ls", "kernels:image") == (0, "image\n", "")

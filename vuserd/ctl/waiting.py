@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
 from vuserd.client import composite
@@ -109,7 +109,8 @@ class Notice:
         self._command, self._socket = command, socket
         self._since: float | None = None
         if sys.stderr.isatty():
-            _thread.start_new_thread(self._watch, ())
+            with suppress(RuntimeError):  # no thread is to be had: rather say nothing
+                _thread.start_new_thread(self._watch, ())
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
