@@ -1,4 +1,4 @@
-"""A file that a client has open, which is the same version of the same file in all its calls."""
+"""A file that a client has open, which is the same file in all its calls."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -16,10 +16,10 @@ Result = TypeVar("Result")
 
 
 class HeldFile(Kept):
-    """A file that stays open until :meth:`close`, in the version that was opened.
+    """A file that stays open until :meth:`close`; whether it changes is for the client to look at.
 
     If its backend is lost, or it is not used for a while, it is opened anew by its path, and has to
-    be the same version of the same file.
+    be the version that was opened first.
 
     Args:
         path: the file's path.
