@@ -493,6 +493,34 @@ async def test_a_page_that_failed_can_be_asked_for_with_its_token(
     assert sorted(names) == sorted(["Image", "folder", *NAMES])
 
 
+async def test_a_page_of_a_tree_that_took_too_long_can_be_asked_for_with_its_token(
+    client: Client, backend: FakeBackend
+) -> None:
+    """TIMEOUT is what the backend's time is over with, and the time that a call is given."""
+    backend.files[b"folder"] = File(mode=stat.S_IFIFO)
+    found: list[str] = []
+
+    async def take(after: bytes | None) -> bytes | None:
+        page = await client.call("tree", "files", "", {"limit": 5, "after": after})
+        page.content.give_back()
+        index = decode_value(page.head[4:])
+        found.extend(index["entries"]["path"])
+        following: bytes | None = index["next"]
+        return following
+
+    after = await take(None)
+    held = backend.hold(lambda request: request.opcode is Opcode.READ)
+    for _ in range(2):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take, after)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()  # as the option does
+    backend.let_go(held)
+    while after is not None:
+        after = await take(after)
+    assert sorted(found) == sorted(["Image", "folder", *NAMES])
+
+
 async def test_a_first_page_that_failed_leaves_nothing(
     client: Client, backend: FakeBackend
 ) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
+import trio
+
 from vuserd.delivery.inline import READ_MAX
 from vuserd.delivery.pages import TreePages
 from vuserd.errors import BackendError, FileError
@@ -32,6 +34,8 @@ TREE_SIZES: Final = (128 << 10, READ_MAX)
 #: successor, and several pages end with their connection.
 _SHARED: Final = {True: 500, False: 2000}
 _TREE_SHARED: Final = 64
+#: What ends the call for a page and not what it is a page of.
+_PASSING: Final = (BackendError, FileError)
 
 #: Options of a listing and of a walk.
 _PAGE: Final = {
@@ -168,7 +172,9 @@ class PageMethods:
         else:
             pages = caller.trees.take(after, begun)
             limit = _fair(caller, limit, _TREE_SHARED)
-        with _kept_or_ended(caller.trees, pages, begun, after):
+        # Cancelled, as where the call's time is over, it has given nothing of the page.
+        passing = (*_PASSING, trio.Cancelled)
+        with _kept_or_ended(caller.trees, pages, begun, after, passing):
             fill = functools.partial(pages.next_page, limit=limit, size=size, look_again=look_again)
             page, owners = await call_with_owners(found, fill)
         try:
@@ -194,16 +200,17 @@ def _kept_or_ended(
     paged: _Paged,
     begun: tuple[object, ...],
     after: bytes | None,
+    passing: tuple[type[BaseException], ...] = _PASSING,
 ) -> Iterator[None]:
     """Make a page in the block; where that fails, end what it is of.
 
-    Where the backend or a file is to blame, the page can be asked for again by the token ``after``,
-    if there is one.
+    After what is ``passing`` the page can be asked for again by the token ``after``, if there is
+    one: where the backend or a file is to blame.
     """
     try:
         yield
     except BaseException as error:
-        if after is not None and isinstance(error, BackendError | FileError):
+        if after is not None and isinstance(error, passing):
             table.keep(paged, begun, after)
         else:
             table.end(paged)
