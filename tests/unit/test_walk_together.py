@@ -385,6 +385,28 @@ async def test_directories_that_come_again_are_not_kept(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("attributes", [False, True])
+async def test_what_was_given_is_not_remembered(
+    monkeypatch: pytest.MonkeyPatch, *, attributes: bool
+) -> None:
+    """Though more is found than a page has, again and again, so that some is left each time."""
+    folders = FOLDERS + [b"another-%03d" % number for number in range(480)]
+    monkeypatch.setattr("tests.unit.test_walk_together.FOLDERS", folders)
+    monkeypatch.setattr("tests.unit.test_walk_together.INSIDE", [b"%d" % each for each in range(7)])
+    forest = Forest()
+    walk = TreeWalk(b"", attributes=attributes)
+    found: list[bytes] = []
+    async with forest.backend.session() as session:
+        files = FileSystem(session, idle_nodes=1000)
+        while not walk.finished:
+            remembered = walk.remembered
+            found += (await walk.next_page(files, 64))[0].names
+        assert remembered < 700 << 10  # a page may leave three groups of directories to the next
+        assert walk.remembered == 0
+        await forest.owes_nothing(walk, files)
+    assert len(found) == len({*found}) == 500 + 500 * 7
+
+
+@pytest.mark.parametrize("attributes", [False, True])
 async def test_another_file_system_at_its_place_is_not_gone_on_with(
     monkeypatch: pytest.MonkeyPatch, *, attributes: bool
 ) -> None:

@@ -140,11 +140,16 @@ class TreeWalk(Kept):
                 self._aside.clear()
         page = self._entries.part(self._given, self._given + limit)
         self._given += len(page.names)
-        if self._given == len(self._entries.names):
-            self._entries = DirectoryColumns.empty()
-            self._given = self._entries_size = 0
+        if 2 * self._given >= len(self._entries.names):  # seldom: the rest is copied
+            self._drop_given()
         problems, self._problems = self._problems, []
         return page, problems
+
+    def _drop_given(self) -> None:
+        """Forget the entries that were given."""
+        given, count = self._given, len(self._entries.names)
+        self._entries_size -= _size_of(self._entries.names[:given])
+        self._entries, self._given = self._entries.part(given, count), 0
 
     def _unsaid(self) -> int:
         """Return how much there is for the next page."""
@@ -228,7 +233,7 @@ class TreeWalk(Kept):
     def _add(self, paths: list[bytes], entries: DirectoryColumns) -> None:
         """Add entries to the page, by their paths."""
         self._entries.extend(entries._replace(names=paths))
-        self._entries_size += sum(map(len, paths)) + _ENTRY * len(paths)
+        self._entries_size += _size_of(paths)
 
     def set_aside(self, directory: Directory) -> None:
         """Put a directory among those that are read one by one."""
@@ -377,3 +382,8 @@ class TreeWalk(Kept):
         assert self._files is not None
         self._entered.discard(directory)
         directory.leave(self._files.nodes)
+
+
+def _size_of(paths: list[bytes]) -> int:
+    """Return the bytes that entries with these paths take."""
+    return sum(map(len, paths)) + _ENTRY * len(paths)
