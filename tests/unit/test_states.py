@@ -364,6 +364,34 @@ async def test_a_life(
     assert taken == transitions
 
 
+async def test_accounts_are_looked_up_once_there_is_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,  # noqa: ARG001 - pauses pass at once
+) -> None:
+    starter = ScriptedStarter("serves")
+    monkeypatch.setattr("vuserd.exports.export.Starter", lambda *_: starter)
+    monkeypatch.setattr("vuserd.exports.export.Lookout", ScriptedLookout)
+    monkeypatch.setattr("vuserd.config.accounts.number_of", lambda _: 61_001)
+    access = Access(missing=frozenset({Account("user", "joe")}))
+    export = Export(ExportConfig("files", directory="/files", access=access), PROGRAM)
+    has_thread = False
+
+    async def run(function: Callable[..., object], *arguments: object) -> object:
+        if not has_thread:
+            raise RuntimeError("can't start new thread")
+        return await at_once(function, *arguments)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run)
+    states = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(export.run)
+        for has_thread in (False, True):  # noqa: B007 - it is looked at above
+            await trio.sleep(100)
+            states.append(export.state)
+        export.stop()
+    assert states == [ExportState.FAILED, ExportState.UP]
+
+
 def test_there_is_a_life_for_each_transition() -> None:
     shown = {transition for _, _, transitions, _ in LIVES.values() for transition in transitions}
     assert shown == {(state, event) for state, ways in TRANSITIONS.items() for event in ways}

@@ -220,8 +220,8 @@ class BackendProcess(Backend):
                 self._program,
                 self.pid,
             )
-        except OSError:
-            pass  # the process has ended
+        except (OSError, RuntimeError):
+            pass  # the process has ended, or there is no thread to look with
         return False
 
     def expect_end(self, *, expected: bool = True) -> None:

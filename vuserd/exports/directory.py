@@ -203,7 +203,15 @@ class Lookout:
             self._ended = None
 
     async def _in_thread(self) -> Sight:
-        """Look in a thread, which is left to itself where it comes to no end."""
-        return await trio.to_thread.run_sync(
-            look_at, self._path, abandon_on_cancel=True, limiter=self.limiter
-        )
+        """Look in a thread, which is left to itself where it comes to no end.
+
+        Raises:
+            OSError: it cannot be seen, or there is no thread to be had.
+
+        """
+        try:
+            return await trio.to_thread.run_sync(
+                look_at, self._path, abandon_on_cancel=True, limiter=self.limiter
+            )
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, str(error)) from error

@@ -245,7 +245,11 @@ class Export:
     async def _wait_for_accounts(self) -> None:
         """Wait until the users and groups exist that the configuration names."""
         while self.config.access.missing and not self._stopped.is_set():
-            access = await trio.to_thread.run_sync(with_accounts, self.config.access)
+            try:
+                access = await trio.to_thread.run_sync(with_accounts, self.config.access)
+            except RuntimeError as error:  # there is no thread to be had
+                await self._fail(f"accounts cannot be looked up: {error}")
+                continue
             self.configure(self.config.with_access(access))
             if missing := self.config.access.missing:
                 await self._fail(", ".join(sorted(map(str, missing))))
