@@ -22,7 +22,7 @@ from vuserd.config.descriptor_limits import (
 from vuserd.config.model import ClientLimits, DaemonConfig, ListenConfig
 from vuserd.delivery.census import CENSUS
 from vuserd.delivery.images import ImageStore
-from vuserd.errors import CallError, ConfigurationError, ErrorCode
+from vuserd.errors import CallError, ConfigurationError, ErrorCode, os_reason
 from vuserd.exports.states import ExportState
 from vuserd.exports.table import Exports
 from vuserd.listen.listeners import Listeners
@@ -33,6 +33,7 @@ from vuserd.rpc.access import Rights
 from vuserd.rpc.methods.table import Methods
 from vuserd.rpc.server import Server
 from vuserd.service.systemd import Notifier
+from vuserd.tasks.threads import in_thread
 from vuserd.wire.address import socket_address
 
 _LOG = logging.getLogger(__name__)
@@ -190,9 +191,9 @@ class Daemon:
 
     async def _read_again(self) -> DaemonConfig:
         try:
-            return await trio.to_thread.run_sync(self._read)
-        except RuntimeError as error:  # there is no thread to be had
-            raise ConfigurationError(f"it was not read: {error}") from error
+            return await in_thread(self._read)
+        except OSError as error:
+            raise ConfigurationError(f"it was not read: {os_reason(error)}") from error
 
     async def reload_export(self, name: str) -> list[str]:
         """Replace an export's backend.

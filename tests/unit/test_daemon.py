@@ -160,7 +160,7 @@ async def test_a_change_is_made_whole_though_who_asked_for_it_is_gone(serving: S
 async def test_a_reload_without_a_thread_is_refused(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(*_: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as context:

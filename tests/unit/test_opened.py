@@ -55,12 +55,12 @@ def test_a_process_that_has_ended(tmp_path: Path) -> None:
         has_opened(process, "none", *identity(tmp_path))
 
 
-@pytest.mark.parametrize("error", [PermissionError, FileNotFoundError, RuntimeError])
+@pytest.mark.parametrize("error", [PermissionError, FileNotFoundError])
 async def test_what_cannot_be_seen_is_not_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    error: type[Exception],
+    error: type[OSError],
 ) -> None:
     def refuse(*_: object) -> bool:
         raise error

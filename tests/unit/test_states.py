@@ -316,9 +316,9 @@ LIVES: Final[dict[str, tuple[str, str, list[Transition], int]]] = {
 }
 
 
-async def at_once(function: Callable[[Any], Any], *args: Any) -> Any:
+async def at_once(function: Callable[[], Any], **_: object) -> Any:
     """Call a function as in a thread."""
-    return function(*args)
+    return function()
 
 
 @pytest.fixture
@@ -376,10 +376,10 @@ async def test_accounts_are_looked_up_once_there_is_a_thread(
     export = Export(ExportConfig("files", directory="/files", access=access), PROGRAM)
     has_thread = False
 
-    async def run(function: Callable[..., object], *arguments: object) -> object:
+    async def run(function: Callable[[], Any], **_: object) -> Any:
         if not has_thread:
             raise RuntimeError("can't start new thread")
-        return await at_once(function, *arguments)
+        return await at_once(function)
 
     monkeypatch.setattr(trio.to_thread, "run_sync", run)
     states = []

@@ -23,6 +23,7 @@ from vuserd.backend.opened import has_opened
 from vuserd.backend.stderr import Words, is_harmless
 from vuserd.errors import BackendDown, os_reason
 from vuserd.service.journal import about_export
+from vuserd.tasks.threads import in_thread
 
 _LOG = logging.getLogger(__name__)
 
@@ -213,14 +214,14 @@ class BackendProcess(Backend):
         look = partial(has_opened, self._process.pid, sandbox, device, inode)
         try:
             with trio.move_on_after(_GRACE):
-                return await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=limiter)
+                return await in_thread(look, abandon_on_cancel=True, limiter=limiter)
         except PermissionError:
             _LOG.warning(
                 "%s: /proc/%d does not show which directory it has opened: is it another user's?",
                 self._program,
                 self.pid,
             )
-        except (OSError, RuntimeError):
+        except OSError:
             pass  # the process has ended, or there is no thread to look with
         return False
 

@@ -15,6 +15,7 @@ from vuserd.config.model import ExportConfig
 from vuserd.errors import ConfigurationError, os_reason
 from vuserd.exports.directory import look_at
 from vuserd.exports.serving import Serving
+from vuserd.tasks.threads import in_thread
 from vuserd.tracing.tap import Tracing
 
 #: Seconds for one start, all sandboxes together: a slower one would delay the daemon, too.
@@ -56,7 +57,7 @@ async def _try(export: ExportConfig, program: Program, uid: int) -> _Tried:
     wanted = export.options.sandbox
     modes = sandboxes(program.kind, uid) if wanted is None else [wanted]
     try:
-        sight = await trio.to_thread.run_sync(look_at, export.directory)
+        sight = await in_thread(look_at, export.directory)
     except OSError as error:
         return _Tried(None, f"{export.directory}: {os_reason(error)}", modes[0])
     if sight.standing is None:

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import trio
 
 from vuserd.errors import UnsafePath, os_reason, printable
+from vuserd.tasks.threads import in_thread
 from vuserd.trust.bounded_calls import status_of
 from vuserd.trust.path import own_trust, route
 
@@ -209,9 +210,4 @@ class Lookout:
             OSError: it cannot be seen, or there is no thread to be had.
 
         """
-        try:
-            return await trio.to_thread.run_sync(
-                look_at, self._path, abandon_on_cancel=True, limiter=self.limiter
-            )
-        except RuntimeError as error:
-            raise OSError(errno.EAGAIN, str(error)) from error
+        return await in_thread(look_at, self._path, abandon_on_cancel=True, limiter=self.limiter)

@@ -10,7 +10,7 @@ from vuserd.backend.find import Program
 from vuserd.config.accounts import with_accounts
 from vuserd.config.model import ExportConfig
 from vuserd.device.procedure import Done, Errand, Found
-from vuserd.errors import BackendDown, CallError, ConfigurationError, ErrorCode
+from vuserd.errors import BackendDown, CallError, ConfigurationError, ErrorCode, os_reason
 from vuserd.exports.calls import Calls, Procedures
 from vuserd.exports.directory import Lookout, Sight
 from vuserd.exports.hangs import Hangs
@@ -24,6 +24,7 @@ from vuserd.exports.states import Event, ExportState
 from vuserd.fs.filesystem import FileSystem
 from vuserd.service.journal import about_export
 from vuserd.tasks.pauses import pauses
+from vuserd.tasks.threads import in_thread
 from vuserd.tracing.tap import Tracing
 from vuserd.users.asker import Asker
 
@@ -246,9 +247,9 @@ class Export:
         """Wait until the users and groups exist that the configuration names."""
         while self.config.access.missing and not self._stopped.is_set():
             try:
-                access = await trio.to_thread.run_sync(with_accounts, self.config.access)
-            except RuntimeError as error:  # there is no thread to be had
-                await self._fail(f"accounts cannot be looked up: {error}")
+                access = await in_thread(with_accounts, self.config.access)
+            except OSError as error:
+                await self._fail(f"accounts cannot be looked up: {os_reason(error)}")
                 continue
             self.configure(self.config.with_access(access))
             if missing := self.config.access.missing:

@@ -13,6 +13,7 @@ from vuserd.errors import ConfigurationError, os_reason
 from vuserd.listen.sockets import Bound, listening
 from vuserd.rpc.server import Listener, Server
 from vuserd.tasks.pauses import pauses
+from vuserd.tasks.threads import in_thread
 
 _LOG = logging.getLogger(__name__)
 
@@ -135,8 +136,8 @@ class Listeners:
                 change = await self._apply_one(self._wanted[address])
             except ConfigurationError as error:
                 problems[address] = change = str(error)
-            except RuntimeError as error:  # there is no thread to be had
-                problems[address] = change = f"cannot listen on {address}: {error}"
+            except OSError as error:
+                problems[address] = change = f"cannot listen on {address}: {os_reason(error)}"
             if change:
                 done.append(f"socket {address}: {change}")
         is_reachable = any(
@@ -159,7 +160,7 @@ class Listeners:
 
         """
         if config.missing is not None:
-            config = await trio.to_thread.run_sync(with_group, config)
+            config = await in_thread(with_group, config)
             if config.missing is not None:
                 raise ConfigurationError(f"socket {config.address}: {config.missing}")
         current = self._open.get(config.address)
@@ -178,7 +179,7 @@ class Listeners:
 
     async def _listen(self, config: ListenConfig, task_status: trio.TaskStatus[None]) -> None:
         with contextlib.ExitStack() as stack:  # in a thread, since locks and folders may be slow
-            bound = await trio.to_thread.run_sync(stack.enter_context, listening(config))
+            bound = await in_thread(stack.enter_context, listening(config))
             listener = Listener(config.address, bound.socket)
             opened = self._open[config.address] = _Open(config, listener, bound)
             _LOG.info("serving on %s", config.address)

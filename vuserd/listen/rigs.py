@@ -19,6 +19,7 @@ from vuserd.errors import os_reason
 from vuserd.listen.namespaces import unix_socket_in
 from vuserd.rpc.access import Rights
 from vuserd.rpc.server import Listener, Server
+from vuserd.tasks.threads import in_thread
 from vuserd.wire.address import to_sockaddr
 
 _LOG = logging.getLogger(__name__)
@@ -161,9 +162,9 @@ class Rigs:
         if namespace is None or rig.listener is not None:
             return
         try:
-            sock = await trio.to_thread.run_sync(_listen_in, rig.config)
-        except (OSError, RuntimeError) as error:  # or there is no thread to be had
-            problem = os_reason(error) if isinstance(error, OSError) else str(error)
+            sock = await in_thread(_listen_in, rig.config)
+        except OSError as error:
+            problem = os_reason(error)
             if problem != rig.problem:
                 _LOG.warning("rig %s: cannot listen in it: %s", rig.config.netns, problem)
                 rig.problem = problem
@@ -267,8 +268,8 @@ async def _watching(folders: set[str], changed: trio.Event) -> AsyncIterator[_Lo
     """
     inotify = None
     try:
-        with contextlib.suppress(RuntimeError):  # there is no thread to be had
-            inotify = await trio.to_thread.run_sync(_inotify_on, folders)
+        with contextlib.suppress(OSError):  # there is no thread to be had
+            inotify = await in_thread(_inotify_on, folders)
         yield _Look(inotify, changed)
     finally:
         if inotify is not None:

@@ -15,6 +15,7 @@ import trio
 
 from vuserd.errors import UnsafePath, os_reason
 from vuserd.metrics.sources import Sources
+from vuserd.tasks.threads import in_thread
 from vuserd.trust.path import own_trust, require_answers, route
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ class Exporter:
     async def text(self) -> str:
         """Return all metrics in Prometheus' text format."""
         if self._metrics is None:
-            self._metrics = await trio.to_thread.run_sync(_loaded, self._sources)
-        return await trio.to_thread.run_sync(self._metrics.read())
+            self._metrics = await in_thread(_loaded, self._sources)
+        return await in_thread(self._metrics.read())
 
     def configure(self, path: str | None, interval: float) -> None:
         """Write the file every ``interval`` seconds from now on; a path of None ends that."""
@@ -76,28 +77,22 @@ class Exporter:
 
     async def _remove(self, path: str | None) -> None:
         if path is not None:
-            with contextlib.suppress(TimeoutError, RuntimeError):
+            with contextlib.suppress(OSError):
                 await self._in_time(_remove, path)
 
     async def _write(self, path: str) -> None:
         try:
             await self._in_time(_replace, path, await self.text())
-        except OSError as error:
-            self._failed(path, os_reason(error))
-        except UnsafePath as error:
-            self._failed(path, error.wrong)
-        except RuntimeError as error:  # there is no thread to be had
-            self._failed(path, str(error))
+        except (OSError, UnsafePath) as error:
+            why = os_reason(error) if isinstance(error, OSError) else error.wrong
+            problem = f"{path}: {why}"
+            if problem != self._problem:
+                _LOG.warning("metrics cannot be written: %s", problem)
+            self._problem = problem
         else:
             if self._problem:
                 _LOG.info("metrics are written to %s again", path)
             self._problem = ""
-
-    def _failed(self, path: str, why: str) -> None:
-        problem = f"{path}: {why}"
-        if problem != self._problem:
-            _LOG.warning("metrics cannot be written: %s", problem)
-        self._problem = problem
 
     async def _in_time(self, function: Callable[..., None], *arguments: str) -> None:
         """Do it in a thread, also when cancelled: what was begun comes to its end first.
@@ -108,9 +103,7 @@ class Exporter:
         """
         with trio.move_on_after(_PATIENCE) as scope:
             scope.shield = True
-            await trio.to_thread.run_sync(
-                function, *arguments, abandon_on_cancel=True, limiter=self._limiter
-            )
+            await in_thread(function, *arguments, abandon_on_cancel=True, limiter=self._limiter)
         if scope.cancelled_caught:
             raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
