@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -255,24 +255,38 @@ async def test_several_who_ask_at_once(backend: FakeBackend, export: Export, set
         assert len(store) == settled
 
 
+class Switched:
+    """Has names lead to files as ``way`` says, and reads wait until :meth:`let_go`."""
+
+    def __init__(self, backend: FakeBackend, way: Callable[[bytes], bytes]) -> None:
+        self._backend = backend
+        self._way = way
+        self._held: list[FuseRequest] | None = []
+        backend.answer = self._answer
+
+    def _answer(self, request: FuseRequest) -> Answer | None:
+        if request.opcode is Opcode.READ and self._held is not None:
+            self._held.append(request)
+            return None
+        if request.opcode is Opcode.LOOKUP:
+            name = self._way(request.body.rstrip(b"\0"))
+            request = request._replace(body=name + b"\0")
+        return self._backend.serve_files(request)
+
+    def let_go(self) -> None:
+        held, self._held = self._held, None
+        for request in held or ():
+            late = self._backend.serve_files(request)
+            assert late is not None
+            self._backend.reply(request, late)
+
+
 async def test_who_asks_by_another_name_has_what_that_one_leads_to(
     backend: FakeBackend, export: Export
 ) -> None:
     """As where a kernel was linked to a name for the old one, and a new one takes its place."""
     leads_to = {b"vmlinuz": b"Image", b"vmlinuz.old": b"Image"}
-    held: list[FuseRequest] = []
-    is_held = True
-
-    def answer(request: FuseRequest) -> Answer | None:
-        if request.opcode is Opcode.READ and is_held:
-            held.append(request)
-            return None
-        if request.opcode is Opcode.LOOKUP:
-            name = leads_to[request.body.rstrip(b"\0")]
-            return backend.serve_files(request._replace(body=name + b"\0"))
-        return backend.serve_files(request)
-
-    backend.answer = answer
+    switched = Switched(backend, lambda name: leads_to[name])
     found: dict[bytes, tuple[bytes, bool]] = {}
     async with storing() as store:
 
@@ -285,11 +299,7 @@ async def test_who_asks_by_another_name_has_what_that_one_leads_to(
                 await wait_all_tasks_blocked()
             leads_to[b"vmlinuz"] = b"twin"
             backend.files[b"Image"] = File(b"kernel", ctime=1_000_000_001)  # it has a name less
-            is_held = False
-            for request in held:
-                late = backend.serve_files(request)
-                assert late is not None
-                backend.reply(request, late)
+            switched.let_go()
         assert found == {b"vmlinuz": (b"lenrek", False), b"vmlinuz.old": (b"kernel", False)}
 
 
@@ -298,18 +308,7 @@ async def test_who_asks_when_the_path_leads_back_has_what_is_there_then(
 ) -> None:
     """As where "current" is switched and switched back while what it led to is read."""
     leads_to = iter([b"Image", b"twin", b"Image", b"Image"])
-    held: list[FuseRequest] = []
-    is_held = True
-
-    def answer(request: FuseRequest) -> Answer | None:
-        if request.opcode is Opcode.READ and is_held:
-            held.append(request)
-            return None
-        if request.opcode is Opcode.LOOKUP:
-            return backend.serve_files(request._replace(body=next(leads_to) + b"\0"))
-        return backend.serve_files(request)
-
-    backend.answer = answer
+    switched = Switched(backend, lambda _: next(leads_to))
     found: list[tuple[bytes, bool]] = []
     async with storing() as store:
 
@@ -320,11 +319,7 @@ async def test_who_asks_when_the_path_leads_back_has_what_is_there_then(
             for _ in range(2):
                 nursery.start_soon(take)
                 await wait_all_tasks_blocked()
-            is_held = False
-            for request in held:
-                late = backend.serve_files(request)
-                assert late is not None
-                backend.reply(request, late)
+            switched.let_go()
         assert sorted(found) == [(b"kernel", False), (b"lenrek", False)]
 
 
