@@ -41,6 +41,11 @@ _ROOT: Final = Entry(
 )
 
 
+def is_mount(attributes: Attributes) -> bool:
+    """Return whether another file system begins at a directory."""
+    return bool(attributes.flags & _SUBMOUNT)
+
+
 class Node:
     """A node of this session: it is owed ``lookups`` counts, and ``users`` keep it from FORGET."""
 
@@ -74,7 +79,7 @@ class Node:
         The backend takes all files with inode number 0 for one, unless it is the root of a mount.
         """
         attributes = self.attributes
-        return bool(attributes.ino or attributes.flags & _SUBMOUNT or self.id == fuse.ROOT_ID)
+        return bool(attributes.ino or is_mount(attributes) or self.id == fuse.ROOT_ID)
 
 
 class NodeTable:
@@ -161,7 +166,7 @@ class NodeTable:
 
     def borrow_directory(self, entry: Entry, above: Node, name: bytes) -> Node | None:
         """Borrow a directory, unless the backend may take it for another one; return its node."""
-        elsewhere = above.elsewhere or bool(entry.attributes.flags & _SUBMOUNT)
+        elsewhere = above.elsewhere or is_mount(entry.attributes)
         node = Node(entry, elsewhere=elsewhere)
         if entry.node in (0, fuse.ROOT_ID, above.id) or not node.is_identified:
             return None
@@ -197,7 +202,7 @@ class NodeTable:
         self.join(node)
         node.attributes = entry.attributes
         node.answer = None
-        node.elsewhere = directory.elsewhere or bool(entry.attributes.flags & _SUBMOUNT)
+        node.elsewhere = directory.elsewhere or is_mount(entry.attributes)
         node.lookups += 1
         place = (directory.id, name)
         if node.place != place:

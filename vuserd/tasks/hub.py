@@ -10,8 +10,9 @@ so a turn of a user who is alone is large while its requests are little work, an
                                           ^                              |
                                           +----------- wake() ----------+
 
-Nothing but the hub lets a connection go on; whoever changes what one waits for wakes it. The epoll
-reports a socket once for what comes, so a connection that was not read to its end has to say so
+Between the steps of long work it makes a small pass, too (:mod:`vuserd.tasks.short_work`). Nothing
+but the hub lets a connection go on; whoever changes what one waits for wakes it. The epoll reports
+a socket once for what comes, so a connection that was not read to its end has to say so
 (``has_more``).
 """
 

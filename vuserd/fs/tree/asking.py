@@ -7,7 +7,7 @@ from typing import Final
 
 from protocol import fuse
 from protocol.dirent_columns import DirectoryColumns, decode_directory_columns
-from protocol.fuse import AttributeFlag, Attributes, Entry, NodeId
+from protocol.fuse import Entry, NodeId
 from vuserd.device.lane.lane import Lane
 from vuserd.device.procedure import Procedure
 from vuserd.device.request import Ask, Seen
@@ -16,11 +16,11 @@ from vuserd.errors import FileError
 from vuserd.fs.directories.offsets import Offsets
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.lookups import ATTEMPTS, not_told_apart, was_raced
+from vuserd.fs.nodes import is_mount
 from vuserd.fs.tree.found import Branch
 
 #: Bytes of a directory that are read at once: some two hundred entries.
 _BATCH_SIZE: Final = 32 << 10
-_SUBMOUNT: Final = int(AttributeFlag.SUBMOUNT)
 
 
 def look_up(files: FileSystem, directory: NodeId, name: bytes) -> Procedure[Entry]:
@@ -62,11 +62,6 @@ def go(files: FileSystem, here: NodeId, path: bytes) -> Procedure[tuple[Entry, b
     finally:
         if passed is not None:
             files.nodes.give_back(passed)
-
-
-def is_mount(attributes: Attributes) -> bool:
-    """Return whether another file system begins at a directory."""
-    return bool(attributes.flags & _SUBMOUNT)
 
 
 def open_directory(lane: Lane, branch: Branch) -> Procedure[None]:

@@ -29,9 +29,9 @@ from vuserd.fs.directories.offsets import no_end
 from vuserd.fs.filesystem import FileSystem
 from vuserd.fs.kept import replaced
 from vuserd.fs.lookups import not_told_apart
-from vuserd.fs.nodes import Hold
+from vuserd.fs.nodes import Hold, is_mount
 from vuserd.fs.paths import PATH_MAX
-from vuserd.fs.tree.asking import go, is_mount, look_up, open_directory, read_entries
+from vuserd.fs.tree.asking import go, look_up, open_directory, read_entries
 from vuserd.fs.tree.found import Branch, Found
 
 #: Directories that may be open and wait for their turn; over that one is read to its end, unless it
