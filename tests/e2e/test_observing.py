@@ -342,6 +342,8 @@ def test_a_trace_does_not_keep_the_daemon(daemon: RunningDaemon) -> None:
         daemon.process.send_signal(signal.SIGTERM)
         assert client.finish(waiting) == {"events": [], "lost": 0}
         assert time.monotonic() - begun < 8  # sooner than the trace has waited
+    # Told to end once more when it has cleaned up, and obeys no signals any more, it would die.
+    assert daemon.process.wait(timeout=30) == 0
 
 
 def test_the_metrics_are_printed(daemon: RunningDaemon) -> None:
