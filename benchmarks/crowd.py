@@ -6,7 +6,9 @@ which was decoded. All ask for one file, as rigs do that wait for a kernel, and 
 backend once for those that come together; in one storm each client has a file of its own.
 
 The small clients beside a bulk reader ask on a schedule, and their time counts from when they
-should have asked; so does the one beside a tree, a walk and a listing.
+should have asked. The one beside a tree, a walk and a listing sleeps until it is due, and the
+kernel may wake it late: a row counts its time from when it asks, or from when it should have asked
+if it had no answer to the stat before then, and another one counts what it overslept, too.
 """
 
 import gc
@@ -48,6 +50,7 @@ SHARE: Final = "stat: most-served over least-served client"
 SMALL: Final = "read of 20 kB"
 BULK: Final = "read of 64 MiB"
 STAT: Final = "stat"
+STAT_AND_SLEEP: Final = "stat, and what its client overslept"
 #: What goes on beside it, by the folder that each job is about.
 JOBS: Final = {
     "small": "tree with the files' bytes",
@@ -165,11 +168,11 @@ def _beside_jobs(bench: Bench, daemons: list[Served], counts: tuple[int, ...]) -
     group = Group("W7, jobs", title)
     say(f"  {group.key}: {group.title}")
     seconds = bench.profile.storm
-    names = (STAT, *JOBS.values())
+    names = (STAT, STAT_AND_SLEEP, *JOBS.values())
     for served in daemons:
         group.rows += [Row(name, served.kind) for name in names]
     for index, served, is_counted in _rounds(bench, daemons):
-        waits, *times = itertools.chain.from_iterable(
+        samples = itertools.chain.from_iterable(
             _run(
                 [(_stat_client, (served.socket, seconds)), (_jobs, (served.socket, counts))],
                 seconds,
@@ -177,8 +180,8 @@ def _beside_jobs(bench: Bench, daemons: list[Served], counts: tuple[int, ...]) -
         )
         if is_counted:
             rows = group.rows[index * len(names) :]
-            for row, samples in zip(rows, (waits, *times), strict=False):
-                row.samples += samples
+            for row, more in zip(rows, samples, strict=False):
+                row.samples += more
     return group
 
 
@@ -320,22 +323,28 @@ def _small_clients(pipe: Connection, path: str, content: bytes, seconds: float) 
 
 
 def _stat_client(pipe: Connection, path: str, seconds: float) -> None:
-    """Send how long each stat took, in a list."""
+    """Send how long each stat took, in a list, and how long with what was overslept before it."""
     request = msgpack.packb([0, _MESSAGE, "stat", [EXPORT, "/"]])
     waits = []
+    waits_from_due = []
     with connect(path) as client:
         _start_together(pipe)
         due = time.perf_counter() + _HEAD_START
         end = due + seconds
         while due < end:
-            time.sleep(max(0.0, due - time.perf_counter()))
+            began = due
+            if (early := due - time.perf_counter()) > 0:
+                time.sleep(early)
+                began = time.perf_counter()
             client.send(request)
             answer = msgpack.unpackb(client.recv(4096))
-            waits.append(time.perf_counter() - due)
+            now = time.perf_counter()
+            waits.append(now - began)
+            waits_from_due.append(now - due)
             if answer[3]["type"] != "dir":
                 raise WrongBytesError(f"{answer}")
             due += _STAT_EVERY
-    pipe.send([waits])
+    pipe.send([waits, waits_from_due])
 
 
 def _jobs(pipe: Connection, path: str, counts: tuple[int, ...]) -> None:
