@@ -140,7 +140,10 @@ class VisibleExports:
             CallError: UNKNOWN_EXPORT: there is none, or the client may not know of it.
 
         """
-        found = self._exports.get(name)
+        try:
+            found = self._exports[name]
+        except KeyError:
+            found = None
         if found is None or not rights.sees(name, found.config.access):
             if found is not None:
                 self.refusals.note(rights.peer, f"export {name}")

@@ -267,12 +267,13 @@ class Hub:
         """Let a user's connections go on; return how many steps these were."""
         left = turn.steps
         heard: Client | None = None
+        are_several = False
         while queue and left > 0:
             client = queue.popleft()
-            if client is not heard:
-                # One after the other tells that they are several; of the same ones again it would
-                # tell no more.
+            if client is not heard and not are_several:
+                # A second one tells that they are several, and further ones tell no more.
                 self._turns.hear(client.sharer)
+                are_several = heard is not None
                 heard = client
             client.is_queued = False
             left -= client.go_on(left, turn.request)

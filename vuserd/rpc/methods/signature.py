@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, TypeVar
 
 from vuserd.errors import CallError, ErrorCode
@@ -109,7 +110,8 @@ def listing_weight(_: list[Any], options: dict[str, Any]) -> int:
     return weight
 
 
-class Method(NamedTuple):
+@dataclass(frozen=True)
+class Method:
     """A method of the RPC.
 
     The handler is called with the :class:`~vuserd.rpc.caller.Caller` and the parameters, options by
@@ -133,6 +135,14 @@ class Method(NamedTuple):
     #: Called like the handler: returns the call as a procedure of a few requests, which returns
     #: what the handler does; None where the handler has to do it. What it raises, the handler does.
     short: Callable[..., Short | None] | None = None
+
+    @functools.cached_property
+    def _checks(self) -> list[Callable[[Any], Any]]:
+        return [kind.check for kind in self.params.values()]
+
+    @functools.cached_property
+    def _defaults(self) -> dict[str, Any]:
+        return {name: option.default for name, option in self.options.items()}
 
     def describe(self) -> dict[str, Any]:
         """Return the method as ``api_info`` shows it."""
@@ -162,17 +172,16 @@ class Method(NamedTuple):
             CallError: BAD_REQUEST, saying which parameter is wrong and what it should be.
 
         """
-        params, count = self.params, len(values)
-        if not len(params) <= count <= len(params) + bool(self.options):
+        checks, options, count = self._checks, self._defaults.copy(), len(values)
+        if not len(checks) <= count <= len(checks) + bool(options):
             raise self._refused(f"takes {self._usage()}; {count} parameters were given")
         arguments: list[Any] = []
         try:
-            for kind, value in zip(params.values(), values, strict=False):
-                arguments.append(kind.check(value))
+            for check, value in zip(checks, values, strict=False):
+                arguments.append(check(value))
         except (TypeError, ValueError) as error:
-            raise self._refused(f"{[*params][len(arguments)]}: {error}") from None
-        options = {name: option.default for name, option in self.options.items()}
-        if count > len(params):
+            raise self._refused(f"{[*self.params][len(arguments)]}: {error}") from None
+        if count > len(checks):
             for name, value in self._given_options(values[-1]).items():
                 if name not in options:
                     raise self._refused(f"has no option {name!r}, only {', '.join(options)}")
@@ -253,7 +262,8 @@ def methods_of(owner: object) -> dict[str, Method]:
         if hasattr(member, _DECLARED)
     }
     return {
-        name: found._replace(
+        name: replace(
+            found,
             handler=getattr(owner, name),
             short=None if found.short is None else functools.partial(found.short, owner),
         )
