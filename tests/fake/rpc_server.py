@@ -274,7 +274,7 @@ class FakeDaemon:
     def _answer(self, request: Request) -> tuple[bytes, list[int]]:
         """Return a response, and the descriptors to send with it."""
         self.before(request)
-        msgid, method, params = request
+        msgid, method, params, _ = request
         if method in self.raw:
             return self.raw[method](request), []
         if method in self.results:

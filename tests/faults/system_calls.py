@@ -14,7 +14,7 @@ import trio
 from tests.fake.backend import FakeBackend
 from tests.faults.harness import FOR_EVER
 from vuserd.client.trio_client import TrioClient
-from vuserd.config.model import DaemonConfig, ExportConfig, ListenConfig
+from vuserd.config.model import Access, DaemonConfig, ExportConfig, ListenConfig
 from vuserd.daemon import Daemon
 
 
@@ -70,10 +70,15 @@ FILE: Final = "files"
 
 
 @asynccontextmanager
-async def daemon_on(backend: FakeBackend, folder: str) -> AsyncIterator[str]:
+async def daemon_on(
+    backend: FakeBackend,
+    folder: str,
+    access: Access = Access(),  # noqa: B008 - it is immutable
+) -> AsyncIterator[str]:
     """Run a daemon with one export, on a backend that comes back; give its socket's path."""
     theirs, ours = os.path.join(folder, "backend.sock"), os.path.join(folder, "vuserd.sock")
-    config = DaemonConfig((ListenConfig(ours),), (ExportConfig(FILE, socket=theirs),))
+    export = ExportConfig(FILE, socket=theirs, access=access)
+    config = DaemonConfig((ListenConfig(ours),), (export,))
     daemon = Daemon(lambda: config)
     async with backend.listening(theirs), trio.open_nursery() as nursery:
         with trio.fail_after(FOR_EVER):

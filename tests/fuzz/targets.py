@@ -62,6 +62,7 @@ from vuserd.wire.codec import (
     Notification,
     Request,
     Response,
+    decode_value,
     encode_response,
     split_request,
 )
@@ -112,7 +113,11 @@ def _take_the_quick_way(stream: bytes) -> None:
     while (found := split_request(stream)) is not None:
         request, rest = found
         decoder.feed(stream[: len(stream) - len(rest)])
-        assert repr(decoder.next_message()) == repr(request)  # repr: nan is not itself
+        plain = request._replace(said=b"")
+        assert repr(decoder.next_message()) == repr(plain)  # repr: nan is not itself
+        if request.said:
+            said = decode_value(b"\x92" + request.said)
+            assert repr(said) == repr([request.method, request.params])
         assert decoder.buffered == 0
         stream = rest
 

@@ -18,6 +18,7 @@ from vuserd.wire.codec import (
     Notification,
     Request,
     Response,
+    decode_value,
     encode_notification,
     encode_request,
     encode_response,
@@ -40,7 +41,7 @@ foreign = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(scalars, inner, max_size=4),
     max_leaves=12,
 )
-requests = st.builds(Request, msgids, st.text(), st.lists(values, max_size=4))
+requests = st.builds(Request, msgids, st.text(), st.lists(values, max_size=4), st.just(b""))
 notifications = st.builds(Notification, st.text(), st.lists(values, max_size=4))
 responses = st.builds(Response, msgids, values, values)
 
@@ -48,7 +49,7 @@ responses = st.builds(Response, msgids, values, values)
 def encode(message: Request | Notification | Response) -> bytes:
     match message:
         case Request():
-            return encode_request(*message)
+            return encode_request(message.msgid, message.method, message.params)
         case Notification():
             return encode_notification(*message)
         case Response():
@@ -138,6 +139,8 @@ def test_the_quick_way_ends_where_the_decoder_does(sent: list[Request], rest: by
     while (found := split_request(stream)) is not None:
         request, rest = found
         decoder.feed(stream[: len(stream) - len(rest)])
-        assert decoder.next_message() == request
+        assert decoder.next_message() == request._replace(said=b"")
+        if request.said:
+            assert decode_value(b"\x92" + request.said) == [request.method, request.params]
         assert decoder.buffered == 0
         stream = rest

@@ -70,6 +70,18 @@ class TestRights:
         assert rights.sees("x", self.ALL)
         assert not rights.sees("x", self.NOBODY)
 
+    def test_alike_are_who_see_the_same(self) -> None:
+        inside = {"a"}
+        rights = Rights(Peer(1, 61_001, frozenset({61_002})), inside)
+        assert Rights(Peer(2, 61_001, frozenset({61_002})), inside).alike == rights.alike
+        others = [
+            Rights(Peer(1, 61_009, frozenset({61_002})), inside),
+            Rights(Peer(1, 61_001, frozenset({61_002, 61_003})), inside),
+            Rights(Peer(1, 61_001, frozenset({61_002})), {"a"}),
+            Rights(Peer(1, 61_001, frozenset({61_002}))),
+        ]
+        assert rights.alike not in {other.alike for other in others}
+
     def test_a_rig_bounds_everybody(self) -> None:
         rights = Rights(peer(0), {"a"})
         assert not rights.manages

@@ -14,6 +14,7 @@ from vuserd.wire.bin_head import (
     parse_bin_response_head,
 )
 from vuserd.wire.codec import (
+    MSGID_MAX,
     NEED_DATA,
     PLAIN_MAX,
     FramingError,
@@ -359,11 +360,30 @@ class TestQuickWay:
         other = encode_request(6, "stat", ["k", b"\xff", {"follow": False}])
         stream = STAT + other + STAT[:3]
         request, stream = split_request(stream) or pytest.fail("not taken")
-        assert request == Request(5, "stat", ["k", "/a"])
+        assert request == Request(5, "stat", ["k", "/a"], STAT[3:])
         request, stream = split_request(stream) or pytest.fail("not taken")
-        assert request == Request(6, "stat", ["k", b"\xff", {"follow": False}])
+        assert request == Request(6, "stat", ["k", b"\xff", {"follow": False}], other[3:])
         assert stream == STAT[:3]
         assert split_request(stream) is None
+
+    @pytest.mark.parametrize("msgid", [0, 127, 128, 255, 256, 65535, 65536, MSGID_MAX])
+    def test_what_is_said_is_all_behind_the_msgid(self, msgid: int) -> None:
+        said = [
+            split_request(encode_request(each, "stat", ["k", "/a"]) + rest)
+            for each, rest in ((msgid, b""), (msgid, STAT), (5, b"\0"))
+        ]
+        assert {found[0].said for found in said if found} == {STAT[3:]}
+
+    @pytest.mark.parametrize(
+        "head",
+        [
+            pytest.param(b"\x94\x00\xcf\0\0\0\0\0\0\0\x05", id="a msgid of 64 bits"),
+            pytest.param(b"\x94\xcc\x00\x05", id="a type that is no fixint"),
+            pytest.param(b"\xdc\x00\x04\x00\x05", id="an array of 16 bits"),
+        ],
+    )
+    def test_what_is_said_is_unknown_behind_an_odd_head(self, head: bytes) -> None:
+        assert split_request(head + STAT[3:]) == (Request(5, "stat", ["k", "/a"]), b"")
 
     @pytest.mark.parametrize(
         "frame",

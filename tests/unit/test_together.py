@@ -1,6 +1,8 @@
 """Equal calls that come at once are asked once, and each has its answer or its error."""
 
+import contextlib
 import gc
+import os
 import socket
 import weakref
 from collections.abc import Sequence
@@ -15,8 +17,10 @@ from protocol.fuse import Opcode
 from tests.fake.backend import Answer, FakeBackend, FuseRequest
 from tests.faults.harness import CONTENT, FOR_EVER, until
 from tests.faults.system_calls import FILE, daemon_on, is_served
+from vuserd.config.model import Access
 from vuserd.device.procedure import Done, Errand
 from vuserd.exports.together import Joint, Together
+from vuserd.rpc.access import Peer
 
 
 class Caller:
@@ -52,8 +56,11 @@ class Fakes:
 
 
 def join(together: Together, fakes: Fakes, callers: Sequence[Caller], key: object = "") -> Joint:
-    [joint] = {together.join(key, caller, fakes.make) for caller in callers}
+    joint = together.find(key) or together.add(key, fakes.make)
     assert joint is not None
+    for caller in callers:
+        assert together.find(key) is joint
+        joint.join(caller)
     return joint
 
 
@@ -142,10 +149,10 @@ def test_what_failed_is_not_kept_by_its_traceback() -> None:
 
 
 def test_where_no_errand_is_to_be_had_nobody_waits() -> None:
-    together, caller = Together(), Caller()
-    assert together.join("", caller, lambda _: None) is None
+    together = Together()
+    assert together.add("", lambda _: None) is None
+    assert together.find("") is None
     together.begin()
-    assert not caller.ends
 
 
 # -- at a daemon -----------------------------------------------------------------------------------
@@ -198,6 +205,31 @@ async def test_what_is_not_the_same_is_asked_by_itself(
         assert len(backend.named(Opcode.LOOKUP)) == 3
         assert "mtime_ns" in found[1][3]
         assert "mtime_ns" not in found[2][3]
+
+
+async def test_who_may_not_see_it_has_no_part_in_the_answer(
+    backend: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clients of one user, in different groups, say the same in one pass."""
+    groups = iter([{62_001}, {62_002}, {62_001}])
+
+    def peer(_: socket.socket) -> Peer:
+        return Peer(os.getpid(), 61_001, frozenset(next(groups)))
+
+    monkeypatch.setattr(Peer, "of", peer)
+    access = Access(groups=frozenset({62_001}))
+    async with daemon_on(backend, str(tmp_path), access) as address:
+        with contextlib.ExitStack() as stack, trio.fail_after(FOR_EVER):
+            clients = [stack.enter_context(trio.socket.socket(socket.AF_UNIX)) for _ in range(3)]
+            for client in clients:
+                await client.connect(address)
+            await trio.testing.wait_all_tasks_blocked()
+            for client in clients:  # at once: the daemon has no turn meanwhile
+                os.write(client.fileno(), msgpack.packb([0, 1, "stat", [FILE, "Image"]]))
+            found = [msgpack.unpackb(await client.recv(4096)) for client in clients]
+        codes = [None if error is None else error["code"] for _, _, error, _ in found]
+        assert codes == [None, "UNKNOWN_EXPORT", None]
+        assert len(backend.named(Opcode.LOOKUP)) == 1
 
 
 async def test_one_that_comes_when_another_was_asked_is_asked_again(

@@ -1,8 +1,9 @@
 """Short calls that come at once: each begins when all were received, and equal ones are one.
 
-What a pass of the hub receives is begun at the pass's end. Calls of one user that ask the same are
-asked once then, after the last of them has come: each has an answer that is as new as if it had
-been asked alone. A thousand rigs that look for the same kernel cost the backend a few requests::
+What a pass of the hub receives is begun at the pass's end. Calls that say the same, of clients of
+one user who may the same, are asked once then, after the last of them has come: each has an answer
+that is as new as if it had been asked alone. A thousand rigs that look for the same kernel cost the
+backend a few requests::
 
     stat A   stat B   stat A   ->   errand A, errand B   ->   three replies
 """
@@ -30,6 +31,10 @@ class Joint:
         self.errand: Errand[Any] | None = None
         self.waiters: dict[Waiter, None] = {}
 
+    def join(self, waiter: Waiter) -> None:
+        """Add a call."""
+        self.waiters[waiter] = None
+
     def leave(self, waiter: Waiter) -> None:
         """Remove a call; the errand is abandoned with the last one."""
         del self.waiters[waiter]
@@ -54,28 +59,27 @@ class Together:
     def __init__(self) -> None:
         self._waiting: dict[Hashable, Joint] = {}
 
-    def join(
-        self, key: Hashable, waiter: Waiter, make: Callable[[Done[Any]], Errand[Any] | None]
-    ) -> Joint | None:
-        """Add a call to those with the same key, whose errand begins soon.
+    def find(self, key: Hashable) -> Joint | None:
+        """Return what calls with this key wait for, if there are any whose errand begins soon."""
+        joint = self._waiting.get(key)
+        return None if joint is None or joint.errand is None else joint
+
+    def add(self, key: Hashable, make: Callable[[Done[Any]], Errand[Any] | None]) -> Joint | None:
+        """Make an errand that begins soon, and that calls with this key may join.
 
         Args:
-            key: what it asks, and on whose behalf; no other call has it if an answer is one's own.
-            waiter: the call.
-            make: makes the errand where there is none yet, to call what it is given at its end.
+            key: what they say, and on whose behalf; no other call has it if an answer is one's own.
+            make: makes the errand, to call what it is given at its end.
 
         Returns:
-            What it waits for; None where no errand can be made.
+            What the first of them is to join; None where no errand can be made.
 
         """
-        joint = self._waiting.get(key)
-        if joint is None or joint.errand is None:
-            joint = Joint()
-            joint.errand = make(joint._end)  # noqa: SLF001 - it is this module's own
-            if joint.errand is None:
-                return None
-            self._waiting[key] = joint
-        joint.waiters[waiter] = None
+        joint = Joint()
+        joint.errand = make(joint._end)  # noqa: SLF001 - it is this module's own
+        if joint.errand is None:
+            return None
+        self._waiting[key] = joint
         return joint
 
     def begin(self) -> None:

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Hashable, Iterator, Mapping
 from typing import Final, NamedTuple, Self
 
 from vuserd.config.model import Access
@@ -104,6 +104,11 @@ class Rights:
         self._is_trusted = peer.uid in (_ROOT, os.geteuid())
         #: Whether this client may change the daemon, and see what others do.
         self.manages = exports is None and self._is_trusted
+
+    @property
+    def alike(self) -> Hashable:
+        """What is equal for clients who see the same, whatever the exports are."""
+        return self.peer.uid, self.peer.groups, id(self.exports)
 
     def sees(self, name: str, access: Access) -> bool:
         """Return whether an export exists for this client."""

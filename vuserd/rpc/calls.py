@@ -8,7 +8,7 @@ import contextlib
 import functools
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Final
 
 import trio
@@ -123,6 +123,8 @@ class Calls:
         self._counters = counters
         self._account = account
         self._asker = Asker(account.uid, account.rig)
+        #: Of whom calls that say the same have the same answer.
+        self._alike = self._asker, rights.alike
         self._stall = limits.stall
         #: The client, as its calls see it.
         self.caller = Caller(rights, account, limits)
@@ -158,6 +160,13 @@ class Calls:
         if method is None or method.short is None:
             return False
         began = time.perf_counter()
+        key: Hashable = None
+        if method.shares and request.said:
+            key = self._alike, request.said
+            joint = self._together.find(key)
+            if joint is not None:
+                self._wait_for(joint, _ShortCall(self, request, method, 0, began))
+                return True
         payload = self.allowance.payload
         try:
             arguments, options = method.bind(request.params)
@@ -177,17 +186,20 @@ class Calls:
         if short is None or (wanted and not payload.try_take(wanted)):
             return False
         call = _ShortCall(self, request, method, wanted, began)
-        export, procedure, asks = short
-        key = call if asks is None else (export, self._asker, asks)
-        joint = self._together.join(
-            key, call, lambda done: export.errand(self._asker, procedure, done)
+        export, procedure = short
+        joint = self._together.add(
+            key or call, lambda done: export.errand(self._asker, procedure, done)
         )
         if joint is None:
             if wanted:
                 payload.give_back(wanted)
             return False
-        self._short[call] = joint
+        self._wait_for(joint, call)
         return True
+
+    def _wait_for(self, joint: Joint, call: _ShortCall) -> None:
+        joint.join(call)
+        self._short[call] = joint
 
     def end_short(self, call: _ShortCall, found: Any, failure: Exception | None) -> None:
         """Answer a short call, or go on with it in a task."""

@@ -41,6 +41,7 @@ class FileMethods:
         {"follow": Option(FLAG, default=True)} | OPENED | SPLIT | TIMED,
         "map",
         short=short.stat,
+        shares=True,
     )
     async def stat(
         self,

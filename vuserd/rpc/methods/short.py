@@ -1,7 +1,7 @@
 """The methods that are a few requests at most, as procedures: such a call needs no task."""
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from protocol.fuse import Attributes
@@ -35,8 +35,6 @@ class Short(NamedTuple):
 
     export: Export
     procedure: Callable[[FileSystem], Procedure[Any]]
-    #: What it asks of the export, where calls that ask the same may share what is found.
-    asks: Hashable = None
 
 
 def stat(
@@ -59,8 +57,7 @@ def stat(
         return None
     found = owner.exports.find(caller.rights, export)
     show = split_stat_map if split_times else stat_map
-    asks = stat, path, follow, split_times
-    return Short(found, functools.partial(_shown, path, follow, show), asks)
+    return Short(found, functools.partial(_shown, path, follow, show))
 
 
 def _shown(

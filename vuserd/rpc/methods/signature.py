@@ -135,6 +135,8 @@ class Method:
     #: Called like the handler: returns the call as a procedure of a few requests, which returns
     #: what the handler does; None where the handler has to do it. What it raises, the handler does.
     short: Callable[..., Short | None] | None = None
+    #: Whether short calls that come at once, and say the same, may share what is found.
+    shares: bool = False
 
     @functools.cached_property
     def _checks(self) -> list[Callable[[Any], Any]]:
@@ -231,6 +233,7 @@ def method(
     answer: answers.Answer = answers.value,
     weight: Weight = weightless,
     short: Callable[..., Short | None] | None = None,
+    shares: bool = False,
 ) -> Callable[[_Handler], _Handler]:
     """Declare a coroutine function to be the method of its name, as :class:`Method` has it."""
 
@@ -247,6 +250,7 @@ def method(
             answer,
             weight,
             short,
+            shares,
         )
         setattr(handler, _DECLARED, declared)
         return handler
