@@ -10,13 +10,16 @@ import select
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from vuserd.client.core.exchange import ANCILLARY_SPACE, SEND_FLAGS, Link, Received
 from vuserd.client.core.ticket import Ticket
 from vuserd.client.descriptors import let_go
 from vuserd.client.errors import ConnectionLost
 from vuserd.wire.descriptors import ancillary_with, received_descriptors
+
+#: Seconds of one poll(), which knows no more than 24 days: a longer wait takes several.
+_AT_MOST: Final = 3600.0
 
 
 class SyncLink(Link):
@@ -54,7 +57,7 @@ class SyncLink(Link):
                 ticket.fail(ConnectionLost(core.reason))
             elif deadline is not None:
                 left = deadline - time.monotonic()
-                self._exchange(max(left, 0.0))
+                self._exchange(min(max(left, 0.0), _AT_MOST))
                 if left <= 0:
                     return
             elif core.outgoing:
