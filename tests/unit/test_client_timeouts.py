@@ -119,3 +119,39 @@ def test_one_that_is_waited_for_again(fake_daemon: FakeDaemon) -> None:
             client.finish(ticket, timeout=SHORT)
         client.exports()
         assert client.finish(ticket)
+
+
+def test_one_of_weeks(client: Client, connect: Connect, fake_daemon: FakeDaemon) -> None:
+    """No system call takes so long a time-out."""
+    for seconds in (3e6, 1e300):
+        assert client.exports(timeout=seconds)
+        with connect(fake_daemon.address, timeout=seconds) as patient:
+            assert patient.exports()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("error", [TimedOut, KeyboardInterrupt])
+def test_memory_is_let_go_of_without_waiting(
+    client: Client,
+    fake_daemon: FakeDaemon,
+    silence: Callable[[str], threading.Event],
+    error: type[BaseException],
+) -> None:
+    """The daemon detaches it when the load ends that was given up."""
+    goes_on = silence("load")
+    memory = client.attach(size=4096)
+
+    def use() -> None:
+        with memory:
+            with pytest.raises(TimedOut):
+                memory.load("kernels", "image", 0, length=9, timeout=SHORT)
+            raise error("as the load, or the user, would have it")
+
+    with pytest.raises(error):
+        use()
+    assert not goes_on.is_set()
+    memory.detach()  # which it is
+    goes_on.set()
+    client.exports()
+    assert fake_daemon.memories == {}
+    assert [request.method for request in fake_daemon.requests].count("detach") == 1

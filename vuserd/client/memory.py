@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from vuserd.client.calls import Call, RemotePath, detach, load
-from vuserd.client.errors import ConnectionLost
+from vuserd.client.errors import ConnectionLost, TimedOut
 
 T = TypeVar("T")
 
@@ -75,9 +75,12 @@ class SharedMemory:
 class _Attached:
     """What attached memory is with all clients. ``id`` is the daemon's name for it."""
 
-    def __init__(self, memory: SharedMemory, identifier: int) -> None:
+    def __init__(
+        self, tell: Callable[[Call[None]], None], memory: SharedMemory, identifier: int
+    ) -> None:
         self.id = identifier
         self.size = memory.size
+        self._tell = tell
         self._memory = memory
         self._detached = False
 
@@ -90,12 +93,36 @@ class _Attached:
         """The memory, mapped for reading and writing by the first use, closed when it detaches."""
         return self._memory.mapping()
 
+    def _let_go(self) -> None:
+        """Tell the daemon that it is detached, and wait for no answer."""
+        if self._detached:
+            return
+        self._detached = True
+        try:
+            self._tell(detach(self.id))
+        finally:
+            self._memory.close()
+
+
+def _may_wait(kind: type[BaseException] | None) -> bool:
+    """Return whether a block that ended so waits for the daemon: not after an interruption.
+
+    Nor where a call in it has waited for too long: the detach ends after the load that it gave up.
+    """
+    return kind is None or (issubclass(kind, Exception) and not issubclass(kind, TimedOut))
+
 
 class AttachedMemory(_Attached):
     """Memory that the daemon loads files into: ``with client.attach(memfd) as memory: ...``."""
 
-    def __init__(self, call: "_Does", memory: SharedMemory, identifier: int) -> None:
-        super().__init__(memory, identifier)
+    def __init__(
+        self,
+        call: "_Does",
+        tell: Callable[[Call[None]], None],
+        memory: SharedMemory,
+        identifier: int,
+    ) -> None:
+        super().__init__(tell, memory, identifier)
         self._call = call
 
     def load(
@@ -137,6 +164,9 @@ class AttachedMemory(_Attached):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not _may_wait(kind):
+            self._let_go()
+            return
         with suppress(ConnectionLost):  # which has detached it
             self.detach()
 
@@ -151,8 +181,8 @@ class AsyncAttachedMemory(_Attached):
         memory: SharedMemory,
         identifier: int,
     ) -> None:
-        super().__init__(memory, identifier)
-        self._call, self._tell = call, tell
+        super().__init__(tell, memory, identifier)
+        self._call = call
 
     async def load(
         self,
@@ -193,13 +223,11 @@ class AsyncAttachedMemory(_Attached):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None or issubclass(kind, Exception):
-            with suppress(ConnectionLost):  # which has detached it
-                await self.detach()
-        elif not self._detached:  # cancelled: asyncio would let it wait
-            self._detached = True
-            self._tell(detach(self.id))
-            self._memory.close()
+        if not _may_wait(kind):
+            self._let_go()
+            return
+        with suppress(ConnectionLost):  # which has detached it
+            await self.detach()
 
 
 class _Does(Protocol):

@@ -292,8 +292,8 @@ class Client(WholeFiles):
         shrinking and further seals, for as long as it exists. ``size`` is in bytes, of whole pages;
         by default all of your memfd.
         """
-        memory, identifier = self._run(composite.attach(self._talk, memfd, size=size), timeout)
-        return AttachedMemory(self.call, memory, identifier)
+        lent = self._run(composite.attach(self._talk, memfd, size=size), timeout)
+        return AttachedMemory(self.call, self._talk.tell, *lent)
 
     def load(
         self,
