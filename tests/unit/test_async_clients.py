@@ -8,7 +8,7 @@ import pydoc
 import re
 import socket
 import threading
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +21,7 @@ from tests.loops import Loop
 from vuserd.client import AsyncioClient, Client, TrioClient, calls
 from vuserd.client.async_client import AsyncClient
 from vuserd.client.errors import CannotConnect, ConnectionLost, NotTaken, RemoteError
-from vuserd.client.files import sinks, transfer
+from vuserd.client.files import destinations, sinks, transfer
 from vuserd.wire.codec import Request
 
 #: More than a socket holds that nobody reads from.
@@ -544,6 +544,51 @@ class TestAsyncio:
 
         monkeypatch.setattr(sinks, "write_at", fail)
         asyncio.run(main())
+
+    @pytest.mark.parametrize("is_late", [False, True])
+    def test_no_thread_to_be_had(
+        self,
+        fake_daemon: FakeDaemon,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        is_late: bool,
+    ) -> None:
+        """What has no thread is never called, unless one that was busy is quick to take it."""
+        goes_on, taken = threading.Event(), threading.Event()
+        refused: list[threading.Thread] = []
+        folder = tmp_path / "folder"
+        folder.mkdir()
+
+        def made(local: str) -> tuple[str, str, int, bool]:
+            taken.set()
+            return make_beside(local)
+
+        def refuse_once(thread: threading.Thread) -> None:
+            if refused:
+                start(thread)
+                return
+            refused.append(thread)
+            if not is_late:
+                goes_on.set()
+                assert taken.wait(10)
+            raise RuntimeError("can't start new thread")
+
+        async def main() -> None:
+            async with AsyncioClient.connect(fake_daemon.address) as connected:
+                busy = asyncio.ensure_future(asyncio.to_thread(goes_on.wait, 10))
+                await asyncio.sleep(0)
+                monkeypatch.setattr(threading.Thread, "start", refuse_once)
+                with pytest.raises(RuntimeError, match="new thread") if is_late else nullcontext():
+                    await connected.download("kernels", "image", folder / "image")
+                goes_on.set()
+                await busy
+                await asyncio.to_thread(int)  # behind what may be left for a thread
+
+        make_beside, start = destinations._make_beside, threading.Thread.start
+        monkeypatch.setattr(destinations, "_make_beside", made)
+        asyncio.run(main())
+        assert refused
+        assert os.listdir(folder) == ([] if is_late else ["image"])
 
     def test_two_clients_in_two_loops_after_each_other(self, fake_daemon: FakeDaemon) -> None:
         async def main() -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import suppress
 
 from vuserd.client.async_client import AsyncClient
@@ -66,8 +67,19 @@ class _AsyncioRuntime(Runtime):
                 await wait()
 
     async def in_thread(self, function: Callable[[], object]) -> None:
-        """Call a function in a thread of the loop's executor."""
-        future = self._loop.run_in_executor(None, function)
+        """Call a function in a thread of the loop's executor.
+
+        Raises:
+            RuntimeError: there is no thread to be had; it is not called then.
+
+        """
+        called: Future[None] = Future()
+        try:
+            future = self._loop.run_in_executor(None, _call, function, called)
+        except RuntimeError:  # the executor has it all the same, for a thread that is busy
+            if called.cancel():
+                raise
+            future = asyncio.wrap_future(called, loop=self._loop)  # that was quick
         cancelled: asyncio.CancelledError | None = None
         while not future.done():
             try:
@@ -78,6 +90,21 @@ class _AsyncioRuntime(Runtime):
             future.exception()  # or asyncio tells that nobody asked for it
             raise cancelled
         future.result()
+
+
+def _call(function: Callable[[], object], called: "Future[None]") -> None:
+    """Call a function, unless ``called`` was cancelled, and settle that."""
+    if not called.set_running_or_notify_cancel():
+        return
+    try:
+        function()
+    except BaseException as error:
+        called.set_exception(error)
+        raise
+    else:
+        called.set_result(None)
+    finally:
+        del called  # which its error's traceback refers to
 
 
 class AsyncioClient(AsyncClient):
