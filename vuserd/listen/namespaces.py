@@ -18,14 +18,18 @@ def unix_socket_in(path: str) -> socket.socket:
     """Return a new unix stream socket of the network namespace at ``path``; wait for its thread.
 
     Raises:
-        OSError: there is no network namespace, or this process may not enter it (setns(2)).
-        RuntimeError: the system has no thread to spare.
+        OSError: there is no network namespace, or this process may not enter it (setns(2));
+            without a number: there is no thread to be had.
 
     """
     from concurrent.futures import ThreadPoolExecutor  # few daemons have rigs
 
     with ThreadPoolExecutor(max_workers=1) as its_own:
-        return its_own.submit(_enter_and_make, path).result()
+        try:
+            making = its_own.submit(_enter_and_make, path)
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+        return making.result()
 
 
 def _enter_and_make(path: str) -> socket.socket:
