@@ -462,6 +462,22 @@ def test_what_its_user_may_have_is_made_room_for_by_this_client_alone() -> None:
     assert (holdings.count, holdings.size) == (1, 8)
 
 
+def test_nothing_is_ended_where_that_makes_no_room() -> None:
+    holdings = Holdings(3, 100)
+    table: ContinuationTable[Going] = ContinuationTable(2, holdings)
+    first, second = Going(20), Going(20)
+    tokens = [table.keep(going, ("files",)) for going in (first, second)]
+    holdings.take(50)  # of another client
+    with pytest.raises(CallError, match="would take 141 bytes") as refused:
+        table.keep(Going(51), ("files",))
+    assert refused.value.code == "TOO_LARGE"
+    assert [first.is_closed, second.is_closed] == [False, False]
+    assert table.take(tokens[1], ("files",)) is second
+    table.end(second)
+    table.keep(Going(50), ("files",))
+    assert first.is_closed
+
+
 def test_what_is_read_on_counts_meanwhile() -> None:
     holdings = Holdings(2, 100)
     table: ContinuationTable[Going] = ContinuationTable(9, holdings)

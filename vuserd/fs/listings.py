@@ -54,13 +54,16 @@ class ContinuationTable(Generic[Going]):
 
         Raises:
             CallError: TOO_LARGE: its user has too much, and this client nothing that could make
-                room; it is closed.
+                room; it is closed, and no other is.
 
         """
         self._uncount(going)
         size = going.remembered
-        while self._going and (len(self._going) >= self._most or not self._holdings.has_room(size)):
-            self.end(self._going.popitem(last=False)[1][0])
+        if self._can_make_room(size):
+            while self._going and (
+                len(self._going) >= self._most or not self._holdings.has_room(size)
+            ):
+                self.end(self._going.popitem(last=False)[1][0])
         try:
             self._holdings.take(size)
         except CallError:
@@ -104,6 +107,11 @@ class ContinuationTable(Generic[Going]):
         """Let go of all of them, once no call has one."""
         while self._going:
             self.end(self._going.popitem()[1][0])
+
+    def _can_make_room(self, size: int) -> bool:
+        """Return whether there is room for one of ``size`` bytes once all others are ended."""
+        others = [self._sizes[going] for going, _ in self._going.values()]
+        return self._holdings.has_room(size - sum(others), 1 - len(others))
 
     def _uncount(self, going: Going) -> None:
         size = self._sizes.pop(going, None)

@@ -22,9 +22,9 @@ class Holdings:
         self.count = 0
         self.size = 0
 
-    def has_room(self, size: int = 0) -> bool:
-        """Return whether the user may have one more, which takes ``size`` bytes."""
-        return self.count < self._most and self.size + size <= self._most_bytes
+    def has_room(self, size: int = 0, count: int = 1) -> bool:
+        """Return whether the user may have ``count`` more, which take ``size`` bytes together."""
+        return self.count + count <= self._most and self.size + size <= self._most_bytes
 
     def require_room(self, size: int = 0) -> None:
         """Refuse one more, of ``size`` bytes, where that would exceed a limit.
@@ -33,19 +33,19 @@ class Holdings:
             CallError: TOO_LARGE.
 
         """
-        if self.count >= self._most:
-            raise CallError(
-                ErrorCode.TOO_LARGE,
-                f"the connections of this user have {self.count} {_KINDS}, as many as one user"
-                " may have: close some of them, or connections",
-                limit=self._most,
-            )
         if self.size + size > self._most_bytes:
             raise CallError(
                 ErrorCode.TOO_LARGE,
                 f"the listings and walks of this user would take {self.size + size} bytes of the"
                 " daemon's memory: finish some of them, or close their connections",
                 limit=self._most_bytes,
+            )
+        if self.count >= self._most:
+            raise CallError(
+                ErrorCode.TOO_LARGE,
+                f"the connections of this user have {self.count} {_KINDS}, as many as one user"
+                " may have: close some of them, or connections",
+                limit=self._most,
             )
 
     def take(self, size: int = 0) -> None:
