@@ -16,6 +16,7 @@ from vuserd.client.errors import (
     NotTaken,
     RemoteError,
 )
+from vuserd.client.records import Backend, ExportInfo
 from vuserd.wire.address import (
     SYSTEM_SOCKET,
     Candidate,
@@ -65,6 +66,10 @@ class TestAddress:
     def test_abstract(self) -> None:
         assert to_sockaddr("@vuserd") == "\0vuserd"
         assert to_sockaddr("/run/x") == "/run/x"
+
+
+RIG = {"netns": "lab", "socket": "@vuserd", "state": "failed", "exports": [], "clients": 0}
+API = {"version": "1", "api_level": 1, "api_compatible": 1, "methods": [], "errors": []}
 
 
 class TestCore:
@@ -192,6 +197,12 @@ class TestCore:
             (calls.exports(), {}),
             (calls.exports(), [{"name": "k"}]),
             (calls.exports(), [5]),
+            (calls.exports(), [{"name": "k", "state": "failed", "reason": 5}]),
+            (calls.exports(), [{"name": "k", "state": "ready", "backend": "C"}]),
+            *(
+                (calls.exports(), [{"name": "k", "state": "ready", "backend": {"kind": "C"} | odd}])
+                for odd in ({"version": 5}, {"pid": "5"}, {"generation": "1"})
+            ),
             (calls.stat("k", ""), {}),
             (calls.stat("k", ""), None),
             (calls.stat("k", ""), Node().stat() | {"size": "1"}),
@@ -206,7 +217,10 @@ class TestCore:
             (calls.reload("k"), [5]),
             (calls.rigs(), [{"netns": "lab"}]),
             (calls.rigs(), [{"netns": 5}]),
+            (calls.rigs(), [RIG | {"reason": 5}]),
             (calls.api_info(), None),
+            (calls.api_info(), API | {"methods": [5]}),
+            (calls.load(1, 0, "k", "f"), {"length": -1}),
         ],
     )
     def test_an_answer_of_another_shape(self, call: calls.Call[Any], result: Any) -> None:
@@ -215,6 +229,13 @@ class TestCore:
         receive(core, encode_response(ticket.msgid, None, result))
         with pytest.raises(BadReply):
             ticket.result()
+
+    def test_what_may_be_missing(self) -> None:
+        exported = calls.exports().decode(
+            [{"name": "k", "state": "ready", "backend": {"kind": "C"}}]
+        )
+        assert exported == [ExportInfo("k", "ready", Backend("C", None, None, None), None)]
+        assert calls.rigs().decode([RIG])[0].reason is None
 
     def test_a_call_with_its_own_time(self) -> None:
         assert calls.within(0.5, calls.statfs("k")).params == ["k", {"timeout": 0.5}]

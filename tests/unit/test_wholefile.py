@@ -1000,6 +1000,7 @@ class TestDamagedAnswers:
             GOOD | {"by_attributes": "no"},
             GOOD | {"size": -1},
             GOOD | {"size": 1.5},
+            GOOD | {"size": 1 << 63},
             GOOD | {"mtime_ns": "now"},
         ],
     )
@@ -1044,7 +1045,7 @@ class TestDamagedAnswers:
         assert asked(fake_daemon, "close") == 1
 
     @pytest.mark.parametrize("method", ["stat", "load", "attach"])
-    @pytest.mark.parametrize("answer", [None, {}, "1"])
+    @pytest.mark.parametrize("answer", [None, {}, "1", {"length": -1}])
     def test_others(
         self, fake_daemon: FakeDaemon, taker: Taker, way: Way, method: str, answer: object
     ) -> None:

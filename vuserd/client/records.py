@@ -77,6 +77,8 @@ def _are_numbers(fields: tuple[Any, ...]) -> bool:
 _WORD: Final = 0xFFFF_FFFF
 _WORDS: Final = frozenset({"mode", "nlink", "uid", "gid", "blksize"})
 _LONG: Final = frozenset({"size", "ino", "rdev", "blocks"})
+#: The most bytes of a file: offsets in it are loff_t.
+_LONGEST: Final = (1 << 63) - 1
 
 
 def require_possible(field: str, values: Sequence[Any]) -> None:
@@ -111,8 +113,8 @@ class OpenedFile(NamedTuple):
     def from_wire(cls, value: Any) -> "OpenedFile":
         """Make it of the map that ``open`` returns."""
         stat = Stat.from_wire(value)
-        if stat.size < 0:
-            raise BadReply("the daemon opened a file of a negative size")
+        if stat.size > _LONGEST:
+            raise BadReply("the daemon opened a file of a size that no file can have")
         return cls(
             field_of(value, "file"),
             stat,
@@ -350,11 +352,11 @@ class ExportInfo(NamedTuple):
         if backend is not None:
             backend = Backend(
                 field_of(backend, "kind", str),
-                backend.get("version"),
-                backend.get("pid"),
-                backend.get("generation"),
+                _optional(backend, "version", to_name),
+                _optional(backend, "pid", to_int),
+                _optional(backend, "generation", to_int),
             )
-        return cls(name, state, backend, value.get("reason"))
+        return cls(name, state, backend, _optional(value, "reason", to_name))
 
 
 class RigInfo(NamedTuple):
@@ -376,7 +378,7 @@ class RigInfo(NamedTuple):
             field_of(value, "state", str),
             [to_name(name) for name in field_of(value, "exports", to_list)],
             field_of(value, "clients"),
-            value.get("reason"),
+            _optional(value, "reason", to_name),
         )
 
 
@@ -431,7 +433,7 @@ class ApiInfo(NamedTuple):
             field_of(value, "version", str),
             field_of(value, "api_level"),
             field_of(value, "api_compatible"),
-            field_of(value, "methods", to_list),
+            [to_map(method) for method in field_of(value, "methods", to_list)],
             field_of(value, "errors", to_list),
         )
 
@@ -489,6 +491,8 @@ def to_flag(value: object) -> bool:
 def to_length(value: object) -> int:
     """Return the number of bytes that ``load`` returns."""
     length: int = field_of(value, "length")
+    if length < 0:
+        raise BadReply("the daemon loaded a negative number of bytes")
     return length
 
 
@@ -534,3 +538,9 @@ def field_of(value: Any, key: str, convert: Callable[[Any], Any] = to_int) -> An
     except (KeyError, TypeError, IndexError):
         raise BadReply(f"the daemon's answer has no {key!r}") from None
     return _typed(field, str) if convert is str else convert(field)
+
+
+def _optional(value: dict[str, Any], key: str, convert: Callable[[Any], T]) -> T | None:
+    """Return one field of a map from the wire; None where it is nil or missing."""
+    field = value.get(key)
+    return None if field is None else convert(field)
