@@ -1044,6 +1044,15 @@ class TestDamagedAnswers:
         assert asked(fake_daemon, "extents") <= 2
         assert asked(fake_daemon, "close") == 1
 
+    def test_extents_that_never_come(
+        self, fake_daemon: FakeDaemon, taker: Taker, image: Node
+    ) -> None:
+        image.blocks = 1
+        vars(fake_daemon)["do_extents"] = lambda *asked: {"extents": [], "next": asked[3] + 1}
+        with pytest.raises(BadReply, match="lead nowhere"):
+            download(taker)
+        assert asked(fake_daemon, "extents") == 1
+
     @pytest.mark.parametrize("method", ["stat", "load", "attach"])
     @pytest.mark.parametrize("answer", [None, {}, "1", {"length": -1}])
     def test_others(

@@ -375,7 +375,7 @@ def _extents(file: OpenFile, size: int) -> Procedure[_Parts]:
             raise BadReply("the daemon sent extents that were not asked for")
         if page.extents and sum(page.extents[-1]) > size:
             raise BadReply("the daemon sent extents beyond the end of their file")
-        if page.next is not None and page.next <= position:
+        if page.next is not None and not (page.extents and page.next > position):
             raise BadReply("the daemon sent extents that lead nowhere")
         parts += page.extents
         position = page.next
