@@ -496,6 +496,14 @@ class TestPool:
             assert lent.exports()
         with pytest.raises(RuntimeError, match="closed"), pool.client():
             pass
+        child = os.fork()
+        if not child:
+            try:
+                with pool.client():
+                    os._exit(1)
+            except RuntimeError:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         with pytest.raises(CannotConnect), ClientPool(str(tmp_path / "none")).client():
             pass
         with pytest.raises(ValueError, match="0 clients"):

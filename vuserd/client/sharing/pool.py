@@ -38,12 +38,12 @@ class ClientPool:
             raise ValueError(f"a pool of {size} clients")
         self._address, self._timeout, self._reconnect = address, timeout, reconnect
         self._size = size
+        self._closed = False
         self._begin()
 
     def _begin(self) -> None:
         self._idle: list[Client] = []  # append() and pop() are whole, whatever thread does them
         self._room = threading.BoundedSemaphore(self._size)
-        self._closed = False
         self._owner = Owner()
 
     @contextmanager
