@@ -262,3 +262,23 @@ class TestOwner:
         )
         assert client.exports()
         assert fake_daemon.connections == 1
+
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_what_the_child_of_a_fork_cleans_up(
+        self, client: Client, fake_daemon: FakeDaemon
+    ) -> None:
+        """The child sends nothing on the connection: what it has of it is the parent's."""
+        ticket = client.begin(calls.open_file("kernels", "image"))
+        client.exports()  # its answer comes after the other one
+        assert ticket.done
+        child = os.fork()
+        if not child:
+            client.abandon(ticket)
+            client.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        opened = client.finish(ticket)
+        client.exports()
+        assert [file for _, file in fake_daemon.open] == [opened.file]
+        client.call(calls.close_file(opened.file))
+        assert fake_daemon.connections == 1

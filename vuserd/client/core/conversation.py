@@ -103,7 +103,12 @@ class Conversation(Generic[L]):
         return ticket
 
     def abandon(self, ticket: Ticket[Any]) -> None:
-        """Forget a call that was begun; what its result holds is let go."""
+        """Forget a call that was begun; what its result holds is let go.
+
+        Where the child of a fork cleans up, it is the parent's, and so is the connection.
+        """
+        if not self.owner.is_of_this_process:
+            return
         ticket.core.abandon(ticket)
         self.link.send()  # what undoes its result, where that was there
 
