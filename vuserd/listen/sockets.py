@@ -92,7 +92,6 @@ def _bound_to_file(
     listener: socket.socket, config: ListenConfig, stack: contextlib.ExitStack
 ) -> Bound:
     path, trust = config.address, own_trust()
-    to_sockaddr(path)
     parent, name = os.path.split(path)
     if path == SYSTEM_SOCKET:
         os.makedirs(parent, mode=0o755, exist_ok=True)
