@@ -354,6 +354,16 @@ def test_glob(
     assert list(client.glob("kernels", pattern)) == PATTERNS[pattern]
 
 
+@pytest.mark.timeout(20)
+def test_glob_of_a_deep_tree(client: Client, fake_daemon: FakeDaemon) -> None:
+    """Neither its depth nor the ways that ``**`` may stand for it take much."""
+    path = "a/" * 2000 + "b.ko"
+    entry = {"path": path, "type": "file", "ino": 1}
+    fake_daemon.results["walk"] = {"entries": [entry], "problems": [], "next": None}
+    assert list(client.glob("kernels", "**/*.ko")) == [path]
+    assert list(client.glob("kernels", "**/a/**/a/**/a/**/c")) == []
+
+
 def test_glob_of_no_export(client: Client) -> None:
     with pytest.raises(RemoteError, match="UNKNOWN_EXPORT"):
         list(client.glob("others", "*"))

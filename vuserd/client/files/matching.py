@@ -85,14 +85,23 @@ def _matches_below(
 
 
 def _fit(names: Sequence[str], parts: Sequence[str]) -> bool:
-    if not parts:
-        return not names
-    first, *rest = parts
-    if first == _ANY_DEPTH:
-        if _fit(names, rest):
-            return True
-        return bool(names) and names[0][:1] != "." and _fit(names[1:], parts)
-    return bool(names) and _matches(names[0], first) and _fit(names[1:], rest)
+    """Return whether the components of a path match the parts of a pattern, all of both."""
+    reached = _with_any_depth({0}, parts)
+    for name in names:
+        following = set()
+        for at in reached - {len(parts)}:
+            if parts[at] != _ANY_DEPTH:
+                if _matches(name, parts[at]):
+                    following.add(at + 1)
+            elif name[:1] != ".":
+                following.add(at)
+        reached = _with_any_depth(following, parts)
+    return len(parts) in reached
+
+
+def _with_any_depth(reached: set[int], parts: Sequence[str]) -> set[int]:
+    """Add the parts that come next where ``**`` stands for nothing."""
+    return reached | {at + 1 for at in reached if at < len(parts) and parts[at] == _ANY_DEPTH}
 
 
 def _matches(name: str, part: str) -> bool:
