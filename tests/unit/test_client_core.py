@@ -31,6 +31,7 @@ from vuserd.wire.codec import (
     encode_notification,
     encode_request,
     encode_response,
+    encode_response_of,
 )
 
 
@@ -211,6 +212,7 @@ class TestCore:
             (calls.readdir("k", ""), {"entries": 5}),
             (calls.readdir("k", ""), {"entries": [{"name": "x", "type": 5, "ino": 1}]}),
             (calls.readdir("k", ""), []),
+            (calls.readdir("k", ""), {"entries": [], "next": 1.5}),
             (calls.statfs("k"), {"blocks": 1}),
             (calls.status(), []),
             (calls.reload(), 5),
@@ -228,6 +230,14 @@ class TestCore:
         ticket = core.begin(call)
         receive(core, encode_response(ticket.msgid, None, result))
         with pytest.raises(BadReply):
+            ticket.result()
+
+    def test_a_token_that_cannot_be_sent_back(self) -> None:
+        core = ClientCore()
+        ticket = core.begin(calls.readdir("k", ""))
+        page = b"\x82\xa7entries\x90\xa4next\xa1\xff"
+        receive(core, encode_response_of(ticket.msgid, page))
+        with pytest.raises(BadReply, match="no text"):
             ticket.result()
 
     def test_what_may_be_missing(self) -> None:

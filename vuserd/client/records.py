@@ -507,7 +507,17 @@ def next_token(page: dict[str, Any]) -> PageToken | None:
         return None
     if not isinstance(token, bytes | str | int):
         raise BadReply(f"the daemon sent {type(token).__name__} in place of a token")
+    if isinstance(token, str) and not _is_utf8(token):
+        raise BadReply("the daemon sent a token that is no text")  # nor can it be sent back
     return PageToken(token)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def exports_from_wire(value: object) -> list[ExportInfo]:
