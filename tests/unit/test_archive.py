@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.fake.rpc_server import FakeDaemon, Node, directory
+from tests.fake.rpc_server import FakeDaemon, FaultError, Node, directory
 from tests.fake.tree_pages import below
 from tests.unit.conftest import Run, Start
 from vuserd.client import BadReply, Client, RemoteError
@@ -294,6 +294,19 @@ def test_an_open_file_is_written_into(
     assert written.startswith(b"070701")
     assert b"TRAILER!!!" in written[-512:]
     assert os.listdir(folder) == ([] if is_deleted else ["out"])
+
+
+@pytest.mark.parametrize("paths", [None, 5, [], [5]])
+def test_what_a_daemon_says_of_changes(
+    fake_daemon: FakeDaemon, run: Run, paths: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def do_walk(*_: object) -> object:
+        raise FaultError("CHANGED", "it was replaced", paths=paths)
+
+    monkeypatch.setattr(fake_daemon, "do_walk", do_walk)
+    code, written, told = run("archive", "kernels:")
+    assert (code, written) == (75, "")
+    assert "kernels:5: changed" in told if paths == [5] else "it was replaced" in told
 
 
 def test_usage(run: Run) -> None:

@@ -46,10 +46,12 @@ def archive(client: Client, target: Target, options: Namespace) -> int:
     except RemoteError as error:
         if error.code != ErrorCode.CHANGED:
             raise
-        for path in error.fields.get("paths", ()):
-            complain(f"{_named(target, path)}: changed while the tree was read")
-        if not error.fields.get("paths"):
+        paths = error.fields.get("paths")
+        if not isinstance(paths, list) or not paths:  # it is the daemon's own, with what it says
             report(client, target, error)
+            return CHANGED
+        for path in paths:
+            complain(f"{_named(target, str(path))}: changed while the tree was read")
         return CHANGED
     for path, kind in done.special:
         complain(f"{_named(target, path)}: kept, a {kind}")
