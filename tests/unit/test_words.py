@@ -83,6 +83,16 @@ async def test_what_was_left_out_is_told_in_time(
     assert told[-1] == (1.0, "and 5 more lines")
 
 
+async def test_a_flood_is_read_a_little_at_a_time(
+    backend: Backend, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It would have the daemon do nothing but read, while others wait."""
+    began = autojump_clock.current_time()
+    await backend.says(b"x\n" * (1 << 19))
+    assert autojump_clock.current_time() - began > 1.0
+    assert sum(words == "x" for words in backend.logged) <= 40
+
+
 async def test_others_have_their_turns_meanwhile(backend: Backend) -> None:
     turns = 0
 

@@ -14,6 +14,8 @@ from vuserd.errors import printable
 _LINES_A_SECOND: Final = 20
 #: Bytes that are read at once: other tasks run in between.
 _CHUNK: Final = 4096
+#: Seconds before the next ones are read while lines are left out: 800 KiB a second at most.
+_PAUSE: Final = 0.005
 _LONGEST_LINE: Final = 4096
 _LAST_LINES: Final = 5
 
@@ -41,8 +43,8 @@ class Words:
     """The lines that one backend prints.
 
     All of them are read, since a backend that cannot write may stop serving, and the last ones are
-    kept to explain its end. The number that is logged is bounded: a hostile backend must not fill
-    the log or use up the daemon's time.
+    kept to explain its end. The number that is logged is bounded, and so is the time that the
+    others take: a hostile backend must not fill the log or use up the daemon's time.
 
     Args:
         log: called with each line to log.
@@ -66,12 +68,14 @@ class Words:
         rest = b""
         try:
             while chunk := await self._receive(stream):
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    self._take(line)
+                lines, ended, rest = (rest + chunk).rpartition(b"\n")
+                if ended:
+                    self._take(lines)
                 if len(rest) > _LONGEST_LINE:
                     self._take(rest)
                     rest = b""
+                if self._left_out:
+                    await trio.sleep(_PAUSE)
             self._take(rest)
         finally:
             self._tell_left_out()
@@ -84,21 +88,27 @@ class Words:
             self._tell_left_out()
         return await stream.receive_some(_CHUNK)
 
-    def _take(self, line: bytes) -> None:
-        words = printable(line.decode(errors="replace").strip())
-        if not words:
-            return
-        if not is_harmless(words):
-            self._last.append(words)
+    def _take(self, text: bytes) -> None:
+        """Log the lines for which there is room in this second, and count the others."""
+        lines = [line for line in text.split(b"\n") if line.strip()]
         now = trio.current_time()
         if now >= self._next:
             self._tell_left_out()
             self._next, self._room = now + 1, _LINES_A_SECOND
-        if self._room:
-            self._room -= 1
-            self._log(words)
-        else:
-            self._left_out += 1
+        to_log, others = lines[: self._room], lines[self._room :]
+        self._room -= len(to_log)
+        self._left_out += len(others)
+        for line in to_log:
+            self._log(self._noted(line))
+        for line in others[-_LAST_LINES:]:
+            self._noted(line)
+
+    def _noted(self, line: bytes) -> str:
+        """Return a line as it is logged; it is the last one now."""
+        words = printable(line.decode(errors="replace").strip())
+        if not is_harmless(words):
+            self._last.append(words)
+        return words
 
     def _tell_left_out(self) -> None:
         if self._left_out:
