@@ -1,5 +1,6 @@
 """The daemon's command line: what it accepts, and its messages about the rest."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from vuserd.config.arguments import (
     parse_seconds,
     parse_size,
 )
+from vuserd.config.model import ExportConfig
 from vuserd.errors import ConfigurationError
 
 
@@ -48,6 +50,19 @@ def test_a_wrong_export(text: str, message: str) -> None:
 def test_a_wrong_adopted_backend(text: str) -> None:
     with pytest.raises(ConfigurationError):
         parse_adopted(text)
+
+
+@pytest.mark.parametrize("parse", [parse_export, parse_adopted])
+def test_a_working_directory_that_was_removed(
+    parse: Callable[[str], ExportConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert parse("a=/x").name == "a"
+    with pytest.raises(ConfigurationError, match="x is relative to the working directory: no such"):
+        parse("a=x")
 
 
 def test_two_of_one_name() -> None:

@@ -46,6 +46,7 @@ SOCKETS = (
     {"socket": "/run/s", "state": "listening"},
     {"socket": "/srv/s", "state": "failed"},
     {"socket": "@vuserd", "state": "listening", "netns": "rig-7"},
+    {"socket": os.fsdecode(b"/srv/\xff"), "state": "listening"},
 )
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -139,8 +140,13 @@ async def test_the_text_tells_which_sockets_are_there() -> None:
         found = samples(await exporter.text())
     assert [
         value(found, "listening", socket=socket, rig=rig)
-        for socket, rig in (("/run/s", ""), ("/srv/s", ""), ("@vuserd", "rig-7"))
-    ] == [1, 0, 1]
+        for socket, rig in (
+            ("/run/s", ""),
+            ("/srv/s", ""),
+            ("@vuserd", "rig-7"),
+            ("/srv/\\udcff", ""),
+        )
+    ] == [1, 0, 1, 1]
 
 
 def test_they_are_for_those_who_manage_the_daemon() -> None:

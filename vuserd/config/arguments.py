@@ -5,7 +5,7 @@ import re
 from typing import Final
 
 from vuserd.config.model import ExportConfig
-from vuserd.errors import ConfigurationError
+from vuserd.errors import ConfigurationError, os_reason
 
 SIZE: Final = re.compile(r"([0-9]{1,12})([KMG]?)")
 DAY: Final = 86_400
@@ -19,20 +19,20 @@ def parse_export(text: str) -> ExportConfig:
     """Read ``NAME=DIR``. The directory need not exist yet.
 
     Raises:
-        ConfigurationError: the form or the name is wrong; the message says how.
+        ConfigurationError: the form, the name or the path is wrong; the message says how.
 
     """
     name, equals, directory = text.partition("=")
     if not equals or not directory:
         raise ConfigurationError(f"--export {text}: give it as NAME=DIR, such as kernels=/boot")
-    return ExportConfig(_checked(name), directory=os.path.abspath(directory))
+    return ExportConfig(_checked(name), directory=_absolute(directory))
 
 
 def parse_adopted(text: str) -> ExportConfig:
     """Read ``NAME=SOCKET``. The socket need not exist yet.
 
     Raises:
-        ConfigurationError: the form or the name is wrong.
+        ConfigurationError: the form, the name or the path is wrong; the message says how.
 
     """
     name, equals, path = text.partition("=")
@@ -40,7 +40,7 @@ def parse_adopted(text: str) -> ExportConfig:
         raise ConfigurationError(
             f"--adopt {text}: give it as NAME=SOCKET, such as root=/run/vfs.sock"
         )
-    return ExportConfig(_checked(name), socket=os.path.abspath(path))
+    return ExportConfig(_checked(name), socket=_absolute(path))
 
 
 def parse_size(option: str, text: str) -> int:
@@ -99,3 +99,12 @@ def _checked(name: str) -> str:
             f"export name {name!r}: use letters, digits, '_', '-' and '.', 64 at most"
         )
     return name
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError as error:  # the working directory was removed
+        raise ConfigurationError(
+            f"{path} is relative to the working directory: {os_reason(error)}"
+        ) from error

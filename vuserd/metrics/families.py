@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from vuserd import __version__
+from vuserd.errors import printable
 from vuserd.exports.export import Export
 from vuserd.exports.states import ExportState
 from vuserd.metrics.sources import Sources
@@ -134,7 +135,8 @@ class DaemonCollector(Collector):
             "Whether the daemon listens on a socket that is configured.",
             ["socket", "rig"],
             [
-                ([each["socket"], each.get("netns", "")], each["state"] == "listening")
+                # A label is text in UTF-8, and a path may be anything.
+                ([printable(each["socket"]), each.get("netns", "")], each["state"] == "listening")
                 for each in self._sources.sockets()
             ],
         )
