@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import trio
 
 from vuserd.backend.find import (
     BackendKind,
@@ -49,6 +50,15 @@ async def test_a_program_that_cannot_be_run_is_refused(tmp_path: Path) -> None:
     broken.chmod(0o755)
     with pytest.raises(ConfigurationError, match="cannot be run: exec format error"):
         await identify(str(broken))
+
+
+async def test_without_a_thread_no_program_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", fail)
+    with pytest.raises(ConfigurationError, match="cannot be run: can't start new thread"):
+        await identify("/bin/true")
 
 
 async def test_the_first_one_that_this_user_can_run_is_taken(

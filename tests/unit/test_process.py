@@ -5,6 +5,7 @@ import shutil
 import socket
 
 import pytest
+import trio
 
 from vuserd.backend.find import BackendKind, Program
 from vuserd.backend.process import (
@@ -93,6 +94,18 @@ async def test_one_that_is_refused_leaves_nothing_open() -> None:
     options = BackendOptions(cache="metadata")
     with pytest.raises(BackendDown, match="cache=metadata"):
         async with start_backend(C, "/srv", "chroot", options, "files"):
+            pytest.fail("it was started")
+
+
+async def test_one_without_a_thread_to_start_it_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", fail)
+    with pytest.raises(BackendDown, match="cannot be started: can't start new thread"):
+        async with start_backend(C, "/srv", "chroot", BackendOptions(), "files"):
             pytest.fail("it was started")
 
 

@@ -12,6 +12,7 @@ import trio
 
 from vuserd.backend.children import CHILDREN
 from vuserd.errors import BackendNotFound, ConfigurationError, UnsafePath, os_reason
+from vuserd.tasks.threads import starting_in_thread
 from vuserd.trust.path import own_trust, require_own, route
 
 #: Where distributions put the program: as a helper of QEMU it is mostly not on the PATH.
@@ -105,7 +106,7 @@ async def identify(path: str) -> Program:
     if own_trust().reads_all:
         require_ours(path)
     try:
-        with CHILDREN.starting(), trio.fail_after(_VERSION_TIMEOUT):
+        with CHILDREN.starting(), starting_in_thread(), trio.fail_after(_VERSION_TIMEOUT):
             answer = await trio.run_process(
                 [path, "--version"],
                 capture_stdout=True,

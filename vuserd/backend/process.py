@@ -23,7 +23,7 @@ from vuserd.backend.opened import has_opened
 from vuserd.backend.stderr import Words, is_harmless
 from vuserd.errors import BackendDown, os_reason
 from vuserd.service.journal import about_export
-from vuserd.tasks.threads import in_thread
+from vuserd.tasks.threads import in_thread, starting_in_thread
 
 _LOG = logging.getLogger(__name__)
 
@@ -275,7 +275,7 @@ async def _start_process(
         arguments = command_line(program, directory, listener.fileno(), sandbox, options)
         if sandbox == "none" and landlock.can_set_apart():
             arguments = landlock.command(arguments)
-        with CHILDREN.starting():
+        with CHILDREN.starting(), starting_in_thread():
             process = await trio.lowlevel.open_process(
                 arguments,
                 stdin=subprocess.DEVNULL,

@@ -1,6 +1,7 @@
 """Calls that may take long, or for ever, in threads; and what it means that there is none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar, TypeVarTuple
 
 import trio
@@ -37,4 +38,18 @@ async def in_thread(
     except RuntimeError as error:
         if has_begun:
             raise
+        raise OSError(str(error)) from error
+
+
+@contextmanager
+def starting_in_thread() -> Iterator[None]:
+    """Start a process within the block, for which trio takes a thread.
+
+    Raises:
+        OSError: without a number: there is no thread to be had, as :func:`in_thread` says it.
+
+    """
+    try:
+        yield
+    except RuntimeError as error:
         raise OSError(str(error)) from error
