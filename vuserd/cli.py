@@ -37,6 +37,8 @@ from vuserd.wire.address import socket_address
 
 _LOG = logging.getLogger(__name__)
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 
@@ -83,7 +85,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     problem = _allow_descriptors()
     if problem is None:
         _collect_seldom()
+        _obey_early_signals(daemon)
         problem = trio.run(_serve, daemon)
+        for number in _SIGNALS:  # all is done: one that comes now must not change the exit status
+            signal.signal(number, signal.SIG_IGN)
     if problem is not None:
         _complain(problem, prefix)
         return EXIT_FAILURE
@@ -251,9 +256,16 @@ async def _serve(daemon: Daemon) -> ConfigurationError | None:
     return problem
 
 
+def _obey_early_signals(daemon: Daemon) -> None:
+    """Obey signals that come before :func:`_obey_signals` does, and those that it leaves behind."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: daemon.stop())
+    signal.signal(signal.SIGHUP, lambda *_: None)  # what it would read again was just read
+
+
 async def _obey_signals(daemon: Daemon) -> None:
     """Reload on SIGHUP; stop cleanly on SIGTERM and SIGINT."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+    with trio.open_signal_receiver(*_SIGNALS) as received:
         async with trio.open_nursery() as nursery:
             async for number in received:
                 if number == signal.SIGHUP:

@@ -183,6 +183,25 @@ def test_a_signal_ends_it_with_status_0_and_replies_come_first(
     assert "ending on" in daemon.log
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_during_the_end_do_not_change_its_status(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Until the process is gone: somebody is impatient, or two tools end it."""
+    command = [sys.executable, "-m", "vuserd.cli", "serve", "--export", f"files={tmp_path}"]
+    command += ["--socket", str(tmp_path / "s")]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as daemon:
+        assert daemon.stderr is not None
+        while b"serving on" not in daemon.stderr.readline():
+            assert daemon.poll() is None
+        daemon.send_signal(signal.SIGTERM)
+        while daemon.poll() is None:
+            daemon.send_signal(number)
+            time.sleep(0.001)
+    assert daemon.returncode == 0
+
+
 @pytest.mark.parametrize("ends", ["exit 1", "exec 9>&-; kill -KILL $$", "exec cat"])
 def test_another_sandbox_is_tried_where_one_cannot_be_had(
     ends: str, rust_virtiofsd: str, tmp_path: Path
