@@ -376,17 +376,19 @@ def test_lost_entries_are_counted(journal: Journal, log: logging.Logger) -> None
         assert journal.entry()["MESSAGE"] == "next"
 
 
-def test_the_journal_is_used_where_standard_error_is_its_stream() -> None:
+def test_the_journal_is_used_where_standard_error_is_its_stream(journal: Journal) -> None:
     reader, writer = os.pipe()
     try:
         status = os.fstat(writer)
         stream = f"{status.st_dev}:{status.st_ino}"
-        handler = journal_handler({"JOURNAL_STREAM": stream}, writer)
+        handler = journal_handler({"JOURNAL_STREAM": stream}, writer, journal.address)
         assert isinstance(handler, JournalHandler)
         handler.close()
-        assert journal_handler({"JOURNAL_STREAM": stream + "0"}, writer) is None
-        assert journal_handler({}, writer) is None
+        assert journal_handler({"JOURNAL_STREAM": stream + "0"}, writer, journal.address) is None
+        assert journal_handler({}, writer, journal.address) is None
+        os.unlink(journal.address)  # and where it can be reached
+        assert journal_handler({"JOURNAL_STREAM": stream}, writer, journal.address) is None
     finally:
         os.close(reader)
         os.close(writer)
-    assert journal_handler({"JOURNAL_STREAM": stream}, writer) is None
+    assert journal_handler({"JOURNAL_STREAM": stream}, writer, journal.address) is None

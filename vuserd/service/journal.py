@@ -125,14 +125,19 @@ def about_export(log: logging.Logger, name: str) -> "logging.LoggerAdapter[loggi
     return logging.LoggerAdapter(log, {"fields": {"VUSERD_EXPORT": name}})
 
 
-def journal_handler(environ: Mapping[str, str], stderr_fileno: int) -> JournalHandler | None:
+def journal_handler(
+    environ: Mapping[str, str], stderr_fileno: int, address: str = JOURNAL_SOCKET
+) -> JournalHandler | None:
     """Return a handler if standard error goes to the journal, else None.
 
     ``JOURNAL_STREAM`` has the device and inode of the stream that the service manager opened
-    (systemd.exec(5)); a standard error that was redirected since then stays in use.
+    (systemd.exec(5)); a standard error that was redirected since then stays in use. So does one of
+    a service whose root directory lacks the journal's socket.
     """
     with contextlib.suppress(OSError):
         status = os.fstat(stderr_fileno)
         if environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":
-            return JournalHandler()
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+                probe.connect(address)
+            return JournalHandler(address)
     return None
