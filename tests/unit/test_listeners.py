@@ -145,6 +145,54 @@ async def test_permissions_that_cannot_be_given(
     assert mode_of(path) == 0o660
 
 
+def is_reachable(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
+async def test_a_socket_whose_file_was_removed_is_listened_on_again(
+    listeners: Listeners, tmp_path: Path
+) -> None:
+    path = tmp_path / "s"
+    wanted = [ListenConfig(str(path), 0o600)]
+    await listeners.apply(wanted)
+    path.unlink()
+    assert not is_reachable(path)
+    assert await listeners.apply(wanted) == [
+        f"socket {path}: listening again: its file was removed"
+    ]
+    assert is_reachable(path)
+    assert listeners.addresses == [str(path)]
+    assert await listeners.apply(wanted) == []
+    path.unlink()
+    path.touch()  # it is another's now: what there was goes on
+    (told,) = await listeners.apply(wanted)
+    assert "it exists and is no socket" in told
+    assert listeners.addresses == [str(path)]
+
+
+async def test_sockets_of_the_service_manager_with_one_address(
+    server: Server, tmp_path: Path
+) -> None:
+    """Such as one whose file was removed before the next was made."""
+    path = tmp_path / "s"
+    inherited = []
+    for name in ("one", "two"):
+        path.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(str(path))
+        sock.listen()
+        sock.setblocking(False)
+        inherited.append((name, sock))
+    async with trio.open_nursery() as nursery:
+        both = Listeners(server, nursery, inherited)
+        assert both.addresses == [str(path)]
+        assert is_reachable(path)
+        nursery.cancel_scope.cancel()
+    assert both.addresses == []
+    assert [sock.fileno() for _, sock in inherited] == [-1, -1]
+
+
 @pytest.mark.parametrize("inherited", [True, False])
 async def test_a_server_that_never_opened_takes_nobody(tmp_path: Path, inherited: bool) -> None:
     address = str(tmp_path / "s")

@@ -146,8 +146,7 @@ class Listeners:
         )
         for address, opened in list(self._open.items()):
             if is_reachable and opened.config is not None and address not in self._wanted:
-                opened.scope.cancel()
-                await opened.closed.wait()
+                await self._close(opened)
                 done.append(f"socket {address}: closed")
         self._note(problems)
         return done
@@ -167,10 +166,15 @@ class Listeners:
         if current is None:
             await self._nursery.start(self._listen, config)
             return "listening"
-        if current.config in (None, config):
+        if current.bound is None:
+            return None
+        if not await in_thread(current.bound.is_at, config.address):
+            await self._nursery.start(self._listen, config)
+            await self._close(current)
+            return "listening again: its file was removed"
+        if current.config == config:
             return None
         try:
-            assert current.bound is not None
             current.bound.permit(config)
         except OSError as error:
             raise ConfigurationError(f"socket {config.address}: {os_reason(error)}") from error
@@ -191,8 +195,14 @@ class Listeners:
             with opened.scope, opened.listener.socket:
                 await self._server.accept(opened.listener)
         finally:
-            del self._open[opened.listener.address]
+            # Another one has the address where the first one's file was removed.
+            if self._open.get(opened.listener.address) is opened:
+                del self._open[opened.listener.address]
             opened.closed.set()
+
+    async def _close(self, opened: _Open) -> None:
+        opened.scope.cancel()
+        await opened.closed.wait()
 
 
 def _address_of(sock: socket.socket) -> str:

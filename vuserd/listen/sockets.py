@@ -48,6 +48,16 @@ class Bound(NamedTuple):
             os.chown(file, -1, os.getegid() if config.group is None else config.group)
             os.chmod(file, config.mode)
 
+    def is_at(self, path: str) -> bool:
+        """Return whether a path is still this socket's; that of an abstract one always is."""
+        if self.file is None:
+            return True
+        try:
+            there = os.stat(path, follow_symlinks=False)
+            return os.path.samestat(there, os.fstat(self.file))
+        except OSError:
+            return False
+
 
 @contextmanager
 def listening(config: ListenConfig) -> Iterator[Bound]:
