@@ -18,6 +18,7 @@ from vuserd import __version__
 from vuserd.check.arguments import add_arguments
 from vuserd.config.arguments import (
     check_names,
+    check_sockets,
     parse_adopted,
     parse_export,
     parse_seconds,
@@ -216,6 +217,7 @@ def _config(options: argparse.Namespace) -> DaemonConfig:
         for export in (*map(parse_export, options.export), *map(parse_adopted, options.adopt))
     )
     check_names(exports)
+    check_sockets(exports, socket_address(options.socket))
     return DaemonConfig(
         _listeners(options),
         exports,

@@ -99,6 +99,8 @@ def test_no_time(text: str) -> None:
         ([], "nothing to serve"),
         (["--export", "a="], "give it as NAME=DIR"),
         (["--export", "a=/", "--export", "a=/usr"], "two exports are named a"),
+        (["--adopt", "a=/run//s", "--socket", "/run/s"], "--adopt a=/run/s: it is where clients"),
+        (["--adopt", "a=/s", "--adopt", "b=/./s"], "--adopt b=/s: export a has this socket"),
         (["--export", "a=/", "--image-cache", "lots"], "--image-cache lots: not a size"),
     ],
 )

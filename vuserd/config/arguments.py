@@ -93,6 +93,28 @@ def check_names(exports: tuple[ExportConfig, ...]) -> None:
         seen[export.name] = export
 
 
+def check_sockets(exports: tuple[ExportConfig, ...], address: str) -> None:
+    """Refuse to adopt what listens where clients connect, and one backend for two exports.
+
+    Raises:
+        ConfigurationError: the message names the export.
+
+    """
+    taken = {socket_identity(address): "it is where clients connect"}
+    for export in exports:
+        if export.socket is None:
+            continue
+        place = socket_identity(export.socket)
+        if place in taken:
+            raise ConfigurationError(f"--adopt {export.name}={export.socket}: {taken[place]}")
+        taken[place] = f"export {export.name} has this socket"
+
+
+def socket_identity(address: str) -> str:
+    """Return what the addresses of one socket have in common."""
+    return address if address.startswith("@") else os.path.realpath(address)
+
+
 def _checked(name: str) -> str:
     if not NAME.fullmatch(name):
         raise ConfigurationError(

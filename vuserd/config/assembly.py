@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from vuserd.backend.process import BackendOptions
+from vuserd.config.arguments import socket_identity
 from vuserd.config.documents import Section, Value
 from vuserd.config.model import (
     Access,
@@ -132,7 +133,7 @@ class Assembly:
         sections = [*self._listeners, *self._exports]
         self._refuse_second(
             ((section, "socket", section.values.get("socket")) for section in sections),
-            _same_socket,
+            socket_identity,
             "this socket is taken",
             "choose another socket",
         )
@@ -140,7 +141,7 @@ class Assembly:
             return
         for export in self._exports:
             value = export.values.get("socket")
-            if value and _same_socket(value.value) == _same_socket(self._address):
+            if value and socket_identity(value.value) == socket_identity(self._address):
                 wrong = f"{shown(value.value)}: it is where clients connect"
                 self._add(export, "socket", wrong, "write [[listen]] with another socket")
 
@@ -228,10 +229,6 @@ def _group(values: dict[str, Any]) -> dict[str, Any]:
     """Return the group of a socket under the model's name for it."""
     group = values.get("group")
     return {"missing" if isinstance(group, Account) else "group": group}
-
-
-def _same_socket(address: str) -> str:
-    return address if address.startswith("@") else os.path.realpath(address)
 
 
 def _rig_address(rig: Section) -> Value | None:
