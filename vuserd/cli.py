@@ -70,9 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "check":
-        from vuserd.check.command import run  # serving needs none of it
-
-        return run(options)
+        return _check(options)
     become_undumpable()  # also where another program, as another user by now, calls this
     withhold_privileges()
     notifier = Notifier.from_environment(os.environ)
@@ -94,6 +92,18 @@ def _run(arguments: Sequence[str] | None) -> int:
         _complain(problem, prefix)
         return EXIT_FAILURE
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Run ``vuserd check``; return the exit status. SIGINT ends the process, as others do."""
+    from vuserd.check.command import run  # serving needs none of it
+
+    try:
+        return run(options)
+    except* KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+    return EXIT_FAILURE
 
 
 def _log(*, verbose: bool) -> str:

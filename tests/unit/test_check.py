@@ -1,22 +1,28 @@
 """``vuserd check``: what it reports about machines and configurations that lack something."""
 
 import argparse
+import contextlib
 import ctypes
 import errno
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
+import trio
 from pyroute2 import DiagSocket, NetlinkError
 
+from tests.e2e.processes import family
+from tests.running import wait_until
 from vuserd.backend.process import BackendOptions
 from vuserd.check import backends, command, configured, machine
 from vuserd.check.arguments import add_arguments
@@ -30,6 +36,8 @@ from vuserd.config.model import (
     ListenConfig,
     RigConfig,
 )
+from vuserd.errors import ConfigurationError
+from vuserd.listen.sockets import listening
 
 RUST = "virtiofsd 1.13.2"
 C = "virtiofsd version 7.2.22 (Debian)"
@@ -285,6 +293,35 @@ def test_a_directory_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mon
     assert f"{tmp_path} cannot be read by " in result.detail
 
 
+def test_what_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "Image").touch()
+    result = configured.export_result(ExportConfig("e", directory=f"{tmp_path}/Image"))
+    detail = f"{tmp_path}/Image is not a directory"
+    assert result == Result("export e", Mark.PROBLEM, detail, "give a directory")
+
+
+def test_a_file_system_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    def look(export: ExportConfig, permit: str) -> Result:
+        answers.wait()
+        return Result(export.name, Mark.OK, permit)
+
+    monkeypatch.setattr(command, "export_result", look)
+    monkeypatch.setattr(command, "_PATIENCE", 0.01)
+    file = tmp_path / "vuserd.toml"
+    file.write_text(f'[[export]]\nname = "e"\npath = "{tmp_path}"\n[[listen]]\nsocket = "@e"\n')
+    try:
+        results = trio.run(command.examine, str(file), {}, os.geteuid())
+    finally:
+        answers.set()
+    assert [result.detail for result in results if result.name == "export e"] == [
+        f"{tmp_path}: its file system does not answer"
+    ]
+
+
 def test_a_directory_is_shown_as_the_daemon_finds_it(tmp_path: Path) -> None:
     (tmp_path / "v2").mkdir()
     (tmp_path / "current").symlink_to("v2")
@@ -416,6 +453,36 @@ def test_where_to_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_socket_that_another_user_has_left(tmp_path: Path) -> None:
+    """The daemon refuses to listen there."""
+    path = tmp_path / "d.sock"
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(path))
+    os.chown(path, 4_000_000, 4_000_000)
+    assert configured.listener_result(ListenConfig(str(path))) == Result(
+        "socket", Mark.PROBLEM, f"{path}: uid 4000000 has left a socket there", "remove it"
+    )
+    with pytest.raises(ConfigurationError, match="uid 4000000 has left a socket there"):
+        listening(ListenConfig(str(path))).__enter__()
+
+
+@pytest.mark.parametrize("may", [True, False])
+def test_a_group_that_files_cannot_be_given_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may: bool
+) -> None:
+    monkeypatch.setattr(configured, "may_change_owners", lambda: may)
+    path = f"{tmp_path}/s"
+    for group, words in (
+        (None, path),
+        (os.getegid(), path),
+        (4_000_000, path if may else "may not give it to group 4000000"),
+    ):
+        result = configured.listener_result(ListenConfig(path, 0o660, group))
+        assert result.detail.endswith(words)
+        assert (result.mark is Mark.OK) == (words == path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_whom_an_export_s_path_trusts(tmp_path: Path) -> None:
     """What others can do about it is told, with what to do against that."""
 
@@ -513,6 +580,10 @@ def test_where_metrics_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert configured.metrics_result(file) == Result("metrics", Mark.OK, file)
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
     assert configured.metrics_result(file).mark is Mark.PROBLEM
+    file = str(tmp_path / "missing" / "vuserd.prom")
+    assert configured.metrics_result(file).detail == (
+        f"{file}: there is no folder {tmp_path}/missing"
+    )
 
 
 # -- rigs ------------------------------------------------------------------------------------------
@@ -548,6 +619,11 @@ def test_a_kernel_that_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None:
     result = machine.machine_results(os.geteuid())[0]
     assert (result.name, result.mark) == ("kernel", Mark.PROBLEM)
     assert "sealed memory (memfd_create): function not implemented" in result.detail
+    monkeypatch.undo()
+    monkeypatch.setattr(machine, "_try_proc", refuse)
+    result = machine.machine_results(os.geteuid())[0]
+    assert (result.name, result.mark) == ("kernel", Mark.PROBLEM)
+    assert "/proc: function not implemented" in result.detail
 
 
 @pytest.mark.parametrize(
@@ -664,3 +740,26 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     bad = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (bad.returncode, bad.stderr) == (1, "")
     assert bad.stdout.startswith(f"problem  configuration  {file}:1: drain: -1 is out of range; ")
+
+
+def test_an_interrupt_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    backend = tmp_path / "virtiofsd"
+    backend.write_text("#!/bin/sh\n[ $1 = --version ] && exec echo virtiofsd 1.0\nexec sleep 60\n")
+    backend.chmod(0o755)
+    file = tmp_path / "vuserd.toml"
+    file.write_text(
+        f'backend = "{backend}"\n[[export]]\nname = "e"\npath = "{tmp_path}"\n'
+        '[[listen]]\nsocket = "@e"\n'
+    )
+    command = [sys.executable, "-m", "vuserd.cli", "check", "--config", str(file)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as check:
+        wait_until(lambda: any(b"sleep" in argument for argument in started_by(check.pid)))
+        check.send_signal(signal.SIGINT)
+        assert check.communicate(timeout=60) == (b"", b"")
+    assert check.returncode == -signal.SIGINT
+
+
+def started_by(process: int) -> Iterator[bytes]:
+    for each in family(process):
+        with contextlib.suppress(OSError):
+            yield Path(f"/proc/{each}/cmdline").read_bytes()

@@ -31,12 +31,15 @@ from vuserd.check.service import Service, installed_service, service_results
 from vuserd.check.unix_diag import is_listened_on
 from vuserd.config.descriptor_limits import descriptors_allowed
 from vuserd.config.files import config_files, read_config
-from vuserd.config.model import DaemonConfig
+from vuserd.config.model import DaemonConfig, ExportConfig
 from vuserd.errors import ConfigurationError, ConfigurationErrors, UnsafePath, printable
+from vuserd.tasks.threads import in_thread
 from vuserd.trust.path import own_trust, route
 from vuserd.wire.address import SYSTEM_SOCKET, socket_address
 
 _NAME = "configuration"
+#: Seconds for a look at an export's path: what is mounted on demand may take a while.
+_PATIENCE = 10.0
 _NO_RUNTIME_FOLDER = (
     "XDG_RUNTIME_DIR is not set: a user's daemon has no place for its socket",
     "log in, or give vuserd serve --socket",
@@ -82,7 +85,7 @@ async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) ->
     default = SYSTEM_SOCKET if is_service or service else socket_address(None, environ)
     config, results = configuration_results(explicit, environ, uid, default)
     results += await candidate_results(config.exports, uid)
-    exports = [(export, export_result(export, permit)) for export in config.exports]
+    exports = [(export, await _looked_at(export, permit)) for export in config.exports]
     results += (result for _, result in exports)
     results += account_results(config)
     unfit = await fitness_results(config.exports, uid)
@@ -110,6 +113,14 @@ async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) ->
         max((each.descriptors for each in options), default=0),
         namespaces_wanted=any(each.sandbox == "namespace" for each in options),
     )
+
+
+async def _looked_at(export: ExportConfig, permit: str) -> Result:
+    """Return what there is to say of an export's path, whose file system may not answer."""
+    with trio.move_on_after(_PATIENCE):
+        return await in_thread(export_result, export, permit, abandon_on_cancel=True)
+    detail = f"{export.source}: its file system does not answer"
+    return Result(f"export {export.name}", Mark.PROBLEM, detail, "mend it, or unmount it")
 
 
 def _service_of(explicit: str | None, environ: Mapping[str, str], uid: int) -> Service | None:

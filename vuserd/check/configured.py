@@ -11,7 +11,7 @@ from typing import Final
 from vuserd.backend import landlock
 from vuserd.backend.find import PLACES, BackendKind, Program, find_program, identify, require_ours
 from vuserd.backend.process import command_line, sandboxes
-from vuserd.check.machine import Mark, Result, may_enter_namespaces
+from vuserd.check.machine import Mark, Result, may_change_owners, may_enter_namespaces
 from vuserd.check.unix_diag import is_listened_on
 from vuserd.config.model import DaemonConfig, ExportConfig, ListenConfig, RigConfig
 from vuserd.errors import BackendDown, ConfigurationError, UnsafePath, os_reason
@@ -136,12 +136,15 @@ def _directory_result(name: str, directory: str, permit: str) -> Result:
     try:
         with route(directory, own_trust()) as found:
             there, keeper, risks = found.resolved, found.keeper, found.risks
+            is_directory = stat.S_ISDIR(found.status.st_mode)
     except UnsafePath as unsafe:
         return Result(name, Mark.PROBLEM, f"{directory}: {unsafe.wrong}", unsafe.right)
     except OSError as error:
         detail = f"{directory}: {os_reason(error)}"
         return Result(name, Mark.PROBLEM, detail, "make or mount it: it is waited for")
     detail = directory if there == directory else f"{directory}, now {there}"
+    if not is_directory:
+        return Result(name, Mark.PROBLEM, f"{detail} is not a directory", "give a directory")
     if risks:
         return Result(name, Mark.WARNING, f"{detail}: {risks[0]}", "chmod go-w it, or chmod +t")
     if keeper is not None:
@@ -185,11 +188,20 @@ def listener_result(config: ListenConfig) -> Result:
     address = config.address
     if address.startswith("@"):
         return Result("socket", Mark.OK, address)
-    if is_listened_on(address):
+    if is_taken := is_listened_on(address):
         detail = f"{address}: a daemon serves it, or systemd holds it for one"
         return Result("socket", Mark.OK, detail)
-    if os.path.lexists(address) and not stat.S_ISSOCK(os.lstat(address).st_mode):
-        return Result("socket", Mark.PROBLEM, f"{address} is no socket", "remove it")
+    if os.path.lexists(address):
+        status = os.lstat(address)
+        if not stat.S_ISSOCK(status.st_mode):
+            return Result("socket", Mark.PROBLEM, f"{address} is no socket", "remove it")
+        if is_taken is not None and status.st_uid != os.geteuid():
+            detail = f"{address}: {name_of(status.st_uid)} has left a socket there"
+            return Result("socket", Mark.PROBLEM, detail, "remove it")
+    if config.group is not None and not _may_give_to(config.group):
+        who, group = name_of(os.geteuid()), _group(config.group)
+        detail = f"{address}: {who} may not give it to group {group}"
+        return Result("socket", Mark.PROBLEM, detail, "join that group, or leave it out")
     folder = os.path.dirname(address) or "."
     if not os.path.isdir(folder):
         if address == SYSTEM_SOCKET and os.geteuid() == 0:
@@ -200,6 +212,11 @@ def listener_result(config: ListenConfig) -> Result:
         detail = f"{address}: {name_of(os.geteuid())} may not write {folder}"
         return Result("socket", Mark.PROBLEM, detail, "choose another socket, or permit it")
     return _folder_result(address, folder)
+
+
+def _may_give_to(group: int) -> bool:
+    """Return whether this process may give files of its own to a group (chown(2))."""
+    return group in (os.getegid(), *os.getgroups()) or may_change_owners()
 
 
 def _folder_result(address: str, folder: str) -> Result:
@@ -332,6 +349,9 @@ def rig_results(rigs: Sequence[RigConfig], *, may_enter: bool = False) -> Iterat
 def metrics_result(file: str) -> Result:
     """Report whether the metrics file can be replaced by a new one in its folder."""
     folder = os.path.dirname(file)
+    if not os.path.isdir(folder):
+        detail = f"{file}: there is no folder {folder}"
+        return Result("metrics", Mark.PROBLEM, detail, f"mkdir {folder}, or give another file")
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         detail = f"{name_of(os.geteuid())} may not write {folder}"
         return Result("metrics", Mark.PROBLEM, detail, "permit it, or give another metrics_file")

@@ -23,6 +23,7 @@ _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | f
 #: asm-generic/socket.h
 _SO_PEERGROUPS: Final = 59
 #: linux/capability.h
+_CAP_CHOWN: Final = 0
 _CAP_SYS_CHROOT: Final = 18
 _CAP_SYS_ADMIN: Final = 21
 _PATIENCE: Final = 10.0
@@ -101,11 +102,12 @@ def machine_results(
 
 
 def _kernel() -> Result:
-    """Try the system calls that the kernel has to have: sealed memory, the groups of a peer."""
+    """Try what the kernel has to have: sealed memory, proc(5), the groups of a peer."""
     name = f"{platform.system()} {platform.release()} on {platform.machine()}"
     needed = "take a newer kernel, or a container that allows it"
     trials: tuple[tuple[str, Callable[[], None], Mark, str], ...] = (
         ("sealed memory (memfd_create)", _try_memory, Mark.PROBLEM, needed),
+        ("/proc", _try_proc, Mark.PROBLEM, "mount it, which every file is opened by"),
         (
             "supplementary groups of clients (SO_PEERGROUPS)",
             _try_peer_groups,
@@ -140,6 +142,10 @@ def _try_memory() -> None:
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
     finally:
         os.close(descriptor)
+
+
+def _try_proc() -> None:
+    os.stat("/proc/self/fd")
 
 
 def _try_peer_groups() -> None:
@@ -256,6 +262,11 @@ def _meminfo() -> dict[str, str]:
 def may_enter_namespaces() -> bool:
     """Return whether this process has CAP_SYS_ADMIN, which setns(2) requires."""
     return _has(_CAP_SYS_ADMIN)
+
+
+def may_change_owners() -> bool:
+    """Return whether this process has CAP_CHOWN, and may give files to any group."""
+    return _has(_CAP_CHOWN)
 
 
 def _has(capability: int) -> bool:
