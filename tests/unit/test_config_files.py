@@ -574,6 +574,13 @@ exports = ["f"]
             ),
         ),
         (
+            'limits.frame = "128M"',
+            (
+                "limits.frame: one connection (frame) may use more than its user"
+                " (user_frames); give user_frames as much as frame, or more"
+            ),
+        ),
+        (
             '[[export]]\nname = "e"\npath = "/"\nsocket = "/s"',
             "export.socket: path is given, too; give one of the two",
         ),

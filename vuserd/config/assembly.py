@@ -167,8 +167,11 @@ class Assembly:
         """Refuse a limit of a connection that is above that of its user."""
         values = {key: value.value for key, value in self._limits.items()}
         limits = ClientLimits(**values)
-        for name in ("requests", "payload"):
-            whole = f"user_{name}"
+        for name, whole in (
+            ("requests", "user_requests"),
+            ("payload", "user_payload"),
+            ("frame", "user_frames"),
+        ):
             if getattr(limits, name) > getattr(limits, whole):
                 culprit = whole if whole in self._limits else name
                 self._problems.append(
