@@ -99,6 +99,20 @@ def test_a_backend_that_does_not_work_is_told_with_the_reason(
         assert words in (export.reason or "")
 
 
+def test_a_script_that_does_not_become_a_backend_is_told_as_that(
+    rust_virtiofsd: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "virtiofsd"
+    script.write_text(f'#!/bin/sh\n"{rust_virtiofsd}" "$@"\nexit 0\n')
+    script.chmod(0o755)
+    with (
+        RunningDaemon({"files": tmp_path}, tmp_path / "s", str(script)) as daemon,
+        Client.connect(daemon.socket) as client,
+        pytest.raises(RemoteError, match="is a script that does not exec virtiofsd"),
+    ):
+        client.stat("files", "/")
+
+
 def test_a_backend_of_somebody_elses_is_adopted(rust_virtiofsd: str, tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "hello").write_text("hello\n")

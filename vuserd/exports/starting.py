@@ -113,7 +113,10 @@ class Starter:
             serving.retire()
         else:
             await trio.sleep(_MOVES_PAUSE)
-            raise DirectoryGone(f"{plan.config.source} leads to another directory all the time")
+            raise DirectoryGone(
+                f"{plan.config.source} leads to another directory all the time, or the backend is a"
+                " script that does not exec virtiofsd"
+            )
         if not serving.is_serving():
             await serving.over.wait()  # it was lost meanwhile, and by then it is known why
         return serving
