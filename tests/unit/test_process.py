@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+from pathlib import Path
 
 import pytest
 import trio
@@ -87,6 +88,20 @@ async def test_there_is_one_connection_in_its_life() -> None:
         await backend.wait()
     assert "ended with status 1" in backend.last_words()  # cat knows none of the options
     assert "unrecognized option" in backend.last_words()
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(9, "SIGKILL"), (34, "SIGRTMIN"), (35, "signal 35"), (64, "SIGRTMAX")]
+)
+async def test_the_signal_that_ended_it_is_told(tmp_path: Path, number: int, name: str) -> None:
+    """Any there is: what no name is known of ended the daemon, too."""
+    script = tmp_path / "virtiofsd"
+    script.write_text(f"#!/bin/sh\nkill -{number} $$\n")
+    script.chmod(0o755)
+    program = Program(str(script), BackendKind.RUST, "1")
+    async with start_backend(program, "/", "chroot", BackendOptions(), "files") as backend:
+        await backend.wait()
+        assert backend.last_words() == f"virtiofsd was ended by {name}"
 
 
 async def test_one_that_is_refused_leaves_nothing_open() -> None:

@@ -148,6 +148,13 @@ def _connected_by_name(name: str) -> tuple[socket.socket, socket.socket]:
         return listener, connection
 
 
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # Python has no names for most of the real-time ones
+        return f"signal {number}"
+
+
 class _Log:
     """Logs the lines of one backend; harmless ones, and all at an expected end, for debugging."""
 
@@ -191,7 +198,7 @@ class BackendProcess(Backend):
         if code is None:
             end = ""
         elif code < 0:
-            end = f"virtiofsd was ended by {signal.Signals(-code).name}"
+            end = f"virtiofsd was ended by {_signal_name(-code)}"
         else:
             end = f"virtiofsd ended with status {code}"
         return ": ".join(filter(None, [end, self._words.last()]))
