@@ -28,6 +28,13 @@ class AdoptedBackend(Backend):
             raise BackendDown(
                 f"no backend serves {self._path}: {os_reason(error)}; {self._advice()}"
             ) from error
+        try:
+            stream.socket.getpeername()
+        except OSError:  # EAGAIN, which trio takes for a connection that is on its way
+            stream.socket.close()
+            raise BackendDown(
+                f"no backend takes connections at {self._path}, and no more of them may wait there"
+            ) from None
         credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         self.pid = struct.unpack("=iII", credentials)[0] or None
         return stream
