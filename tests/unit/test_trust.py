@@ -2,8 +2,10 @@
 
 import ctypes
 import errno
+import grp
 import io
 import os
+import pwd
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -304,6 +306,32 @@ def test_whom_a_process_trusts(
 ) -> None:
     trust = trust_module._trust.__wrapped__(*ids)
     assert trust.users == trust.groups == users
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "members", "is_trusted"),
+    [
+        (1500, "alice", [], True),
+        (1500, "alice", ["alice"], True),
+        (1500, "alice", ["bob"], False),
+        (1500, "lab", [], True),  # whatever its name: it was made with the user
+        (1500, "lab", ["alice", "bob"], False),
+        (1600, "alice", [], True),
+        (1600, "alice", ["bob"], False),
+        (1600, "lab", [], False),
+    ],
+)
+def test_a_group_is_trusted_without_other_members(
+    group: int, name: str, members: list[str], is_trusted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = grp.struct_group((name, "x", group, members))
+    monkeypatch.setattr(grp, "getgrgid", lambda _: entry)
+    user = pwd.struct_passwd(("alice", "x", 1500, group, "", "/", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: user)
+    assert (group in trust_module._trust.__wrapped__(1500, group, None, None).groups) == is_trusted
+    if group == 1500:
+        by_sudo = trust_module._trust.__wrapped__(0, 0, "1500", "1500")
+        assert (group in by_sudo.groups) == is_trusted
 
 
 @pytest.mark.parametrize(

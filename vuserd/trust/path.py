@@ -71,11 +71,11 @@ def own_trust() -> Trust:
 @functools.cache
 def _trust(user: int, group: int, caller: str | None, callers_group: str | None) -> Trust:
     users, groups = {_ROOT, user}, {_ROOT}
-    if user == group or _is_private(user, group):
+    if _is_private(user, group):
         groups.add(group)
     if user == _ROOT and caller is not None and caller.isdecimal():
         users.add(int(caller))
-        if callers_group == caller:
+        if callers_group == caller and _is_private(int(caller), int(caller)):
             groups.add(int(caller))
     for ids, kind in ((users, "uid"), (groups, "gid")):
         if not _knows_all_ids(kind):
@@ -92,11 +92,18 @@ def _may_read_all() -> bool:
 
 
 def _is_private(user: int, group: int) -> bool:
-    """Return whether the group is the user's alone: it has the user's name, as by useradd(8)."""
+    """Return whether a group is the user's alone: its number or name is the user's (useradd(8)).
+
+    It has no other members. Whose first group it is besides, only a search of all users would show.
+    """
+    name = ""
+    with suppress(KeyError):
+        name = pwd.getpwuid(user).pw_name
     try:
-        return grp.getgrgid(group).gr_name == pwd.getpwuid(user).pw_name
+        entry = grp.getgrgid(group)
     except KeyError:
-        return False
+        return user == group
+    return (user == group or entry.gr_name == name) and set(entry.gr_mem) <= {name}
 
 
 def _knows_all_ids(kind: str) -> bool:
