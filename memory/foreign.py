@@ -58,7 +58,7 @@ class ForeignRegion:
 
         Huge pages count as allocated: they are set aside, and no limit of memory covers them.
         """
-        if os.fstatvfs(self._descriptor).f_bsize > mmap.PAGESIZE:
+        if _page_of(self._descriptor) > mmap.PAGESIZE:
             return 0
         return max(self.size - os.fstat(self._descriptor).st_blocks * 512, 0)
 
@@ -89,9 +89,18 @@ def _checked(descriptor: int, size: int) -> os.stat_result:
             " make it with MFD_ALLOW_SEALING"
         )
     status = os.fstat(descriptor)
-    page = max(mmap.PAGESIZE, status.st_blksize)  # with MFD_HUGETLB the huge page
+    page = _page_of(descriptor)
     if size <= 0 or size % page:
         raise UnfitMemoryError(f"{size} bytes are not a whole number of pages of {page} bytes")
     if status.st_size < size:
         raise UnfitMemoryError(f"the memfd has {status.st_size} bytes, not {size}")
     return status
+
+
+def _page_of(descriptor: int) -> int:
+    """Return the bytes of a memfd's pages: with MFD_HUGETLB of huge ones.
+
+    Not ``st_blksize``: where shared memory may be in transparent huge pages that is theirs, and the
+    memory is mapped in small ones all the same.
+    """
+    return max(mmap.PAGESIZE, os.fstatvfs(descriptor).f_bsize)

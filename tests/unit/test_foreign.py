@@ -4,6 +4,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -126,6 +127,17 @@ def test_pages_that_memory_lacks_are_counted() -> None:
     assert region.unallocated == SIZE - mmap.PAGESIZE
     os.posix_fallocate(descriptor, 0, 2 * SIZE)  # more than is used of it
     assert region.unallocated == 0
+    region.close()
+
+
+def test_memory_in_transparent_huge_pages_need_not_be_whole_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where shared memory may be in such pages, ``st_blksize`` is theirs."""
+    status = SimpleNamespace(st_dev=1, st_ino=2, st_size=5 << 20, st_blocks=0, st_blksize=2 << 20)
+    monkeypatch.setattr(os, "fstat", lambda _: status)
+    region = ForeignRegion(memfd(size=5 << 20), 5 << 20)
+    assert region.unallocated == 5 << 20
     region.close()
 
 
