@@ -158,6 +158,9 @@ class FakeBackend(FakeFiles):
         self._rings: dict[int, dict[Request, tuple[int, ...]]] = {}
         self._kick: dict[int, int] = {}
         self._call: dict[int, int] = {}
+        #: Bytes of its state that nobody needs; and what is set once all of it was saved.
+        self.more_state = b""
+        self._saving: trio.Event | None = None
         #: What another one's state is loaded from.
         self._state: int | None = None
         self._scope = trio.CancelScope()
@@ -335,6 +338,8 @@ class FakeBackend(FakeFiles):
                 for descriptor in descriptors:
                     os.close(descriptor)
                 return
+            if request is Request.CHECK_DEVICE_STATE and self._saving is not None:
+                await self._saving.wait()
             answered = self._handle(request, payload, descriptors, rings)
             if answered is None and flags & 8:
                 answered = struct.pack("=Q", self.refused.get(request, 0))
@@ -416,14 +421,24 @@ class FakeBackend(FakeFiles):
                 if struct.unpack("=II", payload)[0]:
                     self._state = descriptors[0]
                 else:
-                    os.write(descriptors[0], self.saved())
-                    os.close(descriptors[0])
+                    self._saving = trio.Event()
+                    rings.start_soon(self._save, descriptors[0], self._saving)
                 return struct.pack("=Q", _NO_OTHER_DESCRIPTOR)
             case Request.CHECK_DEVICE_STATE:
                 return struct.pack("=Q", self._load_status())
             case _:
                 pass
         return None
+
+    async def _save(self, descriptor: int, saved: trio.Event) -> None:
+        """Save its state, as fast as another one loads it."""
+        try:
+            async with trio.lowlevel.FdStream(descriptor) as stream:
+                await stream.send_all(self.saved() + self.more_state)
+        except trio.BrokenResourceError:
+            pass  # nobody loads it any more
+        finally:
+            saved.set()
 
     def _load_status(self) -> int:
         """Load what another one saved, if that was begun; return the status of it, or of a save."""

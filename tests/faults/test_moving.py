@@ -252,6 +252,12 @@ def row(name: str, done: str, words: str, spoil: Spoil) -> Any:
             lambda here, _: here.ignored.add(CHECK_STATE),
         ),
         row(
+            "load-not-begun",
+            "the other backend loads nothing of a state that is larger than a pipe",
+            "did not answer CHECK_DEVICE_STATE",
+            lambda here, _: setattr(here, "more_state", bytes(1 << 20)),
+        ),
+        row(
             "save-too-late",
             "the backend says whether it has saved its state when that is not waited for any more",
             "did not answer CHECK_DEVICE_STATE",
