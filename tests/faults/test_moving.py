@@ -299,6 +299,31 @@ async def test_it_stays(
 
 
 @fault(
+    "directory-of-the-other-seen-too-late",
+    done="it is not known in time whether the other backend has opened the right directory",
+    must=STAYS + " What is asked meanwhile waits a second at most.",
+)
+async def test_a_check_that_takes_too_long(front: Front, other: FakeBackend) -> None:
+    async with front.files.opened(b"Image") as file, other.connection() as stream:
+        begun = trio.current_time()
+        with trio.fail_after(FOR_EVER), pytest.raises(BackendTimeout, match="looked at"):
+            await front.session.move(stream, lambda: pytest.fail("it moved"), trio.sleep_forever)
+        assert trio.current_time() - begun < 2
+        assert await bytes_of(file) == CONTENT
+    await front.serves()
+
+
+async def test_a_check_may_take_all_the_time_that_there_is(
+    front: Front, other: FakeBackend
+) -> None:
+    other.delays[Request.SET_VRING_NUM] = 0.2
+    async with other.connection() as stream:
+        with trio.fail_after(FOR_EVER):
+            await front.session.move(stream, lambda: None, functools.partial(trio.sleep, 0.8))
+        await Front(other, front.session, front.files).serves()
+
+
+@fault(
     "busy-on-a-move",
     done="the backend does not end what it has in flight while it is to be moved",
     must=STAYS + " What is asked meanwhile waits a second at most.",

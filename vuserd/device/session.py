@@ -247,7 +247,10 @@ class Session:
             await self._stop_rings()
         try:
             await move_state(former, successor)
-            await check()
+            with trio.move_on_at(deadline) as patience:
+                await check()
+            if patience.cancelled_caught:
+                raise BackendTimeout(f"what it serves was not looked at within {_PAUSE:g} s")
         except BackendError:
             former.deadline = trio.current_time() + _PAUSE
             with self._lost_by_an_error():
@@ -256,6 +259,7 @@ class Session:
             raise
         # From here on its end is the session's, be it right behind what it says last.
         self._connection = successor
+        successor.deadline = trio.current_time() + _PAUSE
         with self._lost_by_an_error():  # which of the two has the rings now is not known
             await self._start_rings(successor)
         if self._reason is not None:
