@@ -54,13 +54,16 @@ class ForeignRegion:
 
     @property
     def unallocated(self) -> int:
-        """How many of its bytes have no page yet: the first write to them takes memory.
+        """How many of its bytes may have no page yet: the first write to them takes memory.
 
-        Huge pages count as allocated: they are set aside, and no limit of memory covers them.
+        What the memfd has behind them may have pages first. Huge pages count as allocated: they are
+        set aside, and no limit of memory covers them.
         """
         if _page_of(self._descriptor) > mmap.PAGESIZE:
             return 0
-        return max(self.size - os.fstat(self._descriptor).st_blocks * 512, 0)
+        status = os.fstat(self._descriptor)
+        behind = max(status.st_size - self.size, 0)
+        return min(max(self.size + behind - status.st_blocks * 512, 0), self.size)
 
     def close(self) -> None:
         """Close the descriptor; a second call does nothing."""

@@ -120,12 +120,24 @@ def test_unfit_memory_is_refused_and_closed(make: Callable[[], int], size: int, 
 
 
 def test_pages_that_memory_lacks_are_counted() -> None:
-    descriptor = memfd(size=2 * SIZE)
+    descriptor = memfd()
     region = ForeignRegion(descriptor, SIZE)
     assert region.unallocated == SIZE
     os.pwrite(descriptor, b"first", 0)
     assert region.unallocated == SIZE - mmap.PAGESIZE
-    os.posix_fallocate(descriptor, 0, 2 * SIZE)  # more than is used of it
+    os.posix_fallocate(descriptor, 0, SIZE)
+    assert region.unallocated == 0
+    region.close()
+
+
+def test_pages_behind_what_is_used_do_not_count() -> None:
+    descriptor = memfd(size=2 * SIZE)
+    region = ForeignRegion(descriptor, SIZE)
+    os.posix_fallocate(descriptor, SIZE, SIZE)
+    assert region.unallocated == SIZE
+    os.posix_fallocate(descriptor, 0, SIZE // 2)
+    assert region.unallocated == SIZE // 2
+    os.posix_fallocate(descriptor, 0, 2 * SIZE)
     assert region.unallocated == 0
     region.close()
 
