@@ -1,9 +1,11 @@
 """How much memory may be taken: the least of the machine's and of all limits up to the root."""
 
 import errno
+import os
+import resource
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -95,6 +97,18 @@ class TestOfTheMachine:
         assert machine.available() == UNLIMITED
         assert machine.headroom.bytes_to_give_back() == 0
 
+    def test_without_descriptors_nothing_is_taken_for_free(self, machine: Machine) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            with pytest.raises(FileError, match="free cannot be told: too many open") as raised:
+                machine.headroom.require(1, "an image")
+            assert raised.value.number == errno.EMFILE
+            assert machine.headroom.bytes_to_give_back() == 0
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        machine.headroom.require(1, "an image")
+
     def test_that_of_this_machine(self) -> None:
         assert 0 < Headroom().available() < UNLIMITED
 
@@ -119,6 +133,22 @@ class TestVersion2:
             write(root / each, v2("max", 100 * MIB))
         limits: dict[str, object] = {"maximum": "max", "high": "max"} | {limit: 300 * MIB}
         write(root / level, v2(limits["maximum"], 100 * MIB, limits["high"]))
+        assert machine.available() == 200 * MIB
+
+    def test_a_limit_that_cannot_be_looked_at_is_not_taken_for_none(
+        self, machine: Machine, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write(root / "system.slice/vuserd.service", v2(300 * MIB, 100 * MIB))
+        opened, shortages = os.open, iter([errno.ENFILE])
+
+        def open_one(*arguments: Any) -> int:
+            for number in shortages:
+                raise OSError(number, os.strerror(number))
+            return opened(*arguments)
+
+        monkeypatch.setattr(os, "open", open_one)
+        with pytest.raises(FileError, match="too many open files in system"):
+            machine.headroom.require(200 * MIB, "an image")
         assert machine.available() == 200 * MIB
 
     def test_the_least_one_counts(self, machine: Machine, root: Path) -> None:

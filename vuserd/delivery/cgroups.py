@@ -8,6 +8,7 @@ namespace, as in a container, sees no level above its root: version 1 shows the 
 in ``hierarchical_memory_limit``, version 2 shows nothing of them.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from typing import Final, NamedTuple
 
 #: Bytes that mean no limit: version 1 writes the largest multiple of a page for that.
 UNLIMITED: Final = 1 << 60
+#: Errors of open() that say nothing about the file: it may well have a limit.
+SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class _Files(NamedTuple):
@@ -70,6 +73,10 @@ class Cgroup:
         Memory that the kernel could reclaim is not added if ``enough`` is free without it, since
         reading the statistics costs more than all the rest. A missing file means no limit: the root
         has none of them, nor has a level whose parent does not control memory.
+
+        Raises:
+            OSError: one of :data:`SHORTAGES`.
+
         """
         reclaimable: int | None = None
         inherited = self._inherited
@@ -111,6 +118,9 @@ def find_cgroups(memberships: bytes, mounts: bytes) -> list[Cgroup]:
     Args:
         memberships: ``/proc/self/cgroup``.
         mounts: ``/proc/self/mountinfo``.
+
+    Raises:
+        OSError: one of :data:`SHORTAGES`.
 
     """
     found: list[Cgroup] = []
@@ -217,7 +227,9 @@ def _number(folder: bytes, name: bytes, missing: int = UNLIMITED) -> int:
 def _read(folder: bytes, name: bytes) -> bytes | None:
     try:
         descriptor = os.open(b"/".join((folder, name)), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
         return None
     try:
         return os.read(descriptor, 16384)

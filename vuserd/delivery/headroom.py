@@ -3,14 +3,15 @@
 Nothing else limits shared memory: a process that takes too much gets no error, but is killed.
 """
 
+import contextlib
 import errno
 import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from vuserd.delivery.cgroups import UNLIMITED, Cgroup, Room, find_cgroups
-from vuserd.errors import FileError
+from vuserd.delivery.cgroups import SHORTAGES, UNLIMITED, Cgroup, Room, find_cgroups
+from vuserd.errors import FileError, os_reason
 
 #: Bytes that are left for other processes, and for the daemon itself.
 RESERVE: Final = 64 << 20
@@ -46,11 +47,20 @@ class Headroom:
         """Return the bytes that are available without swapping, exact if below ``enough``.
 
         This is the least of MemAvailable and of the room under each limit up to the root.
+
+        Raises:
+            OSError: there is no descriptor to look with.
+
         """
         return min((room.free for room in self._rooms(enough)), default=UNLIMITED)
 
     def total(self) -> int:
-        """Return the least of all limits, in bytes, at most some seconds old."""
+        """Return the least of all limits, in bytes, at most some seconds old.
+
+        Raises:
+            OSError: as :meth:`available`.
+
+        """
         now = time.monotonic()
         if now - self._totalled > _LOOK_AGAIN:
             self._total = min((room.total for room in self._rooms(0)), default=UNLIMITED)
@@ -61,14 +71,18 @@ class Headroom:
         """Check that ``size`` bytes can be taken beside a reserve; free kept images if needed.
 
         Raises:
-            FileError: ENOMEM: they are not available.
+            FileError: ENOMEM: they are not available; EMFILE or ENFILE: that cannot be told.
 
         """
         wanted = size + RESERVE
-        available = self.available(wanted)
-        if available < wanted:
-            self.give_back(wanted - available)
+        try:
             available = self.available(wanted)
+            if available < wanted:
+                self.give_back(wanted - available)
+                available = self.available(wanted)
+        except OSError as error:
+            reason = f"how much memory is free cannot be told: {os_reason(error)}"
+            raise FileError(error.errno or 0, reason) from error
         if available < wanted:
             raise FileError(
                 errno.ENOMEM,
@@ -80,9 +94,11 @@ class Headroom:
 
         0 while 256 MiB are free under each limit, or an eighth of a limit below 2 GiB.
         """
-        rooms = self._rooms(_KEPT_FREE)
-        lacking = (min(_KEPT_FREE, room.total // _KEPT_PART) - room.free for room in rooms)
-        return max(max(lacking, default=0), 0)
+        with contextlib.suppress(OSError):  # whoever needs memory is told
+            rooms = self._rooms(_KEPT_FREE)
+            lacking = (min(_KEPT_FREE, room.total // _KEPT_PART) - room.free for room in rooms)
+            return max(max(lacking, default=0), 0)
+        return 0
 
     def _rooms(self, enough: int) -> Iterator[Room]:
         machine = self._machine()
@@ -115,8 +131,10 @@ class Headroom:
         try:
             with open(f"{self._proc}/{name}", "rb", buffering=0) as file:
                 return file.readall()
-        except OSError:  # a container without it
-            return b""
+        except OSError as error:
+            if error.errno in SHORTAGES:
+                raise
+            return b""  # a container without it
 
 
 #: The one of this process.
