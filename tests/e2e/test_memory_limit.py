@@ -5,15 +5,17 @@ import errno
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
+import trio
 
 from tests.attacks.threats import Who, threat
 from tests.running import RunningDaemon
-from vuserd.client import Client
+from vuserd.client import Client, TrioClient
 from vuserd.client.errors import RemoteError
 
 MIB: Final = 1 << 20
@@ -135,6 +137,43 @@ def test_a_clients_memory_that_has_no_pages_yet(
         assert refused.value.code == "ENOMEM"
         os.posix_fallocate(memory.fileno(), 0, size)  # now they are the client's
         assert memory.load("files", "rootfs.img", 0) == size
+        assert [export.backend.generation for export in client.exports() if export.backend] == [1]
+
+
+@threat(
+    "many-loads",
+    who=Who.CLIENT,
+    against="the daemon's memory",
+    does="loads, all at once, more into memory without pages than the daemon's cgroup has room for",
+    promise="what does not fit is ENOMEM, and the daemon serves on",
+)
+def test_many_loads_into_memory_that_has_no_pages_yet(
+    group: Path, virtiofsd: str, tmp_path: Path
+) -> None:
+    # Each of them fits, and so do many: the backend takes their pages later.
+    size, count = 4 * MIB, 2 * LIMIT // (4 * MIB)
+    make_file(tmp_path / "files/Image", size)
+    outcomes: Counter[int | str] = Counter()
+
+    async def load_all() -> None:
+        async with (
+            TrioClient.connect(str(tmp_path / "s"), reconnect=0) as client,
+            await client.attach(size=count * size) as memory,
+            trio.open_nursery() as nursery,
+        ):
+
+            async def load(address: int) -> None:
+                try:
+                    outcomes[await memory.load("files", "Image", address)] += 1
+                except RemoteError as refused:
+                    outcomes[refused.code] += 1
+
+            for number in range(count):
+                nursery.start_soon(load, number * size)
+
+    with serving(group, virtiofsd, tmp_path) as client:
+        trio.run(load_all)
+        assert outcomes.keys() == {size, "ENOMEM"}
         assert [export.backend.generation for export in client.exports() if export.backend] == [1]
 
 

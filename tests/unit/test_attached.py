@@ -12,6 +12,7 @@ from memory.foreign import ForeignRegion
 from protocol.fuse import Opcode
 from tests.fake.backend import CONFIGURE_MEM_SLOTS, FakeBackend, File, cancelled_when
 from vuserd.delivery.attached import AttachedMemory
+from vuserd.delivery.cgroups import Room
 from vuserd.delivery.headroom import HEADROOM, RESERVE
 from vuserd.delivery.memory_table import MemoryTable
 from vuserd.delivery.placements import ChangeLocks
@@ -285,6 +286,28 @@ async def test_pages_that_cannot_be_had_are_refused(
     os.posix_fallocate(memory.region.fileno(), 0, SIZE)
     assert await memory.load(files, name, 0, 0, None) == len(CONTENT)
     await memory.detach()
+
+
+async def test_pages_that_a_backend_is_about_to_take_are_not_there_for_others(
+    backend: FakeBackend,
+    memories: list[AttachedMemory],
+    session: Session,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(HEADROOM, "_machine", lambda: Room(1 << 30, 1 << 31))
+    monkeypatch.setattr(HEADROOM, "_limiting", list)
+    held = backend.hold(lambda request: request.opcode is Opcode.READ)
+    for is_cancelled in (False, True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load, memories[0], session)
+            await wait_all_tasks_blocked()
+            assert HEADROOM.available() == (1 << 30) - len(CONTENT)
+            if is_cancelled:
+                nursery.cancel_scope.cancel()
+            else:
+                backend.let_go(held)
+                held = backend.hold(lambda request: request.opcode is Opcode.READ)
+        assert HEADROOM.available() == 1 << 30
 
 
 async def test_memory_that_runs_out_on_the_way_ends_the_load(

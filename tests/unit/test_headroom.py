@@ -109,6 +109,18 @@ class TestOfTheMachine:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         machine.headroom.require(1, "an image")
 
+    def test_what_is_promised_is_not_there_for_others(self, machine: Machine) -> None:
+        headroom = machine.headroom
+        machine.has(free=RESERVE + 300 * MIB)
+        with headroom.promise(100 * MIB), headroom.promise(150 * MIB):
+            headroom.require(50 * MIB, "an image")
+            with pytest.raises(FileError, match="52428801 bytes of an image do not fit"):
+                headroom.require(50 * MIB + 1, "an image")
+            assert machine.available() == RESERVE + 50 * MIB
+            machine.has(free=10 * MIB)
+            assert machine.available() == 0
+        assert machine.available() == 10 * MIB
+
     def test_that_of_this_machine(self) -> None:
         assert 0 < Headroom().available() < UNLIMITED
 
@@ -134,6 +146,14 @@ class TestVersion2:
         limits: dict[str, object] = {"maximum": "max", "high": "max"} | {limit: 300 * MIB}
         write(root / level, v2(limits["maximum"], 100 * MIB, limits["high"]))
         assert machine.available() == 200 * MIB
+
+    def test_reclaimable_memory_is_looked_for_beside_what_is_promised(
+        self, machine: Machine, root: Path
+    ) -> None:
+        write(root / "system.slice/vuserd.service", v2(300 * MIB, 200 * MIB, active_file=40 * MIB))
+        assert machine.available(100 * MIB) == 100 * MIB
+        with machine.headroom.promise(30 * MIB):
+            assert machine.available(100 * MIB) == 110 * MIB
 
     def test_a_limit_that_cannot_be_looked_at_is_not_taken_for_none(
         self, machine: Machine, root: Path, monkeypatch: pytest.MonkeyPatch

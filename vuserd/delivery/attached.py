@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, NamedTuple
 
 from memory.foreign import ForeignRegion
@@ -129,7 +129,6 @@ class AttachedMemory:
             )
         if not wanted:
             return None if length != 0 and await file.goes_on(offset) else 0
-        self._require_pages(wanted)
         placement = await self._placements.at(file.session)
         await self._placements.wait_for_late_reads(address, address + wanted)
         part = file.max_read
@@ -140,16 +139,15 @@ class AttachedMemory:
         async def load_batches() -> None:
             nonlocal is_true
             for begin in batches:
-                if begin:
-                    self._require_pages(wanted - begin)
-                with contextlib.ExitStack() as windows:
+                end = min(begin + batch, wanted)
+                with self._pages(end - begin, wanted - begin), contextlib.ExitStack() as windows:
                     reads = []
-                    for at in range(begin, min(begin + batch, wanted), part):
+                    for at in range(begin, end, part):
                         size = min(part, wanted - at)
                         window = windows.enter_context(placement.window(address + at, size))
                         reads.append((window, offset + at, size))
                     got = await file.read_all_into(reads)
-                if sum(got) < min(batch, wanted - begin):
+                if sum(got) < end - begin:
                     is_true = False
 
         async def look_behind() -> None:
@@ -175,9 +173,8 @@ class AttachedMemory:
         placement = await self._placements.at(file.session)
         for begin in range(0, wanted, file.max_read):
             size = min(file.max_read, wanted - begin)
-            self._require_pages(size)
             await self._placements.wait_for_late_reads(address + begin, address + begin + size)
-            with placement.window(address + begin, size) as window:
+            with self._pages(size, size), placement.window(address + begin, size) as window:
                 got = await file.read_on_into(window, offset + begin, size)
             if got < size:
                 return begin + got
@@ -189,8 +186,16 @@ class AttachedMemory:
             )
         return wanted
 
-    def _require_pages(self, size: int) -> None:
-        """Refuse what has no room: pages that the backend touches first are the daemon's."""
-        missing = min(size, self.region.unallocated)
+    @contextlib.contextmanager
+    def _pages(self, size: int, rest: int) -> Iterator[None]:
+        """Let the backend take the pages of ``size`` bytes during the block: they are the daemon's.
+
+        Raises:
+            FileError: ENOMEM: those of the ``rest`` of the load, these among them, cannot be had.
+
+        """
+        missing = self.region.unallocated
         if missing:
-            HEADROOM.require(missing, "the attached memory")
+            HEADROOM.require(min(rest, missing), "the attached memory")
+        with HEADROOM.promise(min(size, missing)):
+            yield

@@ -57,6 +57,10 @@ class Room(NamedTuple):
     free: int
     total: int
 
+    def without(self, size: int) -> "Room":
+        """Return what is left where ``size`` bytes are taken."""
+        return self._replace(free=max(self.free - size, 0))
+
 
 class Cgroup:
     """One level of a hierarchy, known by its folder."""

@@ -40,13 +40,16 @@ class Headroom:
         self._memberships: bytes | None = None
         self._looked = 0.0
         self._total, self._totalled = UNLIMITED, -math.inf
+        #: Bytes that were promised, and are not taken yet as far as is known.
+        self._promised = 0
         #: Frees about that many bytes of images kept for later fetches, as far as there are any.
         self.give_back: Callable[[int], None] = lambda _: None
 
     def available(self, enough: int = UNLIMITED) -> int:
         """Return the bytes that are available without swapping, exact if below ``enough``.
 
-        This is the least of MemAvailable and of the room under each limit up to the root.
+        This is the least of MemAvailable and of the room under each limit up to the root, without
+        what is promised.
 
         Raises:
             OSError: there is no descriptor to look with.
@@ -89,6 +92,18 @@ class Headroom:
                 f"{size} bytes of {purpose} do not fit into the {available} bytes of free memory",
             )
 
+    @contextlib.contextmanager
+    def promise(self, size: int) -> Iterator[None]:
+        """Count ``size`` bytes as taken for the block's time.
+
+        A backend takes them some time then, and until it does they look free to others.
+        """
+        self._promised += size
+        try:
+            yield
+        finally:
+            self._promised -= size
+
     def bytes_to_give_back(self) -> int:
         """Return how many bytes of images kept for later fetches should be freed.
 
@@ -101,11 +116,13 @@ class Headroom:
         return 0
 
     def _rooms(self, enough: int) -> Iterator[Room]:
+        promised = self._promised
         machine = self._machine()
         if machine is not None:
-            yield machine
+            yield machine.without(promised)
         for cgroup in self._limiting():
-            yield from cgroup.rooms(enough)
+            for room in cgroup.rooms(enough + promised):
+                yield room.without(promised)
 
     def _machine(self) -> Room | None:
         """Return the machine's memory by proc_meminfo(5); None if that is not shown."""
