@@ -19,8 +19,10 @@ from vuserd.config.descriptor_limits import (
     most_connections,
     most_images,
 )
+from vuserd.config.memory_limits import limits_within_memory
 from vuserd.config.model import ClientLimits, DaemonConfig, ListenConfig
 from vuserd.delivery.census import CENSUS
+from vuserd.delivery.headroom import HEADROOM
 from vuserd.delivery.images import ImageStore
 from vuserd.errors import CallError, ConfigurationError, ErrorCode, os_reason
 from vuserd.exports.states import ExportState
@@ -355,13 +357,18 @@ class Daemon:
 
 
 def _fitting(limits: ClientLimits) -> ClientLimits:
-    """Return the limits cut to fit the descriptors that the daemon may have; log the cuts."""
-    allowed = descriptors_allowed()
-    fitting = limits_within(limits, allowed)
-    if cut := cuts(limits, fitting):
+    """Return the limits cut to fit what the daemon may have; log the cuts."""
+    allowed, total = descriptors_allowed(), HEADROOM.total()
+    by_descriptors = limits_within(limits, allowed)
+    if cut := cuts(limits, by_descriptors):
         _LOG.info(
             "limits of users are lowered to fit %s open files (LimitNOFILE=, ulimit -Hn): %s",
             allowed,
             cut,
         )
-    return fitting
+    by_memory = limits_within_memory(by_descriptors, total)
+    if cut := cuts(by_descriptors, by_memory):
+        _LOG.info(
+            "limits of users are lowered to fit %s bytes of memory (MemoryMax=): %s", total, cut
+        )
+    return by_memory

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import socket
 import sys
 import time
 from collections import Counter
@@ -16,7 +17,8 @@ import trio
 from tests.attacks.threats import Who, threat
 from tests.running import RunningDaemon
 from vuserd.client import Client, TrioClient
-from vuserd.client.errors import RemoteError
+from vuserd.client.errors import RemoteError, TimedOut
+from vuserd.wire.codec import encode_request
 
 MIB: Final = 1 << 20
 LIMIT: Final = 300 * MIB
@@ -175,6 +177,34 @@ def test_many_loads_into_memory_that_has_no_pages_yet(
         trio.run(load_all)
         assert outcomes.keys() == {size, "ENOMEM"}
         assert [export.backend.generation for export in client.exports() if export.backend] == [1]
+
+
+def read_again_and_again(client: Client) -> None:
+    while True:
+        client.read("files", "Image", 0, 1, timeout=1)
+
+
+@threat(
+    "unread-replies-in-little-memory",
+    who=Who.CLIENT,
+    against="the daemon's memory",
+    does="asks for more than the daemon's cgroup has room for, and reads none of it",
+    promise="its replies are as many as may be in an eighth of that, and the daemon serves on",
+)
+def test_replies_that_nobody_reads(group: Path, virtiofsd: str, tmp_path: Path) -> None:
+    make_file(tmp_path / "files/Image", 8 * MIB)
+    asked = b"".join(
+        encode_request(number, "read", ["files", "Image", 0, 8 * MIB]) for number in (1, 2)
+    )
+    with serving(group, virtiofsd, tmp_path) as client:
+        with contextlib.ExitStack() as others:
+            for _ in range(64):
+                other = others.enter_context(socket.socket(socket.AF_UNIX))
+                other.connect(str(tmp_path / "s"))
+                other.sendall(asked)
+            with pytest.raises(TimedOut):  # they have all that their user may have
+                read_again_and_again(client)
+        assert client.read("files", "Image", 0, 10) == bytes(10)
 
 
 def test_a_limit_that_is_lowered_counts_for_the_next_call(

@@ -69,6 +69,6 @@ def cuts(limits: ClientLimits, cut: ClientLimits) -> str:
     """Return which limits were cut, for people; empty if none was."""
     return ", ".join(
         f"{name} is {getattr(cut, name)} instead of {getattr(limits, name)}"
-        for name in _PARTS
+        for name in limits._fields
         if getattr(cut, name) != getattr(limits, name)
     )

@@ -60,14 +60,13 @@ class Headroom:
     def total(self) -> int:
         """Return the least of all limits, in bytes, at most some seconds old.
 
-        Raises:
-            OSError: as :meth:`available`.
-
+        Where there is no descriptor to look with it is what it was.
         """
         now = time.monotonic()
         if now - self._totalled > _LOOK_AGAIN:
-            self._total = min((room.total for room in self._rooms(0)), default=UNLIMITED)
-            self._totalled = now
+            with contextlib.suppress(OSError):
+                self._total = min((room.total for room in self._rooms(0)), default=UNLIMITED)
+                self._totalled = now
         return self._total
 
     def require(self, size: int, purpose: str) -> None:
