@@ -171,7 +171,7 @@ class DaemonCollector(Collector):
         )
         yield _counter(
             "backend_sessions",
-            "Backends that an export has had, those after a reload among them.",
+            "Sessions that an export has had: one more for each backend that began anew.",
             ["export"],
             [([name], export.generation) for name, export in exports],
         )
