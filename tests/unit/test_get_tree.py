@@ -223,6 +223,7 @@ def test_each_failure_is_told_and_the_rest_comes(
         row("gone", "unknown", error="ENOENT"),
         row("no", error="EACCES"),
         row("closed", "dir"),
+        row("replaced", "dir"),
         row("empty", "symlink", target=""),
         row("far", offset=0, length=0, mtime_ns=(1 << 63) - 1),
         row("what", "whiteout"),
@@ -231,6 +232,7 @@ def test_each_failure_is_told_and_the_rest_comes(
     ]
     problems = [
         {"path": "closed", "code": "EACCES", "message": "permission denied"},
+        {"path": "replaced", "code": "CHANGED", "message": "the directory was replaced"},
         {"path": "", "code": "EIO", "message": "input/output error"},
     ]
     sends(fake_daemon, page(columns(rows), b"good", problems))
@@ -239,6 +241,7 @@ def test_each_failure_is_told_and_the_rest_comes(
     assert "vuserctl: kernels:/gone: no such file or directory (ENOENT)" in said
     assert "vuserctl: kernels:/no: permission denied (EACCES)" in said
     assert "vuserctl: kernels:/closed: permission denied (EACCES)" in said
+    assert "vuserctl: kernels:/replaced: the directory was replaced (CHANGED)" in said
     assert "vuserctl: kernels:/: input/output error (EIO)" in said
     assert "vuserctl: kernels:/pipe: skipped, a fifo" in said
     assert "vuserctl: kernels:/what: of a type that is not known, 'whiteout'" in said

@@ -93,7 +93,7 @@ class _PagesFetch:
                 tree.put_file(self._opened(above), names, stat, content, is_new=is_new)
                 self._there(entry, names, len(content))
             return
-        if entry.error is not None and entry.error.code != ErrorCode.CHANGED:
+        if entry.error is not None and (stat is None or entry.error.code != ErrorCode.CHANGED):
             raise entry.error
         assert stat is not None
         if stat.type == "dir":
