@@ -456,6 +456,47 @@ def test_owner_mode_and_attributes_stay(serving: RunningDaemon, ground: Path) ->
     assert found.st_mtime_ns == 10**18 + 1
 
 
+@root_only
+@pytest.mark.parametrize("options", [(), ("-r",)])
+def test_a_file_stays_where_neither_another_one_nor_the_content_has_room(
+    program: str, ground: Path, options: tuple[str, ...]
+) -> None:
+    """There is no inode for a new file, and the old one, emptied, could not take the content."""
+    (ground / "full").mkdir()
+    mount("-t", "tmpfs", "-o", "size=128k,nr_inodes=2", "tmpfs", ground / "full")
+    place = ground / "full" / "f"
+    place.write_bytes(b"precious")
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        tree.mkdir()
+        (tree / "f").write_bytes(_CONTENT)
+        with serve(tree, Path(folder), program) as running:
+            source, to = ("e:", place.parent) if options else ("e:f", place)
+            got = vuserctl(running, "get", *options, source, str(to))
+    assert (got.returncode, place.read_bytes()) == (1, b"precious")
+    assert got.stderr == f"vuserctl: {place}: no space left on device (ENOSPC)\n"
+
+
+@root_only
+@pytest.mark.parametrize("options", [("-t", "tmpfs", "-o", "size=128k"), ("-t", "ramfs")])
+def test_a_mounted_file_stays_where_the_content_has_no_room(
+    serving: RunningDaemon, ground: Path, options: tuple[str, ...]
+) -> None:
+    """It is told by the file's own file system; where that does not tell, the content is tried."""
+    (ground / "small").mkdir()
+    mount(*options, "none", ground / "small")
+    place = ground / "f"
+    place.touch()
+    (ground / "small" / "f").write_bytes(b"precious")
+    bind(ground / "small" / "f", place)
+    got = vuserctl(serving, "get", "e:/file", str(place))
+    if "ramfs" in options:
+        assert (got.returncode, got.stderr, place.read_bytes()) == (0, "", _CONTENT)
+    else:
+        assert (got.returncode, place.read_bytes()) == (1, b"precious")
+        assert got.stderr == f"vuserctl: {place}: no space left on device (ENOSPC)\n"
+
+
 def test_an_empty_string_is_wrong_usage(serving: RunningDaemon, ground: Path) -> None:
     for options in ((), ("-r",)):
         got = vuserctl(serving, "get", *options, "e:/file", "", cwd=ground)

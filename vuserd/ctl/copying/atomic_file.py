@@ -5,7 +5,7 @@ directory: whatever happens to the path meanwhile, the new file stays inside.
 
 A file that replaces another gets its owner, permissions and extended attributes.  Where that is not
 allowed, or the directory takes no new file (it is not writable, or the old file is a mount point),
-the content is written into the old file, as cp does.
+the content is written into the old file, as cp does, if there is room for it.
 """
 
 import errno
@@ -31,6 +31,8 @@ _OF_CONTENT: Final = frozenset({"security.capability", "security.ima", "security
 #: Bytes that are looked at for zeros at once: what file systems make holes of.
 _BLOCK: Final = 4096
 _ZEROS: Final = bytes(_BLOCK)
+#: Bytes of one of a file's blocks, as ``stat`` counts them.
+_SECTOR: Final = 512
 #: Temporary names of this process, where one after the other is used.
 _PREFIX: Final = f".vuserctl-{os.urandom(8).hex()}-"
 _NUMBERS: Final = itertools.count()
@@ -73,8 +75,8 @@ def new_file(
     with _temporary_name(directory) as temporary:
         try:
             fileno = _create(directory, temporary, permissions, name, there)
-        except OSError:
-            if there is None:
+        except OSError as error:
+            if there is None or not _may_empty(error, source):
                 raise
             fileno = -1
         if fileno >= 0:
@@ -93,9 +95,13 @@ def new_file(
         os.close(fileno)
 
 
-def open_existing(path: str, source: Stat | None, *, directory: int | None = None) -> int:
+def open_existing(
+    path: str, source: Stat | None, *, directory: int | None = None, size: int = 0
+) -> int:
     """Open a regular file and empty it, to write into it; OSError if it is ``source``.
 
+    ENOSPC, and it stays as it is, where even with its own blocks too little is free for ``source``,
+    or for ``size`` bytes.
     A symlink is followed unless the path is relative to ``directory``.
     """
     follow = os.O_NOFOLLOW if directory is not None else 0
@@ -108,6 +114,9 @@ def open_existing(path: str, source: Stat | None, *, directory: int | None = Non
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
         if source is not None and _is_source(found, source):
             raise OSError(errno.EINVAL, "it is the file that is to be fetched", path)
+        if source is not None:
+            size = min(source.size, source.blocks * _SECTOR)
+        _require_room(fileno, found, size)
         if found.st_mode & (modes.S_ISUID | modes.S_ISGID):
             with suppress(PermissionError):  # the first write clears these bits as well
                 os.fchmod(fileno, found.st_mode & 0o1777)
@@ -318,7 +327,8 @@ def _put(
     except OSError:  # EBUSY: a mount point; EPERM: another user's, in a sticky directory
         if there is None:
             raise
-        existing = open_existing(name, None, directory=directory)
+        size = os.fstat(fileno).st_blocks * _SECTOR
+        existing = open_existing(name, None, directory=directory, size=size)
         try:
             _copy(fileno, existing)
         finally:
@@ -343,6 +353,22 @@ def _copy(fileno: int, existing: int) -> None:
             write_at(existing, memoryview(piece), offset)
             offset += len(piece)
     set_times(existing, found.st_atime_ns, found.st_mtime_ns)
+
+
+def _may_empty(error: OSError, source: Stat | None) -> bool:
+    """Return whether a file may be emptied that a new one, for this error, cannot replace."""
+    if error.errno == errno.EDQUOT:  # nothing tells which quota it is: the content may have no room
+        return False
+    return error.errno != errno.ENOSPC or source is not None
+
+
+def _require_room(fileno: int, found: os.stat_result, size: int) -> None:
+    """Raise OSError unless a file that is emptied would have room for ``size`` bytes."""
+    system = os.fstatvfs(fileno)
+    free = system.f_bfree if os.geteuid() == 0 else system.f_bavail
+    # Some file systems, such as ramfs, do not say how large they are.
+    if system.f_blocks and size > free * system.f_frsize + found.st_blocks * _SECTOR:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _is_source(found: os.stat_result, source: Stat) -> bool:
