@@ -309,6 +309,31 @@ def test_what_a_daemon_says_of_changes(
     assert "kernels:5: changed" in told if paths == [5] else "it was replaced" in told
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("", "'': no such file or directory (ENOENT)"),
+        ("new/", "new/: no such file or directory (ENOENT)"),
+        ("new/.", "new/.: no such file or directory (ENOENT)"),
+        ("no/a", "no/a: no such file or directory (ENOENT)"),
+        (".", ".: is a directory (EISDIR)"),
+        ("loop", "loop: too many levels of symbolic links (ELOOP)"),
+        ("/proc/no-such-file", "/proc/no-such-file: no such file or directory (ENOENT)"),
+        ("/dev/full", "/dev/full: no space left on device (ENOSPC)"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named(
+    fake_daemon: FakeDaemon, run: Run, here: Path, name: str, words: str
+) -> None:
+    """Not a temporary one; and what stat(2) refuses, such as others' links in /tmp, is not led."""
+    fake_daemon.root = directory(a=Node(content=b"a's"))
+    fake_daemon.unknown.clear()
+    (here / "loop").symlink_to("loop")
+    assert run("archive", "-o", name, "kernels:") == (1, "", f"vuserctl: {words}\n")
+    assert os.listdir(here) == ["loop"]
+    assert (here / "loop").is_symlink()
+
+
 def test_usage(run: Run) -> None:
     for words in (["--owner", "1"], ["--owner", "a:b"], ["--mtime", "-1"], ["--format", "zip"]):
         code, _, told = run("archive", "kernels:", *words)

@@ -2,13 +2,14 @@
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
 from tests.running import RunningDaemon
-from tests.unit.conftest import Run
+from tests.unit.conftest import Run, Start
 from vuserd.client.records import Stat
 from vuserd.ctl.copying.how import How
 from vuserd.wire.codec import Request
@@ -58,6 +59,25 @@ class TestSeveral:
         assert words in err
         assert run("get", "kernels:image", "./kernels:copy") == (0, "", "")
         assert os.listdir(here) == ["kernels:copy"]
+
+    def test_a_name_of_a_directory_that_is_not_there(self, run: Run, here: Path) -> None:
+        for name in ("new/.", "new/.."):
+            words = f"vuserctl: {name}: no such file or directory (ENOENT)\n"
+            assert run("get", "kernels:image", name) == (1, "", words)
+        assert os.listdir(here) == []
+
+    def test_a_full_disk_takes_what_is_said(
+        self, fake_daemon: FakeDaemon, start: Start, here: Path
+    ) -> None:
+        """It is no fault of the files, and ends it."""
+        fake_daemon.root = directory(**{f"file-{number}": Node() for number in range(1000)})
+        with open("/dev/full", "wb") as full:
+            process = start(
+                "get", "-v", "kernels:f*", str(here), stdout=full, stderr=subprocess.PIPE
+            )
+        said = b"vuserctl: standard output: no space left on device (ENOSPC)\n"
+        assert (process.communicate()[1], process.returncode) == (said, 1)
+        assert len(os.listdir(here)) < 1000
 
     def test_no_directory(self, run: Run, here: Path) -> None:
         words = "vuserctl: new: no directory, which several files would go to (ENOTDIR)\n"

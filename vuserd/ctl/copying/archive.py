@@ -2,7 +2,6 @@
 
 import errno
 import os
-import stat as modes
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Final
 from vuserd.client.errors import ClientError, RemoteError
 from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.atomic_file import new_file, open_directory, open_existing
-from vuserd.ctl.copying.get import is_named_file
+from vuserd.ctl.copying.places import Place, naming, place_of
 from vuserd.ctl.copying.progress import progress_of_file
 from vuserd.ctl.operands import report
 from vuserd.ctl.output import complain
@@ -90,17 +89,18 @@ def _output(path: str | None) -> Iterator[int]:
             raise
         return
     assert path is not None
-    if os.path.exists(path) and not is_named_file(path):
-        is_regular = modes.S_ISREG(os.stat(path).st_mode)
-        flags = os.O_WRONLY | os.O_CLOEXEC
-        fileno = open_existing(path, None) if is_regular else os.open(path, flags)
-        with open(fileno, "wb", buffering=0) as device:
-            yield device.fileno()
-        return
-    parent, name = os.path.split(os.path.realpath(path))
-    directory = open_directory(parent)
-    try:
-        with new_file(directory, name, 0o666) as fileno:
-            yield fileno
-    finally:
-        os.close(directory)
+    with naming(path):
+        place = place_of(path)
+        if place is not Place.BESIDE:
+            flags = os.O_WRONLY | os.O_CLOEXEC
+            fileno = open_existing(path, None) if place is Place.INTO else os.open(path, flags)
+            with open(fileno, "wb", buffering=0) as device:
+                yield device.fileno()
+            return
+        parent, name = os.path.split(os.path.realpath(path))
+        directory = open_directory(parent)
+        try:
+            with new_file(directory, name, 0o666) as fileno:
+                yield fileno
+        finally:
+            os.close(directory)

@@ -2,24 +2,20 @@
 
 import errno
 import os
-import re
-import stat as modes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from vuserd.client.core.procedure import Progress
-from vuserd.client.errors import ClientError, RemoteError
+from vuserd.client.errors import RemoteError
 from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.atomic_file import new_file, open_directory, open_existing, set_times
 from vuserd.ctl.copying.how import How
+from vuserd.ctl.copying.places import Place, naming, place_of
 from vuserd.ctl.copying.progress import progress_of_file
 from vuserd.ctl.target import Target
 from vuserd.service.standard_streams import require_output
-
-#: Directories that have a link for each descriptor of a process, such as /dev/fd.
-_OF_DESCRIPTORS: Final = re.compile(r"/proc/[0-9]+(/task/[0-9]+)?/fd")
 
 
 def cat(client: Client, target: Target, progress: Progress | None = None) -> None:
@@ -55,19 +51,16 @@ def get(client: Client, target: Target, destination: str | None, how: How) -> No
     if stat.type == "dir":
         raise RemoteError("EISDIR", "a directory, which is fetched with -r")
     try:
-        fetch = _way_to(local)
-        if how.is_current(stat, local):
-            return
-        if not how.dry_run:
-            with progress_of_file(target.name, quiet=how.no_progress) as progress:
-                fetch(client, target, stat, local, _Fetch(how, progress))
-        how.tell(target, local)
-    except ClientError:  # which may be an OSError, too
-        raise
-    except OSError as error:  # report it with the user's name, not that of a temporary file
-        raise OSError(error.errno, error.strerror or str(error), local) from None
+        with naming(local):
+            fetch = _WAYS[place_of(local)]
+            if how.is_current(stat, local):
+                return
+            if not how.dry_run:
+                with progress_of_file(target.name, quiet=how.no_progress) as progress:
+                    fetch(client, target, stat, local, _Fetch(how, progress))
     except (OverflowError, ValueError) as error:  # attributes that no local file can have
         raise OSError(errno.EINVAL, str(error), local) from None
+    how.tell(target, local)
 
 
 class _Fetch(NamedTuple):
@@ -82,40 +75,6 @@ def local_path(target: Target, destination: str | None) -> str:
     if destination is None:
         return target.name
     return os.path.join(destination, target.name) if os.path.isdir(destination) else destination
-
-
-#: Fetches a file to a path; the Stat is what ``stat`` returned just before.
-_Way = Callable[[Client, Target, Stat, str, _Fetch], object]
-
-
-def _way_to(path: str) -> _Way:
-    """Return the function that can fetch a file to this path; OSError if none can."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return _fetch_beside
-    if modes.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not modes.S_ISREG(found.st_mode):
-        return _fetch_to_device
-    return _fetch_beside if is_named_file(path) else _fetch_into
-
-
-def is_named_file(path: str) -> bool:
-    """Return whether a path leads to a regular file with a name, under which it can be replaced.
-
-    What /dev/fd/N leads to may have no name (a link such as '/tmp/x (deleted)'). If it has one, the
-    user still means the open file, to which other processes may write.
-    """
-    real = os.path.realpath(path)
-    if not (os.path.isfile(real) and os.path.samefile(path, real)):
-        return False
-    while os.path.islink(path):  # it is no endless loop, or there would be no file
-        directory, _ = os.path.split(path)
-        if _OF_DESCRIPTORS.fullmatch(os.path.realpath(directory)):
-            return False
-        path = os.path.join(directory, os.readlink(path))
-    return True
 
 
 def _fetch_to_device(client: Client, target: Target, _stat: Stat, path: str, fetch: _Fetch) -> None:
@@ -137,6 +96,14 @@ def _fetch_beside(client: Client, target: Target, stat: Stat, path: str, fetch: 
         fetch_new(client, target, stat, directory, name, *fetch)
     finally:
         os.close(directory)
+
+
+#: Fetches a file to a path; the Stat is what ``stat`` returned just before.
+_WAYS: Final[Mapping[Place, Callable[[Client, Target, Stat, str, _Fetch], object]]] = {
+    Place.BESIDE: _fetch_beside,
+    Place.INTO: _fetch_into,
+    Place.DEVICE: _fetch_to_device,
+}
 
 
 def fetch_new(
