@@ -176,6 +176,21 @@ class TestOptions:
         (here / "again").rename(here / "boot")
         assert modes() == [0o777, 0o666, 0o666]
 
+    @pytest.mark.parametrize("options", ["-r", "-rp", "-ru"])
+    def test_the_group_of_a_shared_directory(
+        self, run: Run, here: Path, fake_daemon: FakeDaemon, options: str
+    ) -> None:
+        """What is put into new directories later has that group, too."""
+        boot = fake_daemon.root.children[b"boot"]
+        boot.permissions = boot.children[b"dtbs"].permissions = 0o555
+        here.chmod(0o2775)
+        assert run("get", options, "kernels:boot")[0] == 0
+        modes = {
+            oct(stat.S_IMODE(each.stat().st_mode)) for each in (here / "boot", here / "boot/dtbs")
+        }
+        assert modes == {"0o2555"}
+        assert (here / "boot/vmlinuz-1").stat().st_mode & 0o6000 == 0
+
     def test_verbose(self, run: Run, here: Path) -> None:
         lines = (
             "kernels:boot/latest -> boot/latest\n",

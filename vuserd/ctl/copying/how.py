@@ -59,3 +59,14 @@ class How(NamedTuple):
         if self.preserve:
             with suppress(PermissionError):  # another user's
                 os.fchmod(fileno, stat.mode & 0o777)
+
+    def set_permissions_of_directory(self, fileno: int, stat: Stat) -> None:
+        """Give a new directory the permissions of the fetched one, less the umask if need be.
+
+        It had all of its user's until now, and keeps the set-group-ID bit of the one that it is in,
+        whose group is that of all below.
+        """
+        found = modes.S_IMODE(os.fstat(fileno).st_mode)
+        wanted = stat.mode & 0o777 if self.preserve else found & stat.mode & 0o777
+        if found & 0o777 != wanted:
+            os.fchmod(fileno, wanted | found & modes.S_ISGID)

@@ -157,8 +157,7 @@ class LocalTree:
         try:
             fileno = open_below(self.root, made.names, readable=True)
             try:
-                os.fchmod(fileno, os.fstat(fileno).st_mode & made.stat.mode & 0o777)
-                self.how.set_permissions(fileno, made.stat)
+                self.how.set_permissions_of_directory(fileno, made.stat)
                 set_times(fileno, made.stat.atime_ns, made.stat.mtime_ns)
             finally:
                 os.close(fileno)
