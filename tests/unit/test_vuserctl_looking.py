@@ -135,6 +135,24 @@ class TestLs:
             "kernels:boot/dtbs:\n.\n..\na.dtb\nb.dtb\n"
         )
 
+    @pytest.mark.parametrize("options", ["-RL", "-lRL"])
+    def test_links_that_lead_upwards(self, run: Run, fake_daemon: FakeDaemon, options: str) -> None:
+        """They are told, as ls does: listed each time, two of them would take for ever."""
+        boot = fake_daemon.root.children[b"boot"].children
+        boot[b"up"] = boot[b"dtbs"].children[b"again"] = Node("symlink", b"/boot")
+        boot[b"dtbs"].children[b"self"] = Node("symlink", b"/boot/dtbs")
+        boot[b"other"] = Node("symlink", b"/kits")
+        fake_daemon.root.children[b"kits"] = directory(kit=Node())
+        code, out, err = run("ls", options, "kernels:boot")
+        assert (code, [line for line in out.splitlines() if line.endswith(":")]) == (
+            1,
+            ["kernels:boot:", "kernels:boot/dtbs:", "kernels:boot/other:"],
+        )
+        words = "leads to a directory above it, and is not listed"
+        assert err.splitlines() == [
+            f"vuserctl: kernels:boot/{name}: {words}" for name in ("up", "dtbs/again", "dtbs/self")
+        ]
+
     def test_all_below_but_one(self, run: Run, fake_daemon: FakeDaemon) -> None:
         def refuse(request: Request) -> None:
             if request.method == "readdir" and request.params[1] == "boot/dtbs":

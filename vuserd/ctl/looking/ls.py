@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vuserd.client.errors import RemoteError
-from vuserd.client.records import Entry
+from vuserd.client.records import Entry, Stat
 from vuserd.client.sync_client import Client
 from vuserd.ctl.listing import followed, link_targets, sorted_entries
 from vuserd.ctl.looking.colours import colours
 from vuserd.ctl.looking.layout import long_lines, name_columns
 from vuserd.ctl.operands import for_each, report
-from vuserd.ctl.output import emit, emit_json, entry_fields, screen_width, shown
+from vuserd.ctl.output import complain, emit, emit_json, entry_fields, screen_width, shown
 from vuserd.ctl.target import Target
 
 
@@ -37,6 +37,30 @@ class _Listed(NamedTuple):
     entries: list[Entry]
     links: dict[str, str]
     is_directory: bool = True
+    led: frozenset[str] = frozenset()  #: names of symlinks in place of which is what they lead to
+
+
+class _Below(NamedTuple):
+    """A directory that is to be listed, and those that it is below."""
+
+    target: Target
+    listed: _Listed | None = None
+    stat: Stat | None = None
+    above: "_Below | None" = None
+
+    def is_below(self, stat: Stat) -> bool:
+        """Return whether it is a directory of these attributes, or below that one."""
+        each: _Below | None = self
+        while each is not None:
+            if each.stat is not None and _identity(each.stat) == _identity(stat):
+                return True
+            each = each.above
+        return False
+
+
+def _identity(stat: Stat) -> tuple[int, int]:
+    """Return what tells directories apart, of other file systems in all likelihood, too."""
+    return stat.ino, stat.ctime_ns
 
 
 def ls(client: Client, targets: list[Target], how: How, *, terminal: bool) -> int:
@@ -59,20 +83,28 @@ def ls(client: Client, targets: list[Target], how: How, *, terminal: bool) -> in
         entries = listing.ordered([entry for each in files for entry in each.entries])
         listing.show(None, entries, links)
     listing.headed = how.recursive or len(targets) > 1 or len(found) > 1
-    waiting = [(each.target, each) for each in reversed(found) if each.is_directory]
-    below: list[tuple[Target, _Listed | None]] = [*waiting]
-    while below:
-        target, listed = below.pop()
-        if listed is None:
-            try:
-                listed = listing.of(target)
-            except RemoteError as error:
-                code = report(client, target, error)
-                continue
+    waiting = [_Below(each.target, each) for each in reversed(found) if each.is_directory]
+    while waiting:
+        directory = waiting.pop()
+        target = directory.target
+        try:
+            listed = directory.listed or listing.of(target)
+            if how.recursive and how.follow and directory.above is None:
+                directory = directory._replace(stat=client.stat(*target))
+        except RemoteError as error:
+            code = report(client, target, error)
+            continue
         listing.show(target, listed.entries, listed.links)
-        if how.recursive:
-            inner = [entry.name for entry in listed.entries if is_directory(entry)]
-            below += [(target.child(name), None) for name in reversed(inner)]
+        if not how.recursive:
+            continue
+        above, inner = directory._replace(listed=None), list[_Below]()
+        for entry in filter(is_directory, listed.entries):
+            each = _Below(target.child(entry.name), None, entry.stat, above)
+            if entry.name in listed.led and entry.stat and above.is_below(entry.stat):
+                code = complain(f"{each.target}: leads to a directory above it, and is not listed")
+            else:
+                inner.append(each)
+        waiting += reversed(inner)
     listing.finish()
     return code
 
@@ -91,6 +123,7 @@ class _Listing:
         self._columns = screen_width() if terminal and not how.single else 0
         self._colours = None if how.json else colours(how.color)
         self._attrs = how.long or how.json or how.sort is not None or self._colours is not None
+        self._attrs = self._attrs or (how.follow and how.recursive)
         #: Whether each directory has its name above it.
         self.headed = False
         #: Whether files are of several exports, and named with those.
@@ -112,13 +145,14 @@ class _Listing:
             if error.code != "ENOTDIR" and found.entries[0].type != "symlink":
                 raise
             return found
-        links = {}
+        links, led = {}, frozenset[str]()
         if self._how.follow and self._attrs:
+            led = frozenset(entry.name for entry in entries if entry.type == "symlink")
             entries = followed(self._client, target, entries)
         if self._how.long or self._how.json:
             links = link_targets(self._client, target, entries)
         dots = [self._dot(target, name) for name in (".", "..")] if self._how.dots else []
-        return _Listed(target, [*dots, *self.ordered(entries)], links)
+        return _Listed(target, [*dots, *self.ordered(entries)], links, led=led)
 
     def _of_file(self, target: Target) -> _Listed:
         stat = self._client.stat(*target, follow=self._how.follow)
