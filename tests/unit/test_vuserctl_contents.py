@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -393,6 +395,52 @@ class TestWatch:
     def test_faults(self, run: Run) -> None:
         said = "vuserctl: kernels:no: no such file or directory (ENOENT)\n"
         assert run("watch", "kernels:no") == (1, "", said)
+
+    def test_a_look_that_fails_is_told_once_and_repeated(
+        self, run: Run, fake_daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        boot = directory(a=Node())
+        fake_daemon.root.children[b"boot"] = boot
+        looks, really = count(1), fake_daemon.do_readdir
+
+        def readdir(export: object, path: object, options: dict[str, Any]) -> Any:
+            if 2 <= (look := next(looks)) <= 4:
+                raise FaultError("CHANGED" if look == 4 else "BACKEND_DOWN", "not now")
+            if look == 5:
+                boot.children[b"new"] = Node()
+            return really(export, path, options)
+
+        monkeypatch.setattr(fake_daemon, "do_readdir", readdir)
+        code, out, err = run("watch", "--interval", "0.1", "-n", "1", "kernels:boot")
+        assert (code, out.split()[1:]) == (0, ["created", "kernels:boot/new"])
+        assert err.splitlines()[1:] == [
+            "vuserctl: kernels:boot: not now (BACKEND_DOWN); looking again",
+            "vuserctl: kernels:boot: not now (CHANGED); looking again",
+        ]
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_command_ends_as_it_likes(
+        self, start: Start, fake_daemon: FakeDaemon, number: int
+    ) -> None:
+        """A terminal sends its own signals to both; others are passed on."""
+        code = "trap 'sleep 0.5; echo cleaned; exit 0' INT TERM; echo ready; sleep 60 & wait $!"
+        command = ("watch", "--interval", "0.1", "kernels:image", "--", "bash", "-c", code)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = start(*command, **streams, start_new_session=True)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stderr.readline()
+        fake_daemon.root.children[b"image"].mtime_ns += 1
+        assert process.stdout.readline().split()[1] == b"modified"
+        assert process.stdout.readline() == b"ready\n"
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        assert process.stdout.readline() == b"cleaned\n"
+        assert process.wait() == -number
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_over_a_real_backend(virtiofsd: str, tmp_path: Path, here: Path, run: Run) -> None:

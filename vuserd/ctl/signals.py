@@ -25,7 +25,8 @@ _LEFT_ALONE: Final = frozenset(
         signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE,
     }
 )  # fmt: skip
-_IGNORED_BY_PYTHON: Final = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
+#: Signals that a process of Python ignores, and others do not.
+IGNORED_BY_PYTHON: Final = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
 #: Seconds after which what was lost is raised again.
 _SOON: Final = 0.001
 
@@ -64,7 +65,7 @@ def catch_signals() -> list[int]:
         raise Signalled(number)
 
     for number in sorted(signal.valid_signals() - _LEFT_ALONE):
-        if number in _IGNORED_BY_PYTHON or signal.getsignal(number) is not signal.SIG_IGN:
+        if number in IGNORED_BY_PYTHON or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, on_signal)
             caught.append(number)
     sys.unraisablehook = _raise_again

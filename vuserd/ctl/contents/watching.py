@@ -3,16 +3,20 @@
 It polls: a change that is undone between two looks is not seen, and several are one.
 """
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
-from vuserd.client.errors import RemoteError
+from vuserd.client.errors import NotTaken, RemoteError
 from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
 from vuserd.ctl.looking.walking import Turn, walk
 from vuserd.ctl.output import complain, emit, emit_json, printable, shown
+from vuserd.ctl.signals import IGNORED_BY_PYTHON, Signalled
 from vuserd.ctl.target import Target
 
 
@@ -58,6 +62,8 @@ def watch(
 ) -> None:
     """Print changes, a line each, and run a command after those of each look.
 
+    A look that fails is told, once while the error stays, and nothing has changed in it.
+
     Args:
         client: the connection.
         target: the file or directory.
@@ -71,7 +77,7 @@ def watch(
         OSError: the command cannot be run.
 
     """
-    before = _look(client, target, {})
+    before, fault = _look(client, target, {}), ""
     words = f"polling {target} every {interval:g} s: what is undone in between is not seen"
     sys.stderr.write(f"vuserctl: {printable(words)}\n")
     sys.stderr.flush()
@@ -79,10 +85,14 @@ def watch(
         time.sleep(interval)
         try:
             now = _look(client, target, before)
-        except RemoteError as error:
-            if error.code not in ("ENOENT", "ENOTDIR"):
-                raise
+        except (RemoteError, NotTaken) as error:
+            if not isinstance(error, RemoteError) or error.code not in ("ENOENT", "ENOTDIR"):
+                if error.words != fault:
+                    complain(f"{target}: {error.words}; looking again")
+                fault = error.words
+                continue
             now = {}
+        fault = ""
         found = sorted(changes(before, now), key=lambda change: change[1])
         before = now
         if not found:
@@ -118,9 +128,25 @@ def _print(kind: str, target: Target, *, as_json: bool) -> None:
 
 
 def _run(command: list[str]) -> None:
-    from subprocess import run  # slow to import, and not every watch runs something
-
-    status = run(command, check=False).returncode
-    if status:
-        how = f"was ended by signal {-status}" if status < 0 else f"exited with status {status}"
+    """Run a command; a signal that ends this process is for the command, too, and waits for it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:  # no signal comes between the start of the command and the block that sends it on
+        child = os.posix_spawnp(
+            command[0], command, os.environ, setsigmask=before, setsigdef=IGNORED_BY_PYTHON
+        )
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _, status = os.waitpid(child, 0)
+    except (Signalled, KeyboardInterrupt) as ended:
+        with suppress(ProcessLookupError, ChildProcessError):
+            if isinstance(ended, Signalled):  # a terminal has sent SIGINT to both
+                os.kill(child, ended.number)
+            os.waitpid(child, 0)
+        raise
+    code = os.waitstatus_to_exitcode(status)
+    if code:
+        how = f"was ended by signal {-code}" if code < 0 else f"exited with status {code}"
         complain(f"{command[0]} {how}")
