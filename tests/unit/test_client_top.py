@@ -185,6 +185,31 @@ class TestOnATerminal:
             assert len(lines) == 8
             assert max(map(len, lines)) <= 70
 
+    def test_while_it_is_stopped_the_terminal_is_as_before(self, fake_daemon: FakeDaemon) -> None:
+        with on_a_terminal(fake_daemon) as shown:
+            before = termios.tcgetattr(shown.theirs)
+            for _ in range(2):
+                shown.read_until(ENTER)
+                shown.read_until(b"REQ/S")
+                assert termios.tcgetattr(shown.theirs) != before
+                shown.process.send_signal(signal.SIGTSTP)
+                _, status = os.waitpid(shown.process.pid, os.WUNTRACED)
+                assert (os.WIFSTOPPED(status), os.WSTOPSIG(status)) == (True, signal.SIGTSTP)
+                shown.read_until(LEAVE)
+                assert termios.tcgetattr(shown.theirs) == before
+                shown.process.send_signal(signal.SIGCONT)
+            shown.read_until(ENTER)
+            os.write(shown.terminal, b"q")
+            assert shown.process.wait(timeout=10) == 0
+            assert termios.tcgetattr(shown.theirs) == before
+
+    def test_a_dumb_one(self, fake_daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TERM", "dumb")
+        with on_a_terminal(fake_daemon, "-n", "2") as shown:
+            screen = shown.read_until(b"REQ/S")
+            assert shown.process.wait(timeout=10) == 0
+            assert b"\x1b" not in screen + shown.rest()
+
     def test_without_a_keyboard(self, fake_daemon: FakeDaemon) -> None:
         code = "import sys; from vuserd.ctl.main import main; sys.exit(main())"
         ours, theirs = pty.openpty()

@@ -113,6 +113,11 @@ def screen_width() -> int:
     return 80
 
 
+def is_dumb() -> bool:
+    """Return whether the terminal, if there is one, obeys no control sequences."""
+    return os.environ.get("TERM") == "dumb"
+
+
 def emit(line: str = "") -> None:
     """Print one line."""
     sys.stdout.write(line + "\n")

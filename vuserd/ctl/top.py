@@ -1,23 +1,25 @@
 """``vuserctl top``: keep showing the daemon's state, with rates.
 
 A terminal shows one snapshot in place of the other until q or ^C, and then its former content.
-Elsewhere the snapshots follow one another; as JSON, each is a line.
+On one that is dumb, and elsewhere, the snapshots follow one another; as JSON, each is a line.
 """
 
 import itertools
 import os
 import select
+import signal
 import sys
 import termios
 import time
 import tty
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Protocol
+from types import FrameType
+from typing import Any, Final, Protocol, Self
 
 from vuserd.client.sync_client import Client
 from vuserd.ctl import status
-from vuserd.ctl.output import emit, emit_json
+from vuserd.ctl.output import emit, emit_json, is_dumb
 
 # ECMA-48's control sequences, as xterm has them.
 _ENTER: Final = "\x1b[?1049h\x1b[?25l"  # the alternate screen, without a cursor
@@ -138,7 +140,25 @@ class _Paper:
 
 
 class _Terminal:
-    """Shows one snapshot in place of the other."""
+    """Shows one snapshot in place of the other; without it the terminal is as it was before."""
+
+    def __init__(self) -> None:
+        self._keyboard = sys.stdin.fileno() if sys.stdin.isatty() else None
+        self._modes = None if self._keyboard is None else termios.tcgetattr(self._keyboard)
+
+    def __enter__(self) -> Self:
+        self._on_stop = signal.signal(signal.SIGTSTP, self._stop)
+        if self._on_stop == signal.SIG_IGN:
+            signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+        self._take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTSTP, self._on_stop)
+        try:
+            sys.stdout.flush()  # of what a signal may have interrupted
+        finally:
+            self._give_back()
 
     def show(self, found: Mapping[str, Any]) -> None:
         size = os.get_terminal_size(sys.stdout.fileno())
@@ -151,39 +171,43 @@ class _Terminal:
 
     def pause(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
-        keys = [sys.stdin] if sys.stdin.isatty() else []
+        keys = [] if self._keyboard is None else [self._keyboard]
         while (left := deadline - time.monotonic()) > 0:
             if select.select(keys, [], [], left)[0]:
-                pressed = os.read(sys.stdin.fileno(), 64)
+                pressed = os.read(keys[0], 64)
                 if not pressed or not _QUIT.isdisjoint(pressed):
                     return False
         return True
 
+    def _take(self) -> None:
+        """Read keys as they are pressed, without echo, and have a screen of its own."""
+        if self._keyboard is not None:
+            tty.setcbreak(self._keyboard)
+        self._send(_ENTER)
+
+    def _give_back(self) -> None:
+        self._send(_LEAVE)
+        if self._keyboard is not None and self._modes is not None:
+            termios.tcsetattr(self._keyboard, termios.TCSADRAIN, self._modes)
+
+    def _send(self, control: str) -> None:
+        """Write a control sequence by itself: a signal may have interrupted the stream's write."""
+        with suppress(OSError):  # the terminal is gone
+            os.write(sys.stdout.fileno(), control.encode())
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        """Give the terminal back for as long as this process is stopped, by ^Z say."""
+        self._give_back()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # from which it returns once it is continued
+        signal.signal(number, self._stop)
+        self._take()
+
 
 @contextmanager
 def _screen(*, as_json: bool) -> Iterator[_Screen]:
-    if as_json or not sys.stdout.isatty():
+    if as_json or not sys.stdout.isatty() or is_dumb():
         yield _Paper(as_json=as_json)
         return
-    with suppress(KeyboardInterrupt), _keys():
-        sys.stdout.write(_ENTER)
-        try:
-            yield _Terminal()
-        finally:
-            sys.stdout.write(_LEAVE)
-            sys.stdout.flush()
-
-
-@contextmanager
-def _keys() -> Iterator[None]:
-    """Read keys as they are pressed, without echo, if standard input is a terminal."""
-    if not sys.stdin.isatty():
-        yield
-        return
-    keyboard = sys.stdin.fileno()
-    before = termios.tcgetattr(keyboard)
-    try:
-        tty.setcbreak(keyboard)
-        yield
-    finally:
-        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+    with suppress(KeyboardInterrupt), _Terminal() as terminal:
+        yield terminal

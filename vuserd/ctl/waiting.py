@@ -18,7 +18,7 @@ from vuserd.client.calls import RemotePath
 from vuserd.client.core.ticket import Ticket
 from vuserd.client.records import Entry
 from vuserd.client.sync_client import Client
-from vuserd.ctl.output import printable
+from vuserd.ctl.output import is_dumb, printable
 from vuserd.wire.address import SYSTEM_SOCKET
 
 T = TypeVar("T")
@@ -130,7 +130,8 @@ class Notice:
             words = f"still waiting for the daemon's answer to '{self._command}'"
             words += hint(self._socket)
             if self._is_silent():  # still
-                os.write(2, f"\r\x1b[Kvuserctl: {printable(words)}\n".encode())
+                line_anew = "\r\n" if is_dumb() else "\r\x1b[K"
+                os.write(2, f"{line_anew}vuserctl: {printable(words)}\n".encode())
                 return
 
     def _is_silent(self) -> bool:

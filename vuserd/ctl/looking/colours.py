@@ -7,6 +7,7 @@ import sys
 from typing import Final
 
 from vuserd.client.records import Entry
+from vuserd.ctl.output import is_dumb
 
 #: What ls uses where the variable is not set.
 _DEFAULT: Final = (
@@ -57,7 +58,7 @@ class Colours:
 def colours(when: str) -> Colours | None:
     """Return the colours to use by --color (auto, always or never); None for none."""
     if when == "auto":
-        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        plain = os.environ.get("NO_COLOR") or is_dumb()
         when = "always" if sys.stdout.isatty() and not plain else "never"
     if when == "never":
         return None
