@@ -8,6 +8,7 @@ the user that it runs as: whoever reaches the address reads what that user may.
 import argparse
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -90,12 +91,13 @@ class Gateway:
 
 
 def main() -> int:
-    """Serve until it is interrupted."""
+    """Serve until it is interrupted, or told to end."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--listen", type=address, required=True, metavar="ADDRESS:PORT")
     parser.add_argument("--socket", help="the daemon's socket")
     options = parser.parse_args()
     gateway = Gateway(options.socket)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder is removed, then, too
     with tempfile.TemporaryDirectory(prefix="vuserd-tftp-") as nothing:
         host, port = options.listen
         print(f"serving on tftp://{host}:{port}/", flush=True)

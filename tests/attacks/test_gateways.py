@@ -39,7 +39,7 @@ def _gateway(name: str, daemon: RunningDaemon, port: int, complaints: Path) -> I
             yield int(running.stdout.readline().strip("/\n").rpartition(":")[2])
             assert running.poll() is None
         finally:
-            running.kill()
+            running.terminate()
 
 
 def _odd_datagrams() -> Iterator[bytes]:

@@ -35,7 +35,9 @@ def daemon(
 
 
 @contextmanager
-def gateway(name: str, daemon: RunningDaemon, port: int = 0) -> Iterator[str]:
+def gateway(
+    name: str, daemon: RunningDaemon, port: int = 0, end: signal.Signals = signal.SIGINT
+) -> Iterator[str]:
     """Run a gateway; yield the address that it tells."""
     program = str(REPOSITORY / "examples" / name)
     command = [sys.executable, program, "--listen", f"127.0.0.1:{port}"]
@@ -48,7 +50,7 @@ def gateway(name: str, daemon: RunningDaemon, port: int = 0) -> Iterator[str]:
             assert told.startswith("serving on "), told
             yield told.split()[-1]
         finally:
-            running.send_signal(signal.SIGINT)
+            running.send_signal(end)
             assert running.wait(30) == 0
 
 
@@ -125,14 +127,20 @@ def test_ranges(asked: str, part: tuple[int, int] | None) -> None:
     assert gateway_http.part_of(10, asked) == part
 
 
-def test_tftp(daemon: RunningDaemon, tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_tftp(
+    daemon: RunningDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: signal.Signals
+) -> None:
     pytest.importorskip("tftpy")
-    with gateway("gateway_tftp.py", daemon, port=_free_port()) as url:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    with gateway("gateway_tftp.py", daemon, port=_free_port(), end=end) as url:
         assert curl("--tftp-blksize", "1468", f"{url}lab/Image") == IMAGE
         (tmp_path / "new").write_bytes(b"x")
         for words in ([f"{url}lab/nowhere"], ["-T", str(tmp_path / "new"), f"{url}lab/new"]):
             with pytest.raises(subprocess.CalledProcessError):
                 curl(*words)
+    assert os.listdir(tmp_path / "temporary") == []
 
 
 def _free_port() -> int:
