@@ -19,11 +19,13 @@ from typing import Final, Self
 
 import pytest
 
+from tests.fake.rpc_server import FakeDaemon, Node, directory
 from tests.running import REPOSITORY, RunningDaemon, find_backend
+from vuserd.wire.codec import Request
 
 _NOBODY: Final = 65534
 _CONTENT: Final = b"what is to be fetched\n" * 10_000
-#: Large enough, without a byte of its own, to be on its way for longer than a signal can take.
+#: The length of a file without a byte of its own.
 _LARGE: Final = 1 << 37
 
 #: Access control entries of linux/posix_acl_xattr.h: the owner, user 77, the group, mask, others.
@@ -110,16 +112,16 @@ def ground() -> Iterator[Path]:
         subprocess.run(["chattr", "-R", "-ai", folder], check=False, capture_output=True)
 
 
-def command(running: RunningDaemon, user: int = 0) -> list[str]:
+def command(socket: str, user: int = 0) -> list[str]:
     code = _START.format(user=user)
-    return [sys.executable, "-c", code, "--socket", running.socket]
+    return [sys.executable, "-c", code, "--socket", socket]
 
 
 def vuserctl(
     running: RunningDaemon, *arguments: str, user: int = 0, cwd: Path | None = None
 ) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [*command(running, user), *arguments],
+        [*command(running.socket, user), *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -521,7 +523,7 @@ def test_a_descriptor_is_written_into(serving: RunningDaemon, ground: Path) -> N
         path.write_bytes(b"old" * 100_000)
         with path.open("r+b") as out:
             done = subprocess.run(
-                [*command(serving), "get", "e:/file", name],
+                [*command(serving.socket), "get", "e:/file", name],
                 stdout=out,
                 stderr=subprocess.PIPE,
                 check=False,
@@ -575,15 +577,30 @@ def ending_signals() -> list[int]:
     return sorted(int(number) for number in signal.valid_signals() - kept)
 
 
-class _Get:
-    """A ``get`` of the large file that is on its way."""
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[FakeDaemon]:
+    """Serve a file that is there, and of which no byte comes."""
+    ended = threading.Event()
 
-    def __init__(self, running: RunningDaemon, folder: Path, *wrapper: str) -> None:
+    def wait(request: Request) -> None:
+        if request.method not in ("api_info", "stat"):
+            ended.wait()
+
+    with FakeDaemon(str(tmp_path / "d.sock"), directory(large=Node(content=_CONTENT))) as daemon:
+        daemon.before = wait
+        yield daemon
+        ended.set()
+
+
+class _Get:
+    """A ``get`` that is on its way for as long as nothing ends it."""
+
+    def __init__(self, daemon: FakeDaemon, folder: Path, *wrapper: str) -> None:
         self.folder = folder
         # These tests may run where signals are ignored: in the background, say.
         usual = ("env", "--default-signal")
         self.process = subprocess.Popen(
-            [*usual, *wrapper, *command(running), "get", "e:/large", str(folder)],
+            [*usual, *wrapper, *command(daemon.address), "get", "kernels:large", str(folder)],
             stderr=subprocess.PIPE,
         )
         deadline = time.monotonic() + 20
@@ -602,17 +619,17 @@ class _Get:
 
 @pytest.mark.parametrize("number", ending_signals())
 def test_a_signal_leaves_nothing_and_is_what_it_dies_of(
-    serving: RunningDaemon, ground: Path, number: int
+    silent: FakeDaemon, ground: Path, number: int
 ) -> None:
-    with _Get(serving, ground) as get:
+    with _Get(silent, ground) as get:
         get.process.send_signal(number)
         said = get.process.communicate(timeout=30)[1]
         assert (get.process.returncode, said) == (-number, b"")
         assert os.listdir(ground) == []
 
 
-def test_two_signals_at_once(serving: RunningDaemon, ground: Path) -> None:
-    with _Get(serving, ground) as get:
+def test_two_signals_at_once(silent: FakeDaemon, ground: Path) -> None:
+    with _Get(silent, ground) as get:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             get.process.send_signal(number)
         said = get.process.communicate(timeout=30)[1]
@@ -621,9 +638,9 @@ def test_two_signals_at_once(serving: RunningDaemon, ground: Path) -> None:
         assert os.listdir(ground) == []
 
 
-def test_a_signal_that_was_ignored_stays_so(serving: RunningDaemon, ground: Path) -> None:
+def test_a_signal_that_was_ignored_stays_so(silent: FakeDaemon, ground: Path) -> None:
     ignoring = ("env", "--ignore-signal=HUP,INT,USR1,QUIT")
-    with _Get(serving, ground, *ignoring) as get:
+    with _Get(silent, ground, *ignoring) as get:
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGQUIT):
             get.process.send_signal(number)
         get.process.send_signal(signal.SIGTERM)
@@ -634,16 +651,16 @@ def test_a_signal_that_was_ignored_stays_so(serving: RunningDaemon, ground: Path
 
 def test_a_limit_of_file_sizes(serving: RunningDaemon, ground: Path) -> None:
     """What ends cp ends vuserctl, and nothing is left."""
-    limited = ["bash", "-c", 'ulimit -f 64; exec "$@"', "bash", *command(serving)]
+    limited = ["bash", "-c", 'ulimit -f 64; exec "$@"', "bash", *command(serving.socket)]
     done = subprocess.run([*limited, "get", "e:/large", ground], capture_output=True, check=False)
     assert done.returncode == -signal.SIGXFSZ
     assert os.listdir(ground) == []
 
 
 def test_what_sigkill_leaves_has_a_name_that_is_documented(
-    serving: RunningDaemon, ground: Path
+    silent: FakeDaemon, ground: Path
 ) -> None:
-    with _Get(serving, ground) as get:
+    with _Get(silent, ground) as get:
         get.process.kill()
         get.process.communicate()
     (left,) = ground.iterdir()
