@@ -64,3 +64,33 @@ def test_one_that_does_not_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(RuntimeError, match="vuserd does not start"), daemon:
         pass
     assert not os.path.exists(os.path.dirname(daemon.socket))
+
+
+def test_it_ends_while_a_child_of_the_tests_runs() -> None:
+    """One that was forked has the other end of its standard input, too."""
+    program = (
+        "import os, signal\n"
+        "from vuserd.integrations.pytest.daemon import SessionDaemon\n"
+        "with SessionDaemon():\n"
+        "    child = os.fork()\n"
+        "    child or signal.pause()\n"
+        "os.kill(child, signal.SIGKILL)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_no_configuration_can_say(tmp_path: Path, rust_virtiofsd: str) -> None:
+    odd = tmp_path / "\udcff"
+    odd.mkdir()
+    with SessionDaemon(rust_virtiofsd) as daemon:
+        for directory, name, words in (
+            (tmp_path, "a/b", '"a/b" cannot be a name'),
+            (odd, "odd", "surrogates not allowed"),
+        ):
+            with pytest.raises(RuntimeError, match=words), daemon.serve(directory, name):
+                pass
+        with daemon.serve(tmp_path, "good") as served:
+            assert served.client.stat("good", "/").type == "dir"

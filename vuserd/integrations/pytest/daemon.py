@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, Protocol, Self
 import trio
 
 from vuserd.backend.find import BackendKind, find_program
-from vuserd.client import CannotConnect, Client
+from vuserd.client import CannotConnect, Client, RemoteError
 from vuserd.errors import ConfigurationError
 
 #: Seconds for the daemon to start, to end, and for each of its answers.
@@ -138,7 +138,10 @@ class SessionDaemon:
         program = self._program(backend or self._backend)
         self._exports[name] = {"path": os.path.abspath(directory), "backend": program}
         try:
-            self._apply()
+            try:
+                self._apply()
+            except (RemoteError, UnicodeEncodeError) as error:  # of a name, or a directory's
+                raise RuntimeError(f"{directory!s} cannot be served as {name}: {error}") from None
             with self.connect() as client:
                 state = next(each for each in client.exports() if each.name == name)
                 if state.state != "up":
@@ -208,12 +211,13 @@ class SessionDaemon:
 
     def _stop(self) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._process.terminate()  # its standard input may stay open in children of this process
         try:
             self._process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process.stdin.close()
         with open(self._log_path, "rb") as log:
             self._log = log.read()
 
