@@ -215,6 +215,16 @@ class TestSha256sum:
         code, _, err = run("sha256sum", "-c", "missing")
         assert (code, err) == (1, "vuserctl: missing: no such file or directory (ENOENT)\n")
 
+    @pytest.mark.parametrize(
+        ("file", "words"),
+        [("-", "-: bad file descriptor (EBADF)"), ("/proc/self/mem", "/proc/self/mem: ")],
+    )
+    def test_what_cannot_be_read_is_named(self, start: Start, file: str, words: str) -> None:
+        with open("/dev/null", "wb") as closed:
+            process = start("sha256sum", "-c", file, stdin=closed, stderr=subprocess.PIPE)
+        assert process.communicate()[1].startswith(f"vuserctl: {words}".encode())
+        assert process.returncode == 1
+
     @pytest.mark.parametrize("arguments", [[], ["-c", "sums", "kernels:a", "kernels:b"]])
     def test_wrong(self, run: Run, arguments: list[str]) -> None:
         assert run("sha256sum", *arguments)[2].startswith("usage: vuserctl sha256sum")

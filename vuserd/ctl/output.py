@@ -6,11 +6,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from vuserd.errors import in_a_sentence
+from vuserd.errors import VuserdError, in_a_sentence
 from vuserd.service.standard_streams import NAME_ERRORS, STANDARD_OUTPUT
 
 if TYPE_CHECKING:
@@ -103,6 +103,17 @@ def local_fault(error: OSError) -> str:
     if not isinstance(error.filename, str | bytes):
         return text
     return f"{os.fsdecode(error.filename) or repr('')}: {text}"
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Add a local file's name to an OSError of the block, which only opening does by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and not isinstance(error, VuserdError):
+            error.filename = name
+        raise
 
 
 def screen_width() -> int:

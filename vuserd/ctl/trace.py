@@ -3,7 +3,6 @@
 A capture is a file of JSON Lines: a header, then one event on each line.
 """
 
-import contextlib
 import itertools
 import json
 import sys
@@ -15,7 +14,7 @@ from vuserd import __version__
 from vuserd.client.errors import BadReply, ClientError
 from vuserd.client.sync_client import Client
 from vuserd.client.trace import TraceEvent, TracePage
-from vuserd.ctl.output import emit, printable
+from vuserd.ctl.output import emit, named, printable
 
 _FORMAT = "vuserd-trace"
 _VERSION = 1
@@ -47,7 +46,7 @@ def trace(
 
 def read(name: str, *, count: int | None, as_json: bool) -> None:
     """Print the requests of a capture as ``trace`` would have printed them."""
-    with _named(name), open(name, encoding="ascii", errors="surrogateescape") as file:
+    with named(name), open(name, encoding="ascii", errors="surrogateescape") as file:
         _check_header(_parsed(file.readline(), name, 1), name)
         _print(itertools.islice(_captured(file, name), count), as_json=as_json)
 
@@ -106,7 +105,7 @@ def _print(events: Iterable[TraceEvent], *, as_json: bool) -> None:
 
 def _write(events: Iterable[TraceEvent], export: str, name: str) -> None:
     written = 0
-    with _named(name), open(name, "w", encoding="ascii", buffering=1) as file:
+    with named(name), open(name, "w", encoding="ascii", buffering=1) as file:
         header = {"format": _FORMAT, "version": _VERSION, "vuserd": __version__, "export": export}
         file.write(json.dumps(header) + "\n")
         try:
@@ -115,17 +114,6 @@ def _write(events: Iterable[TraceEvent], export: str, name: str) -> None:
                 written += 1
         finally:
             sys.stderr.write(f"vuserctl: {written} requests in {printable(name)}\n")
-
-
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Add the file's name to an OSError of the block, which only opening does by itself."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and not isinstance(error, ClientError):
-            error.filename = name
-        raise
 
 
 def _check_header(header: object, name: str) -> None:

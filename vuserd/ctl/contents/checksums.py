@@ -9,7 +9,7 @@ from typing import Final
 from vuserd.client.errors import RemoteError
 from vuserd.client.sync_client import Client
 from vuserd.ctl.operands import for_each, report
-from vuserd.ctl.output import complain, emit, emit_json, printable, shown
+from vuserd.ctl.output import complain, emit, emit_json, named, printable, shown
 from vuserd.ctl.target import Target
 from vuserd.errors import ErrorCode
 
@@ -67,10 +67,11 @@ def check_sums(client: Client, file: str, directory: Target | None) -> int:
         OSError: the local file cannot be read.
 
     """
-    if file == "-":
-        return _check(client, sys.stdin, file, directory)
-    with open(file, encoding=sys.getfilesystemencoding(), errors="surrogateescape") as lines:
-        return _check(client, lines, file, directory)
+    with named(file):
+        if file == "-":
+            return _check(client, sys.stdin, file, directory)
+        with open(file, encoding=sys.getfilesystemencoding(), errors="surrogateescape") as lines:
+            return _check(client, lines, file, directory)
 
 
 def _check(client: Client, lines: Iterable[str], file: str, directory: Target | None) -> int:

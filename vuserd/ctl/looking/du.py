@@ -39,7 +39,7 @@ def du(
 
 
 class _Usage:
-    """Counts each file once, however many names it has and operands it is below."""
+    """Counts each file once below each operand, however many names it has there."""
 
     def __init__(self, client: Client, depth: int | None) -> None:
         self._client = client
