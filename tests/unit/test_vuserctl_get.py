@@ -159,6 +159,26 @@ class TestOptions:
         assert not How(update=True).is_current(found, "missing")
         assert not How(update=True).is_current(found, ".")
 
+    @pytest.mark.parametrize(
+        ("local_ns", "is_current"),
+        [
+            (1_600_000_001_987_654_300, True), (1_600_000_001_987_654_000, True),
+            (1_600_000_001_987_000_000, True), (1_600_000_001_980_000_000, True),
+            (1_600_000_001_000_000_000, True), (1_600_000_000_000_000_000, True),
+            (1_600_000_001_987_654_200, False), (1_600_000_001_987_654_320, False),
+            (1_600_000_001_900_000_000, False), (1_600_000_002_000_000_000, False),
+            (1_599_999_999_000_000_000, False),
+        ],
+    )  # fmt: skip
+    def test_times_that_file_systems_keep(
+        self, here: Path, local_ns: int, is_current: bool
+    ) -> None:
+        """NTFS has 100 ns, exFAT 10 ms, and FAT two seconds."""
+        theirs = Node(content=b"x", mtime_ns=1_600_000_001_987_654_321)
+        (here / "f").write_bytes(b"y")
+        os.utime(here / "f", ns=(0, local_ns))
+        assert How(update=True).is_current(Stat.from_wire(theirs.stat()), "f") is is_current
+
     def test_permissions(self, run: Run, here: Path, fake_daemon: FakeDaemon) -> None:
         fake_daemon.root.children[b"boot"].permissions = 0o777
         fake_daemon.root.children[b"empty"].permissions = 0o4666

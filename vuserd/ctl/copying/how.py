@@ -11,7 +11,9 @@ from vuserd.ctl.target import Target
 
 #: Types that are skipped with a message; any other unknown type is an error.
 SKIPPED: Final = frozenset({"fifo", "socket", "char", "block"})
-_SECOND: Final = 1_000_000_000
+#: Nanoseconds of the finest times that file systems keep, from most of them to NTFS and SMB, some
+#: in user space, exFAT, ext3 and FAT.
+_GRAINS: Final = (1, 100, 1000, 1_000_000, 10_000_000, 1_000_000_000, 2_000_000_000)
 
 
 class How(NamedTuple):
@@ -39,8 +41,7 @@ class How(NamedTuple):
         """Return whether a file need not be fetched: one is there with its size and time.
 
         Only a regular file counts. A symlink is followed unless the path is relative to
-        ``directory``. A local time of whole seconds is that of the same second: there are file
-        systems that keep no more.
+        ``directory``. A local time may be what a file system with coarser times kept of it.
         """
         if not self.update:
             return False
@@ -48,11 +49,9 @@ class How(NamedTuple):
             found = os.stat(path, dir_fd=directory, follow_symlinks=directory is None)
         except OSError:
             return False
-        time = found.st_mtime_ns
-        same_time = time == stat.mtime_ns or (
-            time % _SECOND == 0 and time // _SECOND == stat.mtime_ns // _SECOND
-        )
-        return modes.S_ISREG(found.st_mode) and found.st_size == stat.size and same_time
+        kept = [stat.mtime_ns // grain * grain for grain in _GRAINS]
+        is_same = found.st_size == stat.size and found.st_mtime_ns in kept
+        return modes.S_ISREG(found.st_mode) and is_same
 
     def set_permissions(self, fileno: int, stat: Stat) -> None:
         """Give a new file the permissions of the fetched one, if that is asked for and allowed."""
