@@ -865,7 +865,19 @@ class TestCompletion:
         assert (code, out) == (0, script(shell))
         assert "__complete" in out
 
-    def test_in_bash(self, fake_daemon: FakeDaemon) -> None:
+    @pytest.mark.parametrize(
+        ("line", "found"),
+        [
+            ("ls kernels:boot/", b"<boot/a><boot/b>"),
+            ("ls kernels:boot/ ker", b"<kernels:>"),
+            ("ls kernels:boot/ ", b"<kernels:><broken:>"),
+            (r"ls kernels:a\ file\ ", rb"<a\ file\ \(1\)>"),
+            (r"ls kernels:a\ f", rb"<a\ file\ \(1\)>"),
+            (r"ls kernels:boot/a\ ", b"<>"),
+        ],
+    )
+    def test_in_bash(self, fake_daemon: FakeDaemon, line: str, found: bytes) -> None:
+        fake_daemon.root.children[b"a file (1)"] = Node()
         code = "from vuserd.ctl.main import main; main()"
         lines = [
             script("bash"),
@@ -873,14 +885,17 @@ class TestCompletion:
             "compopt() { :; }",
             f"export VUSERD_SOCKET={fake_daemon.address}",
             "COMP_WORDBREAKS=' :'",
-            "COMP_LINE='vuserctl ls kernels:boot/' COMP_POINT=25",
+            'COMP_LINE="vuserctl $1" COMP_POINT=$((9 + ${#1}))',
             "_vuserctl",
             'printf "<%s>" "${COMPREPLY[@]}"',
         ]
         shell = subprocess.run(
-            ["bash", "-c", "\n".join(lines)], capture_output=True, check=True, cwd=os.getcwd()
+            ["bash", "-c", "\n".join(lines), "bash", line],
+            capture_output=True,
+            check=True,
+            cwd=os.getcwd(),
         )
-        assert shell.stdout == b"<boot/a><boot/b>"
+        assert shell.stdout == found
 
     @pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish here")
     def test_in_fish(self, here: Path, fake_daemon: FakeDaemon) -> None:

@@ -2,8 +2,10 @@
 # bash takes ':' for the end of a word, so what stands before the last one is cut from candidates.
 _vuserctl() {
     local line=${COMP_LINE:0:COMP_POINT} words current prefix candidate
-    read -a words <<<"$line"  # without -r: it takes the backslashes away
-    [[ $line == *[[:space:]] ]] && words+=("")
+    # Without -r, read takes the backslashes away; and the x keeps a space at the end, or one behind a
+    # backslash, apart from the words before it.
+    read -a words <<<"${line}x"
+    words[${#words[@]} - 1]=${words[${#words[@]} - 1]%x}
     current=${words[${#words[@]} - 1]}
     prefix=
     [[ $COMP_WORDBREAKS == *:* && $current == *:* ]] && prefix=${current%:*}:
