@@ -1,9 +1,11 @@
 """vuserctl get of several files, patterns and directories, with its options, as people type it."""
 
+import itertools
 import os
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,6 +119,38 @@ class TestSeveral:
     def test_wrong(self, run: Run, arguments: list[str]) -> None:
         code, _, err = run(*arguments)
         assert (code, err.startswith("usage: vuserctl get")) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "looks"),
+    [(("get", "kernels:image", "new"), 3), (("archive", "-o", "new", "kernels:boot"), 1)],
+)
+def test_a_link_that_comes_meanwhile_is_not_followed(
+    run: Run,
+    here: Path,
+    fake_daemon: FakeDaemon,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    looks: int,
+) -> None:
+    """In /tmp it is another user's, which the kernel lets nobody else follow."""
+    fake_daemon.unknown.clear()
+    (here / "precious").write_text("data")
+    really, count = os.stat, itertools.count(1)
+
+    def stat_and_plant(path: Any, **options: Any) -> os.stat_result:
+        try:
+            return really(path, **options)
+        except FileNotFoundError:
+            if path == "new" and not options and next(count) == looks:
+                (here / "new").symlink_to("precious")
+            raise
+
+    monkeypatch.setattr(os, "stat", stat_and_plant)
+    assert run(*words)[0] == 0
+    monkeypatch.undo()
+    assert (here / "precious").read_bytes() == b"data"
+    assert not (here / "new").is_symlink()
 
 
 class TestDirectories:

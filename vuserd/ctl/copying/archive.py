@@ -11,7 +11,7 @@ from typing import Final
 from vuserd.client.errors import ClientError, RemoteError
 from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.atomic_file import new_file, open_directory, open_existing
-from vuserd.ctl.copying.places import Place, naming, place_of
+from vuserd.ctl.copying.places import Way, naming, place_of
 from vuserd.ctl.copying.progress import progress_of_file
 from vuserd.ctl.operands import report
 from vuserd.ctl.output import complain
@@ -90,15 +90,15 @@ def _output(path: str | None) -> Iterator[int]:
         return
     assert path is not None
     with naming(path):
-        place = place_of(path)
-        if place is not Place.BESIDE:
+        way, path = place_of(path)
+        if way is not Way.BESIDE:
             flags = os.O_WRONLY | os.O_CLOEXEC
-            fileno = open_existing(path, None) if place is Place.INTO else os.open(path, flags)
+            fileno = open_existing(path, None) if way is Way.INTO else os.open(path, flags)
             with open(fileno, "wb", buffering=0) as device:
                 yield device.fileno()
             return
-        parent, name = os.path.split(os.path.realpath(path))
-        directory = open_directory(parent)
+        parent, name = os.path.split(path)
+        directory = open_directory(parent or ".")
         try:
             with new_file(directory, name, 0o666) as fileno:
                 yield fileno

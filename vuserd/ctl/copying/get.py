@@ -12,7 +12,7 @@ from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.atomic_file import new_file, open_directory, open_existing, set_times
 from vuserd.ctl.copying.how import How
-from vuserd.ctl.copying.places import Place, naming, place_of
+from vuserd.ctl.copying.places import Way, naming, place_of
 from vuserd.ctl.copying.progress import progress_of_file
 from vuserd.ctl.target import Target
 from vuserd.service.standard_streams import require_output
@@ -52,12 +52,13 @@ def get(client: Client, target: Target, destination: str | None, how: How) -> No
         raise RemoteError("EISDIR", "a directory, which is fetched with -r")
     try:
         with naming(local):
-            fetch = _WAYS[place_of(local)]
+            place = place_of(local)
             if how.is_current(stat, local):
                 return
             if not how.dry_run:
                 with progress_of_file(target.name, quiet=how.no_progress) as progress:
-                    fetch(client, target, stat, local, _Fetch(how, progress))
+                    fetch = _WAYS[place.way]
+                    fetch(client, target, stat, place.path, _Fetch(how, progress))
     except (OverflowError, ValueError) as error:  # attributes that no local file can have
         raise OSError(errno.EINVAL, str(error), local) from None
     how.tell(target, local)
@@ -89,9 +90,8 @@ def _fetch_into(client: Client, target: Target, stat: Stat, path: str, fetch: _F
 
 
 def _fetch_beside(client: Client, target: Target, stat: Stat, path: str, fetch: _Fetch) -> None:
-    # As cp does, replace the file that a symlink leads to, not the link.
-    parent, name = os.path.split(os.path.realpath(path))
-    directory = open_directory(parent)
+    parent, name = os.path.split(path)
+    directory = open_directory(parent or ".")
     try:
         fetch_new(client, target, stat, directory, name, *fetch)
     finally:
@@ -99,10 +99,10 @@ def _fetch_beside(client: Client, target: Target, stat: Stat, path: str, fetch: 
 
 
 #: Fetches a file to a path; the Stat is what ``stat`` returned just before.
-_WAYS: Final[Mapping[Place, Callable[[Client, Target, Stat, str, _Fetch], object]]] = {
-    Place.BESIDE: _fetch_beside,
-    Place.INTO: _fetch_into,
-    Place.DEVICE: _fetch_to_device,
+_WAYS: Final[Mapping[Way, Callable[[Client, Target, Stat, str, _Fetch], object]]] = {
+    Way.BESIDE: _fetch_beside,
+    Way.INTO: _fetch_into,
+    Way.DEVICE: _fetch_to_device,
 }
 
 

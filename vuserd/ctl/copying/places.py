@@ -7,7 +7,7 @@ import stat as modes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from vuserd.client.errors import ClientError
 
@@ -15,27 +15,40 @@ from vuserd.client.errors import ClientError
 _OF_DESCRIPTORS: Final = re.compile(r"/proc/[0-9]+(/task/[0-9]+)?/fd")
 
 
-class Place(Enum):
-    """How a file gets to a path."""
+class Way(Enum):
+    """How a file gets to its place."""
 
     BESIDE = "beside"  #: it is written beside, and renamed
     INTO = "into"  #: it is written into the regular file that is there
     DEVICE = "device"  #: it is written to what is there, which is no regular file
 
 
+class Place(NamedTuple):
+    """Where a file goes, and how."""
+
+    way: Way
+    path: str  #: where a symlink was, that to which it leads
+
+
 def place_of(path: str) -> Place:
-    """Return how a file gets to a path; OSError where none can."""
+    """Return where a file goes that is wanted at a path; OSError where none can.
+
+    A symlink is followed, as cp does, where the kernel follows it; one that comes later is not.
+    """
+    is_link = os.path.islink(path)
     try:
         found = os.stat(path)
     except FileNotFoundError:
         if os.path.basename(path) in ("", ".", ".."):  # the name of a directory alone
             raise
-        return Place.BESIDE
+        return Place(Way.BESIDE, os.path.realpath(path) if is_link else path)
     if modes.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not modes.S_ISREG(found.st_mode):
-        return Place.DEVICE
-    return Place.BESIDE if _has_name(path) else Place.INTO
+        return Place(Way.DEVICE, path)
+    if not _has_name(path):
+        return Place(Way.INTO, path)
+    return Place(Way.BESIDE, os.path.realpath(path) if is_link else path)
 
 
 def _has_name(path: str) -> bool:
