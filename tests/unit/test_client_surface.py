@@ -1,5 +1,6 @@
 """What makes a client pleasant: whole files in one call, files to seek in, patterns, a pool."""
 
+import errno
 import gzip
 import io
 import os
@@ -114,6 +115,26 @@ class TestDownload:
         assert (tmp_path / "old").read_bytes() == b"older"
         assert sorted(os.listdir(tmp_path)) == ["d.sock", "old"]
         assert fake_daemon.open == {}
+
+    def test_a_link_that_may_not_be_followed(
+        self, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Others' links in /tmp, say, of which the kernel says so: fs.protected_symlinks."""
+        place, really = tmp_path / "link", os.stat
+        place.symlink_to("precious")
+        (tmp_path / "precious").write_bytes(b"data")
+
+        def stat(path: Any, **options: Any) -> os.stat_result:
+            if path == str(place):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+            return really(path, **options)
+
+        monkeypatch.setattr(os, "stat", stat)
+        with pytest.raises(PermissionError):
+            client.download("kernels", "image", place)
+        monkeypatch.undo()
+        assert (tmp_path / "precious").read_bytes() == b"data"
+        assert place.is_symlink()
 
     def test_to_objects(self, client: Client, tmp_path: Path) -> None:
         memory = io.BytesIO(b"older and longer" * 30_000)

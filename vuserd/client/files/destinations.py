@@ -142,10 +142,13 @@ def _make_beside(local: str) -> tuple[str, str, int, bool]:
         OSError: it cannot be made, or what is there is no regular file.
 
     """
-    final = os.path.realpath(local)  # a symlink stays one
+    folder, name = os.path.split(local)
+    is_link = os.path.islink(local)
     mode = None
-    with suppress(FileNotFoundError):
-        mode = os.stat(final).st_mode
+    with suppress(FileNotFoundError):  # the kernel says whether a link may be followed
+        mode = os.stat(local).st_mode
+    # A symlink stays one; that comes later is not followed.
+    final = os.path.realpath(local) if is_link else os.path.join(os.path.realpath(folder), name)
     if mode is not None and not stat.S_ISREG(mode):
         number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
         raise OSError(number, "it is no regular file that a download could replace", local)
