@@ -63,8 +63,9 @@ class SharedMemory:
             with suppress(BufferError):  # views are left, and keep it
                 mapping.close()
         if self._made and self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+            # Whatever interrupts this closes no number twice, which may be another's by then.
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
 
     def __del__(self) -> None:
         if getattr(self, "_made", False) and self._descriptor >= 0:
