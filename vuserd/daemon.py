@@ -73,6 +73,8 @@ class Daemon:
         self._starting = trio.CancelScope()
         #: Held by the task that changes exports, listeners or rigs.
         self._changing = trio.Lock()
+        #: Of the reload that is applied now.
+        self._applying = trio.CancelScope()
         self._config = read()
         #: The state that the service manager was told last; empty before the daemon is ready.
         self._said = ""
@@ -130,6 +132,7 @@ class Daemon:
                     await self._stopped.wait()
                     self._notifier.stopping("answering the calls in progress")
                     await self._drain(serving)
+                self._applying.cancel()  # it may wait for a backend that does not answer
                 await self._changing.acquire()  # for good: no change may come after this
                 serving.cancel_scope.cancel()
             self._exports.stop()
@@ -183,13 +186,15 @@ class Daemon:
                 _LOG.error("the configuration was not applied: %d mistake%s", mistakes, plural)
                 raise
             else:
+                self._refuse_change_at_the_end()
                 # The client that asked may disconnect; the configuration is applied whole anyway.
-                with trio.CancelScope(shield=True):
-                    done = await self._apply(config)
+                with trio.CancelScope(shield=True) as self._applying:
+                    return await self._apply(config)
+                raise _about_to_end()
             finally:
-                self._said = self._summary()
-                self._notifier.ready(self._said)
-        return done
+                if not self._stopped.is_set():
+                    self._said = self._summary()
+                    self._notifier.ready(self._said)
 
     async def _read_again(self) -> DaemonConfig:
         try:
@@ -210,7 +215,7 @@ class Daemon:
 
     def _refuse_change_at_the_end(self) -> None:
         if self._stopped.is_set():
-            raise CallError(ErrorCode.SHUTTING_DOWN, "the daemon is about to end")
+            raise _about_to_end()
 
     def rigs(self, rights: Rights) -> list[dict[str, Any]]:
         """Return the rigs that a client with these rights may see."""
@@ -354,6 +359,10 @@ class Daemon:
         while not over.cancel_called:
             self._notifier.extend_timeout(_EXTENSION)
             await trio.sleep(_EXTENSION_PERIOD)
+
+
+def _about_to_end() -> CallError:
+    return CallError(ErrorCode.SHUTTING_DOWN, "the daemon is about to end")
 
 
 def _fitting(limits: ClientLimits) -> ClientLimits:

@@ -180,3 +180,22 @@ async def test_at_the_end_nothing_is_changed_any_more(serving: Serving) -> None:
                 await change
             assert refused.value.code == "SHUTTING_DOWN"
     assert not serving.exports.asked.is_set()
+
+
+async def test_a_change_that_takes_for_ever_does_not_keep_the_daemon(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """It waits for a backend that does not answer, say; nobody is left to want what it brings."""
+    serving = Serving(str(tmp_path / "s"))
+    with trio.fail_after(5):
+        async with trio.open_nursery() as running:
+            await running.start(serving.daemon.run)
+            serving.slow_down()
+            nursery.start_soon(refused_at_the_end, serving)
+            await serving.exports.asked.wait()
+            serving.daemon.stop()
+
+
+async def refused_at_the_end(serving: Serving) -> None:
+    with pytest.raises(CallError, match="about to end"):
+        await serving.daemon.reload()
