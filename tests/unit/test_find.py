@@ -1,5 +1,6 @@
 """Finding a virtiofsd: which of the two it is, and what to install if there is none."""
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,10 @@ async def test_a_kind_is_looked_for_past_the_other(
 )
 def test_the_package_is_named_for_each_distribution(release: dict[str, str], hint: str) -> None:
     assert install_hint(release) == hint
+
+
+async def test_a_system_that_describes_itself_in_no_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"ID": b"\xff".decode()})
+    with pytest.raises(BackendNotFound, match="install the package virtiofsd"):
+        await find_program(None, 0, [])

@@ -169,5 +169,5 @@ def install_hint(release: dict[str, str]) -> str:
 def _os_release() -> dict[str, str]:
     try:
         return platform.freedesktop_os_release()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return {}
