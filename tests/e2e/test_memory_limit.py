@@ -207,6 +207,32 @@ def test_replies_that_nobody_reads(group: Path, virtiofsd: str, tmp_path: Path) 
         assert client.read("files", "Image", 0, 10) == bytes(10)
 
 
+@threat(
+    "unread-replies-of-a-crowd",
+    who=Who.CLIENT,
+    against="the daemon's memory",
+    does="asks on each of many connections for what its socket holds, and reads none of it",
+    promise="the kernel holds an eighth of the daemon's memory of it at most, and that serves on",
+)
+@pytest.mark.slow
+def test_replies_that_a_crowd_does_not_read(
+    group: Path, rust_virtiofsd: str, tmp_path: Path
+) -> None:
+    make_file(tmp_path / "files/Image", MIB)
+    asked = encode_request(1, "read", ["files", "Image", 0, 200_000])
+    with (
+        serving(group, rust_virtiofsd, tmp_path) as client,
+        contextlib.ExitStack() as others,
+    ):
+        for _ in range(2 * LIMIT // 200_000):
+            other = others.enter_context(socket.socket(socket.AF_UNIX))
+            other.connect(str(tmp_path / "s"))
+            with contextlib.suppress(ConnectionError):  # the user may have fewer connections
+                other.sendall(asked)
+        with contextlib.suppress(TimedOut):  # they may have all that their user may
+            client.read("files", "Image", 0, 1, timeout=5)
+
+
 def test_a_limit_that_is_lowered_counts_for_the_next_call(
     group: Path, rust_virtiofsd: str, tmp_path: Path
 ) -> None:

@@ -334,7 +334,6 @@ async def test_a_load(
 
 # --- a client's connection ------------------------------------------------------------------------
 
-CONNECTION = "vuserd.rpc.connection"
 DESCRIPTORS = "vuserd.users.foreign_descriptors"
 
 CLIENT = [
@@ -375,14 +374,14 @@ CLIENT = [
         "buffer-of-a-client",
         "setsockopt SO_SNDBUFFORCE of a client, for others than root,",
         "The buffer is as large as the system allows; the client is served.",
-        SystemCall(socket.socket, "setsockopt", CONNECTION),
+        SystemCall(socket.socket, "setsockopt", "vuserd.rpc.send_buffers"),
         (errno.EPERM,),
     ),
     *failing(
         "no-buffer-for-a-client",
         "setsockopt SO_SNDBUFFORCE of a client",
         DROPPED,
-        SystemCall(socket.socket, "setsockopt", CONNECTION),
+        SystemCall(socket.socket, "setsockopt", "vuserd.rpc.send_buffers"),
         NO_MEMORY,
     ),
     *failing(

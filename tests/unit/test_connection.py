@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.fake.bare_daemon import Bare, NoManager
 from vuserd.config.model import ClientLimits
-from vuserd.rpc import connection
+from vuserd.rpc import send_buffers
 from vuserd.rpc.counters import Counters
 from vuserd.wire.codec import encode_request
 from vuserd.wire.descriptors import ancillary_with
@@ -234,7 +234,7 @@ async def test_the_log_tells_who_was_dropped_and_why(
     del autojump_clock
     ours, theirs = pair
     manager.may_answer.set()
-    monkeypatch.setattr(connection, "_SEND_BUFFER", 4096)
+    monkeypatch.setattr(send_buffers, "_WIDE", 4096)
     theirs.sendall(b"".join(encode_request(number, "api_info", []) for number in range(500)))
     bare = Bare(ours, None, Counters())
     with caplog.at_level(logging.INFO):

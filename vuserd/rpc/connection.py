@@ -32,6 +32,7 @@ from vuserd.rpc.calls import Calls
 from vuserd.rpc.counters import Counters
 from vuserd.rpc.intake import Intake
 from vuserd.rpc.methods.table import Methods
+from vuserd.rpc.send_buffers import fit_send_buffer
 from vuserd.tasks.hub import Hub
 from vuserd.tasks.workers import Workers
 from vuserd.users.foreign_descriptors import accept_descriptors_inline
@@ -51,20 +52,6 @@ _STEP_BYTES: Final = 8 << 10
 _STEP_VALUES: Final = 8
 #: Steps that the end of a connection is.
 _END: Final = 4
-#: What the kernel may hold of replies that a client has not read yet; for the first connections
-#: of a user: thousands of them gain nothing from it, and no limit counts that memory.
-_SEND_BUFFER: Final = 2 << 20
-_MOST_WIDE: Final = 64
-_SO_SNDBUFFORCE: Final = 32
-
-
-def _widen(sock: socket.socket) -> None:
-    """Let one send carry a whole payload buffer, which saves both sides wake-ups."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
-    except OSError:  # only root may exceed net.core.wmem_max
-        with contextlib.suppress(OSError):  # less will do
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
 
 class Connection:
@@ -106,8 +93,7 @@ class Connection:
         self._command: str | None = None
         self._socket = sock
         accept_descriptors_inline(sock)
-        if account.connections <= _MOST_WIDE:
-            _widen(sock)
+        fit_send_buffer(sock, account.connections, limits.user_connections)
         self._methods = methods
         self._stall = limits.stall
         self._foreign = account.foreign
