@@ -1,5 +1,6 @@
 """Traces: what is reported of each request, to which traces, and what a client gets."""
 
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -553,6 +554,21 @@ def test_a_capture_is_printed_as_its_requests_were(
     trace.read(file, count=2, as_json=as_json)
     head = 0 if as_json else 1
     assert printed().splitlines() == live.splitlines()[: head + 2]
+
+
+@pytest.mark.parametrize(("passed", "is_told"), [(59.0, False), (61.0, True)])
+def test_a_pause_after_which_requests_lack_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    passed: float,
+    is_told: bool,
+) -> None:
+    """The daemon has ended the trace meanwhile, and the next call has begun another."""
+    monkeypatch.setattr(time, "monotonic", itertools.count(1000.0, passed).__next__)
+    pages = Pages(TracePage.from_wire(wire(EVENTS[:1])), TracePage.from_wire(wire(EVENTS[1:])))
+    trace.trace(pages, "files", count=2, write=None, as_json=False)  # type: ignore[arg-type]
+    words = "vuserctl: files: nothing was read for 61 s: requests may lack here\n"
+    assert capsys.readouterr().err == (words if is_told else "")
 
 
 def test_a_count_ends_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

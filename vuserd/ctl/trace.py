@@ -14,10 +14,12 @@ from vuserd import __version__
 from vuserd.client.errors import BadReply, ClientError
 from vuserd.client.sync_client import Client
 from vuserd.client.trace import TraceEvent, TracePage
-from vuserd.ctl.output import emit, named, printable
+from vuserd.ctl.output import complain, emit, named, printable
 
 _FORMAT = "vuserd-trace"
 _VERSION = 1
+#: Seconds without a call after which the daemon ends a trace; the next call begins another.
+_KEPT = 60.0
 _IN_HEXADECIMAL = ("flags", "flags2", "getattr_flags")
 _HEAD = (
     f"{'TIME':15}  {'UNIQUE':>8}  {'USEC':>10}  {'OPCODE':12}  {'NODE':>6}  {'RESULT':13}  REQUEST"
@@ -81,9 +83,15 @@ def _events(
     client: Client, export: str, page: TracePage, flush: Callable[[], None]
 ) -> Iterator[TraceEvent]:
     """Yield events for ever; call ``flush`` after those of each page."""
+    asked = time.monotonic()
     while True:
         yield from page.events
         flush()
+        before, asked = asked, time.monotonic()
+        if asked - before > _KEPT:  # this process was stopped, or nobody read what it printed
+            complain(
+                f"{export}: nothing was read for {asked - before:.0f} s: requests may lack here"
+            )
         page = client.trace_page(export)
 
 
