@@ -140,6 +140,12 @@ class TestUsage:
             (["help", "gett"], " help", "unknown command 'gett'; did you mean \"get\"?"),
             (["--sokcet", "x", "ls"], "", "unknown option '--sokcet'; did you mean \"--socket\"?"),
             (["get", "--growin", "k:x"], " get", "'--growin'; did you mean \"--growing\"?"),
+            (
+                ["ls", "--sokcet", "x"],
+                " ls",
+                "unknown option '--sokcet'; did you mean \"--socket\"?",
+            ),
+            (["ls", "--sokcet=x"], " ls", "unknown option '--sokcet'; did you mean \"--socket\"?"),
             (["get", "k:x", "-Z"], " get", "unknown option '-Z'"),
             (["ls", "-lz", "k:x"], " ls", "unknown option '-z'\n"),
             (

@@ -121,10 +121,14 @@ class CommandParser(Parser):
         return [*options, "--", *operands] if operands else options
 
     def _waits_for_value(self, word: str) -> bool:
-        """Return whether an option's value is the next word; refuse letters that are no options."""
+        """Return whether an option's value is the next word; refuse what is no option."""
         action = self._option_string_actions.get(word)
-        if action is not None or word.startswith("--"):
-            return action is not None and action.nargs is None
+        if action is None and word.startswith("--"):
+            if word.partition("=")[0] not in self._option_string_actions:
+                self.refuse_words([word])  # here, as what it has for a value is no operand
+            return False
+        if action is not None:
+            return action.nargs is None
         for at, letter in enumerate(word[1:], 2):  # several of one letter, such as -rn 5
             action = self._option_string_actions.get(f"-{letter}")
             if action is None:
