@@ -171,6 +171,8 @@ class TestLs:
             "kernels:boot",
             "kernels:boot/dtbs",
         ]
+        assert run("ls", "--json", "kernels:no")[:2] == (1, "[]\n")
+        assert run("ls", "--json", "kernels:no", "kernels:nor")[:2] == (1, "{}\n")
 
     def test_exports(self, run: Run) -> None:
         assert run("ls") == (0, "kernels:\nbroken:\n", "")

@@ -194,8 +194,7 @@ class _Listing:
     def finish(self) -> None:
         """Print what is printed as one value at the end."""
         if self._how.json:
-            found = [*self._json.values()]
-            emit_json(self._json if self.headed or not found else found[0])
+            emit_json(self._json if self.headed else next(iter(self._json.values()), []))
 
 
 def _plain(_: Entry, text: str) -> str:
