@@ -7,15 +7,16 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from tests.fake.rpc_server import IMAGE, FakeDaemon
+from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node, directory
 from vuserd.client import Client, calls
 from vuserd.client.errors import ConnectionLost, NotTaken
+from vuserd.client.records import Entry
 from vuserd.wire.codec import Request
 
 MAIN = threading.main_thread().ident
@@ -282,3 +283,68 @@ class TestOwner:
         assert [file for _, file in fake_daemon.open] == [opened.file]
         client.call(calls.close_file(opened.file))
         assert fake_daemon.connections == 1
+
+
+class TestInBetween:
+    """What Python's cycle collector ends: in the midst of another call, or in another thread."""
+
+    @pytest.fixture
+    def listing(self, client: Client, fake_daemon: FakeDaemon) -> Generator[Entry, None, None]:
+        """Return a listing whose next page is on its way."""
+        fake_daemon.root.children[b"many"] = directory(**{f"f{i}": Node() for i in range(1500)})
+        listing = cast("Generator[Entry, None, None]", client.iterdir("kernels", "many"))
+        next(listing)
+        return listing
+
+    @pytest.mark.parametrize(
+        ("part", "name"), [("outgoing", "next_piece"), ("outgoing", "sent"), ("_decoder", "feed")]
+    )
+    def test_a_listing(
+        self,
+        client: Client,
+        fake_daemon: FakeDaemon,
+        listing: Generator[Entry, None, None],
+        part: str,
+        name: str,
+    ) -> None:
+        core = client._talk.link.core
+        owner = getattr(core, part)
+        do = getattr(owner, name)
+
+        def do_and_collect(*arguments: Any) -> Any:
+            done = do(*arguments)
+            listing.close()
+            return done
+
+        vars(owner)[name] = do_and_collect
+        assert client.exports()
+        del vars(owner)[name]
+        assert client.exports()
+        assert [request.method for request in fake_daemon.requests].count("exports") == 2
+        assert fake_daemon.connections == 1
+        assert not core.is_awaited
+
+    def test_another_thread(
+        self, client: Client, fake_daemon: FakeDaemon, listing: Generator[Entry, None, None]
+    ) -> None:
+        fake_daemon.root.children[b"large"] = Node(content=b"large")
+        vars(fake_daemon)["do_fetch"] = too_large
+        file = client.open("kernels", "large")
+
+        def collect(request: Request) -> None:
+            if request.method == "exports":
+                for end in (listing.close, file.close):
+                    thread = threading.Thread(target=end)
+                    thread.start()
+                    thread.join()
+
+        fake_daemon.before = collect
+        assert client.exports()
+        assert client.exports()  # behind what was postponed
+        assert fake_daemon.open == {}
+        assert not client._talk.link.core.is_awaited
+        assert fake_daemon.connections == 1
+
+
+def too_large(*_: object) -> object:
+    raise FaultError("TOO_LARGE", "too large for an image")

@@ -6,8 +6,10 @@ what has to is a procedure.
 
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from vuserd.client import calls
@@ -57,6 +59,8 @@ class Conversation(Generic[L]):
         #: Connections that answers are awaited on, and that take no more calls.
         self.former: list[L] = []
         self._make_link = make_link
+        #: What was to be forgotten or told in the midst of something else.
+        self._postponed: deque[Callable[[], object]] = deque()
         self._address: Candidate | None = None
         self._next_look = now()
 
@@ -85,15 +89,48 @@ class Conversation(Generic[L]):
     def close(self) -> None:
         """Close all connections; calls in flight fail with ConnectionLost."""
         self._address = None
+        self._postponed.clear()
         for link in (self.link, *self.former):
             link.close()
         self.former.clear()
 
     # -- calls -------------------------------------------------------------------------------------
 
+    def enter(self) -> None:
+        """Let this thread call, if it may; what was postponed comes first."""
+        self.owner.check()
+        while self._postponed:
+            self._postponed.popleft()()
+
     def begin(self, call: Call[T], core: Carrier | None = None) -> Ticket[T]:
         """Send one call over the connection that has what it is about; where that ended, fail."""
-        self.owner.check()
+        self.enter()
+        return self._begin(call, core)
+
+    def abandon(self, ticket: Ticket[Any]) -> None:
+        """Forget a call that was begun; what its result holds is let go."""
+        self._do_or_postpone(partial(self._forget, ticket))
+
+    def tell(self, call: Call[Any], core: Carrier | None = None) -> None:
+        """Send one call whose answer is of no interest."""
+        self._do_or_postpone(lambda: self._forget(self._begin(call, core)))
+
+    def _do_or_postpone(self, deed: Callable[[], object]) -> None:
+        """Do something, or have it done before the next call if something else is under way.
+
+        What ends generators and open files may be Python's cycle collector: in any thread, and
+        between any two steps of this one. Where the child of a fork cleans up, nothing is done: the
+        connection is the parent's.
+        """
+        if not self.owner.is_of_this_process:
+            return
+        links = (self.link, *self.former)
+        if not self.owner.is_this_thread or any(link.is_busy for link in links):
+            self._postponed.append(deed)
+        else:
+            deed()
+
+    def _begin(self, call: Call[T], core: Carrier | None) -> Ticket[T]:
         ticket = (core or self.link.core).begin(call)
         try:
             self.link.send()
@@ -102,19 +139,9 @@ class Conversation(Generic[L]):
             raise
         return ticket
 
-    def abandon(self, ticket: Ticket[Any]) -> None:
-        """Forget a call that was begun; what its result holds is let go.
-
-        Where the child of a fork cleans up, it is the parent's, and so is the connection.
-        """
-        if not self.owner.is_of_this_process:
-            return
+    def _forget(self, ticket: Ticket[Any]) -> None:
         ticket.core.abandon(ticket)
         self.link.send()  # what undoes its result, where that was there
-
-    def tell(self, call: Call[Any]) -> None:
-        """Send one call whose answer is of no interest."""
-        self.abandon(self.begin(call))
 
     def ask(self, call: Call[T], core: Carrier | None = None) -> Procedure[T]:
         """Do one call, as :meth:`begin` sends it, and wait for its result."""
@@ -133,7 +160,7 @@ class Conversation(Generic[L]):
             with suppress(ClientError):
                 yield from self.ask(call, core)
         else:
-            self.abandon(self.begin(call, core))
+            self.tell(call, core)
 
     def finish(self, ticket: Ticket[T]) -> Procedure[T]:
         """Wait for the result of a call that was begun; where that fails, forget it."""

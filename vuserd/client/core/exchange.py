@@ -32,6 +32,14 @@ class Link:
         self._socket = sock
         self._maker = os.getpid()
         self.core = ClientCore()
+        #: True while bytes are moved that the core does not know of, yet. An exception from
+        #: elsewhere may leave it so, until the next ones are moved.
+        self.is_moving = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether this is in the midst of something: who comes in between has to wait."""
+        return self.is_moving or self.core.changing
 
     def close(self) -> None:
         """Close the connection; calls in flight fail with ConnectionLost."""
@@ -51,6 +59,7 @@ class Link:
     def _send(self) -> list[Ticket[Any]]:
         """Send what the socket takes; return the calls that fail with it."""
         core = self.core
+        self.is_moving = True
         try:
             while core.outgoing:
                 core.sent(self._put(*core.outgoing.next_piece()))
@@ -62,6 +71,8 @@ class Link:
             return core.closed_for_requests(unread=True)
         except OSError as error:
             return core.lost(describe_loss(error))
+        finally:
+            self.is_moving = False
         return []
 
     def _put(self, piece: bytes | bytearray, descriptors: Sequence[int]) -> int:
@@ -77,14 +88,18 @@ class Link:
     def _receive(self, flags: int = 0) -> list[Ticket[Any]] | None:
         """Receive once; return the calls that are done by it, None where nothing has come."""
         core = self.core
+        self.is_moving = True
         try:
-            count, ancillary, _, _ = self._get(
-                core.receive_buffer(), flags | socket.MSG_CMSG_CLOEXEC
-            )
-        except BlockingIOError:
-            return None
-        except ConnectionResetError:
-            return core.ended(unread=True)
-        except OSError as error:
-            return core.lost(describe_loss(error))
-        return core.received(count, received_descriptors(ancillary))
+            try:
+                count, ancillary, _, _ = self._get(
+                    core.receive_buffer(), flags | socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return None
+            except ConnectionResetError:
+                return core.ended(unread=True)
+            except OSError as error:
+                return core.lost(describe_loss(error))
+            return core.received(count, received_descriptors(ancillary))
+        finally:
+            self.is_moving = False

@@ -33,6 +33,11 @@ class Owner:
         """False in a child that was forked since."""
         return self._forks == _forks
 
+    @property
+    def is_this_thread(self) -> bool:
+        """Whether this is the owner."""
+        return self._thread == get_ident() and self._forks == _forks
+
     def check(self) -> None:
         """Refuse any other thread, unless the owner has ended: then this one is the owner.
 
@@ -40,7 +45,7 @@ class Owner:
             RuntimeError: it is another thread's, or another process's; with the names of both.
 
         """
-        if self._thread == get_ident() and self._forks == _forks:
+        if self.is_this_thread:
             return
         if not self.is_of_this_process:
             raise RuntimeError(

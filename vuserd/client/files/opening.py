@@ -128,7 +128,7 @@ class Parts:
         held, self._open = self._open, None
         if held is not None:
             opened, core = held
-            self._talk.abandon(self._talk.begin(calls.close_file(opened.file), core))
+            self._talk.tell(calls.close_file(opened.file), core)
 
     def _open_anew(self) -> Procedure[tuple[OpenedFile, Carrier]]:
         ticket = self._talk.begin(calls.open_for_transfer(self._export, self._path))

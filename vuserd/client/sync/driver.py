@@ -70,7 +70,7 @@ class Driver:
         After a TimedOut it can be waited for again.
         """
         talk = self._talk
-        talk.owner.check()
+        talk.enter()
         limit = limit_of(timeout, self._limit)
         if not ticket.done:
             self._wait(ticket, limit)
