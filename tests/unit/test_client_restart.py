@@ -66,6 +66,17 @@ def outcome(ticket: Ticket[Any]) -> str:
     return "answered"
 
 
+def test_a_client_that_was_stopped_for_all_of_its_patience(
+    client: Client, fake_daemon: FakeDaemon
+) -> None:
+    """It looks for the daemon's successor once all the same."""
+    now, stops = client._talk.now, iter(range(0, 10_000, 100))
+    fake_daemon.end_connections()
+    vars(client._talk)["now"] = lambda: now() + next(stops)
+    assert client.exports()
+    assert fake_daemon.connections == 2
+
+
 class TestCore:
     """Which of its calls the daemon cannot have taken."""
 

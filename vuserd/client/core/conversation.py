@@ -245,6 +245,7 @@ class Conversation(Generic[L]):
     def _look(self, address: Candidate, search: Search, ticket: Ticket[Any]) -> None:
         """Look once for the successor of the connection, for all calls that want one."""
         self._next_look = self.now() + PAUSE
+        search.has_begun = True
         try:
             sock = connect_once(address)
         except OSError as error:

@@ -149,10 +149,12 @@ class Search:
         self._seconds = seconds
         self._deadline = now + seconds
         self._error: OSError | None = None
+        #: Whether there was a look: one is taken, if this process was stopped for all of the time.
+        self.has_begun = False
 
     def is_over(self, now: float) -> bool:
         """Return whether the time is up."""
-        return now >= self._deadline
+        return self.has_begun and now >= self._deadline
 
     def failed(self, error: OSError) -> bool:
         """Record why a look found none; return whether to look again."""
