@@ -111,6 +111,7 @@ class AsyncFile:
 
     async def read(self, size: int | None = -1) -> bytes:
         """Return ``size`` bytes, fewer only at the end; all that are left for -1."""
+        self._require_open()
         left = self._position.left
         wanted = left if size is None or size < 0 else min(size, left)
         content = bytearray(wanted)
