@@ -161,6 +161,33 @@ class TestAttached:
         with connect(fake_daemon.address) as client, client.attach(size=4096):
             client.close()
 
+    def test_a_forgotten_one_is_told_and_detached(
+        self, client: Client, fake_daemon: FakeDaemon
+    ) -> None:
+        memories = [client.attach(size=4096)]
+        with pytest.warns(ResourceWarning, match="not detached"):
+            memories.clear()
+        client.exports()
+        client.exports()
+        assert fake_daemon.memories == {}
+        fake_daemon.end_connections()
+        assert client.exports()  # of the successor, as nothing is left on the connection
+
+    def test_one_of_the_callers_may_be_known_by_its_number(
+        self, client: Client, fake_daemon: FakeDaemon
+    ) -> None:
+        memfd = os.memfd_create("rig", os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(memfd, 1 << 20)
+            number = client.attach(memfd).id
+            gc.collect()
+            assert client.load(number, 0, "kernels", "image", length=9) == 9
+            assert os.pread(memfd, 9, 0) == IMAGE[:9]
+            client.detach(number)
+        finally:
+            os.close(memfd)
+        assert fake_daemon.memories == {}
+
     def test_detached_twice(self, client: Client, fake_daemon: FakeDaemon) -> None:
         with client.attach(size=4096) as memory:
             memory.detach()

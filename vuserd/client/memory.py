@@ -25,10 +25,12 @@ class SharedMemory:
 
     """
 
+    is_made = False  #: here, and so of no use once nobody has this
+
     def __init__(self, memfd: int | None, size: int | None) -> None:
         self._mapping: mmap.mmap | None = None
         self._descriptor = -1
-        self._made = memfd is None
+        self.is_made = memfd is None
         if memfd is not None:
             there = os.fstat(memfd).st_size
             self.size = there - there % mmap.PAGESIZE if size is None else size
@@ -62,13 +64,13 @@ class SharedMemory:
         if mapping is not None:
             with suppress(BufferError):  # views are left, and keep it
                 mapping.close()
-        if self._made and self._descriptor >= 0:
+        if self.is_made and self._descriptor >= 0:
             # Whatever interrupts this closes no number twice, which may be another's by then.
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
 
     def __del__(self) -> None:
-        if getattr(self, "_made", False) and self._descriptor >= 0:
+        if self.is_made and self._descriptor >= 0:
             warnings.warn("memory was not detached", ResourceWarning, source=self, stacklevel=2)
             self.close()
 
@@ -88,6 +90,10 @@ class _Attached:
     def fileno(self) -> int:
         """Return the memfd's descriptor."""
         return self._memory.fileno()
+
+    def __del__(self) -> None:
+        if self._memory.is_made and not self._detached:  # which warns of that
+            self._tell(detach(self.id))
 
     @property
     def buffer(self) -> mmap.mmap:
