@@ -73,8 +73,10 @@ class Daemon:
         self._starting = trio.CancelScope()
         #: Held by the task that changes exports, listeners or rigs.
         self._changing = trio.Lock()
-        #: Of the reload that is applied now.
-        self._applying = trio.CancelScope()
+        #: Of the reload in progress.
+        self._reloading = trio.CancelScope()
+        #: Of threads that wait for the file system of the configuration.
+        self._limiter = trio.CapacityLimiter(1)
         self._config = read()
         #: The state that the service manager was told last; empty before the daemon is ready.
         self._said = ""
@@ -132,7 +134,6 @@ class Daemon:
                     await self._stopped.wait()
                     self._notifier.stopping("answering the calls in progress")
                     await self._drain(serving)
-                self._applying.cancel()  # it may wait for a backend that does not answer
                 await self._changing.acquire()  # for good: no change may come after this
                 serving.cancel_scope.cancel()
             self._exports.stop()
@@ -178,17 +179,11 @@ class Daemon:
             self._refuse_change_at_the_end()
             self._notifier.reloading()
             try:
-                config = await self._read_again()
-            except ConfigurationError as error:
-                # Who asked for it is told what they are: a client, or the log after a signal.
-                mistakes = len(str(error).split("\n"))
-                plural = "s" if mistakes > 1 else ""
-                _LOG.error("the configuration was not applied: %d mistake%s", mistakes, plural)
-                raise
-            else:
-                self._refuse_change_at_the_end()
-                # The client that asked may disconnect; the configuration is applied whole anyway.
-                with trio.CancelScope(shield=True) as self._applying:
+                with trio.CancelScope() as self._reloading:
+                    config = await self._read_again()
+                    self._refuse_change_at_the_end()
+                    # The client that asked may disconnect: the configuration is applied whole.
+                    self._reloading.shield = True
                     return await self._apply(config)
                 raise _about_to_end()
             finally:
@@ -198,9 +193,15 @@ class Daemon:
 
     async def _read_again(self) -> DaemonConfig:
         try:
-            return await in_thread(self._read)
+            return await in_thread(self._read, abandon_on_cancel=True, limiter=self._limiter)
         except OSError as error:
             raise ConfigurationError(f"it was not read: {os_reason(error)}") from error
+        except ConfigurationError as error:
+            # Who asked for it is told what they are: a client, or the log after a signal.
+            mistakes = len(str(error).split("\n"))
+            plural = "s" if mistakes > 1 else ""
+            _LOG.error("the configuration was not applied: %d mistake%s", mistakes, plural)
+            raise
 
     async def reload_export(self, name: str) -> list[str]:
         """Replace an export's backend.
@@ -349,8 +350,12 @@ class Daemon:
             self._said = summary
 
     async def _drain(self, serving: trio.Nursery) -> None:
-        """Let the server finish its clients' calls, and ask the service manager to wait for it."""
+        """Let the server finish its clients' calls, and ask the service manager to wait for it.
+
+        A reload in progress has as long as they have: it may wait for what does not answer.
+        """
         serving.start_soon(self._ask_for_time, trio.CancelScope())
+        self._reloading.deadline = trio.current_time() + self._config.drain
         self._server.stop(self._config.drain)
         await self._server.ended.wait()
 

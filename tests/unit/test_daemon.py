@@ -1,5 +1,6 @@
 """The daemon: what it tells the service manager, and how its configuration changes."""
 
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,9 @@ class SlowExports(dict[str, SomeExport]):
     async def replace(self, name: str) -> list[str]:
         return [name]
 
+    async def changed(self) -> None:
+        await trio.sleep_forever()
+
     def stop(self) -> None:
         pass
 
@@ -125,7 +129,7 @@ class Serving:
     """A daemon whose configuration can be changed, and whose exports take their time."""
 
     def __init__(self, address: str) -> None:
-        self.config = DaemonConfig((ListenConfig(address),), ())
+        self.config = DaemonConfig((ListenConfig(address),), (), drain=0.1)
         self.daemon = Daemon(lambda: self.config)
         self.exports = SlowExports()
 
@@ -194,6 +198,32 @@ async def test_a_change_that_takes_for_ever_does_not_keep_the_daemon(
             nursery.start_soon(refused_at_the_end, serving)
             await serving.exports.asked.wait()
             serving.daemon.stop()
+
+
+async def test_a_configuration_that_cannot_be_read_does_not_keep_the_daemon(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """Its file system does not answer."""
+    answers = threading.Event()
+    serving = Serving(str(tmp_path / "s"))
+    try:
+        with trio.fail_after(5):
+            async with trio.open_nursery() as running:
+                await running.start(serving.daemon.run)
+                reading = trio.Event()
+                token = trio.lowlevel.current_trio_token()
+
+                def read() -> DaemonConfig:
+                    token.run_sync_soon(reading.set)
+                    answers.wait()
+                    return serving.config
+
+                serving.daemon._read = read
+                nursery.start_soon(refused_at_the_end, serving)
+                await reading.wait()
+                serving.daemon.stop()
+    finally:
+        answers.set()
 
 
 async def refused_at_the_end(serving: Serving) -> None:

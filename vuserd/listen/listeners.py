@@ -168,7 +168,7 @@ class Listeners:
             return "listening"
         if current.bound is None:
             return None
-        if not await in_thread(current.bound.is_at, config.address):
+        if not await in_thread(current.bound.is_at, config.address, abandon_on_cancel=True):
             await self._nursery.start(self._listen, config)
             await self._close(current)
             return "listening again: its file was removed"
