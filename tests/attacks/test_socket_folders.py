@@ -80,7 +80,10 @@ def is_untouched(secret: Path) -> bool:
 def test_a_link_in_the_place_of_a_socket(
     ground: Path, lab: Path, secret: Path, rust_virtiofsd: str
 ) -> None:
-    """The daemon serves in such a folder, and a reload changes the mode of what it has bound."""
+    """The daemon serves in such a folder, and a reload changes the mode of what it has bound.
+
+    It says as well that clients do not find that any more.
+    """
     configuration = ground / "vuserd.toml"
     text = _CONFIGURATION.replace("{lab}", str(lab)).replace("{ground}", str(ground))
     text = text.replace("{backend}", rust_virtiofsd)
@@ -100,7 +103,7 @@ def test_a_link_in_the_place_of_a_socket(
         configuration.write_text(text.replace("{mode}", "0666"))
         assert call(lab / "taken", "reload", None) == (
             None,
-            [f"socket {lab}/s: other permissions"],
+            [f"socket {lab}/s: cannot listen on {lab}/s: it exists and is no socket"],
         )
         assert stat.S_IMODE((lab / "taken").stat().st_mode) == 0o666
         assert is_untouched(secret)

@@ -166,7 +166,7 @@ async def test_a_socket_whose_file_was_removed_is_listened_on_again(
     assert await listeners.apply(wanted) == []
     path.unlink()
     path.touch()  # it is another's now: what there was goes on
-    (told,) = await listeners.apply(wanted)
+    (told,) = await listeners.apply([ListenConfig(str(path), 0o640)])
     assert "it exists and is no socket" in told
     assert listeners.addresses == [str(path)]
 

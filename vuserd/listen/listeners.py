@@ -168,18 +168,18 @@ class Listeners:
             return "listening"
         if current.bound is None:
             return None
+        change = None
+        if current.config != config:
+            try:
+                current.bound.permit(config)
+            except OSError as error:
+                raise ConfigurationError(f"socket {config.address}: {os_reason(error)}") from error
+            current.config, change = config, "other permissions"
         if not await in_thread(current.bound.is_at, config.address, abandon_on_cancel=True):
             await self._nursery.start(self._listen, config)
             await self._close(current)
-            return "listening again: its file was removed"
-        if current.config == config:
-            return None
-        try:
-            current.bound.permit(config)
-        except OSError as error:
-            raise ConfigurationError(f"socket {config.address}: {os_reason(error)}") from error
-        current.config = config
-        return "other permissions"
+            change = "listening again: its file was removed"
+        return change
 
     async def _listen(self, config: ListenConfig, task_status: trio.TaskStatus[None]) -> None:
         with contextlib.ExitStack() as stack:  # in a thread, since locks and folders may be slow
