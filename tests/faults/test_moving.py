@@ -418,10 +418,13 @@ async def test_an_index_that_is_not_so(front: Front, other: FakeBackend) -> None
         await later.serves()
 
 
+@pytest.mark.parametrize("name", ["pipe2", "open"])
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
 async def test_no_pipe(
-    front: Front, other: FakeBackend, monkeypatch: pytest.MonkeyPatch, number: int
+    front: Front, other: FakeBackend, monkeypatch: pytest.MonkeyPatch, number: int, name: str
 ) -> None:
-    failure = Failure(SystemCall(os, "pipe2", "vuserd.device.handover"), number, monkeypatch)
+    before = len(os.listdir("/proc/self/fd"))
+    failure = Failure(SystemCall(os, name, "vuserd.device.handover"), number, monkeypatch)
     await stays(front, other, "no pipe for the backend's state")
     assert failure.happened
+    assert len(os.listdir("/proc/self/fd")) == before
