@@ -35,8 +35,8 @@ def fit_send_buffer(sock: socket.socket, number: int, most: int) -> None:
         _widen(sock)
         return
     fair = memory // (_PART_OF_OTHERS * most)
-    if fair < sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF):
-        with contextlib.suppress(OSError):  # more will do, and the kernel has a least of its own
+    with contextlib.suppress(OSError):  # more will do, and the kernel has a least of its own
+        if fair < sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, fair // _USED)
 
 
