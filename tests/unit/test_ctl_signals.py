@@ -64,3 +64,21 @@ def test_other_faults_are_told() -> None:
         [sys.executable, "-c", program, "0"], capture_output=True, check=False, timeout=60
     )
     assert b"ZeroDivisionError" in done.stderr
+
+
+def test_one_that_comes_while_modules_are_loaded() -> None:
+    program = """
+import os, signal, sys
+from vuserd.ctl.__main__ import main
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "vuserd.ctl.main":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+main()
+"""
+    usual = ("env", "--default-signal")
+    done = subprocess.run(
+        [*usual, sys.executable, "-c", program], capture_output=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")

@@ -1,6 +1,7 @@
 """The program ``vuserctl``, also as ``python -m vuserd.ctl``, in a process of its own."""
 
 import gc
+import signal
 import sys
 from typing import Final
 
@@ -12,6 +13,8 @@ _NEW_OBJECTS: Final = 50_000
 def main() -> int:
     """Run the command line; return the exit status."""
     gc.set_threshold(_NEW_OBJECTS)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while modules are loaded
     from vuserd.ctl.main import main as run
 
     try:
