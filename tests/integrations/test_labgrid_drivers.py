@@ -79,6 +79,20 @@ def test_a_board(lab: tuple[Path, Any]) -> None:
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
+def test_a_board_that_leaves_words_unread(lab: tuple[Path, Any]) -> None:
+    _, target = lab
+    files = drivers.VuserdDriver(target, "files")
+    board = drivers.UserModeLinuxDriver(target, "board")
+    target.activate(files)
+    target.activate(board)
+    board.sendline("off\nand more")
+    for _ in range(2):
+        with pytest.raises(labgrid.driver.ExecutionError, match="switched off"):
+            board.expect("never")
+    with pytest.raises(labgrid.driver.ExecutionError, match="switched off"):
+        board.sendline("again")
+
+
 def test_a_board_is_switched_off_with_its_driver(lab: tuple[Path, Any]) -> None:
     folder, target = lab
     (folder / "linux").write_text("#!/bin/sh\necho $$\nexec sleep 600\n")

@@ -32,6 +32,7 @@ from vuserd.client import Client
 _A_STRING: Final = attr.validators.instance_of(str)
 #: Bytes that one read of a console takes at most.
 _CONSOLE_BYTES: Final = 4096
+_OFF: Final = "the board has switched off"
 #: Memory of a board in MiB, and how often its initramfs has to fit in beside that.
 _MEMORY: Final = 256
 _UNPACKING: Final = 3
@@ -232,13 +233,19 @@ class UserModeLinuxDriver(ConsoleExpectMixin, Driver, ConsoleProtocol):
         """Return what the board has written, once it has; up to ``max_size`` bytes."""
         if not select.select([self._console], [], [], timeout)[0]:
             raise pexpect.TIMEOUT(f"the board has written nothing for {timeout:.2f} s")
-        written = self._console.recv(max_size or max(size, _CONSOLE_BYTES))
+        try:
+            written = self._console.recv(max_size or max(size, _CONSOLE_BYTES))
+        except ConnectionResetError:  # it had not read all that it was written
+            written = b""
         if not written:
-            raise ExecutionError("the board has switched off")
+            raise ExecutionError(_OFF)
         return written
 
     def _write(self, data: bytes) -> int:
-        self._console.sendall(data)
+        try:
+            self._console.sendall(data)
+        except BrokenPipeError:
+            raise ExecutionError(_OFF) from None
         return len(data)
 
 
