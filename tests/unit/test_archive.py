@@ -334,6 +334,24 @@ def test_a_file_that_cannot_be_written_is_named(
     assert (here / "loop").is_symlink()
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("no", "no such file or directory (ENOENT)"), ("a", "it is no directory (ENOTDIR)")],
+)
+def test_an_open_file_stays_where_there_is_nothing_to_archive(
+    fake_daemon: FakeDaemon, run: Run, tmp_path: Path, path: str, words: str
+) -> None:
+    fake_daemon.root = directory(a=Node(content=b"a's"))
+    fake_daemon.unknown.clear()
+    with (tmp_path / "out").open("w+b") as out:
+        out.write(b"precious")
+        out.flush()
+        name = f"/proc/self/fd/{out.fileno()}"
+        said = f"vuserctl: kernels:{path}: {words}\n"
+        assert run("archive", "-o", name, f"kernels:{path}") == (1, "", said)
+    assert (tmp_path / "out").read_bytes() == b"precious"
+
+
 def test_usage(run: Run) -> None:
     for words in (["--owner", "1"], ["--owner", "a:b"], ["--mtime", "-1"], ["--format", "zip"]):
         code, _, told = run("archive", "kernels:", *words)

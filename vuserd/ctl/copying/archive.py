@@ -29,6 +29,8 @@ def archive(client: Client, target: Target, options: Namespace) -> int:
     if options.reproducible:
         owner = (0, 0) if owner is None else owner
         mtime = _epoch() if mtime is None else mtime
+    if client.stat(*target).type != "dir":  # before any file is opened or emptied
+        raise RemoteError("ENOTDIR", "it is no directory")
     try:
         with _output(options.output) as to, progress_of_file(target.path) as progress:
             done = client.archive(
