@@ -307,3 +307,13 @@ def test_tasks_await_it(options: dict[str, Any]) -> None:
         fs.open("files/large")
     with pytest.raises(OSError, match="Read-only"):
         asyncio.run(fs.open_async("files/large", "wb"))
+
+
+def test_a_file_that_is_forgotten_in_the_loops_own_thread_is_closed(fs: VuserdFileSystem) -> None:
+    """As by Python's cycle collector; a client may have 64 files open."""
+    loop = fs.loop
+    assert loop is not None
+    for _ in range(70):
+        files = [fs.open("files/large")]
+        assert files[0].read(9) == LARGE[:9]
+        loop.call_soon_threadsafe(files.clear)

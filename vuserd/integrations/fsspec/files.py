@@ -57,8 +57,12 @@ class _InLoop(Version):
         return await self._file.readinto(buffer)
 
     def close(self) -> None:
-        """Close it, in the loop's thread."""
-        sync(self._loop, self._file.aclose)
+        """Have it closed in the loop's thread, which may be this one, and wait for nothing."""
+        closing = self._file.aclose()
+        try:
+            asyncio.run_coroutine_threadsafe(closing, self._loop)
+        except RuntimeError:  # the loop has ended, and its client with it
+            closing.close()
 
 
 class StreamedFile(AbstractAsyncStreamedFile):  # type: ignore[misc]  # fsspec has no types
