@@ -297,7 +297,13 @@ class TestInBetween:
         return listing
 
     @pytest.mark.parametrize(
-        ("part", "name"), [("outgoing", "next_piece"), ("outgoing", "sent"), ("_decoder", "feed")]
+        ("part", "name"),
+        [
+            ("outgoing", "append"),
+            ("outgoing", "next_piece"),
+            ("outgoing", "sent"),
+            ("_decoder", "feed"),
+        ],
     )
     def test_a_listing(
         self,
@@ -323,6 +329,15 @@ class TestInBetween:
         assert [request.method for request in fake_daemon.requests].count("exports") == 2
         assert fake_daemon.connections == 1
         assert not core.is_awaited
+
+    def test_what_an_interruption_has_left_half_done(self, client: Client) -> None:
+        """It is no call that is under way: the connection is given up at once."""
+        core = client._talk.link.core
+        ticket = client.begin(calls.exports())
+        core.changing = True
+        client.abandon(ticket)
+        assert core.is_over
+        assert client.exports()
 
     def test_another_thread(
         self, client: Client, fake_daemon: FakeDaemon, listing: Generator[Entry, None, None]

@@ -78,12 +78,14 @@ class SyncLink(Link):
     def _catch_up(self) -> None:
         """Tell the core what was moved when an exception came in between."""
         self.is_moving = True
-        if self._sent:
-            self.core.changing = True
-            self.core.sent(self._sent.pop())
-        if self._received:
-            self._receive()
-        self.is_moving = False
+        try:
+            if self._sent:
+                self.core.changing = True
+                self.core.sent(self._sent.pop())
+            if self._received:
+                self._receive()
+        finally:
+            self.is_moving = False
 
     def _put(self, piece: bytes | bytearray, descriptors: Sequence[int]) -> int:
         if descriptors:

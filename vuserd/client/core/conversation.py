@@ -34,6 +34,7 @@ from vuserd.client.errors import BadReply, ClientError, RemoteError
 from vuserd.client.listing.columns import COLUMNS_LEVEL
 from vuserd.wire.address import Candidate, socket_candidates
 
+A = TypeVar("A")
 T = TypeVar("T")
 L = TypeVar("L", bound=Link)
 
@@ -61,6 +62,8 @@ class Conversation(Generic[L]):
         self._make_link = make_link
         #: What was to be forgotten or told in the midst of something else.
         self._postponed: deque[Callable[[], object]] = deque()
+        #: True while a call is begun or forgotten.
+        self._is_changing = False
         self._address: Candidate | None = None
         self._next_look = now()
 
@@ -124,14 +127,15 @@ class Conversation(Generic[L]):
         """
         if not self.owner.is_of_this_process:
             return
-        links = (self.link, *self.former)
-        if not self.owner.is_this_thread or any(link.is_busy for link in links):
+        is_busy = self._is_changing or any(link.is_moving for link in (self.link, *self.former))
+        if is_busy or not self.owner.is_this_thread:
             self._postponed.append(deed)
         else:
             deed()
 
     def _begin(self, call: Call[T], core: Carrier | None) -> Ticket[T]:
-        ticket = (core or self.link.core).begin(call)
+        carrier: Carrier = core or self.link.core
+        ticket = self._undisturbed(carrier.begin, call)
         try:
             self.link.send()
         except BaseException:  # an interruption: the caller would not have the ticket
@@ -140,8 +144,15 @@ class Conversation(Generic[L]):
         return ticket
 
     def _forget(self, ticket: Ticket[Any]) -> None:
-        ticket.core.abandon(ticket)
+        self._undisturbed(ticket.core.abandon, ticket)
         self.link.send()  # what undoes its result, where that was there
+
+    def _undisturbed(self, change: Callable[[A], T], about: A) -> T:
+        self._is_changing = True
+        try:
+            return change(about)
+        finally:
+            self._is_changing = False
 
     def ask(self, call: Call[T], core: Carrier | None = None) -> Procedure[T]:
         """Do one call, as :meth:`begin` sends it, and wait for its result."""
@@ -225,7 +236,7 @@ class Conversation(Generic[L]):
         while ticket.refused is not None and not is_bound(ticket):
             core = self.link.core
             if core.takes_requests:
-                core.begin_again(ticket)
+                self._undisturbed(core.begin_again, ticket)
                 self.link.send()
                 yield Wait(ticket)
                 continue

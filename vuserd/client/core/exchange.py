@@ -32,14 +32,8 @@ class Link:
         self._socket = sock
         self._maker = os.getpid()
         self.core = ClientCore()
-        #: True while bytes are moved that the core does not know of, yet. An exception from
-        #: elsewhere may leave it so, until the next ones are moved.
+        #: True while bytes are moved that the core does not know of, yet.
         self.is_moving = False
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether this is in the midst of something: who comes in between has to wait."""
-        return self.is_moving or self.core.changing
 
     def close(self) -> None:
         """Close the connection; calls in flight fail with ConnectionLost."""
