@@ -300,19 +300,33 @@ def test_what_is_no_directory(tmp_path: Path) -> None:
     assert result == Result("export e", Mark.PROBLEM, detail, "give a directory")
 
 
+@pytest.mark.parametrize("is_service", [True, False])
 def test_a_file_system_that_does_not_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_service: bool
 ) -> None:
+    """It is told, and not asked again."""
     answers = threading.Event()
+    asked: list[str] = []
 
     def look(export: ExportConfig, permit: str) -> Result:
-        answers.wait()
-        return Result(export.name, Mark.OK, permit)
+        if export.name == "e":
+            answers.wait()
+        return Result(f"export {export.name}", Mark.OK, permit)
 
-    monkeypatch.setattr(command, "export_result", look)
-    monkeypatch.setattr(command, "_PATIENCE", 0.01)
+    def hidden(_: object, config: DaemonConfig) -> list[Result]:
+        asked.extend(export.name for export in config.exports)
+        return []
+
     file = tmp_path / "vuserd.toml"
-    file.write_text(f'[[export]]\nname = "e"\npath = "{tmp_path}"\n[[listen]]\nsocket = "@e"\n')
+    file.write_text(
+        f'[[export]]\nname = "e"\npath = "{tmp_path}"\n'
+        '[[export]]\nname = "f"\nsocket = "/no/such"\n[[listen]]\nsocket = "@e"\n'
+    )
+    service = SimpleNamespace(become=int, drop_in=str, config=str(file), listeners=())
+    monkeypatch.setattr(command, "_service_of", lambda *_: service if is_service else None)
+    monkeypatch.setattr(command, "service_results", hidden)
+    monkeypatch.setattr(command, "export_result", look)
+    monkeypatch.setattr(command, "_PATIENCE", 1.0)
     try:
         results = trio.run(command.examine, str(file), {}, os.geteuid())
     finally:
@@ -320,6 +334,7 @@ def test_a_file_system_that_does_not_answer(
     assert [result.detail for result in results if result.name == "export e"] == [
         f"{tmp_path}: its file system does not answer"
     ]
+    assert asked == (["f"] if is_service else [])
 
 
 def test_a_directory_is_shown_as_the_daemon_finds_it(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import trio
 
@@ -85,7 +86,8 @@ async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) ->
     default = SYSTEM_SOCKET if is_service or service else socket_address(None, environ)
     config, results = configuration_results(explicit, environ, uid, default)
     results += await candidate_results(config.exports, uid)
-    exports = [(export, await _looked_at(export, permit)) for export in config.exports]
+    looks = [(export, await _look_at(export, permit)) for export in config.exports]
+    exports = [(export, result or _silent(export)) for export, result in looks]
     results += (result for _, result in exports)
     results += account_results(config)
     unfit = await fitness_results(config.exports, uid)
@@ -103,7 +105,8 @@ async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) ->
             results.append(metrics_result(config.metrics_file))
     else:
         listeners = config.listeners + service.listeners
-        results += service_results(service, config)
+        seen = tuple(export for export, result in looks if result is not None)
+        results += service_results(service, replace(config, exports=seen))
     results += access_results(config, listeners)
     results += rig_results(config.rigs, may_enter=service is not None)
     options = [export.options for export in config.exports if export.socket is None]
@@ -115,10 +118,14 @@ async def examine(explicit: str | None, environ: Mapping[str, str], uid: int) ->
     )
 
 
-async def _looked_at(export: ExportConfig, permit: str) -> Result:
-    """Return what there is to say of an export's path, whose file system may not answer."""
+async def _look_at(export: ExportConfig, permit: str) -> Result | None:
+    """Return what there is to say of an export's path; None if its file system does not answer."""
     with trio.move_on_after(_PATIENCE):
         return await in_thread(export_result, export, permit, abandon_on_cancel=True)
+    return None
+
+
+def _silent(export: ExportConfig) -> Result:
     detail = f"{export.source}: its file system does not answer"
     return Result(f"export {export.name}", Mark.PROBLEM, detail, "mend it, or unmount it")
 
