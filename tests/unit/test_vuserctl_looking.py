@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake.rpc_server import IMAGE, FakeDaemon, Node, directory
+from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node, directory
 from tests.running import RunningDaemon
 from tests.unit.conftest import Run, Start
 from vuserd.client.records import Entry
@@ -210,6 +210,26 @@ class TestPatterns:
         assert run("cat", r"kernels:\*")[1] == "star"
         assert run("cat", r"kernels:a\[1]")[1] == "x"
         assert run("cat", "kernels:a[!2]")[1] == "y"
+
+    def test_closed_directories(
+        self, run: Run, fake_daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They hold back no others; where nothing matches, they may be why."""
+        fake_daemon.root.children[b"a"] = directory(dtbs=Node())
+
+        really = fake_daemon.find
+
+        def find(export: object, path: object, *, follow: bool = True) -> Node:
+            if path in ("a", "a/dtbs"):
+                raise FaultError("EACCES", "permission denied", errno=13)
+            return really(export, path, follow=follow)
+
+        monkeypatch.setattr(fake_daemon, "find", find)
+        assert run("ls", "-d", "kernels:*/dtbs") == (0, "boot/dtbs\n", "")
+        assert run("ls", "-d", "kernels:*/d*") == (0, "boot/dtbs\n", "")
+        for pattern in ("a/d*", "[a]/dtbs"):
+            said = f"vuserctl: kernels:{pattern}: permission denied (EACCES)\n"
+            assert run("ls", "-d", f"kernels:{pattern}") == (1, "", said)
 
     def test_faults(self, run: Run) -> None:
         said = "vuserctl: nothing:*: no export nothing (UNKNOWN_EXPORT)\n"

@@ -5,11 +5,12 @@ which a backslash makes ordinary characters.  A file that is really named so com
 """
 
 import re
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from vuserd.client.errors import ClientError, ConnectionLost, RemoteError, TimedOut
+from vuserd.client.records import Entry
 from vuserd.client.sync_client import Client
 from vuserd.ctl.listing import is_name, sorted_entries
 from vuserd.ctl.output import complain
@@ -21,6 +22,8 @@ _MAGIC: Final = re.compile(r"[*?]|\[[^/]+\]")
 _QUOTED: Final = re.compile(r"\\(.)", re.DOTALL)
 #: Errors of a path that names no file.
 _NOT_THERE: Final = frozenset({"ENOENT", "ENOTDIR", "ENAMETOOLONG"})
+#: Errors of a directory that this user may not look into.
+_CLOSED: Final = frozenset({"EACCES", "EPERM"})
 
 
 def for_each(client: Client, targets: Iterable[Target], do: Callable[[Target], object]) -> int:
@@ -64,10 +67,12 @@ def report(
 def expand(client: Client, target: Target) -> Iterable[Target]:
     """Return the targets that a pattern matches, in order; without a pattern, the target itself.
 
-    Hidden names are matched by a pattern that begins with a dot alone.
+    Hidden names are matched by a pattern that begins with a dot alone. Directories that are closed
+    to this user are passed over, as a shell does.
 
     Raises:
-        RemoteError: ENOENT if there is none, and what the daemon says.
+        RemoteError: ENOENT if there is none, or the error of a directory that is closed; and what
+            the daemon says.
 
     """
     if not _MAGIC.search(target.path):
@@ -83,41 +88,52 @@ def expand(client: Client, target: Target) -> Iterable[Target]:
 
 def _expand(client: Client, target: Target, nothing: RemoteError) -> list[Target]:
     found = [Target(target.export, "/" if target.path.startswith("/") else "")]
+    closed: list[RemoteError] = []
     is_sure = True  # that all of them are there
     for component in filter(None, target.path.split("/")):
         is_sure = _MAGIC.search(component) is not None
         if is_sure:
-            found = [each for above in found for each in _matches(client, above, component)]
+            found = [each for above in found for each in _matches(client, above, component, closed)]
         else:
             found = [above.child(_QUOTED.sub(r"\1", component)) for above in found]
     if not is_sure:
-        found = [each for each in found if _is_there(client, each)]
+        found = [each for named in found for each in _if_there(client, named, closed)]
     if not found:
-        raise nothing
+        raise closed[0] if closed else nothing
     return found
 
 
-def _is_there(client: Client, target: Target) -> bool:
+@contextmanager
+def _passing_over(closed: list[RemoteError]) -> Iterator[None]:
+    """Pass over what is not there, and what is closed, whose error is added."""
     try:
-        client.stat(*target, follow=False)
+        yield
     except RemoteError as error:
-        if error.code not in _NOT_THERE:
+        if error.code in _CLOSED:
+            closed.append(error)
+        elif error.code not in _NOT_THERE:
             raise
-        return False
-    return True
 
 
-def _matches(client: Client, directory: Target, pattern: str) -> list[Target]:
+def _if_there(client: Client, target: Target, closed: list[RemoteError]) -> list[Target]:
+    """Return a target; nothing where it is not there."""
+    found: list[Target] = []
+    with _passing_over(closed):
+        client.stat(*target, follow=False)
+        found.append(target)
+    return found
+
+
+def _matches(
+    client: Client, directory: Target, pattern: str, closed: list[RemoteError]
+) -> list[Target]:
     """Return what a pattern matches in a directory; nothing where that is none."""
     from fnmatch import fnmatchcase
 
     translated = _QUOTED.sub(_as_set, pattern)
-    try:
+    entries: list[Entry] = []
+    with _passing_over(closed):
         entries = sorted_entries(client, directory)
-    except RemoteError as error:
-        if error.code not in _NOT_THERE:
-            raise
-        return []
     return [
         directory.child(entry.name)
         for entry in entries
