@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import pytest
 
@@ -577,30 +577,44 @@ def ending_signals() -> list[int]:
     return sorted(int(number) for number in signal.valid_signals() - kept)
 
 
+class _Silent(NamedTuple):
+    """A daemon with a file of which no byte comes before ``answers`` is set."""
+
+    daemon: FakeDaemon
+    answers: threading.Event
+
+
 @pytest.fixture
-def silent(tmp_path: Path) -> Iterator[FakeDaemon]:
-    """Serve a file that is there, and of which no byte comes."""
-    ended = threading.Event()
+def silent(tmp_path: Path) -> Iterator[_Silent]:
+    answers = threading.Event()
 
     def wait(request: Request) -> None:
         if request.method not in ("api_info", "stat"):
-            ended.wait()
+            answers.wait()
 
     with FakeDaemon(str(tmp_path / "d.sock"), directory(large=Node(content=_CONTENT))) as daemon:
         daemon.before = wait
-        yield daemon
-        ended.set()
+        yield _Silent(daemon, answers)
+        answers.set()
 
 
 class _Get:
     """A ``get`` that is on its way for as long as nothing ends it."""
 
-    def __init__(self, daemon: FakeDaemon, folder: Path, *wrapper: str) -> None:
+    def __init__(self, silent: _Silent, folder: Path, *wrapper: str) -> None:
         self.folder = folder
+        self._answers = silent.answers
         # These tests may run where signals are ignored: in the background, say.
         usual = ("env", "--default-signal")
         self.process = subprocess.Popen(
-            [*usual, *wrapper, *command(daemon.address), "get", "kernels:large", str(folder)],
+            [
+                *usual,
+                *wrapper,
+                *command(silent.daemon.address),
+                "get",
+                "kernels:large",
+                str(folder),
+            ],
             stderr=subprocess.PIPE,
         )
         deadline = time.monotonic() + 20
@@ -608,6 +622,16 @@ class _Get:
             assert self.process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.001)  # nothing tells when a file is there
+
+    def end_by(self, *numbers: int) -> bytes:
+        """Send it signals, and then the answer that it waits for; return what it says.
+
+        Python notices a signal that comes right before a system call only after that.
+        """
+        for number in numbers:
+            self.process.send_signal(number)
+        self._answers.set()
+        return self.process.communicate(timeout=30)[1]
 
     def __enter__(self) -> Self:
         return self
@@ -619,32 +643,26 @@ class _Get:
 
 @pytest.mark.parametrize("number", ending_signals())
 def test_a_signal_leaves_nothing_and_is_what_it_dies_of(
-    silent: FakeDaemon, ground: Path, number: int
+    silent: _Silent, ground: Path, number: int
 ) -> None:
     with _Get(silent, ground) as get:
-        get.process.send_signal(number)
-        said = get.process.communicate(timeout=30)[1]
-        assert (get.process.returncode, said) == (-number, b"")
+        assert (get.end_by(number), get.process.returncode) == (b"", -number)
         assert os.listdir(ground) == []
 
 
-def test_two_signals_at_once(silent: FakeDaemon, ground: Path) -> None:
+def test_two_signals_at_once(silent: _Silent, ground: Path) -> None:
     with _Get(silent, ground) as get:
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            get.process.send_signal(number)
-        said = get.process.communicate(timeout=30)[1]
+        said = get.end_by(signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
         assert -get.process.returncode in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
         assert said == b""
         assert os.listdir(ground) == []
 
 
-def test_a_signal_that_was_ignored_stays_so(silent: FakeDaemon, ground: Path) -> None:
+def test_a_signal_that_was_ignored_stays_so(silent: _Silent, ground: Path) -> None:
     ignoring = ("env", "--ignore-signal=HUP,INT,USR1,QUIT")
     with _Get(silent, ground, *ignoring) as get:
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGQUIT):
-            get.process.send_signal(number)
-        get.process.send_signal(signal.SIGTERM)
-        get.process.communicate(timeout=30)
+        ignored = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGQUIT)
+        get.end_by(*ignored, signal.SIGTERM)
         assert get.process.returncode == -signal.SIGTERM
         assert os.listdir(ground) == []
 
@@ -657,9 +675,7 @@ def test_a_limit_of_file_sizes(serving: RunningDaemon, ground: Path) -> None:
     assert os.listdir(ground) == []
 
 
-def test_what_sigkill_leaves_has_a_name_that_is_documented(
-    silent: FakeDaemon, ground: Path
-) -> None:
+def test_what_sigkill_leaves_has_a_name_that_is_documented(silent: _Silent, ground: Path) -> None:
     with _Get(silent, ground) as get:
         get.process.kill()
         get.process.communicate()
