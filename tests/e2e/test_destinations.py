@@ -84,6 +84,8 @@ def serving(program: str) -> Iterator[RunningDaemon]:
         base.chmod(0o755)
         files = base / "files"
         (files / "sub").mkdir(parents=True)
+        (files / "tree" / "d").mkdir(parents=True)
+        (files / "tree" / "d" / "f").touch()
         (files / "file").write_bytes(_CONTENT)
         os.utime(files / "file", ns=(10**18, 10**18 + 1))
         with (files / "large").open("wb") as large:
@@ -118,7 +120,11 @@ def command(socket: str, user: int = 0) -> list[str]:
 
 
 def vuserctl(
-    running: RunningDaemon, *arguments: str, user: int = 0, cwd: Path | None = None
+    running: RunningDaemon,
+    *arguments: str,
+    user: int = 0,
+    cwd: Path | None = None,
+    umask: int = -1,
 ) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [*command(running.socket, user), *arguments],
@@ -127,6 +133,7 @@ def vuserctl(
         check=False,
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        umask=umask,
         timeout=60,
     )
 
@@ -440,6 +447,23 @@ def test_the_same_in_a_tree(
     else:
         assert got.returncode == 1
         assert got.stderr.startswith(f"vuserctl: {place}: ")
+
+
+@root_only
+@pytest.mark.parametrize("options", ["-r", "-ru", "-rp"])
+@pytest.mark.parametrize("umask", [0o777, 0o227, 0o077])
+def test_what_a_umask_takes_from_the_owner_is_taken_at_the_end(
+    serving: RunningDaemon, ground: Path, umask: int, options: str
+) -> None:
+    os.chown(ground, _NOBODY, _NOBODY)
+    source = Path(serving.socket).parent / "files" / "tree"
+    by_cp, by_get = ground / "cp", ground / "get"
+    command = ["cp", "-r", *(["--preserve=mode"] if options == "-rp" else [])]
+    subprocess.run([*command, str(source), str(by_cp)], user=_NOBODY, umask=umask, check=True)
+    got = vuserctl(serving, "get", options, "e:tree", str(by_get), user=_NOBODY, umask=umask)
+    assert (got.returncode, got.stdout, got.stderr) == (0, "", "")
+    for name in ("", "d", "d/f"):
+        assert (by_get / name).stat().st_mode == (by_cp / name).stat().st_mode
 
 
 @root_only

@@ -61,6 +61,19 @@ def open_below(directory: int, names: Sequence[str], *, readable: bool = False) 
     return found
 
 
+def make_directory(name: str, permissions: int, directory: int | None = None) -> None:
+    """Make a directory that its owner may work in, whatever the umask.
+
+    A name is relative to ``directory``, where that is given.
+    """
+    umask = os.umask(0o077)
+    os.umask(umask & 0o077)
+    try:
+        os.mkdir(name, permissions | 0o700, dir_fd=directory)
+    finally:
+        os.umask(umask)
+
+
 @contextmanager
 def new_file(
     directory: int, name: str, permissions: int, source: Stat | None = None

@@ -66,6 +66,8 @@ class How(NamedTuple):
         whose group is that of all below.
         """
         found = modes.S_IMODE(os.fstat(fileno).st_mode)
-        wanted = stat.mode & 0o777 if self.preserve else found & stat.mode & 0o777
+        os.umask(umask := os.umask(0o077))
+        left = found & (0o077 | ~umask)  # it was made without the umask of its user's
+        wanted = (stat.mode if self.preserve else stat.mode & left) & 0o777
         if found & 0o777 != wanted:
             os.fchmod(fileno, wanted | found & modes.S_ISGID)

@@ -13,6 +13,7 @@ from vuserd.client.errors import RemoteError, TimedOut
 from vuserd.client.records import Stat
 from vuserd.client.sync_client import Client
 from vuserd.ctl.copying.atomic_file import (
+    make_directory,
     new_link,
     new_symlink,
     open_below,
@@ -77,7 +78,7 @@ class LocalTree:
         is_new = True
         try:
             # Writable for now; a directory that exists already stays as it is.
-            os.mkdir(names[-1], stat.mode & 0o777 | 0o700, dir_fd=above)
+            make_directory(names[-1], stat.mode & 0o777, above)
             self._made.append(_Made(names, stat))
         except FileExistsError:
             is_new = False
@@ -176,7 +177,7 @@ def opened_tree(
     """Make the destination, or find it there, and keep it open for the block's time."""
     is_new = False
     with suppress(FileExistsError):
-        os.mkdir(local, stat.mode & 0o777 | 0o700)
+        make_directory(local, stat.mode & 0o777)
         is_new = True
     root = open_directory(local)
     try:
