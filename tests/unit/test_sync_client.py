@@ -330,13 +330,14 @@ class TestInBetween:
         assert fake_daemon.connections == 1
         assert not core.is_awaited
 
-    def test_what_an_interruption_has_left_half_done(self, client: Client) -> None:
+    @pytest.mark.parametrize("then", ["abandon", "send", "hear"])
+    def test_what_an_interruption_has_left_half_done(self, client: Client, then: str) -> None:
         """It is no call that is under way: the connection is given up at once."""
-        core = client._talk.link.core
+        link = client._talk.link
         ticket = client.begin(calls.exports())
-        core.changing = True
-        client.abandon(ticket)
-        assert core.is_over
+        link.core.changing = True
+        {"abandon": lambda: client.abandon(ticket), "send": link.send, "hear": link.hear}[then]()
+        assert link.core.is_over
         assert client.exports()
 
     def test_another_thread(

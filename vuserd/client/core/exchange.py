@@ -53,6 +53,7 @@ class Link:
     def _send(self) -> list[Ticket[Any]]:
         """Send what the socket takes; return the calls that fail with it."""
         core = self.core
+        core.check_books()
         self.is_moving = True
         try:
             while core.outgoing:
@@ -82,6 +83,7 @@ class Link:
     def _receive(self, flags: int = 0) -> list[Ticket[Any]] | None:
         """Receive once; return the calls that are done by it, None where nothing has come."""
         core = self.core
+        core.check_books()
         self.is_moving = True
         try:
             try:
