@@ -210,8 +210,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _given(value: str | None, default: str) -> str:
+    return default if value is None else value
+
+
 def _reader(options: argparse.Namespace) -> Callable[[], DaemonConfig]:
     """Return a function that reads the configuration, from the command line or anew from files."""
+    for option in ("config", "socket", "backend"):
+        if getattr(options, option) == "":  # a shell's variable that is not set, and no default
+            raise ConfigurationError(f"--{option} is an empty string, which names no file")
     if options.export or options.adopt:
         if options.config is not None:
             raise ConfigurationError("give --config, or --export and --adopt, but not both")
@@ -221,7 +228,7 @@ def _reader(options: argparse.Namespace) -> Callable[[], DaemonConfig]:
 
 
 def _config(options: argparse.Namespace) -> DaemonConfig:
-    session = SessionOptions(timeout=parse_seconds("--timeout", options.timeout or "10"))
+    session = SessionOptions(timeout=parse_seconds("--timeout", _given(options.timeout, "10")))
     exports = tuple(
         replace(export, program=options.backend, session=session)
         for export in (*map(parse_export, options.export), *map(parse_adopted, options.adopt))
@@ -231,7 +238,7 @@ def _config(options: argparse.Namespace) -> DaemonConfig:
     return DaemonConfig(
         _listeners(options),
         exports,
-        image_cache=parse_size("--image-cache", options.image_cache or "1G"),
+        image_cache=parse_size("--image-cache", _given(options.image_cache, "1G")),
     )
 
 

@@ -102,6 +102,11 @@ def test_no_time(text: str) -> None:
         (["--adopt", "a=/run//s", "--socket", "/run/s"], "--adopt a=/run/s: it is where clients"),
         (["--adopt", "a=/s", "--adopt", "b=/./s"], "--adopt b=/s: export a has this socket"),
         (["--export", "a=/", "--image-cache", "lots"], "--image-cache lots: not a size"),
+        (["--export", "a=/", "--image-cache", ""], "--image-cache : not a size"),
+        (["--export", "a=/", "--timeout", ""], "--timeout : not a time"),
+        (["--export", "a=/", "--socket", ""], "--socket is an empty string"),
+        (["--export", "a=/", "--backend", ""], "--backend is an empty string"),
+        (["--config", ""], "--config is an empty string"),
     ],
 )
 def test_wrong_usage_gives_2(

@@ -160,6 +160,7 @@ class TestUsage:
             (["status", "now"], " status", "unrecognized arguments: now"),
             (["get"], " get", "the following arguments are required: EXPORT:PATH"),
             (["trace"], " trace", "trace takes an export, or a capture to --read"),
+            (["exports", "--socket", ""], " exports", "--socket is an empty string"),
             (["load", "k:x"], " load", "the following arguments are required: --memory, --address"),
         ],
     )

@@ -32,6 +32,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def _check(usage: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse, as wrong usage, what argparse cannot check by itself."""
+    if options.socket == "":
+        usage.error("--socket is an empty string, which names no file")
     if options.command == "trace" and (options.export is None) == (options.read is None):
         usage.error("trace takes an export, or a capture to --read")
     if options.command == "trace" and options.read is not None and options.write is not None:

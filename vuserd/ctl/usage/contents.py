@@ -44,7 +44,11 @@ def add_contents(command: AddCommand) -> None:
     )
     _add_interval(watch, 2.0)
     watch.add_argument(
-        "-n", dest="count", metavar="COUNT", type=count_argument, help="end after COUNT changes"
+        "-n",
+        dest="count",
+        metavar="COUNT",
+        type=count_argument,
+        help="end after COUNT looks that saw changes",
     )
     add_target(watch)
     watch.add_argument("run", metavar=COMMAND, nargs="*", help="is run after changes")
