@@ -7,7 +7,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from tests.fake.rpc_server import IMAGE, FakeDaemon, FaultError, Node, directory
 from tests.loops import Loop
 from tests.unit.faces import Connect
 from vuserd.client import Client, ClientPool, calls
+from vuserd.client.calls import RemotePath
 from vuserd.client.errors import CannotConnect, RemoteError
 from vuserd.client.files import destinations, handles
 from vuserd.client.records import Stat
@@ -110,8 +111,9 @@ class TestDownload:
             client.download("kernels", "image", tmp_path)
         with pytest.raises(OSError, match="no regular file"):
             client.download("kernels", "image", os.devnull)
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(FileNotFoundError) as caught:
             client.download("kernels", "image", tmp_path / "no" / "where")
+        assert caught.value.filename == str(tmp_path / "no" / "where")
         assert (tmp_path / "old").read_bytes() == b"older"
         assert sorted(os.listdir(tmp_path)) == ["d.sock", "old"]
         assert fake_daemon.open == {}
@@ -384,6 +386,11 @@ def test_glob_of_a_deep_tree(client: Client, fake_daemon: FakeDaemon) -> None:
     fake_daemon.results["walk"] = {"entries": [entry], "problems": [], "next": None}
     assert list(client.glob("kernels", "**/*.ko")) == [path]
     assert list(client.glob("kernels", "**/a/**/a/**/a/**/c")) == []
+
+
+@pytest.mark.parametrize("pattern", [b"boot/*", PurePosixPath("boot/*")])
+def test_glob_takes_what_paths_are(client: Client, pattern: RemotePath) -> None:
+    assert list(client.glob("kernels", pattern)) == list(client.glob("kernels", "boot/*")) != []
 
 
 def test_glob_of_no_export(client: Client) -> None:

@@ -195,7 +195,7 @@ class AsyncClient:
         return self._iterate(composite.listed(self._talk, export, path, attrs=attrs), timeout)
 
     def glob(
-        self, export: str, pattern: str, *, timeout: float | None = None
+        self, export: str, pattern: RemotePath, *, timeout: float | None = None
     ) -> AsyncGenerator[str, None]:
         """Return the paths that a pattern matches, as :meth:`vuserd.client.Client.glob` does."""
         return self._iterate(composite.glob(self._talk, export, pattern), timeout)

@@ -3,6 +3,7 @@
 What takes whole files is loaded with the first one: most runs of vuserctl take none.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import cycle
@@ -123,7 +124,7 @@ def gathered(stream: Stream[T]) -> Procedure[list[T]]:
     return found
 
 
-def glob(talk: Talk, export: str, pattern: str) -> Stream[str]:
+def glob(talk: Talk, export: str, pattern: RemotePath) -> Stream[str]:
     """Emit the paths that a pattern matches."""
     from vuserd.client.files.matching import Lists, glob
 
@@ -133,7 +134,7 @@ def glob(talk: Talk, export: str, pattern: str) -> Stream[str]:
     def tree(path: str) -> Procedure[list[WalkEntry]]:
         return gathered(iterwalk(talk, export, path))
 
-    return glob(talk, export, pattern, Lists(entries, tree))
+    return glob(talk, export, os.fsdecode(pattern), Lists(entries, tree))
 
 
 def open_version(talk: Talk, export: str, path: RemotePath) -> "Procedure[Sealed | Parts]":

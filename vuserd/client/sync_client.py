@@ -158,7 +158,9 @@ class Client(WholeFiles):
         """
         return self._iterate(composite.listed(self._talk, export, path, attrs=attrs), timeout)
 
-    def glob(self, export: str, pattern: str, *, timeout: float | None = None) -> Iterator[str]:
+    def glob(
+        self, export: str, pattern: RemotePath, *, timeout: float | None = None
+    ) -> Iterator[str]:
         """Return the paths that a pattern matches, such as ``/boot/vmlinuz-*`` or ``**/*.dtb``.
 
         The client matches, as :func:`glob.glob` does: ``*``, ``?`` and ``[...]`` in each part of

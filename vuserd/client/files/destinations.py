@@ -155,7 +155,11 @@ def _make_beside(local: str) -> tuple[str, str, int, bool]:
     folder, name = os.path.split(final)
     short = os.fsdecode(os.fsencode(name)[:_NAME_MAX])
     temporary = os.path.join(folder, f".{short}.{os.urandom(4).hex()}")
-    fileno = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        fileno = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        error.filename = local  # the caller's name, and not that of the moment
+        raise
     if mode is not None:
         with suppress(OSError):  # another user's file system may refuse
             # New content gets no set-user-ID bits, as after a write by any user but root.
