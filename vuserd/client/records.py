@@ -337,7 +337,7 @@ class Backend(NamedTuple):
 
 
 class ExportInfo(NamedTuple):
-    """A directory that the daemon publishes; ``reason`` says why its state is ``failed``."""
+    """A directory that the daemon publishes; ``reason`` says why no backend serves it."""
 
     name: str
     state: str
@@ -367,7 +367,7 @@ class RigInfo(NamedTuple):
     state: str  #: listening, absent or failed
     exports: list[str]  #: that are seen in it
     clients: int
-    reason: str | None = None  #: why its state is ``failed``
+    reason: str | None = None  #: why it is not listening
 
     @classmethod
     def from_wire(cls, value: Any) -> "RigInfo":
