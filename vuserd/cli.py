@@ -184,8 +184,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--socket",
         metavar="PATH",
-        help="where to listen for clients; @NAME for an abstract socket (default:"
-        " $VUSERD_SOCKET, $XDG_RUNTIME_DIR/vuserd.sock or /run/vuserd/vuserd.sock)",
+        help="where to listen for clients, instead of where the configuration says; @NAME for an"
+        " abstract socket (default: $VUSERD_SOCKET, $XDG_RUNTIME_DIR/vuserd.sock or"
+        " /run/vuserd/vuserd.sock)",
     )
     serve.add_argument(
         "--backend", metavar="PATH", help="the virtiofsd to start (default: the first one found)"

@@ -85,7 +85,9 @@ def _add_find(command: AddCommand) -> None:
     find.add_argument("-iname", metavar="PATTERN", help="the same, in capital letters or small")
     find.add_argument("-type", metavar="TYPE", help="f, d, l, p, s, c or b; several as f,l")
     find.add_argument(
-        "-size", metavar="SIZE", help="so many c (bytes), k, M or G, rounded up; +: more, -: fewer"
+        "-size",
+        metavar="SIZE",
+        help="so many c (bytes), k, M or G, else of 512 bytes, rounded up; +: more, -: fewer",
     )
     find.add_argument(
         "-newer", metavar="FILE", help=f"modified after this file: {FILE}, else a local one"
