@@ -15,7 +15,7 @@ from vuserd.ctl.usage.looking import add_looking
 
 _EPILOG = """\
 EXPORT:PATH names a file as scp does; PATH begins at the export's root, which 'EXPORT:' is.
-A number may be hexadecimal (0x...) and have a suffix K, M or G (of 1024).
+An address or a number of bytes may be hexadecimal (0x...) and have a suffix K, M or G (of 1024).
 The socket is --socket, else $VUSERD_SOCKET, else @vuserd (abstract: a rig's, in its own network
 namespace), else $XDG_RUNTIME_DIR/vuserd.sock, else /run/vuserd/vuserd.sock.
 """
