@@ -258,7 +258,10 @@ class TestOptions:
 
     def test_dry_run(self, run: Run, here: Path, fake_daemon: FakeDaemon) -> None:
         assert run("get", "-n", "kernels:image", "x") == (0, "kernels:image -> x\n", "")
-        assert run("get", "-n", "kernels:image", "-") == (0, "", "")
+        assert run("get", "-n", "kernels:image", "-") == (0, "kernels:image -> -\n", "")
+        code, out, err = run("get", "-n", "kernels:none", "-")
+        assert (code, out) == (1, "")
+        assert "kernels:none: no such file" in err
         code, out, err = run("get", "-rn", "kernels:")[:3]
         assert (code, out) == (2, "")
         code, out, err = run("get", "-rn", "kernels:", "all")

@@ -40,16 +40,17 @@ def get(client: Client, target: Target, destination: str | None, how: How) -> No
     that ends in a slash is a directory, which has to exist.
     """
     if destination == "-":
-        if not how.dry_run:
-            with progress_of_file(target.name, quiet=how.no_progress) as progress:
-                cat(client, target, progress)
+        if how.dry_run:
+            _stat_of_file(client, target)
+            how.tell(target, destination)
+            return
+        with progress_of_file(target.name, quiet=how.no_progress) as progress:
+            cat(client, target, progress)
         return
     local = local_path(target, destination)
     if destination is not None and destination.endswith("/"):
         local = os.path.join(destination, target.name)
-    stat = client.stat(target.export, target.path)  # before any file is opened or emptied
-    if stat.type == "dir":
-        raise RemoteError("EISDIR", "a directory, which is fetched with -r")
+    stat = _stat_of_file(client, target)  # before any file is opened or emptied
     try:
         with naming(local):
             place = place_of(local)
@@ -62,6 +63,13 @@ def get(client: Client, target: Target, destination: str | None, how: How) -> No
     except (OverflowError, ValueError) as error:  # attributes that no local file can have
         raise OSError(errno.EINVAL, str(error), local) from None
     how.tell(target, local)
+
+
+def _stat_of_file(client: Client, target: Target) -> Stat:
+    stat = client.stat(target.export, target.path)
+    if stat.type == "dir":
+        raise RemoteError("EISDIR", "a directory, which is fetched with -r")
+    return stat
 
 
 class _Fetch(NamedTuple):
