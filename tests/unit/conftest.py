@@ -1,6 +1,7 @@
 """Fixtures: a session with a fake backend; and, for clients and vuserctl, a fake daemon."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,6 +23,15 @@ from vuserd.device.session import Session
 
 Run = Callable[..., tuple[int, str, str]]
 Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture(autouse=True)
+def sigint_as_it_was() -> Iterator[None]:
+    """Undo what a program that ran here did about SIGINT, which a later test sends."""
+    former = signal.getsignal(signal.SIGINT)
+    yield
+    if signal.getsignal(signal.SIGINT) is not former:
+        signal.signal(signal.SIGINT, former)
 
 
 @pytest.fixture

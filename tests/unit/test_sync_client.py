@@ -50,7 +50,7 @@ def state() -> str:
 
 @pytest.fixture
 def ctrl_c(fake_daemon: FakeDaemon) -> Iterator[Callable[[str], threading.Event]]:
-    """Interrupt a method's call; its answer comes when the event is set."""
+    """Interrupt a method's call, whatever SIGINT did; its answer comes when the event is set."""
     answered = threading.Event()
 
     def interrupt(method: str) -> threading.Event:
@@ -62,10 +62,9 @@ def ctrl_c(fake_daemon: FakeDaemon) -> Iterator[Callable[[str], threading.Event]
         fake_daemon.before = press
         return answered
 
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield interrupt
     answered.set()
-    signal.signal(signal.SIGINT, former)
 
 
 class TestInterrupted:
@@ -102,6 +101,7 @@ class TestInterrupted:
         self, client: Client, fake_daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The rest of it is dropped, and what was attached is there still."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         goes_on = threading.Event()
         send = FakeDaemon._send
 
