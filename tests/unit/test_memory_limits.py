@@ -23,6 +23,15 @@ def test_one_user_leaves_half(total: int, limits: ClientLimits) -> None:
     assert all(small <= large for small, large in zip(cut, limits, strict=True))
 
 
+def test_no_connection_may_have_more_than_its_user() -> None:
+    """A request of such a size would be told to come later, for ever."""
+    limits = ClientLimits(payload=32 * MIB, frame=16 * MIB)
+    cut = limits_within_memory(limits, 64 * MIB)
+    assert (cut.frame, cut.user_frames) == (8 * MIB, 8 * MIB)
+    assert (cut.payload, cut.user_payload) == (8 * MIB, 8 * MIB)
+    assert limits_within_memory(limits, UNLIMITED) == limits
+
+
 @pytest.mark.parametrize("total", [4 << 30, UNLIMITED])
 def test_the_usual_limits_are_left_as_they_are(total: int) -> None:
     assert limits_within_memory(ClientLimits(), total) == ClientLimits()

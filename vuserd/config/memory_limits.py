@@ -17,6 +17,11 @@ _LEAST: Final = 1 << 20
 
 
 def limits_within_memory(limits: ClientLimits, total: int) -> ClientLimits:
-    """Return the limits, cut so that a user at all of them leaves half of ``total`` bytes."""
+    """Return the limits, cut so that a user at all of them leaves half of ``total`` bytes.
+
+    Those of a connection stay within its user's, as the configuration has it.
+    """
     most = max(total // _PART, _LEAST)
-    return limits._replace(**{name: min(getattr(limits, name), most) for name in _HELD})
+    cut = limits._replace(**{name: min(getattr(limits, name), most) for name in _HELD})
+    payload, frame = min(cut.payload, cut.user_payload), min(cut.frame, cut.user_frames)
+    return cut._replace(payload=payload, frame=frame)
