@@ -641,3 +641,7 @@ def test_a_file_that_is_no_capture(
         trace.read(str(file), count=None, as_json=False)
     if ":2: " not in words:
         assert printed() == ""
+
+
+def test_vuserctl_knows_how_long_a_trace_is_kept() -> None:
+    assert trace._KEPT == traces._PATIENCE
